@@ -1,0 +1,45 @@
+# Everything starts here. `make dev` once; `make check` before a commit; `make demo` to see it run.
+SHELL := /bin/bash
+V := .venv/bin
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PYTEST := $(V)/pytest
+
+.PHONY: dev check test sim e2e bench proto demo up down clean
+
+.dev/ready: pyproject.toml requirements.lock ansible/files/apt-dev.txt tests/lab/install.sh
+	tests/lab/install.sh
+	@touch $@
+
+dev: .dev/ready ## Install what is missing and link the packages.
+
+proto: .dev/ready ## Generate the stubs again.
+	$(V)/python -m grpc_tools.protoc -I .dev --python_out=.dev --grpc_python_out=.dev \
+	  --mypy_out=quiet:.dev --mypy_grpc_out=quiet:.dev \
+	  --plugin=protoc-gen-mypy=$(V)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(V)/protoc-gen-mypy_grpc \
+	  .dev/cairn/proto/v1/*.proto .dev/cairn/proto/etcd/*.proto
+
+check: .dev/ready ## Types, style, layers, protos, tidiness. Seconds.
+	$(V)/ruff check .
+	$(V)/ruff format --check .
+	$(V)/mypy
+	$(V)/lint-imports
+	$(V)/buf lint
+	$(PYTEST) -q tests/test_tidy.py
+
+test: check ## Everything that proves it works.
+	$(PYTEST) tests
+
+sim: .dev/ready
+	$(PYTEST) tests/sim
+
+e2e: .dev/ready
+	$(PYTEST) tests/e2e
+
+bench: .dev/ready ## Ratios against baselines measured in the same run.
+	$(V)/python -m tests.bench
+
+up down demo: .dev/ready
+	@$(V)/python -m tests.lab $@ $(if $(N),--nodes $(N))
+
+clean: ## Forget what was built here (not the lab: `make down`).
+	rm -rf .venv .dev

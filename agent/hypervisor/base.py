@@ -1,0 +1,198 @@
+"""Hypervisors: domains on this node. The nouns, and one example walked.
+
+A *domain* is one guest machine as the hypervisor knows it: defined (has a configuration), then running, paused or shut off.
+What we define carries our mark (libvirt metadata: VM id, power and reboot generation, spec revision, digest of the
+configuration), so orphans are visible and nothing of anyone else's is touched.
+
+    await driver.define(DomainSpec(vm=desired, disks=(Disk("/var/lib/cairn/volumes/vol-…", "qcow2", …),), seed="/…/seed.iso"))
+    await driver.start("i-0000001a")        # paused: its TAPs exist in the node's namespace, nothing runs yet
+    …the dataplane moves the TAPs into the VPC namespace…
+    await driver.resume("i-0000001a")       # the guest's first instruction
+    await driver.stop("i-0000001a", force=False)   # ACPI; returns when asked, the domain's end comes as an event
+    await driver.undefine("i-0000001a")
+
+Every method is idempotent: doing what is already so succeeds. Errors are HypervisorError, which says whether it is retryable.
+Drivers: libvirt.py and fake.py (shipped, with fault knobs); tests/conformance/test_hypervisor.py runs on both.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from cairn.proto.v1.agent_pb2 import DesiredVm
+from cairn.proto.v1.node_pb2 import HypervisorFacts
+
+
+class HypervisorError(Exception):
+    """What was attempted on what, and why it failed."""
+
+    def __init__(self, say: str, *, retryable: bool = True) -> None:
+        super().__init__(say)
+        self.retryable = retryable
+
+
+class NoSuchDomain(HypervisorError):
+    """The domain is not defined."""
+
+
+class DomainState(enum.Enum):
+    """What a domain does."""
+
+    SHUT_OFF = "shut off"
+    # Started by us, first instruction not executed: TAPs wait to be moved.
+    STARTING = "starting"
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPING = "stopping"
+
+
+class ExitCause(enum.Enum):
+    """Why a domain is shut off."""
+
+    NONE = "never started or unknown"
+    GUEST = "the guest shut itself down"
+    CRASHED = "the guest or its process crashed"
+    STOPPED = "we stopped it"
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """One block device as the hypervisor opens it."""
+
+    volume: str
+    path: str
+    # qcow2 or raw.
+    format: str
+    boot: bool = False
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DomainSpec:
+    """Everything a domain is defined from: the desired VM and where its disks are on this node."""
+
+    vm: DesiredVm
+    disks: tuple[Disk, ...]
+    # NoCloud seed image (ISO 9660, label cidata); empty: none.
+    seed: str = ""
+    # Serial console log kept by the hypervisor; empty: none.
+    console_log: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """One of our domains as observed."""
+
+    id: str
+    state: DomainState
+    exit: ExitCause = ExitCause.NONE
+    # Copied from the mark given at define.
+    power_generation: int = 0
+    reboot_generation: int = 0
+    spec_revision: int = 0
+    # Digest of the DomainSpec it was defined from (driver.digest(spec)): differs from the wanted one = must be redefined.
+    digest: str = ""
+    # TAP names of its cards.
+    taps: tuple[str, ...] = ()
+    # Volume ids attached to the live domain.
+    volumes: tuple[str, ...] = ()
+    # Wall-clock seconds since the epoch when it last started; 0: not running or unknown.
+    start_time: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class DomainEvent:
+    """Something changed about a domain: a trigger, look again. id empty: look at all (the connection was re-made)."""
+
+    id: str
+
+
+class ConsoleStream(Protocol):
+    """A serial console, both ways."""
+
+    async def read(self) -> bytes:
+        """Return some bytes; empty when it ended."""
+        ...
+
+    async def write(self, data: bytes) -> None:
+        """Send key strokes."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of it."""
+        ...
+
+
+class Hypervisor(Protocol):
+    """What the agent needs of a hypervisor."""
+
+    async def facts(self) -> HypervisorFacts:
+        """Return accelerator, guest architectures, versions, CPU mode."""
+        ...
+
+    def digest(self, spec: DomainSpec) -> str:
+        """Return a digest of all that would need a redefinition if it changed (not generations, power state or metadata)."""
+        ...
+
+    async def list(self) -> list[Domain]:
+        """Return all of our domains, also those shut off."""
+        ...
+
+    async def define(self, spec: DomainSpec) -> None:
+        """Make or replace the configuration; a running guest keeps running and sees it at its next start."""
+        ...
+
+    async def start(self, id: str, *, power_generation: int, reboot_generation: int) -> None:
+        """Start paused (state STARTING), noting the generations in the mark; running already: no change."""
+        ...
+
+    async def resume(self, id: str) -> None:
+        """Let a STARTING domain run."""
+        ...
+
+    async def stop(self, id: str, *, force: bool) -> None:
+        """force: cut power, return when off. Otherwise ask the guest and return at once."""
+        ...
+
+    async def reboot(self, id: str, *, force: bool, reboot_generation: int) -> None:
+        """Restart the guest in place and note the generation in the mark."""
+        ...
+
+    async def undefine(self, id: str) -> None:
+        """Cut power if needed and remove the configuration; absent: no error."""
+        ...
+
+    async def attach_disk(self, id: str, disk: Disk) -> None:
+        """Add a disk to the domain, live if it runs; attached already: no change."""
+        ...
+
+    async def detach_disk(self, id: str, volume: str) -> None:
+        """Remove a disk, waiting for the guest to let go; absent: no error."""
+        ...
+
+    async def console(self, id: str) -> ConsoleStream:
+        """Open the serial console; takes it from an earlier holder. NoSuchDomain, or HypervisorError when it does not run."""
+        ...
+
+    def events(self) -> AsyncIterator[DomainEvent]:
+        """Yield changes for ever; survives restarts of the hypervisor daemon."""
+        ...
+
+    async def close(self) -> None:
+        """Let go; guests keep running."""
+        ...
+
+
+@dataclass(slots=True)
+class FaultKnobs:
+    """How a fake driver fails on purpose. Each entry: operation name -> how many more times."""
+
+    # Raise before anything happened.
+    fail_before: dict[str, int] = field(default_factory=dict)
+    # Do it, then raise: the outcome is unknown to the caller.
+    fail_after: dict[str, int] = field(default_factory=dict)
+    # Never return.
+    hang: dict[str, int] = field(default_factory=dict)

@@ -1,0 +1,284 @@
+"""The store: revisions, transactions, watches, leases. The nouns, and one example walked.
+
+A *key* is a path, its *value* bytes. Every commit raises the store's *revision* by one; each key remembers the revision that
+last changed it (*mod revision*, 0 when absent). A *Txn* names the mod revisions it was decided on and what it writes; the
+store applies all of it or refuses with Conflict. A *watch* delivers committed batches in order, one per revision. A *lease*
+is a set of keys that vanish unless it is kept alive.
+
+    items, revision = await store.read("/cairn/v1/vm/")          # one consistent picture
+    txn = Txn("placement").check(NODE_CLAIMS, node, 17).put(NODE_CLAIMS, node, claims).create(PLACEMENT, vm, placement)
+    revision = await store.commit(txn)                             # Conflict when the claims moved since 17: decide again
+    async for batch in store.watch("/cairn/v1/", after=revision):  # resumes by itself; Compacted: re-read, watch again
+        ...
+
+Drivers: etcd.py (the real one) and memory.py (the same semantics in one process; also used by the simulation). Both pass
+tests/conformance/test_store.py. Rejected: read-modify-write under locks (a dead holder blocks everyone), master election
+(correctness would depend on clocks).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Generic, Protocol, Self, TypeVar
+
+from cairn.proto.kinds import Kind, split
+from google.protobuf.message import Message
+
+M = TypeVar("M", bound=Message)
+ANY: Final = -1
+
+
+class StoreError(Exception):
+    """Base of what a store raises."""
+
+
+class Conflict(StoreError):
+    """A checked key moved; nothing was written. Permanent for this Txn: decide again on fresh data."""
+
+    def __init__(self, keys: Sequence[str] = ()) -> None:
+        super().__init__("moved: " + ", ".join(keys))
+        self.keys = tuple(keys)
+
+
+class Indeterminate(StoreError):
+    """The outcome of a commit is unknown: it may have happened. Re-read before retrying."""
+
+
+class Compacted(StoreError):
+    """The revision asked for is gone. List again and watch from there. `revision` is the oldest still kept."""
+
+    def __init__(self, revision: int) -> None:
+        super().__init__(f"compacted at {revision}")
+        self.revision = revision
+
+
+class Unavailable(StoreError):
+    """No member answered in time and nothing was written. Retryable."""
+
+
+class LeaseLost(StoreError):
+    """The lease ran out or was revoked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One key as read."""
+
+    key: str
+    value: bytes
+    mod_revision: int
+    create_revision: int
+    lease: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One key's change in a watch batch; value None: deleted."""
+
+    key: str
+    value: bytes | None
+    create_revision: int = 0
+    lease: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """All changes of one revision; empty changes: a progress mark (everything up to revision was delivered)."""
+
+    revision: int
+    changes: tuple[Change, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """A value to write; lease 0: kept until deleted."""
+
+    value: bytes
+    lease: int = 0
+
+
+@dataclass(slots=True)
+class Txn:
+    """What to check, put and delete, atomically; built by the component `writer`, which must be allowed each kind it touches.
+
+    Methods return self, so that a transaction reads as one expression. At most 128 operations go into one commit (etcd's
+    default limit): see `size`.
+    """
+
+    writer: str
+    checks: dict[str, int] = field(default_factory=dict)
+    puts: dict[str, Put] = field(default_factory=dict)
+    deletes: set[str] = field(default_factory=set)
+    # Key -> component that wrote it; merged transactions have several.
+    writers: dict[str, str] = field(default_factory=dict)
+
+    def check(self, kind: Kind[M], id: str, revision: int) -> Self:
+        """Require the record's mod revision (0: absent)."""
+        self.checks[kind.key(id)] = revision
+        return self
+
+    def put(self, kind: Kind[M], id: str, message: M, *, lease: int = 0) -> Self:
+        """Write a record. PermissionError when `writer` is not its sole writer."""
+        if kind.writer not in (self.writer, "*"):
+            raise PermissionError(f"{self.writer} may not write {kind.name}, only {kind.writer} may")
+        key = kind.key(id)
+        self.puts[key] = Put(message.SerializeToString(deterministic=True), lease)
+        self.deletes.discard(key)
+        self.writers[key] = self.writer
+        return self
+
+    def create(self, kind: Kind[M], id: str, message: M, *, lease: int = 0) -> Self:
+        """Write a record that must not exist."""
+        return self.check(kind, id, 0).put(kind, id, message, lease=lease)
+
+    def delete(self, kind: Kind[M], id: str) -> Self:
+        """Remove a record; no error when it is absent (check it to be sure)."""
+        if kind.writer not in (self.writer, "*") and self.writer not in kind.deleters:
+            raise PermissionError(f"{self.writer} may not delete {kind.name}")
+        key = kind.key(id)
+        self.puts.pop(key, None)
+        self.deletes.add(key)
+        self.writers[key] = self.writer
+        return self
+
+    def merge(self, other: Txn) -> Self:
+        """Add a transaction decided on the state this one leaves: its checks of keys written here are dropped."""
+        written = self.puts.keys() | self.deletes
+        for key, revision in other.checks.items():
+            if key not in written:
+                self.checks.setdefault(key, revision)
+        for key, put in other.puts.items():
+            self.puts[key] = put
+            self.deletes.discard(key)
+        for key in other.deletes:
+            self.puts.pop(key, None)
+            self.deletes.add(key)
+        self.writers |= other.writers
+        return self
+
+    @property
+    def size(self) -> int:
+        """Operations in it, as etcd counts: the larger of checks and writes."""
+        return max(len(self.checks), len(self.puts) + len(self.deletes))
+
+    def __bool__(self) -> bool:
+        return bool(self.puts or self.deletes)
+
+
+class Lease(Protocol):
+    """Keys put with its id vanish when it ends. Kept alive in the background until closed."""
+
+    @property
+    def id(self) -> int:
+        """Lease id for Put."""
+        ...
+
+    @property
+    def lost(self) -> bool:
+        """True once it is known to have run out."""
+        ...
+
+    async def wait_lost(self) -> None:
+        """Return when it is lost; for the holder to start over."""
+        ...
+
+    async def close(self, *, revoke: bool = True) -> None:
+        """Stop keeping it alive; revoke: its keys vanish now."""
+        ...
+
+
+class Store(Protocol):
+    """A revisioned key-value store."""
+
+    async def read(
+        self, prefix: str, *, start: str = "", end: str = "", limit: int = 0, revision: int = 0
+    ) -> tuple[list[Item], int]:
+        """Return (items sorted by key, revision of the picture).
+
+        prefix: all keys beginning so; start: from this key on (inclusive) within the prefix; end: up to this key
+        (exclusive); limit 0: all; revision 0: the newest, linearizable. Raises Compacted, Unavailable.
+        """
+        ...
+
+    async def revision(self) -> int:
+        """Return the newest revision, linearizable. Raises Unavailable."""
+        ...
+
+    def watch(self, prefix: str, after: int) -> AsyncIterator[Batch]:
+        """Yield every batch after that revision, in order, exactly once, surviving lost members. Raises Compacted."""
+        ...
+
+    async def commit(self, txn: Txn) -> int:
+        """Apply and return the new revision. Raises Conflict, Indeterminate, Unavailable; ValueError past 128 operations."""
+        ...
+
+    async def lease(self, ttl_s: float) -> Lease:
+        """Return a lease that is kept alive. Raises Unavailable."""
+        ...
+
+    async def compact(self, revision: int) -> None:
+        """Forget history before that revision."""
+        ...
+
+    async def close(self) -> None:
+        """Stop everything; leases are left to run out."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Record(Generic[M]):
+    """A decoded record with its revisions."""
+
+    message: M
+    mod_revision: int
+    create_revision: int
+
+
+class View(Protocol):
+    """An immutable, consistent picture of all records at `revision`, with indexes. What every decision is a function of.
+
+    Messages returned are shared: never change one, copy it first. Index names are in controller/store/indexes.py.
+    """
+
+    @property
+    def revision(self) -> int:
+        """Store revision of the picture."""
+        ...
+
+    def get(self, kind: Kind[M], id: str) -> M | None:
+        """Return the record or None."""
+        ...
+
+    def record(self, kind: Kind[M], id: str) -> Record[M] | None:
+        """Return the record with its revisions, or None."""
+        ...
+
+    def revision_of(self, kind: Kind[M], id: str) -> int:
+        """Return its mod revision, 0 when absent: what Txn.check wants."""
+        ...
+
+    def ids(self, kind: Kind[M]) -> Iterable[str]:
+        """Return all ids of a kind, in no order."""
+        ...
+
+    def all(self, kind: Kind[M]) -> Iterable[M]:
+        """Return all records of a kind, in no order."""
+        ...
+
+    def by(self, kind: Kind[M], index: str, value: str) -> list[str]:
+        """Return the ids whose index has that value, sorted."""
+        ...
+
+    def count(self, kind: Kind[M]) -> int:
+        """Return how many records of a kind there are."""
+        ...
+
+    def fork(self, txn: Txn) -> View:
+        """Return a picture as if txn had been committed (revision + 1); this one stays as it is. O(size of txn)."""
+        ...
+
+
+def kind_of(key: str) -> Kind[Message]:
+    """Return the kind of a key."""
+    return split(key)[0]

@@ -1,0 +1,33 @@
+"""Secondary indexes of the View: (kind, index name) -> the values a record is found under."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from cairn.proto import kinds
+
+Extract = Callable[[str, Any], Iterable[str]]
+
+# Each function takes (record id, message).
+INDEXES: Final[dict[str, dict[str, Extract]]] = {
+    kinds.IMAGE.name: {"project": lambda _, m: (m.project,)},
+    kinds.VPC.name: {"project": lambda _, m: (m.project,)},
+    kinds.SUBNET.name: {"vpc": lambda _, m: (m.spec.vpc,)},
+    kinds.PORT.name: {
+        "vm": lambda _, m: (m.spec.vm,),
+        "subnet": lambda _, m: (m.spec.subnet,),
+        "vpc": lambda _, m: (m.spec.vpc,),
+    },
+    kinds.VOLUME.name: {"vm": lambda _, m: (m.spec.vm,), "image": lambda _, m: (m.spec.image,)},
+    kinds.VM.name: {"image": lambda _, m: (m.spec.image,), "project": lambda _, m: (m.project,)},
+    kinds.PORT_BINDING.name: {"subnet": lambda _, m: (m.subnet,), "vpc": lambda _, m: (m.vpc,)},
+    kinds.ADDRESS.name: {"subnet": lambda _, m: (m.subnet,)},
+    kinds.PLACEMENT.name: {"node": lambda _, m: (m.node,)},
+    kinds.VOLUME_PLACEMENT.name: {"node": lambda _, m: (m.node,)},
+    # Desired-object key ("vm/i-…") -> reports about it, from whichever node.
+    kinds.OBSERVED.name: {"node": lambda _, m: (m.node,), "key": lambda _, m: (m.key,)},
+    kinds.IMAGE_CONTENT.name: {"node": lambda _, m: tuple(m.nodes)},
+    kinds.JOB.name: {"target": lambda _, m: (m.spec.target,)},
+    kinds.EVENT.name: {"object": lambda _, m: (m.object,)},
+}

@@ -1,0 +1,105 @@
+"""The registry of stored records: message type, key prefix, id prefix, sole writer.
+
+A record lives at /cairn/v1/<kind>/<id>. Each kind has one component that writes it; `deleters` may remove it as well. The
+runtime and the API check both at every commit (controller/store/base.py: Txn). Composite ids use "/" (address claims:
+"<subnet>/<address>"); they sort as paths.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final, Generic, TypeVar
+
+from cairn.proto.v1 import (
+    agent_pb2,
+    cluster_pb2,
+    event_pb2,
+    image_pb2,
+    job_pb2,
+    node_pb2,
+    port_pb2,
+    project_pb2,
+    subnet_pb2,
+    vm_pb2,
+    volume_pb2,
+    vpc_pb2,
+)
+from google.protobuf.message import Message
+
+ROOT: Final = "/cairn/v1/"
+M_co = TypeVar("M_co", bound=Message, covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind(Generic[M_co]):
+    """One kind of stored record."""
+
+    name: str
+    message: type[M_co]
+    writer: str
+    # Prefix of generated ids; empty when ids are not generated.
+    id_prefix: str = ""
+    # Components that may delete it besides the writer.
+    deleters: frozenset[str] = field(default_factory=frozenset)
+
+    @property
+    def prefix(self) -> str:
+        """Key prefix with its closing slash."""
+        return f"{ROOT}{self.name}/"
+
+    def key(self, id: str) -> str:
+        """Key of the record with that id."""
+        return f"{ROOT}{self.name}/{id}"
+
+
+_GARBAGE = frozenset({"garbage"})
+
+# What users ask for: written by the API, removed by garbage collection once the world has let go.
+PROJECT = Kind("project", project_pb2.Project, "api", "prj")
+IMAGE = Kind("image", image_pb2.Image, "api", "img", _GARBAGE)
+VPC = Kind("vpc", vpc_pb2.Vpc, "api", "rtr", _GARBAGE)
+SUBNET = Kind("subnet", subnet_pb2.Subnet, "api", "vxnet", _GARBAGE)
+PORT = Kind("port", port_pb2.Port, "api", "nic", _GARBAGE)
+VOLUME = Kind("volume", volume_pb2.Volume, "api", "vol", _GARBAGE)
+VM = Kind("vm", vm_pb2.Vm, "api", "i", _GARBAGE)
+NODE = Kind("node", node_pb2.Node, "api", "node")
+JOIN_TOKEN = Kind("join_token", node_pb2.JoinToken, "api", "jt", _GARBAGE)
+NAME = Kind("name", cluster_pb2.NameClaim, "api", "", _GARBAGE)  # id: <project>/<kind>/<name>
+VNI = Kind("vni", vpc_pb2.VniClaim, "api", "", _GARBAGE)  # id: decimal, 8 digits
+REQUEST = Kind("request", cluster_pb2.RequestRecord, "api")  # leased, 24 h
+PLAN = Kind("plan", cluster_pb2.PlanRecord, "api", "plan")  # leased, 10 min
+
+# What reconcilers decide.
+PORT_BINDING = Kind("port_binding", port_pb2.PortBinding, "ports")
+ADDRESS = Kind("address", port_pb2.AddressClaim, "ports")  # id: <subnet>/<address>
+PLACEMENT = Kind("placement", vm_pb2.Placement, "placement")
+NODE_CLAIMS = Kind("node_claims", vm_pb2.NodeClaims, "placement")
+VOLUME_PLACEMENT = Kind("volume_placement", volume_pb2.VolumePlacement, "placement")
+PURGE = Kind("purge", volume_pb2.Purge, "garbage")
+IMAGE_CONTENT = Kind("image_content", image_pb2.ImageContent, "jobs", "", _GARBAGE)
+JOB = Kind("job", job_pb2.Job, "jobs", "j", _GARBAGE)
+
+# What nodes report, and who is alive.
+OBSERVED = Kind("observed", agent_pb2.Observed, "sync", "", _GARBAGE)  # id: <node>/<key of the desired object>
+NODE_FACTS = Kind("node_facts", node_pb2.NodeFacts, "sync")
+NODE_SESSION = Kind("node_session", node_pb2.NodeSession, "sync")  # leased while the stream lives
+CONTROLLER = Kind("controller", cluster_pb2.ControllerSession, "peers")  # leased
+CLUSTER = Kind("cluster", cluster_pb2.Cluster, "peers")  # id: "self"
+
+# Written by whoever has something to tell; ids are unique, nothing is ever changed. Leased, 24 h.
+EVENT = Kind("event", event_pb2.Event, "*", "ev")
+
+ALL: Final[tuple[Kind[Message], ...]] = (
+    PROJECT, IMAGE, VPC, SUBNET, PORT, VOLUME, VM, NODE, JOIN_TOKEN, NAME, VNI, REQUEST, PLAN,
+    PORT_BINDING, ADDRESS, PLACEMENT, NODE_CLAIMS, VOLUME_PLACEMENT, PURGE, IMAGE_CONTENT, JOB,
+    OBSERVED, NODE_FACTS, NODE_SESSION, CONTROLLER, CLUSTER, EVENT,
+)  # fmt: skip
+BY_NAME: Final[dict[str, Kind[Message]]] = {kind.name: kind for kind in ALL}
+
+
+def split(key: str) -> tuple[Kind[Message], str]:
+    """Return (kind, id) of a key; KeyError for a key that is not ours."""
+    if not key.startswith(ROOT):
+        raise KeyError(key)
+    name, _, id = key[len(ROOT) :].partition("/")
+    return BY_NAME[name], id

@@ -1,0 +1,226 @@
+"""The seams of nondeterminism: time, identity, durable local files, and transport.
+
+Product code takes these as arguments and uses nothing else for what they cover, so the simulation can run it on virtual
+time, from one seed, with a network and a disk that fail on purpose. Waiting is plain asyncio (asyncio.sleep, asyncio.timeout,
+loop.call_later): the event loop is itself the seam there. tests/test_tidy.py bans wall clocks, random and uuid elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import grpc.aio
+from google.protobuf.timestamp_pb2 import Timestamp
+
+ID_ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
+ID_LENGTH = 8
+
+
+class Clock(Protocol):
+    """Wall-clock time. For durations use the running loop's time()."""
+
+    def now(self) -> datetime:
+        """Return the current time, UTC, timezone-aware."""
+        ...
+
+
+class Ids(Protocol):
+    """Fresh identifiers and the only source of randomness."""
+
+    def new(self, prefix: str) -> str:
+        """Return prefix + "-" + 8 characters of [0-9a-z], for example "i-0f3k9z2a"."""
+        ...
+
+    def uuid(self) -> str:
+        """Return a random UUID (RFC 9562 version 4), for request ids."""
+        ...
+
+    def secret(self, nbytes: int) -> bytes:
+        """Return unpredictable bytes, for tokens."""
+        ...
+
+    def jitter(self) -> float:
+        """Return a number in [0, 1), for spreading retries."""
+        ...
+
+
+class Disk(Protocol):
+    """A small durable file area: whole files and one append-only log each.
+
+    Paths are relative names without "..". `append` and `write` are durable only once `sync` of that name returned;
+    `replace` is atomic and durable when it returns. Errors are OSError.
+    """
+
+    def read(self, name: str) -> bytes | None:
+        """Return the content, or None when there is no such file."""
+        ...
+
+    def replace(self, name: str, content: bytes) -> None:
+        """Write a whole file, mode 0600: temporary file, fsync, rename, fsync of the folder."""
+        ...
+
+    def append(self, name: str, content: bytes) -> None:
+        """Add bytes at the end of a file, creating it; not durable until sync."""
+        ...
+
+    def sync(self, name: str) -> None:
+        """Make earlier appends to that file durable."""
+        ...
+
+    def truncate(self, name: str, size: int) -> None:
+        """Cut a file to `size` bytes, durably: the torn tail of a log."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Delete a file, durably; no error when it is absent."""
+        ...
+
+
+class Transport(Protocol):
+    """How processes reach each other. The real one is proto/rpc.py (gRPC over mutual TLS)."""
+
+    def channel(self, endpoints: Sequence[str], *, server_name: str) -> grpc.aio.Channel:
+        """Return a channel to whichever of the endpoints answers; server_name is checked against its certificate."""
+        ...
+
+    def server(self, *, interceptors: Sequence[Any] = ()) -> grpc.aio.Server:
+        """Return a server without ports."""
+        ...
+
+    async def listen(self, server: grpc.aio.Server, address: str, *, mutual: bool = True) -> str:
+        """Bind "host:port" (port 0: any) or "unix:/path", start nothing, return the bound address.
+
+        mutual=False asks no client certificate: only the enrolment port does that.
+        """
+        ...
+
+
+class SystemClock:
+    """The machine's clock."""
+
+    def now(self) -> datetime:
+        """Return the current time, UTC."""
+        return datetime.fromtimestamp(time.time(), UTC)
+
+
+class SystemIds:
+    """Identifiers from the operating system's generator."""
+
+    def __init__(self) -> None:
+        self._random = random.SystemRandom()
+
+    def new(self, prefix: str) -> str:
+        """Return prefix, "-", 8 random characters."""
+        return prefix + "-" + "".join(self._random.choices(ID_ALPHABET, k=ID_LENGTH))
+
+    def uuid(self) -> str:
+        """Return a random UUID."""
+        return str(uuid.uuid4())
+
+    def secret(self, nbytes: int) -> bytes:
+        """Return bytes of os.urandom."""
+        return os.urandom(nbytes)
+
+    def jitter(self) -> float:
+        """Return a number in [0, 1)."""
+        return self._random.random()
+
+
+@dataclass
+class SystemDisk:
+    """Disk on a folder of the file system (made with mode 0700)."""
+
+    root: Path
+    _open: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def read(self, name: str) -> bytes | None:
+        """Return the file's content or None."""
+        try:
+            return (self.root / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def replace(self, name: str, content: bytes) -> None:
+        """Write atomically and durably."""
+        self._close(name)
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        temporary = path.with_name(path.name + ".new")
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            with os.fdopen(handle, "wb", closefd=False) as file:
+                file.write(content)
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        temporary.replace(path)
+        self._sync_folder(path.parent)
+
+    def append(self, name: str, content: bytes) -> None:
+        """Add at the end."""
+        handle = self._handle(name)
+        view = memoryview(content)
+        while view:
+            view = view[os.write(handle, view) :]
+
+    def sync(self, name: str) -> None:
+        """Make appends durable."""
+        os.fdatasync(self._handle(name))
+
+    def truncate(self, name: str, size: int) -> None:
+        """Cut and sync."""
+        handle = self._handle(name)
+        os.ftruncate(handle, size)
+        os.fsync(handle)
+
+    def remove(self, name: str) -> None:
+        """Delete and sync the folder."""
+        self._close(name)
+        (self.root / name).unlink(missing_ok=True)
+        self._sync_folder((self.root / name).parent)
+
+    def _handle(self, name: str) -> int:
+        if name not in self._open:
+            path = self.root / name
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            fresh = not path.exists()
+            self._open[name] = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            if fresh:
+                self._sync_folder(path.parent)
+        return self._open[name]
+
+    def _close(self, name: str) -> None:
+        handle = self._open.pop(name, None)
+        if handle is not None:
+            os.close(handle)
+
+    @staticmethod
+    def _sync_folder(folder: Path) -> None:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def timestamp(moment: datetime) -> Timestamp:
+    """Return the protobuf form of an aware datetime."""
+    result = Timestamp()
+    result.FromDatetime(moment)
+    return result
+
+
+def moment(stamp: Timestamp) -> datetime:
+    """Return the aware datetime of a protobuf timestamp."""
+    return stamp.ToDatetime(UTC)
