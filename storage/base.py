@@ -117,8 +117,15 @@ class ImageStore(Protocol):
         """Return what is held, complete and verified."""
         ...
 
-    async def put(self, digest: str, size_bytes: int, format: ImageFormat, chunks: AsyncIterator[bytes]) -> Image:
-        """Store the bytes; held already: the chunks are not read. Raises BadImage, PoolFull."""
+    async def put(
+        self, digest: str, size_bytes: int, format: ImageFormat, chunks: AsyncIterator[bytes], *, offset: int = 0
+    ) -> Image:
+        """Store the bytes; held already: the chunks are not read.
+
+        The chunks start at `offset` of the file: 0 starts over, partial_bytes(digest) goes on where an earlier put ended;
+        past what is kept: StorageError. Chunks that end early or fail keep what came (StorageError, or their own error).
+        Raises BadImage, PoolFull; both keep nothing.
+        """
         ...
 
     def get(self, digest: str, offset: int = 0) -> AsyncIterator[bytes]:
