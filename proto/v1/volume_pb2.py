@@ -27,7 +27,7 @@ from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mas
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63\x61irn/proto/v1/volume.proto\x12\x08\x63\x61irn.v1\x1a\x1b\x63\x61irn/proto/v1/common.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"s\n\x13\x43reateVolumeRequest\x12 \n\x06volume\x18\x01 \x01(\x0b\x32\x10.cairn.v1.Volume\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x0f\n\x07plan_id\x18\x04 \x01(\t\"F\n\x10GetVolumeRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x15\n\rread_revision\x18\x03 \x01(\x03\"s\n\x12ListVolumesRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\x12\x15\n\rread_revision\x18\x05 \x01(\x03\"c\n\x13ListVolumesResponse\x12!\n\x07volumes\x18\x01 \x03(\x0b\x32\x10.cairn.v1.Volume\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\"\xb9\x01\n\x13UpdateVolumeRequest\x12 \n\x06volume\x18\x01 \x01(\x0b\x32\x10.cairn.v1.Volume\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x0f\n\x07plan_id\x18\x05 \x01(\t\x12\x13\n\x0b\x61llow_stale\x18\x06 \x01(\x08\"\x8b\x01\n\x13\x44\x65leteVolumeRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x12\x0f\n\x07plan_id\x18\x06 \x01(\t\x12\r\n\x05purge\x18\x07 \x01(\x08\"N\n\x13WatchVolumesRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\t\x12\x16\n\x0e\x61\x66ter_revision\x18\x03 \x01(\x03\"n\n\x14WatchVolumesResponse\x12\"\n\x04type\x18\x01 \x01(\x0e\x32\x14.cairn.v1.ChangeType\x12 \n\x06volume\x18\x02 \x01(\x0b\x32\x10.cairn.v1.Volume\x12\x10\n\x08revision\x18\x03 \x01(\x03\"H\n\x15UndeleteVolumeRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"\xf2\x03\n\x06Volume\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07project\x18\x03 \x01(\t\x12,\n\x06labels\x18\x04 \x03(\x0b\x32\x1c.cairn.v1.Volume.LabelsEntry\x12\x10\n\x08revision\x18\x05 \x01(\x03\x12\x0c\n\x04\x65tag\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64\x65lete_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\npurge_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0breconciling\x18\x0b \x01(\x08\x12\"\n\x04spec\x18\x10 \x01(\x0b\x32\x14.cairn.v1.VolumeSpec\x12&\n\x06status\x18\x11 \x01(\x0b\x32\x16.cairn.v1.VolumeStatus\x12\x1c\n\x04plan\x18\x12 \x01(\x0b\x32\x0e.cairn.v1.Plan\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x83\x01\n\nVolumeSpec\x12\x17\n\nsize_bytes\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\r\n\x05image\x18\x03 \x01(\t\x12\n\n\x02vm\x18\x04 \x01(\t\x12\x0c\n\x04\x62oot\x18\x05 \x01(\x08\x12\x16\n\x0e\x64\x65lete_with_vm\x18\x06 \x01(\x08\x42\r\n\x0b_size_bytes\"\xe9\x02\n\x0cVolumeStatus\x12\x0b\n\x03say\x18\x01 \x01(\t\x12\'\n\nconditions\x18\x02 \x03(\x0b\x32\x13.cairn.v1.Condition\x12\x19\n\x11observed_revision\x18\x03 \x01(\x03\x12+\n\x05state\x18\x04 \x01(\x0e\x32\x1c.cairn.v1.VolumeStatus.State\x12\x0c\n\x04node\x18\x05 \x01(\t\x12\x0f\n\x07vm_name\x18\x06 \x01(\t\x12\x12\n\nused_bytes\x18\x07 \x01(\x04\"\xa7\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_PENDING\x10\x01\x12\x12\n\x0eSTATE_CREATING\x10\x02\x12\x13\n\x0fSTATE_AVAILABLE\x10\x03\x12\x12\n\x0eSTATE_ATTACHED\x10\x04\x12\x10\n\x0cSTATE_FAILED\x10\x05\x12\x12\n\x0eSTATE_DELETING\x10\x06\x12\x11\n\rSTATE_DELETED\x10\x07\"C\n\x0fVolumePlacement\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x12\n\ndisk_bytes\x18\x03 \x01(\x04\"C\n\x05Purge\x12\n\n\x02id\x18\x01 \x01(\t\x12.\n\npurge_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xef\x03\n\rVolumeService\x12?\n\x0c\x43reateVolume\x12\x1d.cairn.v1.CreateVolumeRequest\x1a\x10.cairn.v1.Volume\x12\x39\n\tGetVolume\x12\x1a.cairn.v1.GetVolumeRequest\x1a\x10.cairn.v1.Volume\x12J\n\x0bListVolumes\x12\x1c.cairn.v1.ListVolumesRequest\x1a\x1d.cairn.v1.ListVolumesResponse\x12?\n\x0cUpdateVolume\x12\x1d.cairn.v1.UpdateVolumeRequest\x1a\x10.cairn.v1.Volume\x12?\n\x0c\x44\x65leteVolume\x12\x1d.cairn.v1.DeleteVolumeRequest\x1a\x10.cairn.v1.Volume\x12O\n\x0cWatchVolumes\x12\x1d.cairn.v1.WatchVolumesRequest\x1a\x1e.cairn.v1.WatchVolumesResponse0\x01\x12\x43\n\x0eUndeleteVolume\x12\x1f.cairn.v1.UndeleteVolumeRequest\x1a\x10.cairn.v1.Volumeb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63\x61irn/proto/v1/volume.proto\x12\x08\x63\x61irn.v1\x1a\x1b\x63\x61irn/proto/v1/common.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"s\n\x13\x43reateVolumeRequest\x12 \n\x06volume\x18\x01 \x01(\x0b\x32\x10.cairn.v1.Volume\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x0f\n\x07plan_id\x18\x04 \x01(\t\"F\n\x10GetVolumeRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x15\n\rread_revision\x18\x03 \x01(\x03\"\x89\x01\n\x12ListVolumesRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\x12\x15\n\rread_revision\x18\x05 \x01(\x03\x12\x14\n\x0cshow_deleted\x18\x06 \x01(\x08\"c\n\x13ListVolumesResponse\x12!\n\x07volumes\x18\x01 \x03(\x0b\x32\x10.cairn.v1.Volume\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\"\xb9\x01\n\x13UpdateVolumeRequest\x12 \n\x06volume\x18\x01 \x01(\x0b\x32\x10.cairn.v1.Volume\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x0f\n\x07plan_id\x18\x05 \x01(\t\x12\x13\n\x0b\x61llow_stale\x18\x06 \x01(\x08\"\x8b\x01\n\x13\x44\x65leteVolumeRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x12\x0f\n\x07plan_id\x18\x06 \x01(\t\x12\r\n\x05purge\x18\x07 \x01(\x08\"N\n\x13WatchVolumesRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\t\x12\x16\n\x0e\x61\x66ter_revision\x18\x03 \x01(\x03\"n\n\x14WatchVolumesResponse\x12\"\n\x04type\x18\x01 \x01(\x0e\x32\x14.cairn.v1.ChangeType\x12 \n\x06volume\x18\x02 \x01(\x0b\x32\x10.cairn.v1.Volume\x12\x10\n\x08revision\x18\x03 \x01(\x03\"H\n\x15UndeleteVolumeRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"\xf2\x03\n\x06Volume\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07project\x18\x03 \x01(\t\x12,\n\x06labels\x18\x04 \x03(\x0b\x32\x1c.cairn.v1.Volume.LabelsEntry\x12\x10\n\x08revision\x18\x05 \x01(\x03\x12\x0c\n\x04\x65tag\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64\x65lete_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\npurge_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0breconciling\x18\x0b \x01(\x08\x12\"\n\x04spec\x18\x10 \x01(\x0b\x32\x14.cairn.v1.VolumeSpec\x12&\n\x06status\x18\x11 \x01(\x0b\x32\x16.cairn.v1.VolumeStatus\x12\x1c\n\x04plan\x18\x12 \x01(\x0b\x32\x0e.cairn.v1.Plan\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x83\x01\n\nVolumeSpec\x12\x17\n\nsize_bytes\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\r\n\x05image\x18\x03 \x01(\t\x12\n\n\x02vm\x18\x04 \x01(\t\x12\x0c\n\x04\x62oot\x18\x05 \x01(\x08\x12\x16\n\x0e\x64\x65lete_with_vm\x18\x06 \x01(\x08\x42\r\n\x0b_size_bytes\"\xe9\x02\n\x0cVolumeStatus\x12\x0b\n\x03say\x18\x01 \x01(\t\x12\'\n\nconditions\x18\x02 \x03(\x0b\x32\x13.cairn.v1.Condition\x12\x19\n\x11observed_revision\x18\x03 \x01(\x03\x12+\n\x05state\x18\x04 \x01(\x0e\x32\x1c.cairn.v1.VolumeStatus.State\x12\x0c\n\x04node\x18\x05 \x01(\t\x12\x0f\n\x07vm_name\x18\x06 \x01(\t\x12\x12\n\nused_bytes\x18\x07 \x01(\x04\"\xa7\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_PENDING\x10\x01\x12\x12\n\x0eSTATE_CREATING\x10\x02\x12\x13\n\x0fSTATE_AVAILABLE\x10\x03\x12\x12\n\x0eSTATE_ATTACHED\x10\x04\x12\x10\n\x0cSTATE_FAILED\x10\x05\x12\x12\n\x0eSTATE_DELETING\x10\x06\x12\x11\n\rSTATE_DELETED\x10\x07\"C\n\x0fVolumePlacement\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x12\n\ndisk_bytes\x18\x03 \x01(\x04\"C\n\x05Purge\x12\n\n\x02id\x18\x01 \x01(\t\x12.\n\npurge_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xef\x03\n\rVolumeService\x12?\n\x0c\x43reateVolume\x12\x1d.cairn.v1.CreateVolumeRequest\x1a\x10.cairn.v1.Volume\x12\x39\n\tGetVolume\x12\x1a.cairn.v1.GetVolumeRequest\x1a\x10.cairn.v1.Volume\x12J\n\x0bListVolumes\x12\x1c.cairn.v1.ListVolumesRequest\x1a\x1d.cairn.v1.ListVolumesResponse\x12?\n\x0cUpdateVolume\x12\x1d.cairn.v1.UpdateVolumeRequest\x1a\x10.cairn.v1.Volume\x12?\n\x0c\x44\x65leteVolume\x12\x1d.cairn.v1.DeleteVolumeRequest\x1a\x10.cairn.v1.Volume\x12O\n\x0cWatchVolumes\x12\x1d.cairn.v1.WatchVolumesRequest\x1a\x1e.cairn.v1.WatchVolumesResponse0\x01\x12\x43\n\x0eUndeleteVolume\x12\x1f.cairn.v1.UndeleteVolumeRequest\x1a\x10.cairn.v1.Volumeb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,34 +40,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEVOLUMEREQUEST']._serialized_end=252
   _globals['_GETVOLUMEREQUEST']._serialized_start=254
   _globals['_GETVOLUMEREQUEST']._serialized_end=324
-  _globals['_LISTVOLUMESREQUEST']._serialized_start=326
-  _globals['_LISTVOLUMESREQUEST']._serialized_end=441
-  _globals['_LISTVOLUMESRESPONSE']._serialized_start=443
-  _globals['_LISTVOLUMESRESPONSE']._serialized_end=542
-  _globals['_UPDATEVOLUMEREQUEST']._serialized_start=545
-  _globals['_UPDATEVOLUMEREQUEST']._serialized_end=730
-  _globals['_DELETEVOLUMEREQUEST']._serialized_start=733
-  _globals['_DELETEVOLUMEREQUEST']._serialized_end=872
-  _globals['_WATCHVOLUMESREQUEST']._serialized_start=874
-  _globals['_WATCHVOLUMESREQUEST']._serialized_end=952
-  _globals['_WATCHVOLUMESRESPONSE']._serialized_start=954
-  _globals['_WATCHVOLUMESRESPONSE']._serialized_end=1064
-  _globals['_UNDELETEVOLUMEREQUEST']._serialized_start=1066
-  _globals['_UNDELETEVOLUMEREQUEST']._serialized_end=1138
-  _globals['_VOLUME']._serialized_start=1141
-  _globals['_VOLUME']._serialized_end=1639
-  _globals['_VOLUME_LABELSENTRY']._serialized_start=1594
-  _globals['_VOLUME_LABELSENTRY']._serialized_end=1639
-  _globals['_VOLUMESPEC']._serialized_start=1642
-  _globals['_VOLUMESPEC']._serialized_end=1773
-  _globals['_VOLUMESTATUS']._serialized_start=1776
-  _globals['_VOLUMESTATUS']._serialized_end=2137
-  _globals['_VOLUMESTATUS_STATE']._serialized_start=1970
-  _globals['_VOLUMESTATUS_STATE']._serialized_end=2137
-  _globals['_VOLUMEPLACEMENT']._serialized_start=2139
-  _globals['_VOLUMEPLACEMENT']._serialized_end=2206
-  _globals['_PURGE']._serialized_start=2208
-  _globals['_PURGE']._serialized_end=2275
-  _globals['_VOLUMESERVICE']._serialized_start=2278
-  _globals['_VOLUMESERVICE']._serialized_end=2773
+  _globals['_LISTVOLUMESREQUEST']._serialized_start=327
+  _globals['_LISTVOLUMESREQUEST']._serialized_end=464
+  _globals['_LISTVOLUMESRESPONSE']._serialized_start=466
+  _globals['_LISTVOLUMESRESPONSE']._serialized_end=565
+  _globals['_UPDATEVOLUMEREQUEST']._serialized_start=568
+  _globals['_UPDATEVOLUMEREQUEST']._serialized_end=753
+  _globals['_DELETEVOLUMEREQUEST']._serialized_start=756
+  _globals['_DELETEVOLUMEREQUEST']._serialized_end=895
+  _globals['_WATCHVOLUMESREQUEST']._serialized_start=897
+  _globals['_WATCHVOLUMESREQUEST']._serialized_end=975
+  _globals['_WATCHVOLUMESRESPONSE']._serialized_start=977
+  _globals['_WATCHVOLUMESRESPONSE']._serialized_end=1087
+  _globals['_UNDELETEVOLUMEREQUEST']._serialized_start=1089
+  _globals['_UNDELETEVOLUMEREQUEST']._serialized_end=1161
+  _globals['_VOLUME']._serialized_start=1164
+  _globals['_VOLUME']._serialized_end=1662
+  _globals['_VOLUME_LABELSENTRY']._serialized_start=1617
+  _globals['_VOLUME_LABELSENTRY']._serialized_end=1662
+  _globals['_VOLUMESPEC']._serialized_start=1665
+  _globals['_VOLUMESPEC']._serialized_end=1796
+  _globals['_VOLUMESTATUS']._serialized_start=1799
+  _globals['_VOLUMESTATUS']._serialized_end=2160
+  _globals['_VOLUMESTATUS_STATE']._serialized_start=1993
+  _globals['_VOLUMESTATUS_STATE']._serialized_end=2160
+  _globals['_VOLUMEPLACEMENT']._serialized_start=2162
+  _globals['_VOLUMEPLACEMENT']._serialized_end=2229
+  _globals['_PURGE']._serialized_start=2231
+  _globals['_PURGE']._serialized_end=2298
+  _globals['_VOLUMESERVICE']._serialized_start=2301
+  _globals['_VOLUMESERVICE']._serialized_end=2796
 # @@protoc_insertion_point(module_scope)

@@ -91,6 +91,7 @@ class ListVolumesRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     READ_REVISION_FIELD_NUMBER: _builtins.int
+    SHOW_DELETED_FIELD_NUMBER: _builtins.int
     project: _builtins.str
     """Empty: the default project. "-": all projects."""
     filter: _builtins.str
@@ -99,6 +100,8 @@ class ListVolumesRequest(_message.Message):
     """0 is 100; at most 1000."""
     page_token: _builtins.str
     read_revision: _builtins.int
+    show_deleted: _builtins.bool
+    """Also those that wait to be erased."""
     def __init__(
         self,
         *,
@@ -107,10 +110,11 @@ class ListVolumesRequest(_message.Message):
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         read_revision: _builtins.int = ...,
+        show_deleted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "page_size", b"page_size", "page_token", b"page_token", "project", b"project", "read_revision", b"read_revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "page_size", b"page_size", "page_token", b"page_token", "project", b"project", "read_revision", b"read_revision", "show_deleted", b"show_deleted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
