@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63\x61irn/proto/v1/cluster.proto\x12\x08\x63\x61irn.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x19\n\x17GetClusterStatusRequest\"\xfb\x01\n\x18GetClusterStatusResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\x30\n\x0b\x63ontrollers\x18\x04 \x03(\x0b\x32\x1b.cairn.v1.ControllerSession\x12\x13\n\x0bnodes_ready\x18\x05 \x01(\r\x12\x12\n\nnodes_down\x18\x06 \x01(\r\x12\x0b\n\x03vms\x18\x07 \x01(\r\x12\x13\n\x0bvms_running\x18\x08 \x01(\r\x12&\n\x07members\x18\t \x03(\x0b\x32\x15.cairn.v1.StoreMember\x12\x0b\n\x03say\x18\n \x01(\t\"e\n\x0bStoreMember\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\t\x12\x0f\n\x07healthy\x18\x02 \x01(\x08\x12\x0e\n\x06leader\x18\x03 \x01(\x08\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\x12\x0f\n\x07version\x18\x05 \x01(\t\"*\n\x17RenewCertificateRequest\x12\x0f\n\x07\x63sr_pem\x18\x01 \x01(\x0c\"C\n\x18RenewCertificateResponse\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\x12\x0e\n\x06\x63\x61_pem\x18\x02 \x01(\x0c\"D\n\x0fJoinNodeRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x11\n\tnode_name\x18\x02 \x01(\t\x12\x0f\n\x07\x63sr_pem\x18\x03 \x01(\x0c\"^\n\x10JoinNodeResponse\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x02 \x01(\x0c\x12\x0e\n\x06\x63\x61_pem\x18\x03 \x01(\x0c\x12\x13\n\x0b\x63ontrollers\x18\x04 \x03(\t\"W\n\x07\x43luster\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"u\n\x11\x43ontrollerSession\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tendpoints\x18\x02 \x03(\t\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07version\x18\x04 \x01(\t\"\x89\x01\n\rRequestRecord\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\x0c\x12\x0e\n\x06object\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x98\x01\n\nPlanRecord\x12\x0f\n\x07plan_id\x18\x01 \x01(\t\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\x0c\x12\x13\n\x0btransaction\x18\x04 \x01(\x0c\x12\x0e\n\x06object\x18\x05 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x92\x01\n\tStoredTxn\x12/\n\x06\x63hecks\x18\x01 \x03(\x0b\x32\x1f.cairn.v1.StoredTxn.ChecksEntry\x12%\n\x06writes\x18\x02 \x03(\x0b\x32\x15.cairn.v1.StoredWrite\x1a-\n\x0b\x43hecksEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"W\n\x0bStoredWrite\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x12\n\x05value\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x12\r\n\x05lease\x18\x03 \x01(\x03\x12\x0e\n\x06writer\x18\x04 \x01(\tB\x08\n\x06_value\"D\n\tNameClaim\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\n\n\x02id\x18\x04 \x01(\t2k\n\x0e\x43lusterService\x12Y\n\x10GetClusterStatus\x12!.cairn.v1.GetClusterStatusRequest\x1a\".cairn.v1.GetClusterStatusResponse2l\n\x0fIdentityService\x12Y\n\x10RenewCertificate\x12!.cairn.v1.RenewCertificateRequest\x1a\".cairn.v1.RenewCertificateResponse2U\n\x10\x45nrolmentService\x12\x41\n\x08JoinNode\x12\x19.cairn.v1.JoinNodeRequest\x1a\x1a.cairn.v1.JoinNodeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63\x61irn/proto/v1/cluster.proto\x12\x08\x63\x61irn.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x19\n\x17GetClusterStatusRequest\"\xfb\x01\n\x18GetClusterStatusResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\x30\n\x0b\x63ontrollers\x18\x04 \x03(\x0b\x32\x1b.cairn.v1.ControllerSession\x12\x13\n\x0bnodes_ready\x18\x05 \x01(\r\x12\x12\n\nnodes_down\x18\x06 \x01(\r\x12\x0b\n\x03vms\x18\x07 \x01(\r\x12\x13\n\x0bvms_running\x18\x08 \x01(\r\x12&\n\x07members\x18\t \x03(\x0b\x32\x15.cairn.v1.StoreMember\x12\x0b\n\x03say\x18\n \x01(\t\"e\n\x0bStoreMember\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\t\x12\x0f\n\x07healthy\x18\x02 \x01(\x08\x12\x0e\n\x06leader\x18\x03 \x01(\x08\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\x12\x0f\n\x07version\x18\x05 \x01(\t\"*\n\x17RenewCertificateRequest\x12\x0f\n\x07\x63sr_pem\x18\x01 \x01(\x0c\"C\n\x18RenewCertificateResponse\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\x12\x0e\n\x06\x63\x61_pem\x18\x02 \x01(\x0c\"D\n\x0fJoinNodeRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x11\n\tnode_name\x18\x02 \x01(\t\x12\x0f\n\x07\x63sr_pem\x18\x03 \x01(\x0c\"^\n\x10JoinNodeResponse\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x02 \x01(\x0c\x12\x0e\n\x06\x63\x61_pem\x18\x03 \x01(\x0c\x12\x13\n\x0b\x63ontrollers\x18\x04 \x03(\t\"W\n\x07\x43luster\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"u\n\x11\x43ontrollerSession\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tendpoints\x18\x02 \x03(\t\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07version\x18\x04 \x01(\t\"\xa9\x01\n\rRequestRecord\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\x0c\x12\x0e\n\x06object\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x06\x61nswer\x18\x06 \x01(\x0cH\x00\x88\x01\x01\x42\t\n\x07_answer\"\x98\x01\n\nPlanRecord\x12\x0f\n\x07plan_id\x18\x01 \x01(\t\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\x0c\x12\x13\n\x0btransaction\x18\x04 \x01(\x0c\x12\x0e\n\x06object\x18\x05 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x92\x01\n\tStoredTxn\x12/\n\x06\x63hecks\x18\x01 \x03(\x0b\x32\x1f.cairn.v1.StoredTxn.ChecksEntry\x12%\n\x06writes\x18\x02 \x03(\x0b\x32\x15.cairn.v1.StoredWrite\x1a-\n\x0b\x43hecksEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"W\n\x0bStoredWrite\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x12\n\x05value\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x12\r\n\x05lease\x18\x03 \x01(\x03\x12\x0e\n\x06writer\x18\x04 \x01(\tB\x08\n\x06_value\"D\n\tNameClaim\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\n\n\x02id\x18\x04 \x01(\t2k\n\x0e\x43lusterService\x12Y\n\x10GetClusterStatus\x12!.cairn.v1.GetClusterStatusRequest\x1a\".cairn.v1.GetClusterStatusResponse2l\n\x0fIdentityService\x12Y\n\x10RenewCertificate\x12!.cairn.v1.RenewCertificateRequest\x1a\".cairn.v1.RenewCertificateResponse2U\n\x10\x45nrolmentService\x12\x41\n\x08JoinNode\x12\x19.cairn.v1.JoinNodeRequest\x1a\x1a.cairn.v1.JoinNodeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -53,21 +53,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CONTROLLERSESSION']._serialized_start=827
   _globals['_CONTROLLERSESSION']._serialized_end=944
   _globals['_REQUESTRECORD']._serialized_start=947
-  _globals['_REQUESTRECORD']._serialized_end=1084
-  _globals['_PLANRECORD']._serialized_start=1087
-  _globals['_PLANRECORD']._serialized_end=1239
-  _globals['_STOREDTXN']._serialized_start=1242
-  _globals['_STOREDTXN']._serialized_end=1388
-  _globals['_STOREDTXN_CHECKSENTRY']._serialized_start=1343
-  _globals['_STOREDTXN_CHECKSENTRY']._serialized_end=1388
-  _globals['_STOREDWRITE']._serialized_start=1390
-  _globals['_STOREDWRITE']._serialized_end=1477
-  _globals['_NAMECLAIM']._serialized_start=1479
-  _globals['_NAMECLAIM']._serialized_end=1547
-  _globals['_CLUSTERSERVICE']._serialized_start=1549
-  _globals['_CLUSTERSERVICE']._serialized_end=1656
-  _globals['_IDENTITYSERVICE']._serialized_start=1658
-  _globals['_IDENTITYSERVICE']._serialized_end=1766
-  _globals['_ENROLMENTSERVICE']._serialized_start=1768
-  _globals['_ENROLMENTSERVICE']._serialized_end=1853
+  _globals['_REQUESTRECORD']._serialized_end=1116
+  _globals['_PLANRECORD']._serialized_start=1119
+  _globals['_PLANRECORD']._serialized_end=1271
+  _globals['_STOREDTXN']._serialized_start=1274
+  _globals['_STOREDTXN']._serialized_end=1420
+  _globals['_STOREDTXN_CHECKSENTRY']._serialized_start=1375
+  _globals['_STOREDTXN_CHECKSENTRY']._serialized_end=1420
+  _globals['_STOREDWRITE']._serialized_start=1422
+  _globals['_STOREDWRITE']._serialized_end=1509
+  _globals['_NAMECLAIM']._serialized_start=1511
+  _globals['_NAMECLAIM']._serialized_end=1579
+  _globals['_CLUSTERSERVICE']._serialized_start=1581
+  _globals['_CLUSTERSERVICE']._serialized_end=1688
+  _globals['_IDENTITYSERVICE']._serialized_start=1690
+  _globals['_IDENTITYSERVICE']._serialized_end=1798
+  _globals['_ENROLMENTSERVICE']._serialized_start=1800
+  _globals['_ENROLMENTSERVICE']._serialized_end=1885
 # @@protoc_insertion_point(module_scope)
