@@ -326,12 +326,16 @@ class PlanRecord(_message.Message):
     TRANSACTION_FIELD_NUMBER: _builtins.int
     OBJECT_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
     plan_id: _builtins.str
     method: _builtins.str
     fingerprint: _builtins.bytes
     transaction: _builtins.bytes
     """Transactions decided, merged: a StoredTxn."""
     object: _builtins.str
+    """"<kind>/<id>"."""
+    answer: _builtins.bytes
+    """The object as it was, when the plan removes it."""
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -343,12 +347,15 @@ class PlanRecord(_message.Message):
         transaction: _builtins.bytes = ...,
         object: _builtins.str = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
+        answer: _builtins.bytes | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_answer", b"_answer", "answer", b"answer", "expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "fingerprint", b"fingerprint", "method", b"method", "object", b"object", "plan_id", b"plan_id", "transaction", b"transaction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_answer", b"_answer", "answer", b"answer", "expire_time", b"expire_time", "fingerprint", b"fingerprint", "method", b"method", "object", b"object", "plan_id", b"plan_id", "transaction", b"transaction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__answer: _TypeAlias = _typing.Literal["answer"]  # noqa: Y015
+    _WhichOneofArgType__answer: _TypeAlias = _typing.Literal["_answer", b"_answer"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__answer) -> _WhichOneofReturnType__answer | None: ...
 
 Global___PlanRecord: _TypeAlias = PlanRecord  # noqa: Y015
 
