@@ -65,7 +65,7 @@ class Image:
     digest: str
     size_bytes: int
     virtual_size_bytes: int
-    format: ImageFormat
+    format: ImageFormat.ValueType
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ class ImageStore(Protocol):
         ...
 
     async def put(
-        self, digest: str, size_bytes: int, format: ImageFormat, chunks: AsyncIterator[bytes], *, offset: int = 0
+        self, digest: str, size_bytes: int, format: ImageFormat.ValueType, chunks: AsyncIterator[bytes], *, offset: int = 0
     ) -> Image:
         """Store the bytes; held already: the chunks are not read.
 
