@@ -104,16 +104,30 @@ def make(scratch: Path, packages: dict[str, str]) -> Path:
 
 def furnish(root: Path, unpacked: Path, version: str) -> None:
     """Lay out the initramfs."""
-    for folder in "bin sbin usr/sbin etc/acpi/PWRF dev proc sys run var/log root srv seed tmp modules".split():
+    for folder in (
+        "bin",
+        "usr/sbin",
+        "etc/acpi/PWRF",
+        "dev",
+        "proc",
+        "sys",
+        "run",
+        "var/log",
+        "root",
+        "srv",
+        "seed",
+        "tmp",
+        "modules",
+    ):
         (root / folder).mkdir(parents=True)
     (root / "var/run").symlink_to("/run")
     shutil.copy2(unpacked / "bin/busybox", root / "bin/busybox")
     (root / "bin/sh").symlink_to("busybox")
-    for name, place in {"init": "init", "dhcp": "etc/dhcp", "profile": "etc/profile", "halt": "sbin/poweroff"}.items():
+    (root / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")
+    (root / "etc/group").write_text("root:x:0:\n")
+    for name, place in {"init": "init", "dhcp": "etc/dhcp", "profile": "etc/profile"}.items():
         shutil.copy2(HERE / "files" / name, root / place)
         (root / place).chmod(0o755)
-    for name in ("reboot", "halt"):
-        (root / "sbin" / name).symlink_to("poweroff")
     button = root / "etc/acpi/PWRF/00000080"
     shutil.copy2(HERE / "files/power-button", button)
     button.chmod(0o755)

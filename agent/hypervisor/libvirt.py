@@ -1,0 +1,392 @@
+"""The libvirt driver: QEMU guests, with KVM where the CPU really has it, emulated otherwise.
+
+A domain's name is the VM's id, its UUID is derived from it, and our mark (mark.py) sits in its persistent configuration; what
+has no mark is never listed nor touched. All state is libvirt's: this class can be thrown away and made again at any moment.
+Order within an operation is chosen so that a crash of this process between two calls is repaired by doing the operation again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import functools
+import xml.etree.ElementTree as ET
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any, Final
+
+import libvirt
+import structlog
+from cairn.agent.hypervisor import domain_xml
+from cairn.agent.hypervisor.base import (
+    ConsoleStream,
+    Disk,
+    Domain,
+    DomainEvent,
+    DomainSpec,
+    DomainState,
+    ExitCause,
+    HypervisorError,
+    NoSuchDomain,
+)
+from cairn.agent.hypervisor.capabilities import read_facts
+from cairn.agent.hypervisor.connection import Connection
+from cairn.agent.hypervisor.events import Notices
+from cairn.agent.hypervisor.mark import NAMESPACE, PREFIX, Mark, Phase, find_mark
+from cairn.agent.hypervisor.serial import SerialConsole
+from cairn.proto.seams import Clock
+from cairn.proto.v1.node_pb2 import HypervisorFacts
+
+DETACH_TIMEOUT_S: Final = 15.0
+DETACH_POLL_S: Final = 0.1
+_OFF: Final = frozenset({libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_CRASHED, libvirt.VIR_DOMAIN_NOSTATE})
+_CAUSES: Final = {
+    libvirt.VIR_DOMAIN_SHUTOFF_SHUTDOWN: ExitCause.GUEST,
+    libvirt.VIR_DOMAIN_SHUTOFF_CRASHED: ExitCause.CRASHED,
+    libvirt.VIR_DOMAIN_SHUTOFF_FAILED: ExitCause.CRASHED,
+    libvirt.VIR_DOMAIN_SHUTOFF_DESTROYED: ExitCause.STOPPED,
+    libvirt.VIR_DOMAIN_SHUTOFF_DAEMON: ExitCause.STOPPED,
+    libvirt.VIR_DOMAIN_SHUTOFF_MIGRATED: ExitCause.STOPPED,
+    libvirt.VIR_DOMAIN_SHUTOFF_SAVED: ExitCause.STOPPED,
+}
+_UNDEFINE: Final = (
+    libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+    | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+    | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+    | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+)
+
+log = structlog.get_logger(__name__)
+
+
+class LibvirtHypervisor:
+    """Hypervisor over one libvirtd, by default this machine's."""
+
+    def __init__(self, clock: Clock, uri: str = "qemu:///system", *, cpuinfo: Path = Path("/proc/cpuinfo")) -> None:
+        self._clock = clock
+        self._cpuinfo = cpuinfo
+        self._notices = Notices()
+        self._connection = Connection(uri, self._heard, functools.partial(self._notices.tell, ""))
+        self._facts: HypervisorFacts | None = None
+        self._notes: set[asyncio.Task[None]] = set()
+
+    async def facts(self) -> HypervisorFacts:
+        """Return what guests can be; asked of libvirt and the CPU each time, as QEMU may be upgraded under us."""
+        cpuinfo = await asyncio.to_thread(self._cpuinfo.read_text)
+        self._facts = await self._connection.call("read the hypervisor's facts", lambda c: read_facts(c, cpuinfo))
+        return self._facts
+
+    def digest(self, spec: DomainSpec) -> str:
+        """Return the digest of the parts of a spec that are built into the domain."""
+        return domain_xml.digest_of(spec)
+
+    async def list(self) -> list[Domain]:
+        """Return our domains."""
+        return await self._connection.call("list domains", _list)
+
+    async def define(self, spec: DomainSpec) -> None:
+        """Define or redefine; the mark keeps what the domain went through."""
+        facts = self._facts or await self.facts()
+        digest = self.digest(spec)
+
+        def act(connection: Any) -> None:
+            old = _lookup(connection, spec.vm.id)
+            mark = Mark(spec.vm.id) if old is None else _mark(old)
+            connection.defineXML(domain_xml.domain_xml(spec, facts, mark.redefined(spec, digest)))
+
+        try:
+            await self._connection.call(f"define {spec.vm.id}", act)
+        except ValueError as error:
+            raise HypervisorError(f"define {spec.vm.id}: {error}", retryable=False) from error
+
+    async def start(self, id: str, *, power_generation: int, reboot_generation: int) -> None:
+        """Start paused. The mark is written first: a start cut short is seen as STARTING or as shut off, never as running."""
+        now = self._clock.now().timestamp()
+
+        def act(domain: Any) -> None:
+            if domain.isActive():
+                return
+            mark = dataclasses.replace(
+                _mark(domain),
+                power_generation=power_generation,
+                reboot_generation=reboot_generation,
+                phase=Phase.STARTING,
+                exit=ExitCause.NONE,
+                start_time=now,
+            )
+            _write_mark(domain, mark)
+            domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED)
+
+        await self._on(id, "start", act)
+
+    async def resume(self, id: str) -> None:
+        """Let it run, then note that the start is over."""
+
+        def act(domain: Any) -> None:
+            if not domain.isActive():
+                raise HypervisorError(f"resume {id}: it is shut off")
+            if domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED:
+                domain.resume()
+            mark = _mark(domain)
+            if mark.phase is Phase.STARTING:
+                _write_mark(domain, dataclasses.replace(mark, phase=Phase.NONE))
+
+        await self._on(id, "resume", act)
+
+    async def stop(self, id: str, *, force: bool) -> None:
+        """Cut power or press the power button; a paused guest cannot hear the button. May be repeated: presses again."""
+
+        def act(domain: Any) -> None:
+            if not domain.isActive():
+                return
+            if force or domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED:
+                domain.destroy()
+                return
+            _write_mark(domain, dataclasses.replace(_mark(domain), phase=Phase.STOPPING))
+            domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
+
+        await self._on(id, "stop", act, fine_when=lambda domain: not domain.isActive())
+
+    async def reboot(self, id: str, *, force: bool, reboot_generation: int) -> None:
+        """Reset, or ask by ACPI. Noted afterwards: after a crash in between the guest is rebooted again, never not at all."""
+
+        def act(domain: Any) -> None:
+            if not domain.isActive():
+                raise HypervisorError(f"reboot {id}: it is shut off")
+            if force:
+                domain.reset(0)
+            else:
+                domain.reboot(libvirt.VIR_DOMAIN_REBOOT_ACPI_POWER_BTN)
+            _write_mark(domain, dataclasses.replace(_mark(domain), reboot_generation=reboot_generation))
+
+        await self._on(id, "reboot", act)
+
+    async def undefine(self, id: str) -> None:
+        """Cut power, then forget the configuration."""
+
+        def act(domain: Any) -> None:
+            if domain.isActive():
+                domain.destroy()
+            domain.undefineFlags(_UNDEFINE)
+
+        try:
+            await self._on(id, "undefine", act)
+        except NoSuchDomain:
+            return
+
+    async def attach_disk(self, id: str, disk: Disk) -> None:
+        """Add to configuration and running guest, whichever lacks it."""
+
+        def act(domain: Any) -> None:
+            sides = _sides(domain)
+            missing = [flag for flag, tree in sides.items() if disk.volume not in domain_xml.disk_elements(tree)]
+            target = domain_xml.free_target(list(sides.values()))
+            for tree in sides.values():
+                if (present := domain_xml.disk_elements(tree).get(disk.volume)) is not None:
+                    target = present.find("target").get("dev", target)  # type: ignore[union-attr]
+            element = ET.tostring(domain_xml.disk_element(disk, target), encoding="unicode")
+            for flag in missing:
+                domain.attachDeviceFlags(element, flag)
+
+        try:
+            await self._on(id, f"attach {disk.volume} to", act)
+        except ValueError as error:
+            raise HypervisorError(f"attach {disk.volume} to {id}: {error}", retryable=False) from error
+
+    async def detach_disk(self, id: str, volume: str) -> None:
+        """Remove from configuration, then from the running guest; HypervisorError (retryable) while the guest holds on."""
+
+        def act(domain: Any) -> bool:
+            for flag, tree in sorted(_sides(domain).items(), reverse=True):
+                element = domain_xml.disk_elements(tree).get(volume)
+                if element is not None:
+                    _detach(domain, ET.tostring(element, encoding="unicode"), flag)
+            return any(volume in domain_xml.disk_elements(tree) for tree in _sides(domain).values())
+
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + DETACH_TIMEOUT_S
+        try:
+            while await self._on(id, f"detach {volume} from", act):
+                if loop.time() > deadline:
+                    raise HypervisorError(f"detach {volume} from {id}: the guest has not let go of it")
+                await asyncio.sleep(DETACH_POLL_S)
+        except NoSuchDomain:
+            return
+
+    async def console(self, id: str) -> ConsoleStream:
+        """Open the serial console, taking it from whoever has it."""
+
+        def act(connection: Any) -> Any:
+            domain = _ours(connection, id)
+            if not domain.isActive():
+                raise HypervisorError(f"open the console of {id}: it is shut off")
+            stream = connection.newStream(libvirt.VIR_STREAM_NONBLOCK)
+            domain.openConsole(None, stream, libvirt.VIR_DOMAIN_CONSOLE_FORCE)
+            return stream
+
+        return SerialConsole(id, await self._connection.call(f"open the console of {id}", act))
+
+    def events(self) -> AsyncIterator[DomainEvent]:
+        """Yield changes from now on."""
+        self._connection.keep()
+        return self._notices.listen()
+
+    async def close(self) -> None:
+        """Disconnect."""
+        for note in tuple(self._notes):
+            note.cancel()
+        await asyncio.gather(*self._notes, return_exceptions=True)
+        await self._connection.close()
+
+    async def _on(
+        self, id: str, verb: str, act: Callable[[Any], Any], fine_when: Callable[[Any], bool] = lambda _domain: False
+    ) -> Any:
+        """Run act(virDomain) on a domain of ours; an error is forgiven when the domain turns out to be as wanted."""
+
+        def find_and_act(connection: Any) -> Any:
+            domain = _ours(connection, id)
+            try:
+                return act(domain)
+            except libvirt.libvirtError:
+                if not fine_when(domain):
+                    raise
+                return None
+
+        return await self._connection.call(f"{verb} {id}", find_and_act)
+
+    def _heard(self, name: str, event: int) -> None:
+        if event == libvirt.VIR_DOMAIN_EVENT_STOPPED:
+            note = asyncio.get_running_loop().create_task(self._note_exit(name))
+            self._notes.add(note)
+            note.add_done_callback(self._notes.discard)
+        else:
+            self._notices.tell(name)
+
+    async def _note_exit(self, name: str) -> None:
+        """Write down why a domain ended: libvirt itself forgets when its daemon restarts."""
+
+        def act(connection: Any) -> None:
+            domain = _lookup(connection, name, foreign_fine=True)
+            mark = None if domain is None else find_mark(_tree(domain, libvirt.VIR_DOMAIN_XML_INACTIVE))
+            if domain is None or mark is None or domain.isActive():
+                return
+            cause = _cause(mark, domain.state()[1])
+            if cause is not mark.exit:
+                _write_mark(domain, dataclasses.replace(mark, exit=cause))
+
+        try:
+            await self._connection.call(f"note the end of {name}", act)
+        except NoSuchDomain:
+            log.debug("undefined at once", vm=name)
+        except HypervisorError as error:
+            log.warning("end not noted", vm=name, error=str(error))
+        self._notices.tell(name)
+
+
+def _list(connection: Any) -> list[Domain]:
+    found = []
+    for domain in connection.listAllDomains(0):
+        try:
+            observed = _observe(domain)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+                raise
+            continue
+        if observed is not None:
+            found.append(observed)
+    return sorted(found, key=lambda domain: domain.id)
+
+
+def _observe(domain: Any) -> Domain | None:
+    """Return a domain as observed; None when it is not ours."""
+    config = _tree(domain, libvirt.VIR_DOMAIN_XML_INACTIVE)
+    mark = find_mark(config)
+    if mark is None:
+        return None
+    state, reason = domain.state()
+    off = state in _OFF
+    shown = config if off else _tree(domain, 0)
+    return Domain(
+        id=mark.id,
+        state=_state(mark, state),
+        exit=_cause(mark, reason) if off else ExitCause.NONE,
+        power_generation=mark.power_generation,
+        reboot_generation=mark.reboot_generation,
+        spec_revision=mark.spec_revision,
+        digest=mark.digest,
+        taps=domain_xml.taps_in(shown),
+        volumes=tuple(domain_xml.disk_elements(shown)),
+        start_time=0.0 if off else mark.start_time,
+    )
+
+
+def _state(mark: Mark, state: int) -> DomainState:
+    if state in _OFF:
+        return DomainState.SHUT_OFF
+    if state == libvirt.VIR_DOMAIN_PAUSED:
+        return DomainState.STARTING if mark.phase is Phase.STARTING else DomainState.PAUSED
+    if state == libvirt.VIR_DOMAIN_SHUTDOWN or mark.phase is Phase.STOPPING:
+        return DomainState.STOPPING
+    return DomainState.RUNNING
+
+
+def _cause(mark: Mark, reason: int) -> ExitCause:
+    """Why a domain that is off ended: what libvirt says, or what was noted before libvirt forgot."""
+    cause = _CAUSES.get(reason, mark.exit)
+    if cause is ExitCause.GUEST and mark.phase is Phase.STOPPING:
+        return ExitCause.STOPPED
+    return cause
+
+
+def _tree(domain: Any, flags: int) -> ET.Element:
+    # From libvirtd over a root-only socket, not from outside.
+    return ET.fromstring(domain.XMLDesc(flags))  # noqa: S314
+
+
+def _lookup(connection: Any, id: str, *, foreign_fine: bool = False) -> Any:
+    """Return the domain or None; HypervisorError when one of that name is not ours."""
+    try:
+        domain = connection.lookupByName(id)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            return None
+        raise
+    if not foreign_fine:
+        _mark(domain)
+    return domain
+
+
+def _ours(connection: Any, id: str) -> Any:
+    domain = _lookup(connection, id)
+    if domain is None:
+        raise NoSuchDomain(f"{id} is not defined")
+    return domain
+
+
+def _mark(domain: Any) -> Mark:
+    mark = find_mark(_tree(domain, libvirt.VIR_DOMAIN_XML_INACTIVE))
+    if mark is None:
+        raise HypervisorError(f"the domain {domain.name()} is not ours: it has no mark of Cairn", retryable=False)
+    return mark
+
+
+def _write_mark(domain: Any, mark: Mark) -> None:
+    domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, mark.bare(), PREFIX, NAMESPACE, libvirt.VIR_DOMAIN_AFFECT_CONFIG)
+
+
+def _sides(domain: Any) -> dict[int, ET.Element]:
+    """The persistent configuration and, when it runs, the live one, by the flag that changes it."""
+    sides = {libvirt.VIR_DOMAIN_AFFECT_CONFIG: _tree(domain, libvirt.VIR_DOMAIN_XML_INACTIVE)}
+    if domain.isActive():
+        sides[libvirt.VIR_DOMAIN_AFFECT_LIVE] = _tree(domain, 0)
+    return sides
+
+
+def _detach(domain: Any, element: str, flag: int) -> None:
+    """Ask for the removal of a device; an earlier request still under way, or done meanwhile, is no error."""
+    fine = {libvirt.VIR_ERR_DEVICE_MISSING, libvirt.VIR_ERR_OPERATION_TIMEOUT}
+    try:
+        domain.detachDeviceFlags(element, flag)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() not in fine and "already in the process of unplug" not in str(error):
+            raise

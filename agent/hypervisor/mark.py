@@ -1,0 +1,93 @@
+"""Our mark on a domain: a metadata element of the persistent configuration, in a namespace of our own.
+
+It makes a domain ours (no mark: never listed, never touched) and remembers what libvirt does not: generations, that a start
+is not finished or a stop was asked for, and why the guest ended, also after libvirtd was restarted. It holds no secret: any
+user who may read a domain's XML sees it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass
+from typing import Final
+
+from cairn.agent.hypervisor.base import DomainSpec, ExitCause
+
+NAMESPACE: Final = "https://cairn.cloud/xmlns/domain/1"
+PREFIX: Final = "cairn"
+TAG: Final = f"{{{NAMESPACE}}}vm"
+
+ET.register_namespace(PREFIX, NAMESPACE)
+
+
+class Phase(enum.Enum):
+    """What we have begun with a domain and not seen end."""
+
+    NONE = ""
+    STARTING = "starting"
+    STOPPING = "stopping"
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What we write on a domain."""
+
+    id: str
+    name: str = ""
+    spec_revision: int = 0
+    digest: str = ""
+    power_generation: int = 0
+    reboot_generation: int = 0
+    phase: Phase = Phase.NONE
+    exit: ExitCause = ExitCause.NONE
+    # Wall-clock seconds since the epoch of the last start; 0: never.
+    start_time: float = 0.0
+
+    def redefined(self, spec: DomainSpec, digest: str) -> Mark:
+        """Return the mark for a new configuration of the same VM: what the domain went through stays."""
+        return dataclasses.replace(self, name=spec.vm.name, spec_revision=spec.vm.spec_revision, digest=digest)
+
+    def element(self) -> ET.Element:
+        """Return the XML element; what is not so is left out."""
+        attributes = {
+            "id": self.id,
+            "name": self.name,
+            "spec_revision": str(self.spec_revision),
+            "digest": self.digest,
+            "power_generation": str(self.power_generation),
+            "reboot_generation": str(self.reboot_generation),
+        }
+        if self.phase is not Phase.NONE:
+            attributes["phase"] = self.phase.value
+        if self.exit is not ExitCause.NONE:
+            attributes["exit"] = self.exit.name.lower()
+        if self.start_time:
+            attributes["start_time"] = f"{self.start_time:.3f}"
+        return ET.Element(TAG, attributes)
+
+    def bare(self) -> str:
+        """Return the element without namespace, the form virDomainSetMetadata takes (it adds prefix and namespace)."""
+        element = self.element()
+        element.tag = "vm"
+        return ET.tostring(element, encoding="unicode")
+
+
+def find_mark(domain: ET.Element) -> Mark | None:
+    """Return the mark in a domain's XML; None when the domain is not ours."""
+    element = domain.find(f"metadata/{TAG}")
+    if element is None or element.get("id", "") != domain.findtext("name"):
+        return None
+    cause = element.get("exit", "none").upper()
+    return Mark(
+        id=element.get("id", ""),
+        name=element.get("name", ""),
+        spec_revision=int(element.get("spec_revision", "0")),
+        digest=element.get("digest", ""),
+        power_generation=int(element.get("power_generation", "0")),
+        reboot_generation=int(element.get("reboot_generation", "0")),
+        phase=Phase(element.get("phase", "")),
+        exit=ExitCause[cause] if cause in ExitCause.__members__ else ExitCause.NONE,
+        start_time=float(element.get("start_time", "0")),
+    )
