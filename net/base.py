@@ -50,6 +50,8 @@ class PortState:
     address: str
     mac: str
     bound: bool
+    # False: its TAP is gone (the guest stopped) and what is left are entries that name it.
+    tap_present: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,8 @@ class Observed:
     waiting_taps: frozenset[str] = frozenset()
     # TAPs in a VPC namespace that no observed port explains, by VPC id: a guest may hold them.
     stray_taps: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    # VPCs whose namespace lacks something no field of DesiredNetwork shows (rules, settings, flags of devices).
+    incomplete: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
