@@ -18,7 +18,7 @@ tests/conformance/test_store.py. Rejected: read-modify-write under locks (a dead
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Generic, Protocol, Self, TypeVar
 
@@ -27,6 +27,9 @@ from google.protobuf.message import Message
 
 M = TypeVar("M", bound=Message)
 ANY: Final = -1
+# etcd's defaults for one transaction (--max-txn-ops, and a margin below --max-request-bytes, which counts framing too).
+OPERATIONS_MAX: Final = 128
+TXN_BYTES_MAX: Final = 1_400_000
 
 
 class StoreError(Exception):
@@ -162,6 +165,16 @@ class Txn:
         """Operations in it, as etcd counts: the larger of checks and writes."""
         return max(len(self.checks), len(self.puts) + len(self.deletes))
 
+    def check_limits(self) -> None:
+        """Raise ValueError when it is too big for one commit, or puts and deletes the same key."""
+        if self.size > OPERATIONS_MAX:
+            raise ValueError(f"{self.size} operations in one transaction; at most {OPERATIONS_MAX} fit")
+        size_bytes = sum(len(key) + len(put.value) for key, put in self.puts.items()) + sum(map(len, self.checks))
+        if size_bytes > TXN_BYTES_MAX:
+            raise ValueError(f"{size_bytes} bytes in one transaction; at most {TXN_BYTES_MAX} fit")
+        if both := self.puts.keys() & self.deletes:
+            raise ValueError(f"both put and deleted: {', '.join(sorted(both))}")
+
     def __bool__(self) -> bool:
         return bool(self.puts or self.deletes)
 
@@ -197,7 +210,8 @@ class Store(Protocol):
         """Return (items sorted by key, revision of the picture).
 
         prefix: all keys beginning so; start: from this key on (inclusive) within the prefix; end: up to this key
-        (exclusive); limit 0: all; revision 0: the newest, linearizable. Raises Compacted, Unavailable.
+        (exclusive); limit 0: all; revision 0: the newest, linearizable. Raises Compacted, Unavailable; ValueError for a
+        revision in the future.
         """
         ...
 
@@ -205,12 +219,19 @@ class Store(Protocol):
         """Return the newest revision, linearizable. Raises Unavailable."""
         ...
 
-    def watch(self, prefix: str, after: int) -> AsyncIterator[Batch]:
-        """Yield every batch after that revision, in order, exactly once, surviving lost members. Raises Compacted."""
+    def watch(self, prefix: str, after: int) -> AsyncGenerator[Batch, None]:
+        """Yield every batch after that revision, in order, exactly once, surviving lost members. Raises Compacted.
+
+        A batch holds all changes of its revision below the prefix. Ends only with an exception; close the iterator to stop.
+        """
         ...
 
     async def commit(self, txn: Txn) -> int:
-        """Apply and return the new revision. Raises Conflict, Indeterminate, Unavailable; ValueError past 128 operations."""
+        """Apply and return the new revision; the current one when it changes nothing.
+
+        Raises Conflict, Indeterminate, Unavailable; LeaseLost when it puts under a lease that is no more; ValueError for a
+        transaction that is too big (Txn.check_limits). After all but Indeterminate nothing was written.
+        """
         ...
 
     async def lease(self, ttl_s: float) -> Lease:
@@ -218,11 +239,30 @@ class Store(Protocol):
         ...
 
     async def compact(self, revision: int) -> None:
-        """Forget history before that revision."""
+        """Forget history before that revision; nothing when it is forgotten already. ValueError for one in the future."""
         ...
 
     async def close(self) -> None:
         """Stop everything; leases are left to run out."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class MemberStatus:
+    """One member of the store's cluster; what an unhealthy one could not tell is empty."""
+
+    endpoint: str
+    healthy: bool
+    leader: bool = False
+    size_bytes: int = 0
+    version: str = ""
+
+
+class Membership(Protocol):
+    """What a store made of members can tell besides."""
+
+    async def members(self) -> list[MemberStatus]:
+        """Ask every member for its status, each within a short deadline; never raises for a member that is down."""
         ...
 
 

@@ -1,0 +1,224 @@
+"""The cache: keeps a View of every record, follows the store, and tells who asks what changed.
+
+    cache = Cache(store)
+    task = asyncio.create_task(cache.run())
+    await cache.ready.wait()
+    cache.view.get(kinds.VM, "i-0f3k9z2a")
+    await cache.wait_for(await store.commit(txn))       # now cache.view contains our own write
+    with cache.subscribe() as changes:                  # registered now, so nothing between here and the loop is missed
+        async for change in changes: ...                # change.records: (kind, id) pairs; cache.view is at least that new
+
+Invariant: the picture is exactly the store's records at `view.revision`, never a mix of two revisions. It follows the whole key
+space, not only our records: a commit elsewhere also raises the revision, and `wait_for` must see it pass. When history was
+compacted it lists again, writes the difference, and says so. Keys and values it cannot read are logged and left out.
+Rejected: one watch per kind (revisions of different kinds would not line up, so there would be no consistent picture).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections import deque
+from collections.abc import Iterable
+from contextlib import aclosing
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Self
+
+from cairn.controller.store.base import Batch, Compacted, Item, Store, Unavailable
+from cairn.controller.store.view import LiveView
+from cairn.proto.kinds import ROOT, Kind, split
+from cairn.proto.log import logger
+from google.protobuf.message import DecodeError
+
+_log = logger("cache")
+RETRY_S: Final = 0.5
+# Changes queued for a slow subscriber before the newest are merged into one.
+QUEUE_MAX: Final = 1024
+# Records parsed at a time while starting, before others may run.
+CHUNK: Final = 1000
+
+Changed = tuple[Kind[Any], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """Records that changed up to a revision.
+
+    relisted: the picture was read anew; `records` are those that differ, but revisions in between were not seen.
+    """
+
+    revision: int
+    records: tuple[Changed, ...]
+    relisted: bool = False
+
+    def merge(self, newer: Changes) -> Changes:
+        """Return both as one."""
+        records = tuple(dict.fromkeys((*self.records, *newer.records)))
+        return Changes(newer.revision, records, self.relisted or newer.relisted)
+
+
+class Subscription:
+    """An async iterator of Changes; close it, or use it with `with`."""
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+        self._queue: deque[Changes] = deque()
+        self._wake = asyncio.Event()
+        self._closed = False
+
+    def push(self, changes: Changes) -> None:
+        """Queue changes for the subscriber; when it is slow, merged with the last queued."""
+        if len(self._queue) >= QUEUE_MAX:
+            changes = self._queue.pop().merge(changes)
+        self._queue.append(changes)
+        self._wake.set()
+
+    def close(self) -> None:
+        """End the iteration after what is queued."""
+        self._closed = True
+        self._cache.unsubscribe(self)
+        self._wake.set()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Changes:
+        while not self._queue:
+            if self._closed:
+                raise StopAsyncIteration
+            self._wake.clear()
+            await self._wake.wait()
+        return self._queue.popleft()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class Cache:
+    """See the module. `run` does the work; everything else is synchronous or waits for it."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._view = LiveView()
+        self._subscriptions: set[Subscription] = set()
+        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._waits = 0
+        # Set once the first picture is complete.
+        self.ready = asyncio.Event()
+
+    @property
+    def view(self) -> LiveView:
+        """The newest picture. It moves on at every await."""
+        return self._view
+
+    async def wait_for(self, revision: int) -> None:
+        """Return once view.revision is at least that."""
+        if self._view.revision >= revision:
+            return
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waits += 1
+        heapq.heappush(self._waiting, (revision, self._waits, future))
+        await future
+
+    def subscribe(self) -> Subscription:
+        """Return an iterator of all changes from now on; of the first picture too when it is not complete yet."""
+        subscription = Subscription(self)
+        self._subscriptions.add(subscription)
+        return subscription
+
+    def unsubscribe(self, subscription: Subscription) -> None:
+        """Forget a subscription; Subscription.close calls it."""
+        self._subscriptions.discard(subscription)
+
+    async def run(self) -> None:
+        """Follow the store until cancelled."""
+        stale = True
+        while True:
+            try:
+                if stale:
+                    await self._list()
+                    stale = False
+                async with aclosing(self._store.watch("", self._view.revision)) as batches:
+                    async for batch in batches:
+                        self._apply(batch)
+            except Compacted as error:
+                _log.warning("history_compacted", revision=self._view.revision, compacted=error.revision)
+                stale = True
+            except Unavailable as error:
+                _log.warning("store_unavailable", error=str(error))
+                await asyncio.sleep(RETRY_S)
+
+    async def _list(self) -> None:
+        """Read everything and make the picture equal to it."""
+        items, revision = await self._store.read(ROOT)
+        changed: list[Changed] = []
+        seen: dict[str, set[str]] = {}
+        for index, item in enumerate(items):
+            if index % CHUNK == 0 and not self.ready.is_set():
+                await asyncio.sleep(0)
+            where = _split(item.key)
+            if where is None:
+                continue
+            kind, id = where
+            seen.setdefault(kind.name, set()).add(id)
+            if self._view.revision_of(kind, id) != item.mod_revision:
+                self._put(kind, id, item)
+                changed.append(where)
+        for table in self._view.tables():
+            kept = seen.get(table.kind.name, set())
+            for id in [id for id in table.slots if id not in kept]:
+                table.delete(id)
+                changed.append((table.kind, id))
+        _log.info("records_listed", revision=revision, records=len(items), changed=len(changed))
+        self._publish(revision, changed, relisted=True)
+        self.ready.set()
+
+    def _apply(self, batch: Batch) -> None:
+        changed: list[Changed] = []
+        for change in batch.changes:
+            where = _split(change.key)
+            if where is None:
+                continue
+            kind, id = where
+            if change.value is None:
+                self._view.table(kind).delete(id)
+            else:
+                self._put(kind, id, Item(change.key, change.value, batch.revision, change.create_revision))
+            changed.append(where)
+        self._publish(batch.revision, changed)
+
+    def _put(self, kind: Kind[Any], id: str, item: Item) -> None:
+        table = self._view.table(kind)
+        try:
+            table.put(id, item.value, item.mod_revision, item.create_revision)
+        except DecodeError as error:
+            _log.error("record_unreadable", key=item.key, revision=item.mod_revision, error=str(error))
+            table.delete(id)
+
+    def _publish(self, revision: int, changed: Iterable[Changed], *, relisted: bool = False) -> None:
+        self._view.advance(revision)
+        records = tuple(changed)
+        if records or relisted:
+            changes = Changes(self._view.revision, records, relisted)
+            for subscription in self._subscriptions:
+                subscription.push(changes)
+        while self._waiting and self._waiting[0][0] <= self._view.revision:
+            _, _, future = heapq.heappop(self._waiting)
+            if not future.done():
+                future.set_result(None)
+
+
+def _split(key: str) -> Changed | None:
+    """Return (kind, id) of a key, None when it is not ours."""
+    if not key.startswith(ROOT):
+        return None
+    try:
+        kind, id = split(key)
+    except KeyError:
+        _log.warning("key_unknown", key=key)
+        return None
+    return kind, id
