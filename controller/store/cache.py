@@ -74,6 +74,14 @@ class Subscription:
         self._queue.append(changes)
         self._wake.set()
 
+    def take(self) -> Changes | None:
+        """Return all that is queued as one, without waiting: afterwards cache.view shows exactly what was delivered."""
+        taken: Changes | None = None
+        while self._queue:
+            newer = self._queue.popleft()
+            taken = newer if taken is None else taken.merge(newer)
+        return taken
+
     def close(self) -> None:
         """End the iteration after what is queued."""
         self._closed = True
