@@ -1,0 +1,79 @@
+"""The cluster as a whole, in one answer."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+from cairn.controller.api import nouns
+from cairn.controller.api.core import Core
+from cairn.controller.store.base import Membership, View
+from cairn.proto import kinds
+from cairn.proto.v1 import cluster_pb2, cluster_pb2_grpc
+from cairn.proto.v1.cluster_pb2 import GetClusterStatusResponse
+from cairn.proto.v1.node_pb2 import NodeStatus
+from cairn.proto.v1.vm_pb2 import VmStatus
+
+
+@runtime_checkable
+class Membered(Membership, Protocol):
+    """A store that can tell about its members, asked for at run time."""
+
+
+class ClusterService(cluster_pb2_grpc.ClusterServiceServicer):
+    """ClusterService of proto/v1/cluster.proto."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    async def GetClusterStatus(
+        self, request: cluster_pb2.GetClusterStatusRequest, context: Any
+    ) -> cluster_pb2.GetClusterStatusResponse:
+        """Return how everything is."""
+        view = self._core.cache.view
+        answer = GetClusterStatusResponse(revision=view.revision)
+        cluster = view.get(kinds.CLUSTER, "self")
+        if cluster is not None:
+            answer.name, answer.epoch = cluster.name, cluster.epoch
+        answer.controllers.extend(sorted(view.all(kinds.CONTROLLER), key=lambda session: session.name))
+        _count(view, answer)
+        if isinstance(self._core.store, Membered):
+            for member in await self._core.store.members():
+                answer.members.add(
+                    endpoint=member.endpoint,
+                    healthy=member.healthy,
+                    leader=member.leader,
+                    size_bytes=member.size_bytes,
+                    version=member.version,
+                )
+        answer.say = sentence(answer)
+        return answer
+
+
+def _count(view: View, answer: GetClusterStatusResponse) -> None:
+    for id in view.ids(kinds.NODE):
+        node = nouns.NODE.of(view, id)
+        if node is not None and node.status.state == NodeStatus.STATE_READY:
+            answer.nodes_ready += 1
+        elif node is not None and node.status.state == NodeStatus.STATE_DOWN:
+            answer.nodes_down += 1
+    for id in view.ids(kinds.VM):
+        vm = nouns.VM.of(view, id)
+        if vm is None or vm.HasField("delete_time"):
+            continue
+        answer.vms += 1
+        answer.vms_running += vm.status.state == VmStatus.STATE_RUNNING
+
+
+def sentence(answer: GetClusterStatusResponse) -> str:
+    """Return what matters most, first what is wrong."""
+    troubles = []
+    silent = [member.endpoint for member in answer.members if not member.healthy]
+    if silent:
+        troubles.append(f"store member {', '.join(silent)} does not answer")
+    if answer.nodes_down:
+        troubles.append(f"{answer.nodes_down} node(s) do not answer")
+    if not answer.nodes_ready:
+        troubles.append("no node is ready")
+    if troubles:
+        return "; ".join(troubles)
+    return f"healthy: {answer.nodes_ready} node(s) ready, {answer.vms_running} of {answer.vms} VM(s) running"

@@ -1,0 +1,56 @@
+"""What the servicers of all nouns share, put together once by controller/app.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cairn.controller.api.decision import Views
+from cairn.controller.api.listing import Listings
+from cairn.controller.api.mutation import Mutations
+from cairn.controller.api.watch import Feed, Watches
+from cairn.controller.store.base import Store
+from cairn.proto.pki import Authority
+from cairn.proto.seams import Clock, Ids, Transport
+
+
+@dataclass(frozen=True)
+class Core:
+    """The API's machinery."""
+
+    store: Store
+    cache: Views
+    clock: Clock
+    ids: Ids
+    transport: Transport
+    mutations: Mutations
+    listings: Listings
+    watches: Watches
+    # Signs certificates; None: this controller holds no CA key.
+    authority: Authority | None
+    # PEM of the CA all trust.
+    ca_pem: bytes
+    # Endpoints a joining node enrols at.
+    enrolment_endpoints: Callable[[], list[str]]
+
+    @classmethod
+    def build(
+        cls,
+        store: Store,
+        cache: Views,
+        feed: Callable[[], Feed],
+        clock: Clock,
+        ids: Ids,
+        transport: Transport,
+        *,
+        authority: Authority | None = None,
+        ca_pem: bytes = b"",
+        enrolment_endpoints: Callable[[], list[str]] = list,
+    ) -> Core:
+        """Wire the parts together."""
+        mutations = Mutations(store, cache, clock, ids)
+        listings = Listings(store, cache, mutations.freshen)
+        watches = Watches(cache, feed, listings)
+        return cls(
+            store, cache, clock, ids, transport, mutations, listings, watches, authority, ca_pem, enrolment_endpoints
+        )  # fmt: skip

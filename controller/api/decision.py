@@ -1,0 +1,45 @@
+"""What a mutation decides, and what it decides on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+from cairn.controller.api.nouns import Noun
+from cairn.controller.store.base import Txn, View
+from google.protobuf.message import Message
+
+M = TypeVar("M", bound=Message)
+
+
+class Views(Protocol):
+    """What the API needs of the cache."""
+
+    @property
+    def view(self) -> View:
+        """The newest picture."""
+        ...
+
+    async def wait_for(self, revision: int) -> None:
+        """Return once view.revision is at least that."""
+        ...
+
+
+@dataclass(slots=True)
+class Decided(Generic[M]):
+    """A transaction and the object it is about.
+
+    erased: the object as it last was, when the transaction removes it; it is the answer then. events: (reason, sentence).
+    """
+
+    txn: Txn
+    noun: Noun[M]
+    id: str
+    name: str = ""
+    project: str = ""
+    erased: M | None = None
+    events: list[tuple[str, str]] = field(default_factory=list)
+
+
+Decide = Callable[[View], Decided[M]]

@@ -1,0 +1,149 @@
+"""Which projected objects change when a record changes: the reverse of what status.py and vm_status.py read.
+
+A table: kind of the changed record -> function of (view, id of the record) that yields (kind, id) of API objects. The view
+is one after the change, so of a record that is gone only its id is known; ids are built to tell enough. Too many is
+harmless (an object is sent again), too few would leave a watcher with a stale sentence: tests/unit/test_api_dependents.py
+checks the table against the projections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+from cairn.controller.api.nouns import BY_KIND
+from cairn.controller.store.base import View
+from cairn.proto import kinds
+from cairn.proto.kinds import Kind
+
+Affected = tuple[str, str]
+Rule = Callable[[View, str], Iterator[Affected]]
+
+
+def _vm(view: View, id: str) -> Iterator[Affected]:
+    yield "vm", id
+    for volume in view.by(kinds.VOLUME, "vm", id):
+        yield "volume", volume
+    for port in view.by(kinds.PORT, "vm", id):
+        yield "port", port
+
+
+def _placement(view: View, vm: str) -> Iterator[Affected]:
+    yield from _vm(view, vm)
+    placement = view.get(kinds.PLACEMENT, vm)
+    nodes = [placement.node] if placement is not None else list(view.ids(kinds.NODE))
+    for node in nodes:
+        yield "node", node
+
+
+def _node(view: View, id: str) -> Iterator[Affected]:
+    yield "node", id
+    for vm in view.by(kinds.PLACEMENT, "node", id):
+        yield from _vm(view, vm)
+    for volume in view.by(kinds.VOLUME_PLACEMENT, "node", id):
+        yield "volume", volume
+
+
+def _node_alone(_view: View, id: str) -> Iterator[Affected]:
+    yield "node", id
+
+
+def _image(view: View, id: str) -> Iterator[Affected]:
+    yield "image", id
+    for vm in view.by(kinds.VM, "image", id):
+        yield "vm", vm
+
+
+def _image_alone(_view: View, id: str) -> Iterator[Affected]:
+    yield "image", id
+
+
+def _job(view: View, id: str) -> Iterator[Affected]:
+    yield "job", id
+    job = view.get(kinds.JOB, id)
+    if job is not None:
+        yield "image", job.spec.target
+
+
+def _vpc(view: View, id: str) -> Iterator[Affected]:
+    yield "vpc", id
+    for subnet in view.by(kinds.SUBNET, "vpc", id):
+        yield "subnet", subnet
+
+
+def _subnet(view: View, id: str) -> Iterator[Affected]:
+    yield "subnet", id
+    subnet = view.get(kinds.SUBNET, id)
+    # Of a subnet that is gone, its VPC is not known any more: any may have one subnet less.
+    for vpc in [subnet.spec.vpc] if subnet is not None else list(view.ids(kinds.VPC)):
+        yield "vpc", vpc
+    for port in view.by(kinds.PORT, "subnet", id):
+        yield "port", port
+        yield from _port_vm(view, port)
+
+
+def _port_vm(view: View, id: str) -> Iterator[Affected]:
+    port = view.get(kinds.PORT, id)
+    if port is not None and port.spec.vm:
+        yield "vm", port.spec.vm
+
+
+def _port(view: View, id: str) -> Iterator[Affected]:
+    yield "port", id
+    yield from _port_vm(view, id)
+
+
+def _address(_view: View, id: str) -> Iterator[Affected]:
+    yield "subnet", id.partition("/")[0]
+
+
+def _volume(_view: View, id: str) -> Iterator[Affected]:
+    yield "volume", id
+
+
+def _purge(_view: View, id: str) -> Iterator[Affected]:
+    yield ("vm" if id.startswith(f"{kinds.VM.id_prefix}-") else "volume"), id
+
+
+def _observed(view: View, id: str) -> Iterator[Affected]:
+    """The record's id is "<node>/<kind>/<id>"; forwards and networks are in no projection."""
+    node, kind, object = [*id.split("/", 2), "", ""][:3]
+    if kind in ("vm", "volume", "port"):
+        yield kind, object
+    if kind == "image":
+        yield "image", object
+        for vm in view.by(kinds.PLACEMENT, "node", node):
+            found = view.get(kinds.VM, vm)
+            if found is not None and found.spec.image == object:
+                yield "vm", vm
+
+
+RULES: Final[dict[str, Rule]] = {
+    kinds.VM.name: _vm,
+    kinds.PLACEMENT.name: _placement,
+    kinds.NODE.name: _node,
+    kinds.NODE_SESSION.name: _node,
+    kinds.NODE_FACTS.name: _node_alone,
+    kinds.NODE_CLAIMS.name: _node_alone,
+    kinds.IMAGE.name: _image,
+    kinds.IMAGE_CONTENT.name: _image_alone,
+    kinds.JOB.name: _job,
+    kinds.VPC.name: _vpc,
+    kinds.SUBNET.name: _subnet,
+    kinds.PORT.name: _port,
+    kinds.PORT_BINDING.name: _port,
+    kinds.ADDRESS.name: _address,
+    kinds.VOLUME.name: _volume,
+    kinds.VOLUME_PLACEMENT.name: _volume,
+    kinds.PURGE.name: _purge,
+    kinds.OBSERVED.name: _observed,
+}
+
+
+def affected(view: View, kind: Kind[Any], id: str) -> Iterator[Affected]:
+    """Yield (kind, id) of the API objects a changed record shows in."""
+    rule = RULES.get(kind.name)
+    if rule is not None:
+        yield from rule(view, id)
+    elif kind.name in BY_KIND:
+        yield kind.name, id

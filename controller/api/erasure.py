@@ -1,0 +1,106 @@
+"""Removing what others refer to: VPCs, subnets, images. Refused while in use, else gone at once.
+
+A reference may be made at the same moment through another controller, and the two transactions would not touch a common
+key. So:
+
+    mark     the record gets a delete_time; whoever refers to it checks its revision, so from here on new references conflict
+    look     on a view that contains the mark: still unused? no -> the mark is taken back and the call is refused
+    remove   the record, its name and what else it held
+
+A controller that dies between leaves the mark: the object says "being deleted", takes no new references, and the repeated
+call (or deleting it again) finishes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from cairn.controller.api import resolution
+from cairn.controller.api.core import Core
+from cairn.controller.api.decision import Decided
+from cairn.controller.api.nouns import Noun
+from cairn.controller.store.base import Conflict, Indeterminate, Record, Txn, View
+from cairn.proto.errors import NotFound, TryAgain
+from cairn.proto.seams import timestamp
+from google.protobuf.message import Message
+
+M = TypeVar("M", bound=Message)
+
+
+class Erasure(Generic[M]):
+    """Deletes objects of one noun.
+
+    in_use refuses (BadState) while something refers to the record; release adds to the removing transaction what it held.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        noun: Noun[M],
+        in_use: Callable[[View, Record[M]], None],
+        release: Callable[[Txn, View, Record[M]], None],
+    ) -> None:
+        self._core, self._noun, self._in_use, self._release = core, noun, in_use, release
+
+    async def run(self, request: Any, actor: str) -> M:
+        """Answer a Delete request. Raises Refused."""
+        if not request.validate_only:
+            await self._close(request)
+        return await self._core.mutations.run(request, actor, lambda view: self._decide(view, request))
+
+    def _find(self, view: View, request: Any) -> Record[M]:
+        project = resolution.project_id(view, request.project)
+        return resolution.find(view, self._noun, project, request.id)
+
+    def _decide(self, view: View, request: Any) -> Decided[M]:
+        record = self._find(view, request)
+        message: Any = record.message
+        if not message.HasField("delete_time"):
+            resolution.check_etag("etag", record, request.etag, required=False, title=self._noun.title)
+        self._in_use(view, record)
+        txn = Txn("api").check(self._noun.kind, message.id, record.mod_revision).delete(self._noun.kind, message.id)
+        self._release(txn, view, record)
+        said = [("Deleted", f"{self._noun.title} {message.name} was deleted")]
+        last = self._noun.project(view, record)
+        return Decided(txn, self._noun, message.id, message.name, message.project, erased=last, events=said)
+
+    async def _close(self, request: Any) -> None:
+        """Mark the record, look again, and take the mark back when it is in use after all."""
+        try:
+            view = await self._core.mutations.freshen()
+            record = self._find(view, request)
+        except NotFound:
+            return  # the repeat of a finished call, or a real NotFound: the mutation itself tells
+        message: Any = record.message
+        if not message.HasField("delete_time"):
+            resolution.check_etag("etag", record, request.etag, required=False, title=self._noun.title)
+            self._in_use(view, record)
+            marked = self._copy(message)
+            marked.delete_time.CopyFrom(timestamp(self._core.clock.now()))
+            record = await self._write(record, marked)
+        try:
+            self._in_use(self._core.cache.view, record)
+        except Exception:
+            unmarked = self._copy(record.message)
+            unmarked.ClearField("delete_time")
+            await self._write(record, unmarked)
+            raise
+
+    def _copy(self, message: Any) -> Any:
+        result: Any = self._noun.kind.message()
+        result.CopyFrom(message)
+        return result
+
+    async def _write(self, record: Record[M], message: Any) -> Record[M]:
+        """Replace the record; return it as written. Raises TryAgain."""
+        txn = Txn("api").check(self._noun.kind, message.id, record.mod_revision).put(self._noun.kind, message.id, message)
+        try:
+            revision = await self._core.store.commit(txn)
+        except (Conflict, Indeterminate) as error:
+            raise TryAgain(f"{self._noun.title} {message.name!r} is being changed by someone else; try again") from error
+        await self._core.cache.wait_for(revision)
+        written = self._core.cache.view.record(self._noun.kind, message.id)
+        if written is None:
+            raise TryAgain(f"{self._noun.title} {message.name!r} is being deleted by someone else; try again")
+        return written

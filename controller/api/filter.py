@@ -1,0 +1,208 @@
+"""List filters: a subset of AIP-160.
+
+    filter      = comparison { ["AND"] comparison }
+    comparison  = path op value          op: = != < <= > >= :
+    path        = field { "." field }    the last part may be a key of a map: labels.env
+
+Strings: `=` takes a trailing or leading `*`; `:` means "contains" (for a map or list: has; `labels.env:*` asks for presence).
+Enums are named with or without their prefix (RUNNING, STATE_RUNNING). Times are RFC 3339. The filter is checked against the
+message's descriptor first, so a misspelt field is refused, never silently false. Not in the subset: OR, NOT, parentheses,
+functions; asking for them is refused with the reason.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from cairn.proto.errors import Invalid
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+Predicate = Callable[[Message], bool]
+LENGTH_MAX: Final = 2048
+_TOKEN: Final = re.compile(
+    r"""\s*(?:(?P<op><=|>=|!=|=|<|>|:)|"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<word>[^\s<>=!:"()]+)|(?P<bad>.))"""
+)
+_ORDER: Final[dict[str, Callable[[Any, Any], bool]]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+_INTEGERS: Final = frozenset(
+    {
+        FieldDescriptor.TYPE_INT32, FieldDescriptor.TYPE_INT64, FieldDescriptor.TYPE_UINT32, FieldDescriptor.TYPE_UINT64,
+        FieldDescriptor.TYPE_SINT32, FieldDescriptor.TYPE_SINT64, FieldDescriptor.TYPE_FIXED32, FieldDescriptor.TYPE_FIXED64,
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One parsed comparison: path, operator, value as written."""
+
+    path: str
+    op: str
+    value: str
+
+
+def parse(text: str) -> list[Comparison]:
+    """Return the comparisons of a filter; Invalid("filter", ...) when it is not in the subset."""
+    if len(text) > LENGTH_MAX:
+        raise Invalid("filter", f"{len(text)} characters long, at most {LENGTH_MAX} are allowed")
+    tokens = [(match.lastgroup or "", match[match.lastgroup or 0]) for match in _TOKEN.finditer(text.strip())]
+    result: list[Comparison] = []
+    position = 0
+    while position < len(tokens):
+        kind, word = tokens[position]
+        if kind == "word" and word == "AND" and result:
+            position += 1
+            continue
+        if kind == "bad" or word in {"OR", "NOT"} or word.startswith("-"):
+            raise Invalid("filter", f"{word!r} is not supported: give comparisons joined with AND")
+        following = tokens[position + 1 : position + 3]
+        if kind != "word" or len(following) < 2 or following[0][0] != "op" or following[1][0] not in {"word", "quoted"}:
+            raise Invalid("filter", f"near {word!r}: expected FIELD OP VALUE, for example status.state=RUNNING")
+        value = following[1][1]
+        if following[1][0] == "quoted":
+            value = re.sub(r"\\(.)", r"\1", value)
+        # A word stops at ":", so times arrive in pieces: 2026-01-02T03:04:05Z.
+        position += 3
+        while following[1][0] == "word" and [kind for kind, _ in tokens[position : position + 2]] == ["op", "word"]:
+            if tokens[position][1] != ":" or not re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:]*", value):
+                break
+            value += ":" + tokens[position + 1][1]
+            position += 2
+        result.append(Comparison(word, following[0][1], value))
+    return result
+
+
+def predicate(text: str, descriptor: Descriptor) -> Predicate:
+    """Return a function that tells whether a message passes; the empty filter passes all."""
+    tests = [_compile(comparison, descriptor) for comparison in parse(text)]
+    return lambda message: all(test(message) for test in tests)
+
+
+def mentions(text: str, path: str) -> bool:
+    """Tell whether a filter compares that path."""
+    return any(comparison.path == path for comparison in parse(text))
+
+
+def _compile(comparison: Comparison, descriptor: Descriptor) -> Predicate:
+    """Resolve the path once; the rest is attribute access per message."""
+    steps: list[str] = []
+    parts = comparison.path.split(".")
+    here: Descriptor | None = descriptor
+    for position, part in enumerate(parts):
+        field = here.fields_by_name.get(part) if here is not None else None
+        if field is None:
+            raise Invalid("filter", f"there is no field {comparison.path!r} in {descriptor.name}")
+        rest = parts[position + 1 :]
+        if _is_map(field):
+            return _map_test(comparison, [*steps, part], ".".join(rest))
+        if field.is_repeated:
+            if rest:
+                raise Invalid("filter", f"{comparison.path!r} goes into a list: compare the list itself with ':'")
+            return _list_test(comparison, [*steps, part], field)
+        if not rest:
+            return _scalar_test(comparison, [*steps, part], field)
+        steps.append(part)
+        here = field.message_type
+    raise Invalid("filter", f"there is no field {comparison.path!r} in {descriptor.name}")
+
+
+def _is_map(field: FieldDescriptor) -> bool:
+    return field.message_type is not None and field.message_type.GetOptions().map_entry
+
+
+def _at(message: Message, steps: list[str]) -> Any:
+    value: Any = message
+    for step in steps:
+        value = getattr(value, step)
+    return value
+
+
+def _map_test(comparison: Comparison, steps: list[str], key: str) -> Predicate:
+    if not key:
+        if comparison.op != ":":
+            raise Invalid("filter", f"compare a key of {comparison.path!r}, for example {comparison.path}.env=test")
+        return lambda message: comparison.value in _at(message, steps)
+    if comparison.op == ":" and comparison.value == "*":
+        return lambda message: key in _at(message, steps)
+    matches = _string_match(comparison)
+    absent = comparison.op == "!="
+    return lambda message: matches(held[key]) if key in (held := _at(message, steps)) else absent
+
+
+def _list_test(comparison: Comparison, steps: list[str], field: FieldDescriptor) -> Predicate:
+    if comparison.op != ":" or field.type != FieldDescriptor.TYPE_STRING:
+        raise Invalid("filter", f"{comparison.path!r} is a list: only {comparison.path}:VALUE is supported")
+    return lambda message: comparison.value in _at(message, steps)
+
+
+def _scalar_test(comparison: Comparison, steps: list[str], field: FieldDescriptor) -> Predicate:
+    if field.type == FieldDescriptor.TYPE_STRING:
+        matches = _string_match(comparison)
+        return lambda message: matches(_at(message, steps))
+    if field.message_type is not None:
+        if field.message_type.full_name != Timestamp.DESCRIPTOR.full_name:
+            raise Invalid("filter", f"{comparison.path!r} is a message: compare one of its fields")
+        return _time_test(comparison, steps, field.name)
+    wanted = _typed(comparison, field)
+    compare = {"=": operator.eq, ":": operator.eq, "!=": operator.ne, **_ORDER}[comparison.op]
+    return lambda message: compare(_at(message, steps), wanted)
+
+
+def _time_test(comparison: Comparison, steps: list[str], name: str) -> Predicate:
+    if comparison.op == ":" and comparison.value == "*":
+        return lambda message: bool(_at(message, steps[:-1]).HasField(name))
+    wanted = Timestamp()
+    try:
+        wanted.FromJsonString(comparison.value)
+    except ValueError as error:
+        raise Invalid("filter", f"{comparison.value!r} is not an RFC 3339 time such as 2026-01-02T03:04:05Z") from error
+    nanoseconds = wanted.ToNanoseconds()
+    compare = {"=": operator.eq, ":": operator.eq, "!=": operator.ne, **_ORDER}[comparison.op]
+    return lambda message: bool(compare(_at(message, steps).ToNanoseconds(), nanoseconds))
+
+
+def _typed(comparison: Comparison, field: FieldDescriptor) -> object:
+    """Return the value as the field's type."""
+    text = comparison.value
+    if field.enum_type is not None:
+        names = field.enum_type.values_by_name
+        for name, value in names.items():
+            if name == text or (name.endswith("_" + text) and name.removesuffix("_" + text) in _prefixes(list(names))):
+                return value.number
+        raise Invalid("filter", f"{text!r} is not a value of {comparison.path}: {', '.join(names)}")
+    if field.type == FieldDescriptor.TYPE_BOOL:
+        if text not in {"true", "false"}:
+            raise Invalid("filter", f"{comparison.path} is true or false, not {text!r}")
+        return text == "true"
+    try:
+        return int(text) if field.type in _INTEGERS else float(text)
+    except ValueError as error:
+        raise Invalid("filter", f"{text!r} is not a number, as {comparison.path} is") from error
+
+
+def _prefixes(names: list[str]) -> set[str]:
+    """Return the prefix the enum's zero value shows: STATE_UNSPECIFIED -> STATE."""
+    return {name.removesuffix("_UNSPECIFIED") for name in names if name.endswith("_UNSPECIFIED")}
+
+
+def _string_match(comparison: Comparison) -> Callable[[str], bool]:
+    wanted = comparison.value
+    if comparison.op == ":":
+        return lambda held: wanted in held
+    if comparison.op in _ORDER:
+        compare = _ORDER[comparison.op]
+        return lambda held: compare(held, wanted)
+    pattern = re.compile(".*".join(re.escape(part) for part in wanted.split("*")), re.DOTALL)
+    if comparison.op == "=":
+        return lambda held: bool(pattern.fullmatch(held))
+    return lambda held: not pattern.fullmatch(held)

@@ -1,0 +1,44 @@
+"""Certificates for those who have one: renewal over mTLS."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cairn.controller.api.core import Core
+from cairn.proto import kinds, log
+from cairn.proto.errors import Denied, Invalid, TryAgain
+from cairn.proto.pki import Authority, PkiError
+from cairn.proto.rpc import peer_identity
+from cairn.proto.v1 import cluster_pb2, cluster_pb2_grpc
+
+_log = log.logger("api")
+
+
+def signer(core: Core) -> Authority:
+    """Return the CA that signs. Raises TryAgain on controllers that hold none."""
+    if core.authority is None:
+        raise TryAgain("this controller does not sign certificates; ask another one")
+    return core.authority
+
+
+class IdentityService(cluster_pb2_grpc.IdentityServiceServicer):
+    """IdentityService of proto/v1/cluster.proto."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    async def RenewCertificate(
+        self, request: cluster_pb2.RenewCertificateRequest, context: Any
+    ) -> cluster_pb2.RenewCertificateResponse:
+        """Certify a new key for whoever calls, and for nobody else."""
+        identity = peer_identity(context)
+        if identity.kind == "node" and self._core.cache.view.get(kinds.NODE, identity.id) is None:
+            view = await self._core.mutations.freshen()
+            if view.get(kinds.NODE, identity.id) is None:
+                raise Denied(f"node {identity.id!r} is not part of this cluster any more")
+        try:
+            certificate = signer(self._core).sign(request.csr_pem, identity)
+        except PkiError as error:
+            raise Invalid("csr_pem", str(error)) from error
+        _log.info("certificate renewed", identity=identity.uri)
+        return cluster_pb2.RenewCertificateResponse(certificate_pem=certificate, ca_pem=self._core.ca_pem)

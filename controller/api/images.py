@@ -1,0 +1,168 @@
+"""Images: creating one starts a job; its bytes are then streamed through any controller to the node the job chose."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+from cairn.controller.api import nouns, resolution, validation
+from cairn.controller.api.authorise import actor
+from cairn.controller.api.core import Core
+from cairn.controller.api.decision import Decided
+from cairn.controller.api.erasure import Erasure
+from cairn.controller.api.objects import UpdateRules, begin, updated
+from cairn.controller.jobs import import_image
+from cairn.controller.store.base import Record, Txn, View
+from cairn.proto import kinds
+from cairn.proto.errors import BadState, Invalid, TryAgain
+from cairn.proto.pki import node_server_name
+from cairn.proto.v1 import image_pb2, image_pb2_grpc
+from cairn.proto.v1.agent_pb2 import ImageReport, PutBlobBegin, PutBlobRequest
+from cairn.proto.v1.agent_pb2_grpc import HostServiceStub
+from cairn.proto.v1.image_pb2 import Image, UploadImageRequest, UploadImageResponse
+
+RULES = UpdateRules(
+    mutable=("labels",),
+    immutable=("name", "spec.digest", "spec.size_bytes", "spec.format", "spec.arch", "spec.replicas"),
+)
+# How long an upload waits for a node to be ready to take it.
+RECEIVER_WAIT_S: Final = 30.0
+POLL_S: Final = 0.1
+
+
+class ImageService(image_pb2_grpc.ImageServiceServicer):
+    """ImageService of proto/v1/image.proto."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._erasure: Erasure[Image] = Erasure(core, nouns.IMAGE, in_use, release)
+
+    async def CreateImage(self, request: image_pb2.CreateImageRequest, context: Any) -> Image:
+        """Announce an image by its digest; its bytes follow with UploadImage."""
+        return await self._core.mutations.run(request, actor(context), lambda view: self._create(view, request.image))
+
+    def _create(self, view: View, given: Image) -> Decided[Image]:
+        validation.image(given.spec)
+        decided, image = begin(view, self._core, nouns.IMAGE, given)
+        image.spec.CopyFrom(given.spec)
+        decided.txn.create(kinds.IMAGE, image.id, image)
+        decided.txn.merge(import_image.start(image, self._core.ids.new(kinds.JOB.id_prefix), self._core.clock.now()))
+        return decided
+
+    async def GetImage(self, request: image_pb2.GetImageRequest, context: Any) -> Image:
+        """Return one."""
+        return await self._core.listings.get(nouns.IMAGE, request)
+
+    async def ListImages(self, request: image_pb2.ListImagesRequest, context: Any) -> image_pb2.ListImagesResponse:
+        """Return a page."""
+        return await self._core.listings.list(nouns.IMAGE, request, image_pb2.ListImagesResponse)
+
+    async def UpdateImage(self, request: image_pb2.UpdateImageRequest, context: Any) -> Image:
+        """Change labels."""
+
+        def decide(view: View) -> Decided[Image]:
+            decided, _, _ = updated(view, self._core, nouns.IMAGE, request, RULES)
+            return decided
+
+        return await self._core.mutations.run(request, actor(context), decide)
+
+    async def DeleteImage(self, request: image_pb2.DeleteImageRequest, context: Any) -> Image:
+        """Remove one that no volume is a copy of."""
+        return await self._erasure.run(request, actor(context))
+
+    async def WatchImages(
+        self, request: image_pb2.WatchImagesRequest, context: Any
+    ) -> AsyncIterator[image_pb2.WatchImagesResponse]:
+        """Follow them."""
+        async for response in self._core.watches.watch(nouns.IMAGE, request, image_pb2.WatchImagesResponse):
+            yield response
+
+    async def UploadImage(self, requests: AsyncIterator[UploadImageRequest], context: Any) -> UploadImageResponse:
+        """Pass an image's bytes on to the node that takes them first. Held already: nothing is read. Broken off: repeat it."""
+        first = await anext(aiter(requests), None)
+        if first is None or first.WhichOneof("part") != "image":
+            raise Invalid("image", "the first message must say which image")
+        image: Image = (await self._find(first.image)).message
+        node, endpoint = await self._receiver(image.id)
+        if endpoint:
+            await self._relay(image, node, endpoint, requests)
+        shown = nouns.IMAGE.of(self._core.cache.view, image.id)
+        if shown is None:
+            raise BadState("image", image.name, f"image {image.name!r} was deleted while it was uploaded")
+        return UploadImageResponse(image=shown, job=shown.status.job)
+
+    async def _find(self, text: str) -> Record[Any]:
+        view = await self._core.mutations.freshen()
+        return resolution.live(view, nouns.IMAGE, nouns.DEFAULT_PROJECT_ID, text, field="image")
+
+    async def _receiver(self, image: str) -> tuple[str, str]:
+        """Wait for a node that is ready to take the bytes; return its id and endpoint, empty when one holds them already.
+
+        Raises TryAgain when there is none in time, BadState when the import has failed.
+        """
+        try:
+            async with asyncio.timeout(RECEIVER_WAIT_S):
+                while True:
+                    view = self._core.cache.view
+                    content = view.get(kinds.IMAGE_CONTENT, image)
+                    if content is not None and content.failed:
+                        raise BadState("image", image, f"the import has failed: {content.error}")
+                    ready, receivers = receivers_of(view, image)
+                    if ready:
+                        return "", ""
+                    if receivers:
+                        return receivers[0]
+                    await asyncio.sleep(POLL_S)
+        except TimeoutError as error:
+            shown = nouns.IMAGE.of(self._core.cache.view, image)
+            say = shown.status.say if shown is not None else "it is gone"
+            raise TryAgain(f"no node is ready to take image {image}: {say}") from error
+
+    async def _relay(self, image: Image, node: str, endpoint: str, requests: AsyncIterator[UploadImageRequest]) -> None:
+        """Stream the chunks to an agent. Raises TryAgain when it cannot be reached; its own refusals pass through."""
+
+        async def parts() -> AsyncIterator[PutBlobRequest]:
+            spec = image.spec
+            begin = PutBlobBegin(image=image.id, digest=spec.digest, size_bytes=spec.size_bytes, format=spec.format)
+            yield PutBlobRequest(begin=begin)
+            async for request in requests:
+                yield PutBlobRequest(chunk=request.chunk)
+
+        async with self._core.transport.channel([endpoint], server_name=node_server_name(node)) as channel:
+            await HostServiceStub(channel).PutBlob(parts())
+
+
+def receivers_of(view: View, image: str) -> tuple[bool, list[tuple[str, str]]]:
+    """Return (some node holds the image, [(node id, agent endpoint)] of the chosen nodes that wait for its bytes)."""
+    content = view.get(kinds.IMAGE_CONTENT, image)
+    chosen = set(content.nodes) if content is not None else set()
+    waiting: list[tuple[str, str]] = []
+    ready = False
+    for id in view.by(kinds.OBSERVED, "key", f"image/{image}"):
+        observed = view.get(kinds.OBSERVED, id)
+        session = view.get(kinds.NODE_SESSION, observed.node) if observed is not None else None
+        if observed is None or session is None:
+            continue
+        if observed.report.image.state == ImageReport.STATE_READY:
+            ready = True
+        elif observed.node in chosen and observed.report.image.state == ImageReport.STATE_FETCHING:
+            waiting.append((observed.node, session.endpoint))
+    return ready, waiting
+
+
+def in_use(view: View, record: Record[Image]) -> None:
+    """Refuse while a volume is a copy of it. Raises BadState."""
+    image = record.message
+    volumes = view.by(kinds.VOLUME, "image", image.id)
+    if volumes:
+        first = view.get(kinds.VOLUME, volumes[0])
+        name = first.name if first is not None else volumes[0]
+        say = f"image {image.name!r} is what {len(volumes)} volume(s) are copies of, for example {name!r}"
+        raise BadState("image", image.name, f"{say}: delete them first (a deleted VM keeps its disk for a while)")
+
+
+def release(txn: Txn, view: View, record: Record[Image]) -> None:
+    """Give back its name."""
+    image = record.message
+    resolution.release(txn, view, nouns.IMAGE, image.project, image.name, image.id)

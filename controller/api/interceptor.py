@@ -1,0 +1,77 @@
+"""The gate every call passes: is this caller allowed, and is the store there.
+
+It sits inside proto/rpc.py's ErrorInterceptor, which turns what is raised here into a gRPC status with google.rpc details,
+and outsizes messages are refused by gRPC itself (RESOURCE_EXHAUSTED). A store that does not answer is a passing fault:
+UNAVAILABLE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import grpc
+import grpc.aio
+from cairn.controller.api.authorise import authorise
+from cairn.controller.store.base import StoreError
+from cairn.proto.errors import TryAgain
+
+Handler = Any
+_SHAPES: Final[dict[tuple[bool, bool], tuple[str, Any]]] = {
+    (False, False): ("unary_unary", grpc.unary_unary_rpc_method_handler),
+    (False, True): ("unary_stream", grpc.unary_stream_rpc_method_handler),
+    (True, False): ("stream_unary", grpc.stream_unary_rpc_method_handler),
+    (True, True): ("stream_stream", grpc.stream_stream_rpc_method_handler),
+}
+
+
+class Gate(grpc.aio.ServerInterceptor[Any, Any] if TYPE_CHECKING else grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Authorises every call of ours; health and reflection are for anybody with a certificate."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler:
+        """Wrap the handler of one method."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        method = str(handler_call_details.method)
+        attribute, make = _SHAPES[bool(handler.request_streaming), bool(handler.response_streaming)]
+        behaviour = getattr(handler, attribute)
+        gated = _stream(method, behaviour) if handler.response_streaming else _single(method, behaviour)
+        codecs = {
+            "request_deserializer": handler.request_deserializer,
+            "response_serializer": handler.response_serializer,
+        }
+        return make(gated, **codecs)
+
+
+def _single(method: str, behaviour: Any) -> Any:
+    async def call(request: Any, context: Any) -> Any:
+        authorise(method, context)
+        try:
+            return await behaviour(request, context)
+        except StoreError as error:
+            raise TryAgain(f"the store does not answer: {error}") from error
+
+    return call
+
+
+def _stream(method: str, behaviour: Any) -> Any:
+    async def call(request: Any, context: Any) -> AsyncIterator[Any]:
+        authorise(method, context)
+        try:
+            result = behaviour(request, context)
+            if not hasattr(result, "__aiter__"):
+                await result  # a handler in the style that writes to the context itself
+                return
+            async with aclosing(cast("Any", result)):
+                async for response in result:
+                    yield response
+        except StoreError as error:
+            raise TryAgain(f"the store does not answer: {error}") from error
+
+    return call

@@ -1,0 +1,107 @@
+"""Nodes: servers that carry VMs; and the tokens with which new ones join."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any, Final
+
+from cairn.controller.api import nouns, validation
+from cairn.controller.api.authorise import actor
+from cairn.controller.api.core import Core
+from cairn.controller.api.decision import Decided
+from cairn.controller.api.objects import UpdateRules, updated
+from cairn.controller.store.base import Conflict, Indeterminate, Record, Txn, View
+from cairn.proto import kinds, log
+from cairn.proto.errors import AlreadyExists, BadState, Invalid, TryAgain
+from cairn.proto.pki import TokenContent
+from cairn.proto.seams import timestamp
+from cairn.proto.v1 import node_pb2, node_pb2_grpc
+from cairn.proto.v1.node_pb2 import JoinToken, Node
+
+_log = log.logger("api")
+RULES = UpdateRules(
+    mutable=("labels", "spec.cordoned", "spec.cpu_overcommit", "spec.memory_share"), immutable=("name", "spec.index")
+)
+TOKEN_TTL_S_DEFAULT: Final = 3600
+TOKEN_TTL_S_MAX: Final = 604_800
+SECRET_BYTES: Final = 32
+CPU_OVERCOMMIT_MAX: Final = 64.0
+
+
+class NodeService(node_pb2_grpc.NodeServiceServicer):
+    """NodeService of proto/v1/node.proto."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    async def GetNode(self, request: node_pb2.GetNodeRequest, context: Any) -> Node:
+        """Return one."""
+        return await self._core.listings.get(nouns.NODE, request)
+
+    async def ListNodes(self, request: node_pb2.ListNodesRequest, context: Any) -> node_pb2.ListNodesResponse:
+        """Return a page."""
+        return await self._core.listings.list(nouns.NODE, request, node_pb2.ListNodesResponse)
+
+    async def UpdateNode(self, request: node_pb2.UpdateNodeRequest, context: Any) -> Node:
+        """Cordon, label, change overcommit."""
+
+        def decide(view: View) -> Decided[Node]:
+            decided, _, _ = updated(view, self._core, nouns.NODE, request, RULES, amend)
+            return decided
+
+        return await self._core.mutations.run(request, actor(context), decide)
+
+    async def WatchNodes(self, request: node_pb2.WatchNodesRequest, context: Any) -> AsyncIterator[node_pb2.WatchNodesResponse]:
+        """Follow them."""
+        async for response in self._core.watches.watch(nouns.NODE, request, node_pb2.WatchNodesResponse):
+            yield response
+
+    async def CreateJoinToken(self, request: node_pb2.CreateJoinTokenRequest, context: Any) -> node_pb2.CreateJoinTokenResponse:
+        """Make a one-time token. Only its hash is stored, so a repeated call cannot return it: it renews the same token."""
+        who = actor(context)
+        if request.request_id:
+            validation.request_id(request.request_id)
+        if request.ttl_s > TOKEN_TTL_S_MAX:
+            raise Invalid("ttl_s", f"{request.ttl_s} is more than {TOKEN_TTL_S_MAX} (a week)")
+        if request.node_name:
+            validation.name("node_name", request.node_name)
+        endpoints = self._core.enrolment_endpoints()
+        if not endpoints:
+            raise TryAgain("no controller with an enrolment address is known yet; try again")
+        secret = base64.urlsafe_b64encode(self._core.ids.secret(SECRET_BYTES)).decode().rstrip("=")
+        # The token's id follows from the request's, so that a repeat finds it; without one it is a new token.
+        digest = hashlib.sha256((request.request_id.lower() or self._core.ids.uuid()).encode()).hexdigest()
+        token = JoinToken(id=f"{kinds.JOIN_TOKEN.id_prefix}-{digest[:8]}", node_name=request.node_name)
+        token.secret_sha256 = hashlib.sha256(secret.encode()).digest()
+        now = self._core.clock.now()
+        token.create_time.CopyFrom(timestamp(now))
+        token.expire_time.CopyFrom(timestamp(now + timedelta(seconds=request.ttl_s or TOKEN_TTL_S_DEFAULT)))
+        await self._store(token)
+        _log.info("join token made", token_id=token.id, node_name=token.node_name, actor=who)
+        content = TokenContent(token.id, secret, tuple(endpoints), self._core.ca_pem)
+        return node_pb2.CreateJoinTokenResponse(token=content.encode(), expire_time=token.expire_time)
+
+    async def _store(self, token: JoinToken) -> None:
+        """Write a token; one of the same id is renewed unless it was used. Raises BadState, TryAgain."""
+        view = await self._core.mutations.freshen()
+        held = view.get(kinds.JOIN_TOKEN, token.id)
+        if held is not None and held.used_by:
+            raise BadState("join_token", token.id, f"this token was used by {held.used_by}: make a new one")
+        if token.node_name and view.get(kinds.NAME, f"{nouns.CLUSTER_WIDE}/node/{token.node_name}") is not None:
+            raise AlreadyExists("node", token.node_name)
+        txn = Txn("api").check(kinds.JOIN_TOKEN, token.id, view.revision_of(kinds.JOIN_TOKEN, token.id))
+        try:
+            await self._core.store.commit(txn.put(kinds.JOIN_TOKEN, token.id, token))
+        except (Conflict, Indeterminate) as error:
+            raise TryAgain("the token could not be stored for sure; try again") from error
+
+
+def amend(_view: View, _txn: Txn, new: Node, _record: Record[Any]) -> None:
+    """Check an updated node. Raises Invalid."""
+    if new.spec.HasField("cpu_overcommit") and not 1.0 <= new.spec.cpu_overcommit <= CPU_OVERCOMMIT_MAX:
+        raise Invalid("node.spec.cpu_overcommit", f"{new.spec.cpu_overcommit:g} is not between 1 and {CPU_OVERCOMMIT_MAX:g}")
+    if new.spec.HasField("memory_share") and not 0.1 <= new.spec.memory_share <= 1.0:
+        raise Invalid("node.spec.memory_share", f"{new.spec.memory_share:g} is not between 0.1 and 1")

@@ -1,0 +1,73 @@
+"""The API's nouns: which record each is, how it is called, and how it is projected. One table; all generic code runs on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Generic, TypeVar
+
+from cairn.controller.api import status
+from cairn.controller.api.vm_status import vm
+from cairn.controller.store.base import Record, View
+from cairn.proto import kinds
+from cairn.proto.kinds import Kind
+from cairn.proto.v1.event_pb2 import Event
+from cairn.proto.v1.image_pb2 import Image
+from cairn.proto.v1.job_pb2 import Job
+from cairn.proto.v1.node_pb2 import Node
+from cairn.proto.v1.port_pb2 import Port
+from cairn.proto.v1.project_pb2 import Project
+from cairn.proto.v1.subnet_pb2 import Subnet
+from cairn.proto.v1.vm_pb2 import Vm
+from cairn.proto.v1.volume_pb2 import Volume
+from cairn.proto.v1.vpc_pb2 import Vpc
+from google.protobuf.message import Message
+
+M = TypeVar("M", bound=Message)
+
+# Owner of names that belong to the cluster and to no project: projects and nodes.
+CLUSTER_WIDE: Final = "-"
+DEFAULT_PROJECT: Final = "default"
+# Fixed, so that controllers starting together make one and the same.
+DEFAULT_PROJECT_ID: Final = "prj-default0"
+
+
+@dataclass(frozen=True, slots=True)
+class Noun(Generic[M]):
+    """One noun of the API."""
+
+    kind: Kind[M]
+    # As a sentence calls it.
+    title: str
+    # Field of list answers; the field of watch answers and requests is the kind's name.
+    plural: str
+    project: Callable[[View, Record[M]], M]
+    cluster_wide: bool = False
+    # Deletion keeps it for a while.
+    soft_delete: bool = False
+
+    def of(self, view: View, id: str) -> M | None:
+        """Return the projected object, or None."""
+        record = view.record(self.kind, id)
+        return self.project(view, record) if record is not None else None
+
+
+PROJECT: Final = Noun(kinds.PROJECT, "project", "projects", status.project, cluster_wide=True)
+IMAGE: Final = Noun(kinds.IMAGE, "image", "images", status.image)
+VPC: Final = Noun(kinds.VPC, "VPC", "vpcs", status.vpc)
+SUBNET: Final = Noun(kinds.SUBNET, "subnet", "subnets", status.subnet)
+PORT: Final = Noun(kinds.PORT, "port", "ports", status.port)
+VOLUME: Final = Noun(kinds.VOLUME, "volume", "volumes", status.volume, soft_delete=True)
+VM: Final = Noun(kinds.VM, "VM", "vms", vm, soft_delete=True)
+NODE: Final = Noun(kinds.NODE, "node", "nodes", status.node, cluster_wide=True)
+JOB: Final = Noun(kinds.JOB, "job", "jobs", status.job)
+EVENT: Final = Noun(kinds.EVENT, "event", "events", status.event)
+
+ALL: Final[tuple[Noun[Any], ...]] = (PROJECT, IMAGE, VPC, SUBNET, PORT, VOLUME, VM, NODE, JOB, EVENT)
+BY_KIND: Final[dict[str, Noun[Any]]] = {noun.kind.name: noun for noun in ALL}
+
+__all__ = [
+    "ALL", "BY_KIND", "CLUSTER_WIDE", "DEFAULT_PROJECT", "DEFAULT_PROJECT_ID", "EVENT", "IMAGE", "JOB", "NODE", "PORT",
+    "PROJECT", "SUBNET", "VM", "VOLUME", "VPC", "Event", "Image", "Job", "Node", "Noun", "Port", "Project", "Subnet", "Vm",
+    "Volume", "Vpc",
+]  # fmt: skip

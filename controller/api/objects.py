@@ -1,0 +1,138 @@
+"""What creating, updating and deleting has in common for all nouns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final, TypeVar
+
+from cairn.controller.api import resolution, validation
+from cairn.controller.api.core import Core
+from cairn.controller.api.decision import Decided
+from cairn.controller.api.nouns import Noun
+from cairn.controller.store.base import Record, Txn, View
+from cairn.proto.errors import Invalid, NotFound
+from cairn.proto.seams import timestamp
+from google.protobuf.message import Message
+
+M = TypeVar("M", bound=Message)
+
+# How long deleted VMs and volumes can be brought back.
+RETENTION: Final = timedelta(hours=2)
+
+# (view, transaction, new message, old record): adds to the transaction, corrects the message, or refuses.
+Amend = Callable[[View, Txn, Any, Record[Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateRules:
+    """Which paths an update may name: those it may change, and those that can never be changed."""
+
+    mutable: Sequence[str]
+    immutable: Sequence[str]
+
+
+def begin(view: View, core: Core, noun: Noun[M], given: Any) -> tuple[Decided[M], Any]:
+    """Start a new object: checked name and labels, project, id, times, the claim of its name. Raises Refused."""
+    field = noun.kind.name
+    name = validation.name(f"{field}.name", given.name)
+    validation.labels(f"{field}.labels", given.labels)
+    project = resolution.project_id(view, given.project)
+    id = core.ids.new(noun.kind.id_prefix)
+    now = timestamp(core.clock.now())
+    made: Any = noun.kind.message(id=id, name=name, project=project, labels=given.labels, create_time=now, update_time=now)
+    txn = Txn("api")
+    resolution.claim(txn, view, noun, project, name, id)
+    decided = Decided(txn, noun, id, name, project, events=[("Created", f"{noun.title} {name} was asked for")])
+    return decided, made
+
+
+def updated(
+    view: View, core: Core, noun: Noun[M], request: Any, rules: UpdateRules, amend: Amend | None = None
+) -> tuple[Decided[M], Any, Record[Any]]:
+    """Apply an Update request's mask; return the decision, the new message and the old record. Raises Refused."""
+    field = noun.kind.name
+    given = getattr(request, field)
+    project = "" if noun.cluster_wide else resolution.project_id(view, given.project)
+    record = resolution.live(view, noun, project, given.id or given.name, field=f"{field}.id")
+    old = record.message
+    resolution.check_etag(f"{field}.etag", record, given.etag, required=not request.allow_stale, title=noun.title)
+    new: Any = noun.kind.message()
+    new.CopyFrom(old)
+    for path in _expanded(given, list(request.update_mask.paths)):
+        _assign(new, given, path, rules, f"{field}.")
+    validation.labels(f"{field}.labels", new.labels)
+    txn = Txn("api").check(noun.kind, old.id, record.mod_revision)
+    if amend is not None:
+        amend(view, txn, new, record)
+    new.update_time.CopyFrom(timestamp(core.clock.now()))
+    txn.put(noun.kind, old.id, new)
+    decided = Decided(txn, noun, old.id, old.name, old.project, events=[("Updated", f"{noun.title} {old.name} was changed")])
+    return decided, new, record
+
+
+def _expanded(given: Any, paths: list[str]) -> Iterator[str]:
+    """Yield single fields: of an empty mask or "*" what is set (AIP-134), of "spec" what is set in it."""
+    for path in paths or ["*"]:
+        if path == "*":
+            if given.labels:
+                yield "labels"
+            yield from (f"spec.{field.name}" for field, _ in given.spec.ListFields())
+        elif path == "spec":
+            yield from (f"spec.{field.name}" for field, _ in given.spec.ListFields())
+        else:
+            yield path
+
+
+def _assign(new: Any, given: Any, path: str, rules: UpdateRules, prefix: str) -> None:
+    """Copy one field. An immutable one that would change is refused by name."""
+    if path.startswith("labels.") and "labels" in rules.mutable:
+        key = path.removeprefix("labels.")
+        if key in given.labels:
+            new.labels[key] = given.labels[key]
+        else:
+            new.labels.pop(key, None)
+        return
+    owner, target, name = given, new, path
+    if path.startswith("spec."):
+        owner, target, name = given.spec, new.spec, path.removeprefix("spec.")
+    if name not in owner.DESCRIPTOR.fields_by_name or (path not in rules.mutable and path not in rules.immutable):
+        allowed = ", ".join(rules.mutable)
+        raise Invalid("update_mask", f"{path!r} is not a field that can be set; these are: {allowed}")
+    if path in rules.immutable:
+        if getattr(owner, name) != getattr(target, name):
+            raise Invalid(prefix + path, f"cannot be changed after creation; these can: {', '.join(rules.mutable)}")
+        return
+    bare: Any = type(owner)()
+    bare.CopyFrom(owner)
+    for field, _ in owner.ListFields():
+        if field.name != name:
+            bare.ClearField(field.name)
+    target.ClearField(name)
+    target.MergeFrom(bare)
+
+
+def addressed(view: View, noun: Noun[Any], request: Any, *, deleted: bool = False) -> Record[Any]:
+    """Return the record a request names by `id` and `project`. Raises NotFound, BadState (deleted, unless allowed)."""
+    project = resolution.project_id(view, request.project)
+    if deleted:
+        return resolution.find(view, noun, project, request.id, deleted=True)
+    return resolution.live(view, noun, project, request.id)
+
+
+def looked_up(view: View, noun: Noun[Any], project: str, text: str, field: str) -> Any:
+    """Return a usable object that a field of a request refers to; NotFound says which field."""
+    try:
+        return resolution.live(view, noun, project, text, field=field).message
+    except NotFound as error:
+        raise NotFound(error.kind, error.name, f"{field}: {error.say}") from error
+
+
+def mark_deleted(core: Core, message: Any, *, purge: bool) -> None:
+    """Set delete_time (once) and purge_time."""
+    now = core.clock.now()
+    if not message.HasField("delete_time"):
+        message.delete_time.CopyFrom(timestamp(now))
+    message.update_time.CopyFrom(timestamp(now))
+    message.purge_time.CopyFrom(timestamp(now if purge else now + RETENTION))

@@ -1,0 +1,186 @@
+"""Plans: what a mutation would do, found out by running the deciding code on a forked view.
+
+    txn = decide(view)                         the API's own part
+    view' = view.fork(txn)
+    repeat: the reconcilers for the touched keys run on view' and their transactions are merged, until they have nothing to do
+    store PlanRecord{merged transaction}       leased, 10 minutes
+
+Applying a plan commits exactly the stored transaction with the checks it was decided on, so it either does what was shown
+or is refused with ABORTED. Reconcilers are pure functions of a view, so planning cannot touch anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from cairn.controller.api import nouns
+from cairn.controller.api.decision import Decided, Views
+from cairn.controller.api.retention import Retention
+from cairn.controller.reconcilers.base import Reconciler
+from cairn.controller.reconcilers.placement import Placements
+from cairn.controller.reconcilers.ports import Ports
+from cairn.controller.reconcilers.sentences import size
+from cairn.controller.store.base import Put, Store, Txn, View
+from cairn.proto import kinds
+from cairn.proto.errors import Invalid, Moved
+from cairn.proto.seams import Clock, Ids, moment, timestamp
+from cairn.proto.v1.cluster_pb2 import PlanRecord, StoredTxn
+from cairn.proto.v1.common_pb2 import Plan
+
+PLAN_KEEP_S: Final = 600.0
+LEASE_USE_S: Final = 60.0
+ROUNDS_MAX: Final = 8
+
+
+def stored(txn: Txn) -> StoredTxn:
+    """Return a transaction as a message."""
+    result = StoredTxn(checks=txn.checks)
+    for key, put in sorted(txn.puts.items()):
+        result.writes.add(key=key, value=put.value, lease=put.lease, writer=txn.writers[key])
+    for key in sorted(txn.deletes):
+        result.writes.add(key=key, writer=txn.writers[key])
+    return result
+
+
+def restored(message: StoredTxn) -> Txn:
+    """Return the transaction of a message."""
+    txn = Txn("api", checks=dict(message.checks))
+    for write in message.writes:
+        if write.HasField("value"):
+            txn.puts[write.key] = Put(write.value, write.lease)
+        else:
+            txn.deletes.add(write.key)
+        txn.writers[write.key] = write.writer
+    return txn
+
+
+def consequences(view: View, txn: Txn, now: datetime, reconcilers: Sequence[Reconciler]) -> tuple[Txn, View]:
+    """Return (txn merged with all the reconcilers would add, the view after it)."""
+    after = view.fork(txn)
+    concerned = _concerned(after, txn, reconcilers)
+    for _ in range(ROUNDS_MAX):
+        added = False
+        for reconciler, key in concerned:
+            outcome = reconciler.reconcile(after, key, now)
+            if outcome.txn is not None and outcome.txn:
+                after = after.fork(outcome.txn)
+                txn.merge(outcome.txn)
+                added = True
+        if not added:
+            break
+    return txn, after
+
+
+def _concerned(view: View, txn: Txn, reconcilers: Sequence[Reconciler]) -> list[tuple[Reconciler, str]]:
+    """Return what reconcilers have to look at since a transaction's keys changed; what follows for others is not in the plan."""
+    changed = [kinds.split(key) for key in (*txn.puts, *txn.deletes)]
+    return [
+        (reconciler, key)
+        for reconciler in reconcilers
+        for key in dict.fromkeys(
+            key for kind, id in changed if kind in reconciler.reads for key in reconciler.keys(view, kind, id)
+        )
+    ]
+
+
+class Planner:
+    """Makes and recalls plans."""
+
+    def __init__(self, store: Store, views: Views, clock: Clock, ids: Ids) -> None:
+        self._store, self._views, self._clock, self._ids = store, views, clock, ids
+        # What a plan shows: addresses first, then places.
+        self._reconcilers: tuple[Reconciler, ...] = (Ports(), Placements())
+        self._retention = Retention(store, PLAN_KEEP_S, LEASE_USE_S)
+
+    def plan(self, view: View, method: str, digest: bytes, decided: Decided[Any]) -> tuple[Any, PlanRecord]:
+        """Return the object as it would be, with its plan, and the plan to keep."""
+        now = self._clock.now()
+        txn, after = consequences(view, decided.txn, now, self._reconcilers)
+        plan = Plan(plan_id=self._ids.new(kinds.PLAN.id_prefix), expire_time=timestamp(now + timedelta(seconds=PLAN_KEEP_S)))
+        self._describe(plan, view, after, txn, decided)
+        record = PlanRecord(
+            plan_id=plan.plan_id,
+            method=method,
+            fingerprint=digest,
+            transaction=stored(txn).SerializeToString(deterministic=True),
+            object=f"{decided.noun.kind.name}/{decided.id}",
+            expire_time=plan.expire_time,
+        )
+        answer: Any = decided.erased
+        if answer is None:
+            answer = decided.noun.of(after, decided.id)
+        else:
+            record.answer = answer.SerializeToString(deterministic=True)
+        answer.plan.CopyFrom(plan)
+        return answer, record
+
+    async def keep(self, record: PlanRecord) -> None:
+        """Store a plan until it expires. Raises StoreError."""
+        lease = await self._retention.lease()
+        revision = await self._store.commit(Txn("api").create(kinds.PLAN, record.plan_id, record, lease=lease))
+        await self._views.wait_for(revision)
+
+    def recall(self, view: View, plan_id: str, digest: bytes) -> Decided[Any]:
+        """Return a stored plan as a decision. Raises Moved when it is unknown or too old, Invalid for another request's."""
+        record = view.record(kinds.PLAN, plan_id)
+        if record is None or moment(record.message.expire_time) <= self._clock.now():
+            raise Moved(f"plan {plan_id!r} is unknown, used or older than {PLAN_KEEP_S / 60:.0f} minutes: plan again")
+        if record.message.fingerprint != digest:
+            raise Invalid("plan_id", f"{plan_id} was made for another request; repeat that one, or plan again")
+        txn = restored(StoredTxn.FromString(record.message.transaction))
+        txn.check(kinds.PLAN, plan_id, record.mod_revision).delete(kinds.PLAN, plan_id)
+        kind, _, id = record.message.object.partition("/")
+        noun = nouns.BY_KIND[kind]
+        erased = noun.kind.message.FromString(record.message.answer) if record.message.HasField("answer") else None
+        return Decided(txn, noun, id, erased=erased)
+
+    def _describe(self, plan: Plan, view: View, after: View, txn: Txn, decided: Decided[Any]) -> None:
+        """Fill in the changes, the decision and the sentence."""
+        for key in sorted([*txn.puts, *txn.deletes], key=_order):
+            kind, id = kinds.split(key)
+            noun = nouns.BY_KIND.get(kind.name)
+            if noun is None or noun is nouns.EVENT:
+                continue
+            was, will = view.get(kind, id), after.get(kind, id)
+            shown: Any = will if will is not None else was
+            gone = will is None or (will.HasField("delete_time") and not (was is not None and was.HasField("delete_time")))
+            action = "delete" if gone else ("update" if was is not None else "create")
+            plan.changes.add(action=action, kind=kind.name, id=id, name=shown.name, details=details(after, kind.name, shown))
+        placement = after.get(kinds.PLACEMENT, decided.id)
+        if placement is not None and placement.HasField("decision") and view.get(kinds.PLACEMENT, decided.id) != placement:
+            plan.decision.CopyFrom(placement.decision)
+            if placement.node:
+                details_ = [f"on {placement.decision.node_name or placement.node}"]
+                plan.changes.add(action="place", kind="vm", id=decided.id, name=decided.name, details=details_)
+        plan.say = plan.decision.say or _summary(plan)
+
+
+def _order(key: str) -> tuple[int, str]:
+    kind, id = kinds.split(key)
+    order = [noun.kind.name for noun in (nouns.VPC, nouns.SUBNET, nouns.VM, nouns.VOLUME, nouns.PORT)]
+    return (order.index(kind.name) if kind.name in order else len(order), id)
+
+
+def _summary(plan: Plan) -> str:
+    if not plan.changes:
+        return "nothing would change"
+    return "would " + ", ".join(f"{change.action} {change.kind} {change.name or change.id}" for change in plan.changes)
+
+
+def details(view: View, kind: str, message: Any) -> list[str]:
+    """Return what a planned object amounts to, in a few words each."""
+    spec = message.spec
+    if kind == "vm":
+        return [f"{spec.cpus} CPUs, {size(spec.memory_bytes)} of memory"]
+    if kind == "volume":
+        return [f"disk {size(spec.size_bytes)}"]
+    if kind == "port":
+        binding = view.get(kinds.PORT_BINDING, message.id)
+        if binding is None:
+            return []
+        return [f"address {binding.address}"] if binding.address else [f"no address: {binding.error}"]
+    if kind in ("vpc", "subnet"):
+        return [f"cidr {spec.cidr}", f"vni {spec.vni}"]
+    return []

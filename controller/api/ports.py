@@ -1,0 +1,122 @@
+"""Ports: network cards' places in subnets. A VM's are made and removed with it; others only reserve an address."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from ipaddress import IPv4Network
+from typing import Any
+
+from cairn.controller.api import nouns, resolution, validation
+from cairn.controller.api.authorise import actor
+from cairn.controller.api.core import Core
+from cairn.controller.api.decision import Decided
+from cairn.controller.api.objects import UpdateRules, addressed, begin, looked_up, updated
+from cairn.controller.store.base import Txn, View
+from cairn.proto import kinds
+from cairn.proto.errors import BadState, Exhausted, Invalid
+from cairn.proto.ids import mac_of
+from cairn.proto.v1 import port_pb2, port_pb2_grpc
+from cairn.proto.v1.port_pb2 import Port
+from cairn.proto.v1.subnet_pb2 import Subnet
+
+RULES = UpdateRules(mutable=("labels",), immutable=("name", "spec.vpc", "spec.subnet", "spec.vm", "spec.address", "spec.mac"))
+
+
+class PortService(port_pb2_grpc.PortServiceServicer):
+    """PortService of proto/v1/port.proto."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    async def CreatePort(self, request: port_pb2.CreatePortRequest, context: Any) -> Port:
+        """Reserve an address."""
+        return await self._core.mutations.run(request, actor(context), lambda view: self._create(view, request.port))
+
+    def _create(self, view: View, given: Port) -> Decided[Port]:
+        decided, port = begin(view, self._core, nouns.PORT, given)
+        if given.spec.vm:
+            raise Invalid("port.spec.vm", "a VM's ports are made with the VM")
+        subnet = looked_up(view, nouns.SUBNET, port.project, given.spec.subnet, "port.spec.subnet")
+        fill(view, decided.txn, port, subnet, given.spec.address, "port.spec.address")
+        room(view, subnet, 1)
+        decided.txn.create(kinds.PORT, port.id, port)
+        return decided
+
+    async def GetPort(self, request: port_pb2.GetPortRequest, context: Any) -> Port:
+        """Return one."""
+        return await self._core.listings.get(nouns.PORT, request)
+
+    async def ListPorts(self, request: port_pb2.ListPortsRequest, context: Any) -> port_pb2.ListPortsResponse:
+        """Return a page."""
+        return await self._core.listings.list(nouns.PORT, request, port_pb2.ListPortsResponse)
+
+    async def UpdatePort(self, request: port_pb2.UpdatePortRequest, context: Any) -> Port:
+        """Change labels."""
+
+        def decide(view: View) -> Decided[Port]:
+            decided, _, _ = updated(view, self._core, nouns.PORT, request, RULES)
+            return decided
+
+        return await self._core.mutations.run(request, actor(context), decide)
+
+    async def DeletePort(self, request: port_pb2.DeletePortRequest, context: Any) -> Port:
+        """Give an address back."""
+        return await self._core.mutations.run(request, actor(context), lambda view: self._delete(view, request))
+
+    @staticmethod
+    def _delete(view: View, request: port_pb2.DeletePortRequest) -> Decided[Port]:
+        record = addressed(view, nouns.PORT, request)
+        port: Port = record.message
+        resolution.check_etag("etag", record, request.etag, required=False, title="port")
+        if port.spec.vm:
+            vm = view.get(kinds.VM, port.spec.vm)
+            name = vm.name if vm is not None else port.spec.vm
+            raise BadState("port", port.name, f"port {port.name!r} is a card of VM {name!r} and goes with it")
+        txn = Txn("api").check(kinds.PORT, port.id, record.mod_revision).delete(kinds.PORT, port.id)
+        resolution.release(txn, view, nouns.PORT, port.project, port.name, port.id)
+        last = nouns.PORT.project(view, record)
+        said = [("Deleted", f"port {port.name} was deleted")]
+        return Decided(txn, nouns.PORT, port.id, port.name, port.project, erased=last, events=said)
+
+    async def WatchPorts(self, request: port_pb2.WatchPortsRequest, context: Any) -> AsyncIterator[port_pb2.WatchPortsResponse]:
+        """Follow them."""
+        async for response in self._core.watches.watch(nouns.PORT, request, port_pb2.WatchPortsResponse):
+            yield response
+
+
+def fill(view: View, txn: Txn, port: Port, subnet: Subnet, address: str, field: str) -> None:
+    """Complete a new port's spec and add the checks it depends on. Raises Invalid, BadState."""
+    port.spec.subnet, port.spec.vpc, port.spec.mac = subnet.id, subnet.spec.vpc, mac_of(port.id)
+    txn.check(kinds.SUBNET, subnet.id, view.revision_of(kinds.SUBNET, subnet.id))
+    if not address:
+        return
+    wanted = str(validation.address(field, address, subnet.spec.cidr))
+    key = f"{subnet.id}/{wanted}"
+    claim = view.get(kinds.ADDRESS, key)
+    holder = claim.port if claim is not None else _asked_for(view, subnet, wanted)
+    if holder:
+        other = view.get(kinds.PORT, holder)
+        vm = view.get(kinds.VM, other.spec.vm) if other is not None else None
+        who = f"VM {vm.name!r}" if vm is not None else f"port {holder}"
+        raise BadState("address", wanted, f"{field}: {wanted} in subnet {subnet.name!r} is taken by {who}")
+    txn.check(kinds.ADDRESS, key, 0)
+    port.spec.address = wanted
+
+
+def _asked_for(view: View, subnet: Subnet, address: str) -> str:
+    """Return the port that asks for an address and has not got it yet, or ""."""
+    for id in view.by(kinds.PORT, "subnet", subnet.id):
+        port = view.get(kinds.PORT, id)
+        if port is not None and port.spec.address == address:
+            return id
+    return ""
+
+
+def room(view: View, subnet: Subnet, wanted: int) -> None:
+    """Refuse more ports than a subnet has addresses for. Raises Exhausted."""
+    total = IPv4Network(subnet.spec.cidr).num_addresses - 3
+    used = len(view.by(kinds.PORT, "subnet", subnet.id))
+    if used + wanted > total:
+        have = f"subnet {subnet.name!r} has {total - used} free of {total} addresses, {wanted} wanted"
+        say = f"{have}: use a larger subnet or delete ports"
+        raise Exhausted(f"subnet/{subnet.name}/addresses", say)

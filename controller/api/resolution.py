@@ -1,0 +1,104 @@
+"""From what a request calls an object to the object: ids, names, projects; and the claims that keep names unique.
+
+A name is claimed by a record "<project>/<kind>/<name>" created with the object in one transaction, so two objects cannot
+get one name, whichever controllers they were made through. Soft deletion releases the claim; undelete claims it again.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from cairn.controller.api import nouns
+from cairn.controller.api.nouns import CLUSTER_WIDE, DEFAULT_PROJECT, DEFAULT_PROJECT_ID, Noun
+from cairn.controller.store.base import Record, Txn, View
+from cairn.proto import kinds
+from cairn.proto.errors import AlreadyExists, BadState, Invalid, Moved, NotFound
+from cairn.proto.v1.cluster_pb2 import NameClaim
+from google.protobuf.message import Message
+
+M = TypeVar("M", bound=Message)
+
+
+def claim_id(noun: Noun[M], project: str, name: str) -> str:
+    """Return the id of a name claim."""
+    return f"{CLUSTER_WIDE if noun.cluster_wide else project}/{noun.kind.name}/{name}"
+
+
+def project_id(view: View, text: str) -> str:
+    """Return the id of a project given by id or name; empty: the default one. Raises NotFound."""
+    if text in ("", DEFAULT_PROJECT):
+        return DEFAULT_PROJECT_ID
+    return str(find(view, nouns.PROJECT, "", text).message.id)
+
+
+def find(view: View, noun: Noun[M], project: str, text: str, *, field: str = "id", deleted: bool = False) -> Record[Any]:
+    """Return the record of an object given by id or name.
+
+    project: project id, ignored for ids; field: what Invalid names when the text is empty; deleted: a name may also be that of
+    a soft-deleted object when nothing else has it (the one deleted last). Raises NotFound, Invalid.
+    """
+    if not text:
+        raise Invalid(field, f"which {noun.title}? Give an id or a name")
+    record: Record[Any] | None = view.record(noun.kind, text)
+    if record is not None:
+        return record
+    claim = view.get(kinds.NAME, claim_id(noun, project, text))
+    if claim is not None:
+        record = view.record(noun.kind, claim.id)
+        if record is not None:
+            return record
+    if deleted and noun.soft_delete:
+        record = _deleted(view, noun, project, text)
+        if record is not None:
+            return record
+    raise NotFound(noun.kind.name, text, f"{noun.title} {text!r} does not exist")
+
+
+def live(view: View, noun: Noun[M], project: str, text: str, *, field: str = "id") -> Record[Any]:
+    """Like find, for an object that is going to be used: BadState when it is deleted or being deleted."""
+    record = find(view, noun, project, text, field=field)
+    if record.message.HasField("delete_time"):
+        raise BadState(noun.kind.name, record.message.name, f"{noun.title} {record.message.name!r} is deleted")
+    return record
+
+
+def _deleted(view: View, noun: Noun[M], project: str, name: str) -> Record[Any] | None:
+    newest: Record[Any] | None = None
+    for id in view.ids(noun.kind):
+        record: Record[Any] | None = view.record(noun.kind, id)
+        if record is None or record.message.name != name or record.message.project != project:
+            continue
+        stamp = record.message.delete_time.ToNanoseconds()
+        if record.message.HasField("delete_time") and (newest is None or stamp > newest.message.delete_time.ToNanoseconds()):
+            newest = record
+    return newest
+
+
+def claim(txn: Txn, view: View, noun: Noun[M], project: str, name: str, id: str) -> None:
+    """Claim a name for an object. Raises AlreadyExists."""
+    key = claim_id(noun, project, name)
+    held = view.get(kinds.NAME, key)
+    if held is not None and held.id != id:
+        raise AlreadyExists(noun.kind.name, name, f"{noun.title} {name!r} exists already ({held.id})")
+    owner = CLUSTER_WIDE if noun.cluster_wide else project
+    record = NameClaim(kind=noun.kind.name, project=owner, name=name, id=id)
+    txn.check(kinds.NAME, key, view.revision_of(kinds.NAME, key)).put(kinds.NAME, key, record)
+
+
+def release(txn: Txn, view: View, noun: Noun[M], project: str, name: str, id: str) -> None:
+    """Give a name back, when this object holds it."""
+    key = claim_id(noun, project, name)
+    held = view.get(kinds.NAME, key)
+    if held is not None and held.id == id:
+        txn.check(kinds.NAME, key, view.revision_of(kinds.NAME, key)).delete(kinds.NAME, key)
+
+
+def check_etag(field: str, record: Record[Any], etag: str, *, required: bool, title: str) -> None:
+    """Refuse a change decided on an older state. Raises Moved, Invalid."""
+    if not etag:
+        if required:
+            raise Invalid(field, "give the etag of the object as you read it, or set allow_stale")
+        return
+    if etag != str(record.mod_revision):
+        name = record.message.name or record.message.id
+        raise Moved(f"{title} {name!r} has changed since you read it (etag {etag}, now {record.mod_revision}): read it again")

@@ -1,0 +1,63 @@
+"""Every service of the API on a server, in one list."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import grpc.aio
+from cairn.controller.api.cluster import ClusterService
+from cairn.controller.api.core import Core
+from cairn.controller.api.enrolment import EnrolmentService
+from cairn.controller.api.events import EventService
+from cairn.controller.api.identity import IdentityService
+from cairn.controller.api.images import ImageService
+from cairn.controller.api.jobs import JobService
+from cairn.controller.api.nodes import NodeService
+from cairn.controller.api.ports import PortService
+from cairn.controller.api.projects import ProjectService
+from cairn.controller.api.subnets import SubnetService
+from cairn.controller.api.vms import VmService
+from cairn.controller.api.volumes import VolumeService
+from cairn.controller.api.vpcs import VpcService
+from cairn.proto.v1 import (
+    cluster_pb2_grpc,
+    event_pb2_grpc,
+    image_pb2_grpc,
+    job_pb2_grpc,
+    node_pb2_grpc,
+    port_pb2_grpc,
+    project_pb2_grpc,
+    subnet_pb2_grpc,
+    vm_pb2_grpc,
+    volume_pb2_grpc,
+    vpc_pb2_grpc,
+)
+
+# (full name, what registers it, what makes it)
+SERVICES: Final[tuple[tuple[str, Any, Any], ...]] = (
+    ("cairn.v1.ProjectService", project_pb2_grpc.add_ProjectServiceServicer_to_server, ProjectService),
+    ("cairn.v1.ImageService", image_pb2_grpc.add_ImageServiceServicer_to_server, ImageService),
+    ("cairn.v1.VpcService", vpc_pb2_grpc.add_VpcServiceServicer_to_server, VpcService),
+    ("cairn.v1.SubnetService", subnet_pb2_grpc.add_SubnetServiceServicer_to_server, SubnetService),
+    ("cairn.v1.PortService", port_pb2_grpc.add_PortServiceServicer_to_server, PortService),
+    ("cairn.v1.VolumeService", volume_pb2_grpc.add_VolumeServiceServicer_to_server, VolumeService),
+    ("cairn.v1.VmService", vm_pb2_grpc.add_VmServiceServicer_to_server, VmService),
+    ("cairn.v1.NodeService", node_pb2_grpc.add_NodeServiceServicer_to_server, NodeService),
+    ("cairn.v1.JobService", job_pb2_grpc.add_JobServiceServicer_to_server, JobService),
+    ("cairn.v1.EventService", event_pb2_grpc.add_EventServiceServicer_to_server, EventService),
+    ("cairn.v1.ClusterService", cluster_pb2_grpc.add_ClusterServiceServicer_to_server, ClusterService),
+    ("cairn.v1.IdentityService", cluster_pb2_grpc.add_IdentityServiceServicer_to_server, IdentityService),
+)
+
+
+def add_services(server: grpc.aio.Server, core: Core) -> list[str]:
+    """Register the API for users and nodes; return the names."""
+    for _, register, service in SERVICES:
+        register(service(core), server)
+    return [name for name, _, _ in SERVICES]
+
+
+def add_enrolment(server: grpc.aio.Server, core: Core) -> list[str]:
+    """Register what has a port of its own: enrolment, without client certificates."""
+    cluster_pb2_grpc.add_EnrolmentServiceServicer_to_server(EnrolmentService(core), server)
+    return ["cairn.v1.EnrolmentService"]

@@ -1,0 +1,297 @@
+"""What users see of each stored record: the record plus a status projected from everything else in the View.
+
+Nothing of this is stored, so it cannot be stale or disagree with what it is made of, and there is no writer to keep in step.
+Each function takes (view, record) and returns a fresh message: id, spec and times as stored; revision and etag of the spec
+record; `reconciling`; a state, and one sentence that says what the object is doing or waiting for. VMs are in vm_status.py.
+Which objects must be projected again when some record changes is dependents.py's business.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC
+from ipaddress import IPv4Network
+from typing import Any, TypeVar
+
+from cairn.controller.reconcilers.candidates import capacity
+from cairn.controller.reconcilers.sentences import size
+from cairn.controller.store.base import Record, View
+from cairn.proto import kinds
+from cairn.proto.v1.agent_pb2 import ImageReport, PortReport, Report, VolumeReport
+from cairn.proto.v1.event_pb2 import Event
+from cairn.proto.v1.image_pb2 import Image, ImageContent, ImageStatus
+from cairn.proto.v1.job_pb2 import Job
+from cairn.proto.v1.node_pb2 import Node, NodeStatus
+from cairn.proto.v1.port_pb2 import Port, PortStatus
+from cairn.proto.v1.project_pb2 import Project
+from cairn.proto.v1.subnet_pb2 import Subnet
+from cairn.proto.v1.volume_pb2 import Volume, VolumeStatus
+from cairn.proto.v1.vpc_pb2 import Vpc
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+M = TypeVar("M", bound=Message)
+
+
+def copied(record: Record[M]) -> Any:
+    """Return a copy of a stored record with its revision and etag; Any, since messages share these fields by name only."""
+    result: Any = type(record.message)()
+    result.CopyFrom(record.message)
+    result.revision = record.mod_revision
+    result.etag = str(record.mod_revision)
+    return result
+
+
+def condition(status: Any, type: str, holds: bool, reason: str, message: str) -> None:
+    """Add a condition to a status message."""
+    status.conditions.add(type=type, status=holds, reason=reason, message=message)
+
+
+def clock_time(stamp: Timestamp) -> str:
+    """Return a time for people: 2026-01-02 03:04 UTC."""
+    return stamp.ToDatetime(UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def node_name(view: View, node: str) -> str:
+    """Return a node's name, or its id when its record is gone."""
+    found = view.get(kinds.NODE, node)
+    return found.name if found is not None else node
+
+
+def report(view: View, node: str, key: str) -> Report | None:
+    """Return what a node last reported about an object ("vm/i-..."), or None."""
+    observed = view.get(kinds.OBSERVED, f"{node}/{key}")
+    return observed.report if observed is not None else None
+
+
+def answers(view: View, node: str) -> bool:
+    """Tell whether a node's agent is connected to some controller."""
+    return view.get(kinds.NODE_SESSION, node) is not None
+
+
+def percent(part: int, whole: int) -> int:
+    """Return part of whole in percent, 100 only when it is all there."""
+    return min(99, part * 100 // whole) if 0 <= part < whole else 100
+
+
+def virtual_size(view: View, image: str) -> int:
+    """Return the disk size a guest sees of an image, 0 while nobody has looked into its bytes."""
+    content = view.get(kinds.IMAGE_CONTENT, image)
+    return content.virtual_size_bytes if content is not None and not content.failed else 0
+
+
+def project(_view: View, record: Record[Project]) -> Project:
+    """Project a project."""
+    result: Project = copied(record)
+    result.status.say = "ready"
+    result.status.observed_revision = record.mod_revision
+    return result
+
+
+def event(_view: View, record: Record[Event]) -> Event:
+    """Return an event: it is stored as it is shown."""
+    return record.message
+
+
+def job(_view: View, record: Record[Job]) -> Job:
+    """Project a job: stored whole."""
+    result: Job = copied(record)
+    result.reconciling = not result.status.done
+    result.status.observed_revision = record.mod_revision
+    return result
+
+
+def vpc(view: View, record: Record[Vpc]) -> Vpc:
+    """Project a VPC."""
+    result: Vpc = copied(record)
+    subnets = len(view.by(kinds.SUBNET, "vpc", result.id))
+    result.status.subnets = subnets
+    result.status.observed_revision = record.mod_revision
+    result.status.say = "ready" if subnets else "ready; it has no subnet yet"
+    if result.HasField("delete_time"):
+        result.reconciling, result.status.say = True, "being deleted"
+    return result
+
+
+def subnet(view: View, record: Record[Subnet]) -> Subnet:
+    """Project a subnet."""
+    result: Subnet = copied(record)
+    network = IPv4Network(result.spec.cidr)
+    status = result.status
+    status.gateway = str(network[1])
+    status.addresses_total = network.num_addresses - 3
+    status.addresses_used = len(view.by(kinds.ADDRESS, "subnet", result.id))
+    owner = view.get(kinds.VPC, result.spec.vpc)
+    status.vpc_name = owner.name if owner is not None else ""
+    status.observed_revision = record.mod_revision
+    free = status.addresses_total - status.addresses_used
+    status.say = f"{free} of {status.addresses_total} addresses free" if free else "no free address"
+    if result.HasField("delete_time"):
+        result.reconciling, status.say = True, "being deleted"
+    return result
+
+
+def port(view: View, record: Record[Port]) -> Port:
+    """Project a port."""
+    result: Port = copied(record)
+    status = result.status
+    binding = view.get(kinds.PORT_BINDING, result.id)
+    vm = view.get(kinds.VM, result.spec.vm)
+    placement = view.get(kinds.PLACEMENT, result.spec.vm)
+    home = view.get(kinds.SUBNET, result.spec.subnet)
+    status.vm_name = vm.name if vm is not None else ""
+    status.subnet_name = home.name if home is not None else ""
+    if placement is not None and placement.node:
+        status.node = node_name(view, placement.node)
+    if binding is None:
+        status.state, status.say = PortStatus.STATE_PENDING, "waits for an address"
+        result.reconciling = True
+        return result
+    status.observed_revision = record.mod_revision
+    status.address = binding.address
+    if not binding.address:
+        status.state, status.say = PortStatus.STATE_FAILED, binding.error or "has no address"
+        return result
+    seen = report(view, placement.node, f"port/{result.id}") if placement is not None else None
+    if seen is not None and seen.port.state == PortReport.STATE_FAILED:
+        status.state, status.say = PortStatus.STATE_FAILED, f"{status.node} could not set it up: {seen.port.error}"
+    elif seen is not None and seen.port.state == PortReport.STATE_ACTIVE:
+        status.state, status.say = PortStatus.STATE_ACTIVE, f"active on {status.node}"
+    else:
+        status.state, status.say = PortStatus.STATE_ALLOCATED, f"has {binding.address}; not in use now"
+    return result
+
+
+def volume(view: View, record: Record[Volume]) -> Volume:
+    """Project a volume."""
+    result: Volume = copied(record)
+    status = result.status
+    place = view.get(kinds.VOLUME_PLACEMENT, result.id)
+    node = place.node if place is not None else ""
+    seen = report(view, node, f"volume/{result.id}")
+    vm = view.get(kinds.VM, result.spec.vm)
+    status.vm_name = vm.name if vm is not None else ""
+    status.node = node_name(view, node) if node else ""
+    if seen is not None:
+        status.used_bytes = seen.volume.used_bytes
+    status.observed_revision = record.mod_revision
+    status.state, status.say = _volume_state(view, result, node, seen.volume if seen is not None else None)
+    result.reconciling = status.state in (VolumeStatus.STATE_PENDING, VolumeStatus.STATE_CREATING, VolumeStatus.STATE_DELETING)
+    usable = status.state in (VolumeStatus.STATE_AVAILABLE, VolumeStatus.STATE_ATTACHED)
+    condition(status, "Ready", usable, VolumeStatus.State.Name(status.state).removeprefix("STATE_").title(), status.say)
+    return result
+
+
+def _volume_state(view: View, volume: Volume, node: str, seen: VolumeReport | None) -> tuple[VolumeStatus.State.ValueType, str]:
+    """Return state and sentence; volume.status has its names filled in."""
+    status = volume.status
+    if volume.HasField("delete_time"):
+        if view.get(kinds.PURGE, volume.id) is None:
+            until = clock_time(volume.purge_time)
+            return VolumeStatus.STATE_DELETED, f"deleted; `cairn volume undelete {volume.id}` brings it back until {until}"
+        where = f" on {status.node}" if node else ""
+        return VolumeStatus.STATE_DELETING, f"being erased{where}"
+    if not node:
+        if volume.spec.vm:
+            return VolumeStatus.STATE_PENDING, f"waits for VM {status.vm_name or volume.spec.vm} to be placed"
+        return VolumeStatus.STATE_AVAILABLE, "ready; its space is taken on the node of the first VM it is attached to"
+    if seen is None or seen.state in (VolumeReport.STATE_ABSENT, VolumeReport.STATE_UNSPECIFIED):
+        silent = "" if answers(view, node) else ", which does not answer"
+        return VolumeStatus.STATE_CREATING, f"waits for {status.node}{silent}"
+    if seen.state == VolumeReport.STATE_FAILED:
+        return VolumeStatus.STATE_FAILED, f"{status.node} could not make it: {seen.error or seen.say}"
+    if seen.state == VolumeReport.STATE_CREATING:
+        return VolumeStatus.STATE_CREATING, f"{status.node}: {seen.say or 'being made'}"
+    if seen.size_bytes < volume.spec.size_bytes:
+        return VolumeStatus.STATE_CREATING, f"{status.node} is growing it to {size(volume.spec.size_bytes)}"
+    if volume.spec.vm:
+        return VolumeStatus.STATE_ATTACHED, f"attached to {status.vm_name or volume.spec.vm} on {status.node}"
+    return VolumeStatus.STATE_AVAILABLE, f"on {status.node}, attached to no VM"
+
+
+def image(view: View, record: Record[Image]) -> Image:
+    """Project an image."""
+    result: Image = copied(record)
+    status = result.status
+    content = view.get(kinds.IMAGE_CONTENT, result.id)
+    jobs = [found for id in view.by(kinds.JOB, "target", result.id) if (found := view.get(kinds.JOB, id)) is not None]
+    newest = max(jobs, key=lambda each: each.create_time.ToNanoseconds(), default=None)
+    ready, fetching = _image_holders(view, result.id)
+    status.nodes.extend(sorted(ready))
+    status.virtual_size_bytes = virtual_size(view, result.id)
+    status.job = newest.id if newest is not None else ""
+    status.observed_revision = record.mod_revision
+    status.state, status.say = _image_state(result, content, newest, fetching)
+    result.reconciling = status.state in (ImageStatus.STATE_UPLOADING, ImageStatus.STATE_VERIFYING, ImageStatus.STATE_DELETING)
+    available = status.state == ImageStatus.STATE_AVAILABLE
+    condition(status, "Ready", available, ImageStatus.State.Name(status.state).removeprefix("STATE_").title(), status.say)
+    return result
+
+
+def _image_holders(view: View, image: str) -> tuple[list[str], list[tuple[str, ImageReport]]]:
+    """Return the names of nodes that hold an image, and those that are getting it with their reports."""
+    ready: list[str] = []
+    fetching: list[tuple[str, ImageReport]] = []
+    for id in view.by(kinds.OBSERVED, "key", f"image/{image}"):
+        observed = view.get(kinds.OBSERVED, id)
+        if observed is None:
+            continue
+        name = node_name(view, observed.node)
+        if observed.report.image.state == ImageReport.STATE_READY:
+            ready.append(name)
+        elif observed.report.image.state == ImageReport.STATE_FETCHING:
+            fetching.append((name, observed.report.image))
+    return ready, fetching
+
+
+def _image_state(
+    image: Image, content: ImageContent | None, job: Job | None, fetching: list[tuple[str, ImageReport]]
+) -> tuple[ImageStatus.State.ValueType, str]:
+    """Return state and sentence; image.status has its nodes filled in."""
+    if image.HasField("delete_time"):
+        return ImageStatus.STATE_DELETING, "being deleted"
+    if content is not None and content.failed:
+        return ImageStatus.STATE_FAILED, content.error or "the import failed"
+    if job is not None and job.status.failed:
+        return ImageStatus.STATE_FAILED, job.status.error or job.status.say
+    if image.status.nodes and image.status.virtual_size_bytes and (job is None or job.status.done):
+        return ImageStatus.STATE_AVAILABLE, f"ready on {', '.join(image.status.nodes)}"
+    held = max((seen.held_bytes for _, seen in fetching), default=0)
+    if image.status.nodes:
+        more = f"; copying to {fetching[0][0]} ({percent(held, image.spec.size_bytes)} %)" if fetching else ""
+        return ImageStatus.STATE_VERIFYING, f"held by {', '.join(image.status.nodes)}{more}"
+    if held:
+        name = fetching[0][0]
+        return ImageStatus.STATE_UPLOADING, f"{name} is receiving it ({percent(held, image.spec.size_bytes)} %)"
+    return ImageStatus.STATE_UPLOADING, (job.status.say if job is not None else "") or "waits for its bytes"
+
+
+def node(view: View, record: Record[Node]) -> Node:
+    """Project a node."""
+    result: Node = copied(record)
+    status = result.status
+    facts = view.get(kinds.NODE_FACTS, result.id)
+    session = view.get(kinds.NODE_SESSION, result.id)
+    claims = view.get(kinds.NODE_CLAIMS, result.id)
+    if facts is not None:
+        status.facts.CopyFrom(facts)
+        status.capacity.CopyFrom(capacity(record.message, facts))
+    if claims is not None:
+        status.claims.CopyFrom(claims)
+    status.observed_revision = record.mod_revision
+    if session is not None:
+        status.state = NodeStatus.STATE_READY
+        status.endpoint = session.endpoint
+        status.connect_time.CopyFrom(session.connect_time)
+        count = len(view.by(kinds.PLACEMENT, "node", result.id))
+        status.say = f"ready, {count} VM{'' if count == 1 else 's'}" + (
+            "; cordoned: takes no new VMs" if result.spec.cordoned else ""
+        )
+    elif facts is None:
+        status.state, status.say = NodeStatus.STATE_JOINING, "has joined; its agent has not connected yet"
+        result.reconciling = True
+    else:
+        status.state, status.say = NodeStatus.STATE_DOWN, "its agent does not answer; its guests may be running"
+    condition(
+        status, "Ready", session is not None, NodeStatus.State.Name(status.state).removeprefix("STATE_").title(), status.say
+    )
+    return result

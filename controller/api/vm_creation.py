@@ -1,0 +1,155 @@
+"""What a new VM is made of: the VM, its name, its root volume, one port per card, its data volumes; all in one transaction."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from cairn.controller.api import nouns, resolution, validation
+from cairn.controller.api.core import Core
+from cairn.controller.api.decision import Decided
+from cairn.controller.api.objects import begin, looked_up
+from cairn.controller.api.ports import fill, room
+from cairn.controller.api.status import node_name
+from cairn.controller.api.volumes import disk_size
+from cairn.controller.reconcilers.candidates import capacity
+from cairn.controller.reconcilers.sentences import size
+from cairn.controller.store.base import Txn, View
+from cairn.proto import kinds
+from cairn.proto.errors import BadState, Exhausted, Invalid
+from cairn.proto.v1.image_pb2 import Image
+from cairn.proto.v1.port_pb2 import Port
+from cairn.proto.v1.subnet_pb2 import Subnet
+from cairn.proto.v1.vm_pb2 import POWER_STATE_RUNNING, Vm, VmSpec
+from cairn.proto.v1.volume_pb2 import Volume
+
+
+def create_vm(view: View, core: Core, given: Vm) -> Decided[Vm]:
+    """Decide a VM's creation. Raises Refused."""
+    check_spec(given.spec)
+    decided, vm = begin(view, core, nouns.VM, given)
+    spec, wanted = vm.spec, given.spec
+    spec.cpus, spec.memory_bytes = wanted.cpus, wanted.memory_bytes
+    image = looked_up(view, nouns.IMAGE, vm.project, wanted.image, "vm.spec.image")
+    decided.txn.check(kinds.IMAGE, image.id, view.revision_of(kinds.IMAGE, image.id))
+    spec.image, spec.arch = image.id, wanted.arch or image.spec.arch
+    if spec.arch != image.spec.arch:
+        raise Invalid("vm.spec.arch", f"is {spec.arch}, but image {image.name!r} is for {image.spec.arch}")
+    fits_somewhere(view, spec)
+    if wanted.node:
+        spec.node = looked_up(view, nouns.NODE, "", wanted.node, "vm.spec.node").id
+    spec.ssh_keys.extend(validation.ssh_key(f"vm.spec.ssh_keys[{i}]", key) for i, key in enumerate(wanted.ssh_keys))
+    spec.user_data = wanted.user_data
+    spec.power_state = wanted.power_state or POWER_STATE_RUNNING
+    spec.power_generation = 1
+    spec.restart_policy = wanted.restart_policy
+    spec.node_selector.update(wanted.node_selector)
+    spec.high_availability = wanted.high_availability
+    spec.volume_type = validation.one_of("vm.spec.volume_type", wanted.volume_type or "local", validation.VOLUME_TYPES)
+    _root_volume(view, core, decided.txn, vm, wanted, image)
+    _cards(view, core, decided.txn, vm, wanted)
+    _data_volumes(view, decided.txn, vm, wanted)
+    decided.txn.create(kinds.VM, vm.id, vm)
+    return decided
+
+
+def check_spec(spec: VmSpec) -> None:
+    """Check what needs no view. Raises Invalid."""
+    for field in ("cpus", "memory_bytes"):
+        if not spec.HasField(field):
+            raise Invalid(f"vm.spec.{field}", "is required")
+    validation.cpus("vm.spec.cpus", spec.cpus)
+    validation.memory("vm.spec.memory_bytes", spec.memory_bytes)
+    if spec.arch:
+        validation.one_of("vm.spec.arch", spec.arch, validation.ARCHS)
+    validation.at_most("vm.spec.nics", spec.nics, validation.NICS_MAX, "network cards")
+    validation.at_most("vm.spec.volumes", spec.volumes, validation.VOLUMES_MAX, "data volumes")
+    validation.at_most("vm.spec.ssh_keys", spec.ssh_keys, validation.SSH_KEYS_MAX, "SSH keys")
+    validation.user_data("vm.spec.user_data", spec.user_data)
+    validation.labels("vm.spec.node_selector", spec.node_selector)
+    if not spec.image:
+        raise Invalid("vm.spec.image", "an image is required")
+
+
+def fits_somewhere(view: View, spec: VmSpec) -> None:
+    """Refuse what no node could hold even if it were empty. Raises Exhausted. With no node known, anything may fit one day."""
+    known = []
+    for id in view.ids(kinds.NODE):
+        node, facts = view.get(kinds.NODE, id), view.get(kinds.NODE_FACTS, id)
+        if node is not None and facts is not None:
+            known.append((node.name, capacity(node, facts)))
+    if not known:
+        return
+    name, largest = max(known, key=lambda each: (each[1].memory_bytes, each[0]))
+    if spec.memory_bytes > largest.memory_bytes:
+        most = largest.memory_bytes // validation.MIB * validation.MIB
+        say = (
+            f"{size(spec.memory_bytes)} of memory fits no node: the largest, {name}, can give {size(most)}; "
+            f"ask for at most that, or add a larger node"
+        )
+        raise Exhausted("memory", say)
+    name, largest = max(known, key=lambda each: (each[1].cpus, each[0]))
+    if spec.cpus > largest.cpus:
+        say = f"{spec.cpus} CPUs fit no node: the largest, {name}, can give {largest.cpus}; ask for less, or add a larger node"
+        raise Exhausted("cpus", say)
+
+
+def _root_volume(view: View, core: Core, txn: Txn, vm: Vm, wanted: VmSpec, image: Image) -> None:
+    size = wanted.root_disk_bytes if wanted.HasField("root_disk_bytes") else None
+    spec = vm.spec
+    spec.root_disk_bytes = disk_size(view, image, size, "vm.spec.root_disk_bytes")
+    volume = Volume(id=core.ids.new(kinds.VOLUME.id_prefix), project=vm.project, create_time=vm.create_time)
+    volume.update_time.CopyFrom(vm.create_time)
+    volume.name = f"{vm.name[:58]}-root"
+    claim = resolution.claim_id(nouns.VOLUME, vm.project, volume.name)
+    if view.get(kinds.NAME, claim) is not None:
+        volume.name = volume.id
+    resolution.claim(txn, view, nouns.VOLUME, vm.project, volume.name, volume.id)
+    volume.spec.size_bytes, volume.spec.type = spec.root_disk_bytes, spec.volume_type
+    volume.spec.image, volume.spec.vm = image.id, vm.id
+    volume.spec.boot = volume.spec.delete_with_vm = True
+    spec.root_volume = volume.id
+    txn.create(kinds.VOLUME, volume.id, volume)
+
+
+def _cards(view: View, core: Core, txn: Txn, vm: Vm, wanted: VmSpec) -> None:
+    asked: Counter[str] = Counter()
+    taken: set[tuple[str, str]] = set()
+    for index, nic in enumerate(wanted.nics):
+        field = f"vm.spec.nics[{index}]"
+        subnet: Subnet = looked_up(view, nouns.SUBNET, vm.project, nic.subnet, f"{field}.subnet")
+        port = Port(id=core.ids.new(kinds.PORT.id_prefix), project=vm.project, create_time=vm.create_time)
+        port.update_time.CopyFrom(vm.create_time)
+        port.name, port.spec.vm = port.id, vm.id
+        fill(view, txn, port, subnet, nic.address, f"{field}.address")
+        if port.spec.address and (subnet.id, port.spec.address) in taken:
+            raise Invalid(f"{field}.address", f"{port.spec.address} is asked for twice")
+        taken.add((subnet.id, port.spec.address))
+        asked[subnet.id] += 1
+        room(view, subnet, asked[subnet.id])
+        vm.spec.nics.add(subnet=subnet.id, address=port.spec.address, port=port.id)
+        txn.create(kinds.PORT, port.id, port)
+
+
+def _data_volumes(view: View, txn: Txn, vm: Vm, wanted: VmSpec) -> None:
+    """Attach existing volumes; their revisions are checked, so that two VMs cannot take one."""
+    nodes: dict[str, str] = {}
+    for index, text in enumerate(wanted.volumes):
+        field = f"vm.spec.volumes[{index}]"
+        held: Volume = looked_up(view, nouns.VOLUME, vm.project, text, field)
+        if held.spec.vm:
+            other = view.get(kinds.VM, held.spec.vm)
+            name = other.name if other is not None else held.spec.vm
+            raise BadState("volume", held.name, f"{field}: volume {held.name!r} is attached to VM {name!r}: detach it first")
+        if kinds.VOLUME.key(held.id) in txn.puts:
+            raise Invalid(field, f"volume {held.name!r} is asked for twice")
+        place = view.get(kinds.VOLUME_PLACEMENT, held.id)
+        if place is not None and place.node:
+            nodes[place.node] = held.name
+        volume = Volume()
+        volume.CopyFrom(held)
+        volume.spec.vm = vm.id
+        txn.check(kinds.VOLUME, held.id, view.revision_of(kinds.VOLUME, held.id)).put(kinds.VOLUME, held.id, volume)
+        vm.spec.volumes.append(held.id)
+    if len(nodes) > 1:
+        held_on = ", ".join(f"{name!r} on {node_name(view, node)}" for node, name in nodes.items())
+        raise BadState("volume", next(iter(nodes.values())), f"vm.spec.volumes: local volumes on different nodes: {held_on}")

@@ -1,0 +1,205 @@
+"""VMs: validate, decide one transaction, answer. What a new VM is made of is in vm_creation.py."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from cairn.controller.api import nouns, resolution, validation
+from cairn.controller.api.authorise import actor
+from cairn.controller.api.console import relay_console
+from cairn.controller.api.core import Core
+from cairn.controller.api.decision import Decided
+from cairn.controller.api.objects import UpdateRules, addressed, mark_deleted, updated
+from cairn.controller.api.vm_creation import create_vm, fits_somewhere
+from cairn.controller.api.volumes import refuse_if_deleted, revived
+from cairn.controller.store.base import Record, Txn, View
+from cairn.proto import kinds
+from cairn.proto.errors import AlreadyExists, BadState, NotFound
+from cairn.proto.seams import timestamp
+from cairn.proto.v1 import vm_pb2, vm_pb2_grpc
+from cairn.proto.v1.vm_pb2 import POWER_STATE_RUNNING, POWER_STATE_STOPPED, Vm
+
+RULES = UpdateRules(
+    mutable=(
+        "labels", "spec.cpus", "spec.memory_bytes", "spec.power_state", "spec.restart_policy", "spec.node_selector",
+        "spec.high_availability",
+    ),
+    immutable=(
+        "name", "spec.image", "spec.arch", "spec.root_disk_bytes", "spec.root_volume", "spec.nics", "spec.volumes",
+        "spec.ssh_keys", "spec.user_data", "spec.node", "spec.power_generation", "spec.reboot_generation", "spec.force",
+        "spec.volume_type",
+    ),
+)  # fmt: skip
+
+
+class VmService(vm_pb2_grpc.VmServiceServicer):
+    """VmService of proto/v1/vm.proto."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    async def CreateVm(self, request: vm_pb2.CreateVmRequest, context: Any) -> Vm:
+        """Make a VM with its root volume and cards."""
+        return await self._core.mutations.run(request, actor(context), lambda view: create_vm(view, self._core, request.vm))
+
+    async def GetVm(self, request: vm_pb2.GetVmRequest, context: Any) -> Vm:
+        """Return one."""
+        return await self._core.listings.get(nouns.VM, request)
+
+    async def ListVms(self, request: vm_pb2.ListVmsRequest, context: Any) -> vm_pb2.ListVmsResponse:
+        """Return a page."""
+        return await self._core.listings.list(nouns.VM, request, vm_pb2.ListVmsResponse)
+
+    async def WatchVms(self, request: vm_pb2.WatchVmsRequest, context: Any) -> AsyncIterator[vm_pb2.WatchVmsResponse]:
+        """Follow them."""
+        async for response in self._core.watches.watch(nouns.VM, request, vm_pb2.WatchVmsResponse):
+            yield response
+
+    async def UpdateVm(self, request: vm_pb2.UpdateVmRequest, context: Any) -> Vm:
+        """Resize, relabel, change power."""
+
+        def decide(view: View) -> Decided[Vm]:
+            decided, _, _ = updated(view, self._core, nouns.VM, request, RULES, amend)
+            return decided
+
+        return await self._core.mutations.run(request, actor(context), decide)
+
+    async def StartVm(self, request: vm_pb2.StartVmRequest, context: Any) -> Vm:
+        """Run it; also again after its guest shut itself down."""
+
+        def change(vm: Vm) -> str:
+            vm.spec.power_state, vm.spec.force = POWER_STATE_RUNNING, False
+            vm.spec.power_generation += 1
+            return "Start"
+
+        return await self._power(request, context, change)
+
+    async def StopVm(self, request: vm_pb2.StopVmRequest, context: Any) -> Vm:
+        """Ask its guest to shut down, or cut its power."""
+
+        def change(vm: Vm) -> str:
+            vm.spec.power_state, vm.spec.force = POWER_STATE_STOPPED, request.force
+            return "Stop"
+
+        return await self._power(request, context, change)
+
+    async def RebootVm(self, request: vm_pb2.RebootVmRequest, context: Any) -> Vm:
+        """Restart its guest."""
+
+        def change(vm: Vm) -> str:
+            if vm.spec.power_state == POWER_STATE_STOPPED:
+                raise BadState("vm", vm.name, f"VM {vm.name!r} is stopped: start it with `cairn vm start {vm.name}`")
+            vm.spec.reboot_generation += 1
+            vm.spec.force = request.force
+            return "Reboot"
+
+        return await self._power(request, context, change)
+
+    async def _power(self, request: Any, context: Any, change: Callable[[Vm], str]) -> Vm:
+        """Run one power operation; change edits a copy of the VM and names itself."""
+
+        def decide(view: View) -> Decided[Vm]:
+            record = addressed(view, nouns.VM, request)
+            vm = _copy(record)
+            verb = change(vm)
+            vm.update_time.CopyFrom(timestamp(self._core.clock.now()))
+            txn = Txn("api").check(kinds.VM, vm.id, record.mod_revision).put(kinds.VM, vm.id, vm)
+            said = [(f"{verb}Requested", f"{verb.lower()} of VM {vm.name} was asked for")]
+            return Decided(txn, nouns.VM, vm.id, vm.name, vm.project, events=said)
+
+        return await self._core.mutations.run(request, actor(context), decide)
+
+    async def DeleteVm(self, request: vm_pb2.DeleteVmRequest, context: Any) -> Vm:
+        """Stop it and put its disks away for the retention period, or erase it. Data volumes are detached and stay."""
+        return await self._core.mutations.run(request, actor(context), lambda view: self._delete(view, request))
+
+    def _delete(self, view: View, request: vm_pb2.DeleteVmRequest) -> Decided[Vm]:
+        record = addressed(view, nouns.VM, request, deleted=True)
+        refuse_if_deleted(record, nouns.VM, purge=request.purge)
+        resolution.check_etag("etag", record, request.etag, required=False, title="VM")
+        vm = _copy(record)
+        mark_deleted(self._core, vm, purge=request.purge)
+        txn = Txn("api").check(kinds.VM, vm.id, record.mod_revision).put(kinds.VM, vm.id, vm)
+        resolution.release(txn, view, nouns.VM, vm.project, vm.name, vm.id)
+        for id in view.by(kinds.VOLUME, "vm", vm.id):
+            held = view.record(kinds.VOLUME, id)
+            if held is None:
+                continue
+            if held.message.spec.delete_with_vm:
+                resolution.release(txn, view, nouns.VOLUME, vm.project, held.message.name, id)
+                continue
+            volume = type(held.message)()
+            volume.CopyFrom(held.message)
+            volume.spec.vm = ""
+            txn.check(kinds.VOLUME, id, held.mod_revision).put(kinds.VOLUME, id, volume)
+        said = [("Deleted", f"VM {vm.name} was deleted")]
+        return Decided(txn, nouns.VM, vm.id, vm.name, vm.project, events=said)
+
+    async def UndeleteVm(self, request: vm_pb2.UndeleteVmRequest, context: Any) -> Vm:
+        """Bring a deleted VM back, with its disks and addresses; data volumes have to be attached again."""
+        return await self._core.mutations.run(request, actor(context), lambda view: self._undelete(view, request))
+
+    def _undelete(self, view: View, request: vm_pb2.UndeleteVmRequest) -> Decided[Vm]:
+        record = addressed(view, nouns.VM, request, deleted=True)
+        vm = _copy(record)
+        txn = revived(view, record, vm, nouns.VM, self._core.clock)
+        if vm.spec.power_state != POWER_STATE_STOPPED:
+            vm.spec.power_generation += 1
+        txn.put(kinds.VM, vm.id, vm)
+        for id in view.by(kinds.VOLUME, "vm", vm.id):
+            held = view.record(kinds.VOLUME, id)
+            if held is None:
+                continue
+            try:
+                resolution.claim(txn, view, nouns.VOLUME, vm.project, held.message.name, id)
+            except AlreadyExists:
+                # Somebody took the disk's name meanwhile: it goes by its id.
+                volume = type(held.message)()
+                volume.CopyFrom(held.message)
+                volume.name = id
+                txn.check(kinds.VOLUME, id, held.mod_revision).put(kinds.VOLUME, id, volume)
+        said = [("Undeleted", f"VM {vm.name} was brought back")]
+        return Decided(txn, nouns.VM, vm.id, vm.name, vm.project, events=said)
+
+    async def ExplainVm(self, request: vm_pb2.ExplainVmRequest, context: Any) -> vm_pb2.ExplainVmResponse:
+        """Return the decision that placed it, or could not."""
+        view = self._core.cache.view
+        try:
+            record = addressed(view, nouns.VM, request, deleted=True)
+        except NotFound:
+            view = await self._core.mutations.freshen()
+            record = addressed(view, nouns.VM, request, deleted=True)
+        shown = nouns.VM.project(view, record)
+        answer = vm_pb2.ExplainVmResponse(vm=shown.id, vm_name=shown.name, say=shown.status.say)
+        placement = view.get(kinds.PLACEMENT, shown.id)
+        if placement is not None and placement.HasField("decision"):
+            answer.decision.CopyFrom(placement.decision)
+        return answer
+
+    async def ConsoleVm(
+        self, requests: AsyncIterator[vm_pb2.ConsoleVmRequest], context: Any
+    ) -> AsyncIterator[vm_pb2.ConsoleVmResponse]:
+        """Relay the serial console of its node's agent."""
+        async for response in relay_console(self._core, requests):
+            yield response
+
+
+def _copy(record: Record[Any]) -> Vm:
+    vm = Vm()
+    vm.CopyFrom(record.message)
+    return vm
+
+
+def amend(view: View, _txn: Txn, new: Vm, record: Record[Any]) -> None:
+    """Check an updated VM. Raises Invalid, Exhausted."""
+    old: Vm = record.message
+    validation.cpus("vm.spec.cpus", new.spec.cpus)
+    validation.memory("vm.spec.memory_bytes", new.spec.memory_bytes)
+    if (new.spec.cpus, new.spec.memory_bytes) != (old.spec.cpus, old.spec.memory_bytes):
+        fits_somewhere(view, new.spec)
+    validation.labels("vm.spec.node_selector", new.spec.node_selector)
+    if new.spec.power_state != old.spec.power_state:
+        new.spec.force = False
+        if new.spec.power_state == POWER_STATE_RUNNING:
+            new.spec.power_generation += 1

@@ -1,0 +1,200 @@
+"""Volumes: block devices that outlive the VM they are attached to. Attaching and detaching is an update of spec.vm."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from cairn.controller.api import nouns, resolution, validation
+from cairn.controller.api.authorise import actor
+from cairn.controller.api.core import Core
+from cairn.controller.api.decision import Decided
+from cairn.controller.api.objects import UpdateRules, addressed, begin, looked_up, mark_deleted, updated
+from cairn.controller.api.status import node_name, virtual_size
+from cairn.controller.reconcilers.sentences import size
+from cairn.controller.store.base import Record, Txn, View
+from cairn.proto import kinds
+from cairn.proto.errors import BadState, Invalid, NotFound
+from cairn.proto.seams import Clock, moment, timestamp
+from cairn.proto.v1 import volume_pb2, volume_pb2_grpc
+from cairn.proto.v1.image_pb2 import Image
+from cairn.proto.v1.volume_pb2 import Volume
+
+RULES = UpdateRules(
+    mutable=("labels", "spec.size_bytes", "spec.vm", "spec.delete_with_vm"),
+    immutable=("name", "spec.type", "spec.image", "spec.boot"),
+)
+
+
+class VolumeService(volume_pb2_grpc.VolumeServiceServicer):
+    """VolumeService of proto/v1/volume.proto."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    async def CreateVolume(self, request: volume_pb2.CreateVolumeRequest, context: Any) -> Volume:
+        """Make a volume, attached when spec.vm is given."""
+        return await self._core.mutations.run(request, actor(context), lambda view: self._create(view, request.volume))
+
+    def _create(self, view: View, given: Volume) -> Decided[Volume]:
+        decided, volume = begin(view, self._core, nouns.VOLUME, given)
+        spec = volume.spec
+        spec.type = validation.one_of("volume.spec.type", given.spec.type or "local", validation.VOLUME_TYPES)
+        if given.spec.boot:
+            raise Invalid("volume.spec.boot", "is set by the system: a VM's root volume is made with the VM")
+        if given.spec.image:
+            image = looked_up(view, nouns.IMAGE, volume.project, given.spec.image, "volume.spec.image")
+            spec.image = image.id
+            decided.txn.check(kinds.IMAGE, image.id, view.revision_of(kinds.IMAGE, image.id))
+            size = given.spec.size_bytes if given.spec.HasField("size_bytes") else None
+            spec.size_bytes = disk_size(view, image, size, "volume.spec.size_bytes")
+        elif not given.spec.HasField("size_bytes"):
+            raise Invalid("volume.spec.size_bytes", "a size is required")
+        else:
+            spec.size_bytes = validation.disk("volume.spec.size_bytes", given.spec.size_bytes)
+        spec.delete_with_vm = given.spec.delete_with_vm
+        if given.spec.vm:
+            attach(view, decided.txn, volume, given.spec.vm)
+        decided.txn.create(kinds.VOLUME, volume.id, volume)
+        return decided
+
+    async def GetVolume(self, request: volume_pb2.GetVolumeRequest, context: Any) -> Volume:
+        """Return one."""
+        return await self._core.listings.get(nouns.VOLUME, request)
+
+    async def ListVolumes(self, request: volume_pb2.ListVolumesRequest, context: Any) -> volume_pb2.ListVolumesResponse:
+        """Return a page."""
+        return await self._core.listings.list(nouns.VOLUME, request, volume_pb2.ListVolumesResponse)
+
+    async def UpdateVolume(self, request: volume_pb2.UpdateVolumeRequest, context: Any) -> Volume:
+        """Grow, attach, detach, label."""
+
+        def decide(view: View) -> Decided[Volume]:
+            decided, _, _ = updated(view, self._core, nouns.VOLUME, request, RULES, amend)
+            return decided
+
+        return await self._core.mutations.run(request, actor(context), decide)
+
+    async def DeleteVolume(self, request: volume_pb2.DeleteVolumeRequest, context: Any) -> Volume:
+        """Put it away for the retention period, or erase it."""
+        return await self._core.mutations.run(request, actor(context), lambda view: self._delete(view, request))
+
+    def _delete(self, view: View, request: volume_pb2.DeleteVolumeRequest) -> Decided[Volume]:
+        record = addressed(view, nouns.VOLUME, request, deleted=True)
+        refuse_if_deleted(record, nouns.VOLUME, purge=request.purge)
+        resolution.check_etag("etag", record, request.etag, required=False, title="volume")
+        volume = Volume()
+        volume.CopyFrom(record.message)
+        if volume.spec.vm:
+            vm = view.get(kinds.VM, volume.spec.vm)
+            name = vm.name if vm is not None else volume.spec.vm
+            how = (
+                "it is the root disk; delete the VM"
+                if volume.spec.boot
+                else f"detach it first: `cairn volume detach {volume.name}`"
+            )
+            raise BadState("volume", volume.name, f"volume {volume.name!r} is attached to VM {name!r}: {how}")
+        mark_deleted(self._core, volume, purge=request.purge)
+        txn = Txn("api").check(kinds.VOLUME, volume.id, record.mod_revision).put(kinds.VOLUME, volume.id, volume)
+        resolution.release(txn, view, nouns.VOLUME, volume.project, volume.name, volume.id)
+        said = [("Deleted", f"volume {volume.name} was deleted")]
+        return Decided(txn, nouns.VOLUME, volume.id, volume.name, volume.project, events=said)
+
+    async def UndeleteVolume(self, request: volume_pb2.UndeleteVolumeRequest, context: Any) -> Volume:
+        """Bring a deleted volume back."""
+
+        def decide(view: View) -> Decided[Volume]:
+            record = addressed(view, nouns.VOLUME, request, deleted=True)
+            volume = Volume()
+            volume.CopyFrom(record.message)
+            txn = revived(view, record, volume, nouns.VOLUME, self._core.clock)
+            txn.put(kinds.VOLUME, volume.id, volume)
+            said = [("Undeleted", f"volume {volume.name} was brought back")]
+            return Decided(txn, nouns.VOLUME, volume.id, volume.name, volume.project, events=said)
+
+        return await self._core.mutations.run(request, actor(context), decide)
+
+    async def WatchVolumes(
+        self, request: volume_pb2.WatchVolumesRequest, context: Any
+    ) -> AsyncIterator[volume_pb2.WatchVolumesResponse]:
+        """Follow them."""
+        async for response in self._core.watches.watch(nouns.VOLUME, request, volume_pb2.WatchVolumesResponse):
+            yield response
+
+
+def disk_size(view: View, image: Image, wanted: int | None, field: str) -> int:
+    """Return the size of a disk copied from an image; unset: the image's own. Raises Invalid, BadState."""
+    least = virtual_size(view, image.id)
+    if not least:
+        shown = nouns.IMAGE.of(view, image.id)
+        say = shown.status.say if shown is not None else "not known"
+        raise BadState("image", image.name, f"image {image.name!r} is not ready: {say}")
+    if wanted is None:
+        return max(validation.DISK_BYTES_MIN, -(-least // validation.MIB) * validation.MIB)
+    validation.disk(field, wanted)
+    if wanted < least:
+        raise Invalid(field, f"{size(wanted)} is smaller than image {image.name!r}, which needs {size(least)}")
+    return wanted
+
+
+def amend(view: View, txn: Txn, new: Any, record: Record[Any]) -> None:
+    """Check an updated volume and complete its transaction. Raises Invalid, BadState."""
+    old: Volume = record.message
+    if new.spec.size_bytes != old.spec.size_bytes:
+        validation.disk("volume.spec.size_bytes", new.spec.size_bytes)
+        if new.spec.size_bytes < old.spec.size_bytes:
+            held = size(old.spec.size_bytes)
+            raise Invalid("volume.spec.size_bytes", f"volumes only grow: it is {held} large")
+    if new.spec.vm in (old.spec.vm, ""):
+        if old.spec.vm and not new.spec.vm and old.spec.boot:
+            raise BadState("volume", old.name, f"volume {old.name!r} is the root disk of its VM and cannot be detached")
+        return
+    wanted = new.spec.vm
+    project = old.project
+    vm = looked_up(view, nouns.VM, project, wanted, "volume.spec.vm")
+    if vm.id == old.spec.vm:
+        new.spec.vm = vm.id
+        return
+    if old.spec.vm:
+        holder = view.get(kinds.VM, old.spec.vm)
+        name = holder.name if holder is not None else old.spec.vm
+        raise BadState("volume", old.name, f"volume {old.name!r} is attached to VM {name!r}: detach it first")
+    attach(view, txn, new, wanted)
+
+
+def attach(view: View, txn: Txn, volume: Volume, wanted: str) -> None:
+    """Attach a volume to a VM given by id or name: sets spec.vm and adds the checks. Raises Refused."""
+    vm = looked_up(view, nouns.VM, volume.project, wanted, "volume.spec.vm")
+    data = [id for id in view.by(kinds.VOLUME, "vm", vm.id) if id != vm.spec.root_volume]
+    validation.at_most("volume.spec.vm", [*data, volume.id], validation.VOLUMES_MAX, f"data volumes at VM {vm.name!r}")
+    placement, place = view.get(kinds.PLACEMENT, vm.id), view.get(kinds.VOLUME_PLACEMENT, volume.id)
+    if placement is not None and place is not None and placement.node and place.node not in ("", placement.node):
+        there, here = node_name(view, place.node), node_name(view, placement.node)
+        say = f"volume {volume.name!r} is local to node {there}, VM {vm.name!r} is on {here}: a local volume cannot follow"
+        raise BadState("volume", volume.name, say)
+    volume.spec.vm = vm.id
+    txn.check(kinds.VM, vm.id, view.revision_of(kinds.VM, vm.id))
+    txn.check(kinds.PLACEMENT, vm.id, view.revision_of(kinds.PLACEMENT, vm.id))
+
+
+def refuse_if_deleted(record: Record[Any], noun: nouns.Noun[Any], *, purge: bool) -> None:
+    """Refuse to delete what is deleted, unless it is to be erased now. Raises NotFound."""
+    if record.message.HasField("delete_time") and not purge:
+        name = record.message.name
+        raise NotFound(noun.kind.name, name, f"{noun.title} {name!r} is deleted already; say purge to erase it now")
+
+
+def revived(view: View, record: Record[Any], message: Any, noun: nouns.Noun[Any], clock: Clock) -> Txn:
+    """Start the transaction that brings an object back: times cleared, name claimed. Raises BadState, AlreadyExists."""
+    title = f"{noun.title} {message.name!r}"
+    if not message.HasField("delete_time"):
+        raise BadState(noun.kind.name, message.name, f"{title} is not deleted")
+    now = clock.now()
+    if view.get(kinds.PURGE, message.id) is not None or moment(message.purge_time) <= now:
+        raise BadState(noun.kind.name, message.name, f"{title} is being erased: its retention period is over")
+    message.ClearField("delete_time")
+    message.ClearField("purge_time")
+    message.update_time.CopyFrom(timestamp(now))
+    txn = Txn("api").check(noun.kind, message.id, record.mod_revision).check(kinds.PURGE, message.id, 0)
+    resolution.claim(txn, view, noun, message.project, message.name, message.id)
+    return txn

@@ -1,0 +1,85 @@
+"""VPCs: address spaces of their own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from cairn.controller.api import nouns, resolution, validation
+from cairn.controller.api.authorise import actor
+from cairn.controller.api.core import Core
+from cairn.controller.api.decision import Decided
+from cairn.controller.api.erasure import Erasure
+from cairn.controller.api.objects import UpdateRules, begin, updated
+from cairn.controller.api.vnis import claim_vni, release_vni
+from cairn.controller.store.base import Record, Txn, View
+from cairn.proto import kinds
+from cairn.proto.errors import BadState
+from cairn.proto.v1 import vpc_pb2, vpc_pb2_grpc
+from cairn.proto.v1.vpc_pb2 import Vpc
+
+RULES = UpdateRules(mutable=("labels",), immutable=("name", "spec.cidr", "spec.vni"))
+
+
+class VpcService(vpc_pb2_grpc.VpcServiceServicer):
+    """VpcService of proto/v1/vpc.proto."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._erasure: Erasure[Vpc] = Erasure(core, nouns.VPC, in_use, release)
+
+    async def CreateVpc(self, request: vpc_pb2.CreateVpcRequest, context: Any) -> Vpc:
+        """Make a VPC."""
+
+        def decide(view: View) -> Decided[Vpc]:
+            decided, vpc = begin(view, self._core, nouns.VPC, request.vpc)
+            vpc.spec.cidr = str(validation.vpc_cidr("vpc.spec.cidr", request.vpc.spec.cidr))
+            vpc.spec.vni = claim_vni(decided.txn, view, vpc.id)
+            decided.txn.create(kinds.VPC, vpc.id, vpc)
+            return decided
+
+        return await self._core.mutations.run(request, actor(context), decide)
+
+    async def GetVpc(self, request: vpc_pb2.GetVpcRequest, context: Any) -> Vpc:
+        """Return one."""
+        return await self._core.listings.get(nouns.VPC, request)
+
+    async def ListVpcs(self, request: vpc_pb2.ListVpcsRequest, context: Any) -> vpc_pb2.ListVpcsResponse:
+        """Return a page."""
+        return await self._core.listings.list(nouns.VPC, request, vpc_pb2.ListVpcsResponse)
+
+    async def UpdateVpc(self, request: vpc_pb2.UpdateVpcRequest, context: Any) -> Vpc:
+        """Change labels."""
+
+        def decide(view: View) -> Decided[Vpc]:
+            decided, _, _ = updated(view, self._core, nouns.VPC, request, RULES)
+            return decided
+
+        return await self._core.mutations.run(request, actor(context), decide)
+
+    async def DeleteVpc(self, request: vpc_pb2.DeleteVpcRequest, context: Any) -> Vpc:
+        """Remove one that has no subnet."""
+        return await self._erasure.run(request, actor(context))
+
+    async def WatchVpcs(self, request: vpc_pb2.WatchVpcsRequest, context: Any) -> AsyncIterator[vpc_pb2.WatchVpcsResponse]:
+        """Follow them."""
+        async for response in self._core.watches.watch(nouns.VPC, request, vpc_pb2.WatchVpcsResponse):
+            yield response
+
+
+def in_use(view: View, record: Record[Vpc]) -> None:
+    """Refuse while it has subnets. Raises BadState."""
+    subnets = view.by(kinds.SUBNET, "vpc", record.message.id)
+    if subnets:
+        first = view.get(kinds.SUBNET, subnets[0])
+        name = record.message.name
+        example = first.name if first is not None else subnets[0]
+        say = f"VPC {name!r} still has {len(subnets)} subnet(s), for example {example!r}: delete them first"
+        raise BadState("vpc", name, say)
+
+
+def release(txn: Txn, view: View, record: Record[Vpc]) -> None:
+    """Give back its name and VNI."""
+    vpc = record.message
+    resolution.release(txn, view, nouns.VPC, vpc.project, vpc.name, vpc.id)
+    release_vni(txn, view, vpc.spec.vni, vpc.id)
