@@ -1,0 +1,137 @@
+"""The nodes a VM could go to, as columns: one row per node, one numpy array per property.
+
+A decision looks at every node, so with 1,000 nodes and 1,000 decisions a second it cannot walk the View's records each
+time. The table is derived from a View: all of it once, then only the rows of nodes that changed, as the runtime leads it
+from view to view (`follow`). Asked about a view it was not led to, it derives all of it, so its answers never depend on how
+it got there. Rows are sorted by name, for the same reason. Rejected: sampling some nodes (the decision could not say how
+many nodes each filter refused), plain Python rows (2,400 decisions a second at 1,000 nodes and nothing else; numpy does
+90,000).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from hashlib import blake2b
+from typing import Final, TypeAlias
+
+import numpy as np
+from cairn.controller.reconcilers.base import AnyKind
+from cairn.controller.store.base import View
+from cairn.proto import kinds
+from cairn.proto.v1.node_pb2 import Node, NodeCapacity, NodeFacts
+from numpy.typing import NDArray
+
+Mask: TypeAlias = NDArray[np.bool_]
+Amounts: TypeAlias = NDArray[np.int64]
+
+CPU_OVERCOMMIT: Final = 4.0
+MEMORY_SHARE: Final = 0.9
+DISK_SHARE: Final = 0.95
+LOCAL_POOL: Final = "local"
+# A change of one of these changes a row.
+ROW_KINDS: Final = (kinds.NODE, kinds.NODE_FACTS, kinds.NODE_SESSION, kinds.NODE_CLAIMS)
+
+
+def capacity(node: Node, facts: NodeFacts) -> NodeCapacity:
+    """Return what placements may use of a node: threads times overcommit, a share of memory, and of the local pool."""
+    overcommit = node.spec.cpu_overcommit if node.spec.HasField("cpu_overcommit") else CPU_OVERCOMMIT
+    share = node.spec.memory_share if node.spec.HasField("memory_share") else MEMORY_SHARE
+    pool_bytes = sum(pool.total_bytes for pool in facts.pools if pool.type == LOCAL_POOL)
+    return NodeCapacity(
+        cpus=int(facts.cpu.threads * overcommit),
+        memory_bytes=int(facts.memory_bytes * share),
+        disk_bytes=int(pool_bytes * DISK_SHARE),
+    )
+
+
+def hash_of(id: str) -> int:
+    """Return 64 well-mixed bits of an id, the same everywhere and always."""
+    return int.from_bytes(blake2b(id.encode(), digest_size=8).digest(), "big")
+
+
+class Candidates:
+    """The table. Columns are parallel to `ids`; amounts are in CPUs and bytes."""
+
+    def __init__(self) -> None:
+        # The picture the rows show: which View, and at which revision, as a live one moves in place.
+        self._view: View | None = None
+        self._revision = 0
+        self._stale: set[str] = set()
+        self._columns(0)
+
+    def _columns(self, count: int) -> None:
+        self.ids: list[str] = []
+        self.names: list[str] = []
+        self.labels: list[Mapping[str, str]] = [{}] * count
+        self.row: dict[str, int] = {}
+        self.ready: Mask = np.zeros(count, np.bool_)
+        self.cordoned: Mask = np.zeros(count, np.bool_)
+        # It runs guests of some architecture at all.
+        self.hypervisor: Mask = np.zeros(count, np.bool_)
+        self.archs: dict[str, Mask] = {}
+        self.cpus: Amounts = np.zeros(count, np.int64)
+        self.cpus_free: Amounts = np.zeros(count, np.int64)
+        self.memory_bytes: Amounts = np.zeros(count, np.int64)
+        self.memory_free_bytes: Amounts = np.zeros(count, np.int64)
+        self.disk_free_bytes: Amounts = np.zeros(count, np.int64)
+        self.hashes: NDArray[np.uint64] = np.zeros(count, np.uint64)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def follow(self, view: View, changed: Iterable[tuple[AnyKind, str]]) -> None:
+        """Move to a view that differs from the last one at most in what changed."""
+        if self._view is None:
+            return
+        self._stale.update(id for kind, id in changed if kind in ROW_KINDS)
+        self._view, self._revision = view, view.revision
+
+    def at(self, view: View) -> Candidates:
+        """Return the table as of that view."""
+        if view is not self._view or view.revision != self._revision or any(self._reorders(view, id) for id in self._stale):
+            self._derive(view)
+        else:
+            for id in self._stale:
+                if id in self.row:
+                    self._fill(view, self.row[id])
+        self._stale.clear()
+        return self
+
+    def _reorders(self, view: View, id: str) -> bool:
+        """Tell whether a node came, went, or changed its name."""
+        node, row = view.get(kinds.NODE, id), self.row.get(id)
+        if node is None or row is None:
+            return (node is None) != (row is None)
+        return self.names[row] != node.name
+
+    def _derive(self, view: View) -> None:
+        nodes = sorted((node for node in view.all(kinds.NODE)), key=lambda node: (node.name, node.id))
+        self._columns(len(nodes))
+        self.ids = [node.id for node in nodes]
+        self.names = [node.name for node in nodes]
+        self.row = {id: row for row, id in enumerate(self.ids)}
+        self.hashes = np.array([hash_of(id) for id in self.ids], np.uint64)
+        for row in range(len(nodes)):
+            self._fill(view, row)
+        self._view, self._revision = view, view.revision
+
+    def _fill(self, view: View, row: int) -> None:
+        id = self.ids[row]
+        node, facts = view.get(kinds.NODE, id), view.get(kinds.NODE_FACTS, id)
+        if node is None:
+            raise LookupError(f"node {id} vanished without a change being told")
+        self.ready[row] = facts is not None and view.get(kinds.NODE_SESSION, id) is not None
+        self.cordoned[row] = node.spec.cordoned or node.HasField("delete_time")
+        self.labels[row] = node.labels
+        runs = set(facts.hypervisor.archs) if facts is not None else set()
+        self.hypervisor[row] = bool(runs)
+        for arch in runs - self.archs.keys():
+            self.archs[arch] = np.zeros(len(self.ids), np.bool_)
+        for arch, mask in self.archs.items():
+            mask[row] = arch in runs
+        most = capacity(node, facts) if facts is not None else NodeCapacity()
+        claims = view.get(kinds.NODE_CLAIMS, id)
+        self.cpus[row], self.memory_bytes[row] = most.cpus, most.memory_bytes
+        self.cpus_free[row] = most.cpus - (claims.cpus if claims is not None else 0)
+        self.memory_free_bytes[row] = most.memory_bytes - (claims.memory_bytes if claims is not None else 0)
+        self.disk_free_bytes[row] = most.disk_bytes - (claims.disk_bytes if claims is not None else 0)

@@ -1,0 +1,293 @@
+"""Which node for a VM: the filters that refuse nodes, the scores that rank the rest, and the sentence that tells.
+
+Filters run in order on what is left; each counts what it refused, so considered = refused by each + fitting, always. To add
+one, write a small function and put it in the list. Scores give 0 (bad) to 1 (good) per node; the weighted sum decides. The
+default spreads: the node with the largest share of CPU and memory left. `scatter` is worth less than any real difference
+between a few nodes, but with many it keeps deciders that look at the same moment from all wanting the same one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
+
+import numpy as np
+from cairn.controller.reconcilers.candidates import Amounts, Candidates, Mask, hash_of
+from cairn.controller.reconcilers.sentences import NAMES_MAX, names, several, size
+from cairn.proto.v1.common_pb2 import Decision
+from numpy.typing import NDArray
+
+Rows: TypeAlias = NDArray[np.intp]
+Values: TypeAlias = NDArray[np.float64]
+TOP: Final = 5
+SCATTER_PER_NODE: Final = 1e-5
+SCATTER_MAX: Final = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a VM asks of its node."""
+
+    vm: str
+    cpus: int
+    memory_bytes: int
+    # Of its volumes that are nowhere yet.
+    disk_bytes: int
+    arch: str
+    image_arch: str = ""
+    # Node id it is pinned to, and that node's name.
+    node: str = ""
+    node_name: str = ""
+    selector: Mapping[str, str] = field(default_factory=dict)
+    # Nodes that hold a volume of it.
+    homes: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Refuses nodes. keep: which pass. why: of one refused node. lack: of all refused nodes together. advice: a way out."""
+
+    name: str
+    keep: Callable[[Candidates, Wanted], Mask]
+    why: Callable[[Candidates, Wanted, int], str]
+    lack: Callable[[Candidates, Wanted, Rows], str]
+    advice: Callable[[Candidates, Wanted, Rows], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Ranks nodes: 0 to 1 for each of some rows. weight: for a table of that many nodes."""
+
+    name: str
+    weight: Callable[[int], float]
+    rank: Callable[[Candidates, Wanted, Rows], Values]
+
+
+def _named(table: Candidates, rows: Rows) -> str:
+    return names([table.names[row] for row in rows[:NAMES_MAX]], len(rows))
+
+
+def _simple(
+    name: str,
+    keep: Callable[[Candidates, Wanted], Mask],
+    one: str,
+    many: str,
+    advice: Callable[[Candidates, Wanted, Rows], str],
+) -> Filter:
+    """A filter whose reason is the same phrase for each node, as of one and of many."""
+
+    def fill(text: str, wanted: Wanted) -> str:
+        return text.format(arch=wanted.arch, node=wanted.node_name or wanted.node, selector=selector_text(wanted))
+
+    def why(table: Candidates, wanted: Wanted, row: int) -> str:
+        return f"{table.names[row]} {fill(one, wanted)}"
+
+    def lack(table: Candidates, wanted: Wanted, rows: Rows) -> str:
+        return f"{_named(table, rows)} {fill(one if len(rows) == 1 else many, wanted)}"
+
+    return Filter(name, keep, why, lack, advice)
+
+
+def _room(
+    name: str,
+    noun: str,
+    free: Callable[[Candidates], Amounts],
+    wants: Callable[[Wanted], int],
+    text: Callable[[int], str],
+    round_down: int,
+) -> Filter:
+    """A filter on an amount: enough must be free."""
+
+    def amount(table: Candidates, row: int) -> int:
+        return max(0, int(free(table)[row]))
+
+    def why(table: Candidates, wanted: Wanted, row: int) -> str:
+        return f"{table.names[row]}: {text(amount(table, row))} free, {text(wants(wanted))} wanted"
+
+    def roomiest(table: Candidates, rows: Rows) -> int:
+        return int(rows[int(np.argmax(free(table)[rows]))])
+
+    def lack(table: Candidates, wanted: Wanted, rows: Rows) -> str:
+        row = roomiest(table, rows)
+        verb = "lacks" if len(rows) == 1 else "lack"
+        there = (
+            f"{text(amount(table, row))} is free"
+            if len(rows) == 1
+            else f"the most free is {text(amount(table, row))} on {table.names[row]}"
+        )
+        return f"{_named(table, rows)} {verb} {noun}: {there}, {text(wants(wanted))} wanted"
+
+    def advice(table: Candidates, _wanted: Wanted, rows: Rows) -> str:
+        most = amount(table, roomiest(table, rows)) // round_down * round_down
+        return f"ask for at most {text(most)} or add a node" if most else "free some or add a node"
+
+    return Filter(name, lambda table, wanted: free(table) >= wants(wanted), why, lack, advice)
+
+
+def selector_text(wanted: Wanted) -> str:
+    """Return the node selector as people write it: "zone=a, ssd=yes"."""
+    return ", ".join(f"{key}={value}" for key, value in sorted(wanted.selector.items()))
+
+
+def _all(table: Candidates) -> Mask:
+    return np.ones(len(table), np.bool_)
+
+
+def _only(table: Candidates, ids: frozenset[str]) -> Mask:
+    mask = np.zeros(len(table), np.bool_)
+    for id in ids:
+        if id in table.row:
+            mask[table.row[id]] = True
+    return mask
+
+
+def _arch(table: Candidates, wanted: Wanted) -> Mask:
+    return table.archs.get(wanted.arch, ~_all(table))
+
+
+def _image(table: Candidates, wanted: Wanted) -> Mask:
+    return _all(table) if wanted.image_arch in ("", wanted.arch) else ~_all(table)
+
+
+def _pinned(table: Candidates, wanted: Wanted) -> Mask:
+    return _only(table, frozenset((wanted.node,))) if wanted.node else _all(table)
+
+
+def _selected(table: Candidates, wanted: Wanted) -> Mask:
+    if not wanted.selector:
+        return _all(table)
+    asked = wanted.selector.items()
+    return np.array([all(labels.get(key) == value for key, value in asked) for labels in table.labels], np.bool_)
+
+
+def _home(table: Candidates, wanted: Wanted) -> Mask:
+    """All of its volumes are there; two on different nodes leave no node at all."""
+    if not wanted.homes:
+        return _all(table)
+    return _only(table, wanted.homes) if len(wanted.homes) == 1 else ~_all(table)
+
+
+def _cpus(amount: int) -> str:
+    return several(amount, "CPU")
+
+
+MIB: Final = 1 << 20
+FILTERS: Final[tuple[Filter, ...]] = (
+    _simple(
+        "state", lambda table, _: table.ready, "does not answer", "do not answer",
+        lambda table, _, rows: f"start the agent on {table.names[rows[0]]}, or join another node (`cairn node token create`)",
+    ),
+    _simple(
+        "cordoned", lambda table, _: ~table.cordoned, "is cordoned", "are cordoned",
+        lambda table, _, rows: f"`cairn node uncordon {table.names[rows[0]]}`, or add a node",
+    ),
+    _simple(
+        "hypervisor", lambda table, _: table.hypervisor, "has no hypervisor", "have no hypervisor",
+        lambda table, _, rows: f"see why with `cairn node show {table.names[rows[0]]}`",
+    ),
+    _simple(
+        "image", _image, "cannot run an image made for another architecture than {arch}",
+        "cannot run an image made for another architecture than {arch}",
+        lambda _t, wanted, _r: f"take an image for {wanted.arch}",
+    ),
+    _simple(
+        "arch", _arch, "cannot run {arch} guests", "cannot run {arch} guests",
+        lambda _t, wanted, _r: f"add a node that runs {wanted.arch} guests",
+    ),
+    _simple(
+        "node", _pinned, "is not {node}, the one asked for", "are not {node}, the one asked for",
+        lambda _t, _w, _r: "ask for a node that is there, or for none",
+    ),
+    _simple(
+        "labels", _selected, "lacks the labels {selector}", "lack the labels {selector}",
+        lambda _t, wanted, _r: f"give a node the labels {selector_text(wanted)}, or ask for others",
+    ),
+    _simple(
+        "volumes", _home, "does not hold its volumes", "do not hold its volumes",
+        lambda _t, _w, _r: "local volumes stay where they are: detach those that are elsewhere",
+    ),
+    _room("cpus", "CPUs", lambda table: table.cpus_free, lambda wanted: wanted.cpus, _cpus, 1),
+    _room("memory", "memory", lambda table: table.memory_free_bytes, lambda wanted: wanted.memory_bytes, size, MIB),
+    _room("disk", "disk space", lambda table: table.disk_free_bytes, lambda wanted: wanted.disk_bytes, size, MIB),
+)  # fmt: skip
+
+
+def _free_cpus(table: Candidates, wanted: Wanted, rows: Rows) -> Values:
+    return (table.cpus_free[rows] - wanted.cpus) / np.maximum(table.cpus[rows], 1)
+
+
+def _free_memory(table: Candidates, wanted: Wanted, rows: Rows) -> Values:
+    return (table.memory_free_bytes[rows] - wanted.memory_bytes) / np.maximum(table.memory_bytes[rows], 1)
+
+
+def _scatter(table: Candidates, wanted: Wanted, rows: Rows) -> Values:
+    """Mix the bits of both ids (the finalizer of MurmurHash3) into a number that orders the nodes differently for each VM."""
+    bits = table.hashes[rows] ^ np.uint64(hash_of(wanted.vm))
+    bits = (bits ^ (bits >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
+    bits = (bits ^ (bits >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
+    return ((bits ^ (bits >> np.uint64(33))) >> np.uint64(11)).astype(np.float64) / float(1 << 53)
+
+
+SCORES: Final[tuple[Score, ...]] = (
+    Score("free cpus", lambda _: 0.5, _free_cpus),
+    Score("free memory", lambda _: 0.5, _free_memory),
+    Score("scatter", lambda nodes: min(SCATTER_MAX, nodes * SCATTER_PER_NODE), _scatter),
+)
+
+
+def decide(table: Candidates, wanted: Wanted) -> Decision:
+    """Choose a node for a VM and say why; `node` is empty when none fits, and `say` tells what would make it fit. Pure."""
+    decision = Decision(considered=len(table))
+    left = _all(table)
+    refusals: list[tuple[Filter, Rows]] = []
+    for each in FILTERS:
+        kept = each.keep(table, wanted)
+        refused = np.flatnonzero(left & ~kept)
+        if len(refused):
+            refusals.append((each, refused))
+            decision.filters.add(name=each.name, refused=len(refused), example=each.why(table, wanted, int(refused[0])))
+            left &= kept
+    rows = np.flatnonzero(left)
+    if len(rows):
+        _rank(table, wanted, rows, decision)
+        decision.say = _chosen(decision, wanted, len(rows))
+    else:
+        decision.say = _refused(table, wanted, refusals)
+    return decision
+
+
+def _rank(table: Candidates, wanted: Wanted, rows: Rows, decision: Decision) -> None:
+    """Fill in the best nodes, best first, and the choice."""
+    parts = [(score.name, score.weight(len(table)) * score.rank(table, wanted, rows)) for score in SCORES]
+    total = np.sum([values for _, values in parts], axis=0)
+    # argpartition first: sorting 1,000 to keep 5 is most of the time otherwise.
+    best = np.argpartition(-total, TOP - 1)[:TOP] if len(rows) > TOP else np.arange(len(rows))
+    for index in best[np.argsort(-total[best], kind="stable")]:
+        row = int(rows[index])
+        top = decision.top.add(node=table.ids[row], node_name=table.names[row], total=float(total[index]))
+        for name, values in parts:
+            top.parts[name] = float(values[index])
+    decision.node, decision.node_name = decision.top[0].node, decision.top[0].node_name
+
+
+def _chosen(decision: Decision, wanted: Wanted, fitting: int) -> str:
+    if wanted.node:
+        return f"on {decision.node_name}, the node asked for"
+    if wanted.homes:
+        return f"on {decision.node_name}, where its volumes are"
+    if decision.considered == 1:
+        return f"on {decision.node_name}, the only node"
+    if fitting == 1:
+        return f"on {decision.node_name}, the only one of {decision.considered} nodes that fits"
+    return f"on {decision.node_name}: of {fitting} nodes that fit it has the largest share of CPU and memory free"
+
+
+def _refused(table: Candidates, wanted: Wanted, refusals: list[tuple[Filter, Rows]]) -> str:
+    if not len(table):
+        return "no node fits: there are no nodes; join one (`cairn node token create`)"
+    reasons = [each.lack(table, wanted, rows) for each, rows in refusals]
+    # The nodes that got furthest are the nearest to fitting: advise on those.
+    last, rows = refusals[-1]
+    advice = last.advice(table, wanted, rows)
+    return f"no node fits: {several(len(table), 'node')} considered; {'; '.join(reasons)}; {advice}"

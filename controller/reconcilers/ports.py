@@ -1,0 +1,146 @@
+"""Every port has one address of its subnet that no other port has; the address of a port that is gone is free again.
+
+Keys are ids of subnets: all ports of a subnet that wait are served in one transaction. A binding (the port's address) and a
+claim (the address's port) are created together, and both must not exist, so two controllers can never give one address
+twice: the second conflicts and decides again. Ports that ask for an address are served before those that take any, in the
+order they were made. A port that cannot have one gets a binding that says why, and is tried again when an address is given
+back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Final
+
+from cairn.controller.reconcilers.base import NOTHING, AnyKind, EventSpec, Outcome
+from cairn.controller.reconcilers.sentences import several
+from cairn.controller.store.base import Record, Txn, View
+from cairn.net import ipam
+from cairn.proto import kinds
+from cairn.proto.ids import mac_of
+from cairn.proto.v1.port_pb2 import AddressClaim, Port, PortBinding
+from cairn.proto.v1.subnet_pb2 import Subnet
+
+# Ports served by one transaction: 3 checks each, of at most 128.
+PORTS_MAX: Final = 40
+
+
+class Ports:
+    """Every port has one address of its subnet that no other port has."""
+
+    name = "ports"
+    reads: tuple[AnyKind, ...] = (kinds.PORT, kinds.SUBNET, kinds.PORT_BINDING, kinds.ADDRESS)
+    writes: tuple[AnyKind, ...] = (kinds.PORT_BINDING, kinds.ADDRESS)
+
+    def keys(self, view: View, kind: AnyKind, id: str) -> Iterable[str]:
+        """The subnet of what changed."""
+        if kind is kinds.SUBNET:
+            return (id,)
+        if kind is kinds.ADDRESS:
+            return (id.partition("/")[0],)
+        port, binding = view.get(kinds.PORT, id), view.get(kinds.PORT_BINDING, id)
+        if port is not None:
+            return (port.spec.subnet,)
+        return (binding.subnet,) if binding is not None else ()
+
+    def all_keys(self, view: View) -> Iterable[str]:
+        """All subnets, and those that are gone and still have bindings or claims."""
+        found = set(view.ids(kinds.SUBNET))
+        found.update(binding.subnet for binding in view.all(kinds.PORT_BINDING))
+        found.update(claim.subnet for claim in view.all(kinds.ADDRESS))
+        return found
+
+    def shard(self, key: str) -> str:
+        """By the subnet."""
+        return key
+
+    def reconcile(self, view: View, key: str, now: datetime) -> Outcome:  # noqa: ARG002 - nothing here depends on the time
+        """Serve the ports of one subnet."""
+        txn = Txn(self.name)
+        freed = _free(txn, view, key)
+        subnet = view.record(kinds.SUBNET, key)
+        waiting = _waiting(view, key) if subnet is not None else []
+        served, events = 0, list[EventSpec]()
+        if subnet is not None and waiting and freed < PORTS_MAX:
+            served, events = _serve(txn, view, subnet, waiting[: PORTS_MAX - freed])
+        if not txn:
+            return NOTHING
+        more = freed >= PORTS_MAX or len(waiting) > PORTS_MAX - freed
+        say = f"{several(served, 'address')} given".replace("addresss", "addresses") + f", {freed} freed in {key}"
+        return Outcome(txn, say, again_after_s=0.0 if more else None, events=events)
+
+
+def _free(txn: Txn, view: View, subnet: str) -> int:
+    """Remove bindings of ports that are gone, and claims nobody's binding answers to; return how many."""
+    freed = 0
+    for id in view.by(kinds.PORT_BINDING, "subnet", subnet):
+        binding = view.record(kinds.PORT_BINDING, id)
+        if binding is None or view.get(kinds.PORT, id) is not None or freed >= PORTS_MAX:
+            continue
+        txn.check(kinds.PORT, id, 0).check(kinds.PORT_BINDING, id, binding.mod_revision).delete(kinds.PORT_BINDING, id)
+        _drop_claim(txn, view, f"{subnet}/{binding.message.address}", id)
+        freed += 1
+    for claim_id in view.by(kinds.ADDRESS, "subnet", subnet):
+        claim = view.get(kinds.ADDRESS, claim_id)
+        if claim is None or kinds.ADDRESS.key(claim_id) in txn.deletes or freed >= PORTS_MAX:
+            continue
+        binding_of = view.get(kinds.PORT_BINDING, claim.port)
+        if binding_of is None or binding_of.address != claim.address:
+            txn.check(kinds.PORT_BINDING, claim.port, view.revision_of(kinds.PORT_BINDING, claim.port))
+            _drop_claim(txn, view, claim_id, claim.port)
+            freed += 1
+    return freed
+
+
+def _drop_claim(txn: Txn, view: View, claim_id: str, port: str) -> None:
+    claim = view.record(kinds.ADDRESS, claim_id)
+    if claim is not None and claim.message.port == port:
+        txn.check(kinds.ADDRESS, claim_id, claim.mod_revision).delete(kinds.ADDRESS, claim_id)
+
+
+def _waiting(view: View, subnet: str) -> list[Port]:
+    """Ports without an address: those that ask for one first, then as they were made."""
+    waiting: list[tuple[bool, int, str, Port]] = []
+    for id in view.by(kinds.PORT, "subnet", subnet):
+        port, binding = view.record(kinds.PORT, id), view.get(kinds.PORT_BINDING, id)
+        if port is not None and (binding is None or not binding.address):
+            waiting.append((not port.message.spec.address, port.create_revision, id, port.message))
+    return [port for _, _, _, port in sorted(waiting, key=lambda each: each[:3])]
+
+
+def _serve(txn: Txn, view: View, subnet: Record[Subnet], waiting: list[Port]) -> tuple[int, list[EventSpec]]:
+    """Give each an address or a reason; return how many got one, and what to tell."""
+    cidr = subnet.message.spec.cidr
+    # What is freed in this transaction is free in the next.
+    taken = {id.partition("/")[2] for id in view.by(kinds.ADDRESS, "subnet", subnet.message.id)}
+    lowest = ipam.free(cidr, taken)
+    served, events = 0, list[EventSpec]()
+    for port in waiting:
+        before = view.get(kinds.PORT_BINDING, port.id)
+        binding = PortBinding(port=port.id, subnet=subnet.message.id, vpc=port.spec.vpc, mac=mac_of(port.id))
+        if port.spec.address:
+            binding.error = _why_not(cidr, port.spec.address, taken)
+            binding.address = "" if binding.error else port.spec.address
+        else:
+            binding.address = next(lowest, "")
+            binding.error = "" if binding.address else f"no address is free in {cidr}: delete a port or take another subnet"
+        if binding == before:
+            continue
+        txn.check(kinds.PORT, port.id, view.revision_of(kinds.PORT, port.id))
+        txn.check(kinds.PORT_BINDING, port.id, view.revision_of(kinds.PORT_BINDING, port.id))
+        txn.put(kinds.PORT_BINDING, port.id, binding)
+        if binding.address:
+            claim = AddressClaim(subnet=binding.subnet, address=binding.address, port=port.id)
+            txn.create(kinds.ADDRESS, f"{binding.subnet}/{binding.address}", claim)
+            taken.add(binding.address)
+            served += 1
+        else:
+            events.append(EventSpec(port.id, port.name, port.project, "NoAddress", binding.error, warning=True))
+    if txn:
+        txn.check(kinds.SUBNET, subnet.message.id, subnet.mod_revision)
+    return served, events
+
+
+def _why_not(cidr: str, address: str, taken: set[str]) -> str:
+    return ipam.refusal(cidr, address) or (f"{address} is taken" if address in taken else "")
