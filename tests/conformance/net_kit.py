@@ -1,7 +1,7 @@
 """What the dataplane's conformance suite needs: nodes to program, guests to put into them, ids and desired objects.
 
-A *guest* is a TAP held open by this process, as QEMU holds one; on the kernel its other end is a second TAP, "eth0" in a network
-namespace of its own, and a thread carries frames between the two: so a guest has a real IP stack and moves with its TAP.
+A *guest* is a TAP held open by this process, as QEMU holds one; on the kernel its other end is a second TAP, "eth0" in a
+network namespace of its own, and a thread carries frames between the two: a guest has a real IP stack and moves with its TAP.
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@ import contextlib
 from collections.abc import Iterator
 
 import pytest
-
 from cairn.net.base import Dataplane, Observed, Wanted
 from cairn.net.plan import plan
+
 from tests.conformance.net_kit import (
     Card,
     FakeNode,
