@@ -75,8 +75,8 @@ class FakeGuestFiles:
         return f"/fake/seeds/{id}.iso"
 
     def console_log(self, id: str) -> str:
-        """No log."""
-        return ""
+        """Return a name."""
+        return f"/fake/consoles/{id}.log"
 
     async def list(self) -> set[str]:
         """Return whose files are there."""

@@ -208,10 +208,8 @@ def plan_vm(wanted: Wanted, found: Found, note: Note, memory: Memory, now_s: flo
         actions = plan_gone(vm.id, found)
         state = VmReport.STATE_STOPPING if actions else VmReport.STATE_ABSENT
         return Verdict(_report(wanted, None, state, "being removed" if actions else "removed"), actions)
-    if domain is None:
-        return _off(wanted, None, note, memory, now_s)
-    if domain.state is DomainState.SHUT_OFF:
-        return _off(wanted, domain, note, memory, now_s)
+    if domain is None or domain.state is DomainState.SHUT_OFF:
+        return _off(wanted, found, note, memory, now_s)
     if domain.state is DomainState.STARTING:
         return _starting(wanted, domain, note, memory)
     memory = replace(memory, ended_s=None, running_s=now_s if memory.running_s is None else memory.running_s)
@@ -223,8 +221,8 @@ def plan_vm(wanted: Wanted, found: Found, note: Note, memory: Memory, now_s: flo
 # --- off -----------------------------------------------------------------------------------------------------------------
 
 
-def _off(wanted: Wanted, domain: Domain | None, note: Note, memory: Memory, now_s: float) -> Verdict:
-    vm = wanted.vm
+def _off(wanted: Wanted, found: Found, note: Note, memory: Memory, now_s: float) -> Verdict:
+    vm, domain = wanted.vm, found.domain
     if vm.power_state == POWER_STATE_STOPPED:
         return _stopped(wanted, domain, note)
     cause = note.exit or (_CAUSE[domain.exit] if domain is not None else "")
@@ -244,7 +242,8 @@ def _off(wanted: Wanted, domain: Domain | None, note: Note, memory: Memory, now_
         report = _report(wanted, domain, VmReport.STATE_PREPARING, say, exit=cause)
         return Verdict(report, (), note, memory, again_after_s=wait_s)
     if wanted.waits or wanted.spec is None:
-        return Verdict(_report(wanted, domain, VmReport.STATE_PREPARING, wanted.waits), (), note, memory)
+        early = () if found.files else (WriteSeed(vm.id, vm),)
+        return Verdict(_report(wanted, domain, VmReport.STATE_PREPARING, wanted.waits), early, note, memory)
     actions = (
         WriteSeed(vm.id, vm),
         *_define(wanted, domain),

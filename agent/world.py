@@ -59,11 +59,10 @@ class World:
     async def refresh(self, *parts: Part) -> None:
         """Read those of the parts that are marked."""
         for part in parts:
-            while self._seen[part] < self._marked[part]:
+            if self._seen[part] < self._marked[part]:
                 async with self._locks[part]:
                     if self._seen[part] < self._marked[part]:
                         await self._refresh(part)
-                        break
 
     async def attachment(self, volume: str) -> Attachment:
         """Return how the hypervisor opens a volume that is here."""

@@ -1,0 +1,86 @@
+"""What the node tells about itself: hardware, hypervisor, pools, tunnels. Sent when it changed.
+
+Free bytes change all the time: they count as changed when they moved by more than one percent of the pool, or a minute passed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from importlib.metadata import PackageNotFoundError, version
+from typing import Final
+
+from cairn.agent.hypervisor.base import Hypervisor, HypervisorError
+from cairn.agent.reports import Reports
+from cairn.hardware.base import Inventory
+from cairn.proto.log import logger
+from cairn.proto.v1.node_pb2 import NodeFacts, StoragePool
+from cairn.storage.base import StorageError, VolumeDriver
+
+LOOK_EVERY_S: Final = 10.0
+POOLS_EVERY_S: Final = 60.0
+HARDWARE_EVERY_S: Final = 600.0
+
+
+def agent_version() -> str:
+    """Return the version of this program."""
+    try:
+        return version("cairn")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+class Facts:
+    """Collects them; `run` keeps them fresh."""
+
+    def __init__(
+        self,
+        inventory: Inventory,
+        hypervisor: Hypervisor,
+        volumes: VolumeDriver,
+        reports: Reports,
+        *,
+        vtep: str,
+        underlay_mtu: int,
+    ) -> None:
+        self._inventory, self._hypervisor, self._volumes, self._reports = inventory, hypervisor, volumes, reports
+        self._vtep, self._underlay_mtu = vtep, underlay_mtu
+        self._hardware = NodeFacts()
+        self._hardware_s = self._pools_s = float("-inf")
+
+    async def run(self) -> None:
+        """Look again and again; tell what changed."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            await self.refresh()
+
+    async def refresh(self) -> None:
+        """Look now; a part that cannot be read keeps what was known."""
+        now_s = asyncio.get_running_loop().time()
+        facts = NodeFacts()
+        facts.CopyFrom(self._reports.facts)
+        try:
+            if now_s - self._hardware_s >= HARDWARE_EVERY_S:
+                self._hardware = await self._inventory.collect()
+                self._hardware_s = now_s
+            hypervisor, pools = facts.hypervisor, list(facts.pools)
+            facts = NodeFacts()
+            facts.CopyFrom(self._hardware)
+            facts.hypervisor.CopyFrom(hypervisor)
+            facts.pools.extend(pools)
+            facts.vtep, facts.underlay_mtu, facts.agent_version = self._vtep, self._underlay_mtu, agent_version()
+            pool = await self._volumes.facts()
+            if now_s - self._pools_s >= POOLS_EVERY_S or _moved(pools[0] if pools else StoragePool(), pool):
+                self._pools_s = now_s
+                del facts.pools[:]
+                facts.pools.append(pool)
+            facts.hypervisor.CopyFrom(await self._hypervisor.facts())
+        except (HypervisorError, StorageError, OSError) as error:
+            logger("facts").warning("incomplete", error=str(error))
+        if facts != self._reports.facts:
+            self._reports.put_facts(facts)
+
+
+def _moved(before: StoragePool, now: StoragePool) -> bool:
+    if (before.type, before.total_bytes, before.path) != (now.type, now.total_bytes, now.path):
+        return True
+    return abs(before.used_bytes - now.used_bytes) * 100 > now.total_bytes

@@ -1,0 +1,228 @@
+"""Guests of this node, one at a time: observe, plan (agent/plan.py), apply, report.
+
+What is remembered durably is written before anything is done. After acting the guest is looked at again, until there is nothing
+to do. An action that fails ends the round; the report says which and why, and the loop comes back later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict
+
+from cairn.agent.guestfiles import GuestFiles
+from cairn.agent.hypervisor.base import Disk, DomainSpec, Hypervisor, HypervisorError
+from cairn.agent.ledger import Ledger
+from cairn.agent.networks import Networks
+from cairn.agent.plan import (
+    Action,
+    AttachDisk,
+    BindPorts,
+    Define,
+    DetachDisk,
+    Found,
+    Memory,
+    Note,
+    Reboot,
+    RemoveFiles,
+    Resume,
+    Start,
+    Stop,
+    Undefine,
+    Verdict,
+    Wanted,
+    WriteSeed,
+    plan_gone,
+    plan_vm,
+)
+from cairn.agent.reports import Reports
+from cairn.agent.work import Again
+from cairn.agent.world import Part, World
+from cairn.net.base import NetError
+from cairn.proto.log import logger
+from cairn.proto.v1.agent_pb2 import DesiredVm, Report, VmReport
+from cairn.storage.base import StorageError
+
+# Looks at one guest before others have their turn.
+ROUNDS_MAX = 4
+DriverError = (HypervisorError, StorageError, NetError, OSError)
+
+
+class Guests:
+    """The guests and how they are served."""
+
+    def __init__(
+        self,
+        hypervisor: Hypervisor,
+        files: GuestFiles,
+        world: World,
+        networks: Networks,
+        ledger: Ledger,
+        reports: Reports,
+    ) -> None:
+        self._hypervisor, self._files, self._world, self._networks = hypervisor, files, world, networks
+        self._ledger, self._reports = ledger, reports
+        self._memories: dict[str, Memory] = {}
+        self.accelerator = ""
+        self.actions = 0
+
+    async def settle(self, key: str) -> Again:
+        """Bring a guest to what it should be, as far as that can be done now. Raises what its drivers raise."""
+        id = key.partition("/")[2]
+        again_after_s = 0.0
+        for _ in range(ROUNDS_MAX):
+            await self._world.refresh(Part.DOMAINS, Part.VOLUMES, Part.FILES)
+            held = self._ledger.desired.get(key)
+            if held is None:
+                await self._remove(id)
+                return Again()
+            wanted = await self._wanted(held.object.vm)
+            verdict = self._decide(key, wanted)
+            again_after_s = verdict.again_after_s
+            self._report(key, wanted.vm, verdict.report)
+            if not verdict.actions:
+                return Again(after_s=again_after_s)
+            await self._apply(key, wanted.vm, verdict)
+        return Again(after_s=again_after_s or 1.0)
+
+    def forget(self, id: str) -> None:
+        """Drop what is remembered of a guest that is no longer desired."""
+        self._memories.pop(id, None)
+
+    def _decide(self, key: str, wanted: Wanted) -> Verdict:
+        id = wanted.vm.id
+        found = Found(self._world.domains.get(id), id in self._world.files)
+        note = Note(**self._ledger.note(key))
+        memory = self._memories.get(id, Memory())
+        verdict = plan_vm(wanted, found, note, memory, asyncio.get_running_loop().time())
+        self._memories[id] = verdict.memory
+        self._ledger.write_note(key, asdict(verdict.note) if verdict.note != Note() else None)
+        return verdict
+
+    async def _wanted(self, vm: DesiredVm) -> Wanted:
+        if vm.absent:
+            return Wanted(vm, None)
+        disks, waits = [], ""
+        for each in vm.disks:
+            if each.volume not in self._world.volumes:
+                waits = waits or self._volume_say(each.volume)
+                continue
+            attachment = await self._world.attachment(each.volume)
+            disks.append(Disk(each.volume, attachment.path, attachment.format, boot=each.boot))
+        troubles = [trouble for nic in vm.nics if (trouble := self._networks.trouble(nic.port))]
+        unbound = tuple(nic.port for nic in vm.nics if not self._networks.is_bound(nic.port))
+        if waits:
+            return Wanted(vm, None, waits=waits, unbound=unbound)
+        spec = DomainSpec(vm, tuple(disks), self._files.seed(vm.id), self._files.console_log(vm.id))
+        machine = DomainSpec(_without_data_disks(vm), tuple(disk for disk in disks if disk.boot), spec.seed, spec.console_log)
+        digest, machine_digest = self._hypervisor.digest(spec), self._hypervisor.digest(machine)
+        return Wanted(vm, spec, digest, machine_digest, troubles[0] if troubles else "", unbound)
+
+    def _volume_say(self, volume: str) -> str:
+        report = self._reports.latest(f"volume/{volume}")
+        if report is None:
+            return f"waits for volume {volume}"
+        return f"waits for volume {volume}: {report.volume.error or report.volume.say}"
+
+    async def _remove(self, id: str) -> None:
+        """Remove a guest nobody wants here, once it is sure that nobody does."""
+        if not (self._ledger.synced and self._ledger.trusted):
+            return
+        for action in plan_gone(id, Found(self._world.domains.get(id), id in self._world.files)):
+            logger("guests").info("orphan_removed", vm=id, action=type(action).__name__)
+            await self._act(action, ())
+        self.forget(id)
+
+    async def _apply(self, key: str, vm: DesiredVm, verdict: Verdict) -> None:
+        taps = tuple(nic.tap for nic in vm.nics)
+        for action in verdict.actions:
+            try:
+                await self._act(action, taps)
+            except DriverError as error:
+                self._report_failure(key, vm, verdict, action, error)
+                raise
+            self.actions += 1
+            logger("guests").info("done", vm=vm.id, action=type(action).__name__)
+
+    async def _act(self, action: Action, taps: tuple[str, ...]) -> None:
+        id, hypervisor = action.id, self._hypervisor
+        try:
+            match action:
+                case WriteSeed(vm=vm):
+                    await self._files.write_seed(vm)
+                case Define(spec=spec):
+                    await hypervisor.define(spec)
+                case Start():
+                    await self._start(action, taps)
+                case BindPorts(ports=ports):
+                    await self._networks.bind(ports)
+                case Resume():
+                    await hypervisor.resume(id)
+                case Stop(force=force):
+                    await hypervisor.stop(id, force=force)
+                case Reboot(force=force, reboot_generation=generation):
+                    await hypervisor.reboot(id, force=force, reboot_generation=generation)
+                case AttachDisk(disk=disk):
+                    await hypervisor.attach_disk(id, disk)
+                case DetachDisk(volume=volume):
+                    await hypervisor.detach_disk(id, volume)
+                case Undefine():
+                    await hypervisor.undefine(id)
+                case RemoveFiles():
+                    await self._files.remove(id)
+        finally:
+            self._world.mark(Part.FILES if isinstance(action, WriteSeed | RemoveFiles) else Part.DOMAINS)
+
+    async def _start(self, action: Start, taps: tuple[str, ...]) -> None:
+        self._networks.begin_start(taps)
+        made = False
+        try:
+            await self._hypervisor.start(
+                action.id, power_generation=action.power_generation, reboot_generation=action.reboot_generation
+            )
+            made = True
+        finally:
+            self._networks.end_start(taps, made=made)
+
+    def _report_failure(self, key: str, vm: DesiredVm, verdict: Verdict, action: Action, error: Exception) -> None:
+        body = VmReport()
+        body.CopyFrom(verdict.report)
+        permanent = not getattr(error, "retryable", True)
+        if permanent and body.state == VmReport.STATE_PREPARING:
+            body.state = VmReport.STATE_FAILED
+        what = _VERBS.get(type(action), type(action).__name__)
+        body.error = f"{what} failed: {error}"
+        body.say = body.error if permanent else f"{body.error}; trying again"
+        self._report(key, vm, body)
+
+    def _report(self, key: str, vm: DesiredVm, body: VmReport) -> None:
+        held = self._ledger.desired.get(key)
+        if held is None or held.object.vm != vm:
+            # It was changed meanwhile: what is true of the old is no answer to the new.
+            return
+        if body.state == VmReport.STATE_RUNNING:
+            body.accelerator = self.accelerator
+        self._reports.put(Report(key=key, version=held.version, vm=body))
+
+
+def _without_data_disks(vm: DesiredVm) -> DesiredVm:
+    result = DesiredVm()
+    result.CopyFrom(vm)
+    boot = [disk for disk in vm.disks if disk.boot]
+    del result.disks[:]
+    result.disks.extend(boot)
+    return result
+
+
+_VERBS: dict[type[Action], str] = {
+    WriteSeed: "writing its seed image",
+    Define: "defining it",
+    Start: "starting it",
+    BindPorts: "connecting it to its network",
+    Resume: "letting it run",
+    Stop: "stopping it",
+    Reboot: "rebooting it",
+    AttachDisk: "attaching a disk",
+    DetachDisk: "detaching a disk",
+    Undefine: "removing it",
+    RemoveFiles: "removing its files",
+}

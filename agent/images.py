@@ -1,0 +1,165 @@
+"""Images this node must hold: pulled from other nodes' agents, or waited for until a controller uploads them.
+
+A pull goes on where it ended, from whichever source answers; the store verifies the bytes before anybody can use them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+from cairn.agent.ledger import Ledger
+from cairn.agent.reports import Reports
+from cairn.agent.work import Again
+from cairn.agent.world import Part, World
+from cairn.proto.log import logger
+from cairn.proto.seams import Transport
+from cairn.proto.v1.agent_pb2 import BlobSource, DesiredImage, GetBlobRequest, ImageReport, Report
+from cairn.proto.v1.agent_pb2_grpc import HostServiceStub
+from cairn.storage.base import BadImage, Image, ImageStore, StorageError
+from cairn.storage.plan import DeleteImage, plan
+
+# A source that sends nothing for this long is given up.
+CHUNK_TIMEOUT_S: Final = 20.0
+PROGRESS_EVERY_S: Final = 1.0
+
+
+class Images:
+    """Observe, plan, apply, report for an image."""
+
+    def __init__(self, store: ImageStore, world: World, ledger: Ledger, reports: Reports, transport: Transport) -> None:
+        self._store, self._world, self._ledger, self._reports = store, world, ledger, reports
+        self._transport = transport
+
+    async def settle(self, key: str) -> Again:
+        """Get an image that is not here; StorageError when no source gave it."""
+        desired = self._desired(key)
+        if desired is None:
+            return Again()
+        await self._world.refresh(Part.IMAGES)
+        if desired.digest not in self._world.images and desired.sources:
+            await self._pull(key, desired)
+        await self._conclude(key, desired)
+        return Again()
+
+    async def receive(self, key: str, desired: DesiredImage, chunks: AsyncIterator[bytes], *, offset: int = 0) -> Image:
+        """Store bytes as they come, telling how far it is; see ImageStore.put."""
+        try:
+            image = await self._store.put(
+                desired.digest, desired.size_bytes, desired.format, self._counted(key, chunks, offset), offset=offset
+            )
+        except StorageError as error:
+            state = ImageReport.STATE_FETCHING if error.retryable else ImageReport.STATE_FAILED
+            held_bytes = await self._store.partial_bytes(desired.digest)
+            self._report(key, ImageReport(state=state, say="trying again", error=str(error), held_bytes=held_bytes))
+            raise
+        finally:
+            self._world.mark(Part.IMAGES)
+        self._report(key, _ready(image))
+        return image
+
+    async def collect(self, _key: str = "") -> Again:
+        """Remove images that nobody wants here and no volume is a copy of."""
+        if not (self._ledger.synced and self._ledger.trusted):
+            return Again()
+        await self._world.refresh(Part.IMAGES, Part.VOLUMES)
+        objects = [each.object for each in self._ledger.desired.values()]
+        images = [object.image for object in objects if object.HasField("image")]
+        volumes = [object.volume for object in objects if object.HasField("volume")]
+        for action in plan(images, volumes, self._world.images.values(), self._world.volumes.values()):
+            if isinstance(action, DeleteImage):
+                self._world.mark(Part.IMAGES)
+                await self._store.delete(action.digest)
+                self._world.mark(Part.IMAGES)
+        return Again()
+
+    async def _pull(self, key: str, desired: DesiredImage) -> None:
+        failures = []
+        for source in desired.sources:
+            try:
+                await self._pull_from(key, desired, source)
+                return
+            except BadImage:
+                raise
+            except (grpc.aio.AioRpcError, TimeoutError) as error:
+                failures.append(f"{source.endpoint}: {_reason(error)}")
+                logger("images").warning("pull_failed", key=key, source=source.endpoint, error=_reason(error))
+        say = f"image {desired.id} could not be fetched from {'; '.join(failures)}"
+        self._report(key, ImageReport(state=ImageReport.STATE_FETCHING, say="trying again", error=say))
+        raise StorageError(say)
+
+    async def _pull_from(self, key: str, desired: DesiredImage, source: BlobSource) -> None:
+        offset = await self._store.partial_bytes(desired.digest)
+        channel = self._transport.channel([source.endpoint], server_name=f"{source.node}.node.cairn")
+        try:
+            request = GetBlobRequest(digest=desired.digest, offset=offset)
+            await self.receive(key, desired, _chunks(HostServiceStub(channel), request), offset=offset)
+        finally:
+            await channel.close(None)
+
+    async def _counted(self, key: str, chunks: AsyncIterator[bytes], offset: int) -> AsyncIterator[bytes]:
+        loop, held_bytes = asyncio.get_running_loop(), offset
+        next_s = loop.time()
+        async for chunk in chunks:
+            held_bytes += len(chunk)
+            if loop.time() >= next_s:
+                next_s = loop.time() + PROGRESS_EVERY_S
+                desired = self._desired(key)
+                if desired is None:
+                    raise StorageError(f"{key} is not wanted here any more", retryable=False)
+                share = 100 * held_bytes // max(desired.size_bytes, 1)
+                say = f"being fetched ({share} %)"
+                self._report(key, ImageReport(state=ImageReport.STATE_FETCHING, say=say, held_bytes=held_bytes))
+            yield chunk
+
+    async def _conclude(self, key: str, desired: DesiredImage) -> None:
+        await self._world.refresh(Part.IMAGES)
+        image = self._world.images.get(desired.digest)
+        if image is not None:
+            self._report(key, _ready(image))
+            return
+        held_bytes = await self._store.partial_bytes(desired.digest)
+        say = "waits for its upload"
+        self._report(key, ImageReport(state=ImageReport.STATE_FETCHING, say=say, held_bytes=held_bytes))
+
+    def _desired(self, key: str) -> DesiredImage | None:
+        object = self._ledger.object(key)
+        return object.image if object is not None else None
+
+    def _report(self, key: str, body: ImageReport) -> None:
+        held = self._ledger.desired.get(key)
+        if held is not None:
+            self._reports.put(Report(key=key, version=held.version, image=body))
+
+
+async def _chunks(stub: HostServiceStub, request: GetBlobRequest) -> AsyncIterator[bytes]:
+    call: Any = stub.GetBlob(request)
+    responses = aiter(call)
+    try:
+        while True:
+            async with asyncio.timeout(CHUNK_TIMEOUT_S):
+                response = await anext(responses, None)
+            if response is None:
+                return
+            yield response.chunk
+    finally:
+        call.cancel()
+
+
+def _ready(image: Image) -> ImageReport:
+    return ImageReport(
+        state=ImageReport.STATE_READY,
+        say="held",
+        held_bytes=image.size_bytes,
+        virtual_size_bytes=image.virtual_size_bytes,
+        format=image.format,
+    )
+
+
+def _reason(error: grpc.aio.AioRpcError | TimeoutError) -> str:
+    if isinstance(error, TimeoutError):
+        return f"sent nothing for {CHUNK_TIMEOUT_S:.0f} s"
+    return error.details() or error.code().name

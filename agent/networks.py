@@ -1,0 +1,210 @@
+"""The node's networks, ports and forwards: one pass serves them all, through net/plan.py.
+
+Passes never overlap; who asks while one runs shares the next. After a pass its results are believed (a port whose bind
+succeeded is bound) and checked by a second look that nobody waits for: a guest's start does not pay for it.
+
+A TAP is moved only once the start that made it has returned (net/plan.py: started_taps). The starts of this process are
+known by `begin_start` and `end_start`; those of a predecessor are over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import TypeVar
+
+from cairn.agent.hypervisor.base import DomainState
+from cairn.agent.ledger import Ledger
+from cairn.agent.reports import Reports
+from cairn.agent.work import Again
+from cairn.agent.world import Part, World
+from cairn.net.base import Action, Dataplane, GuestServices, NetError, Observed, Wanted
+from cairn.net.plan import BindPort, EnsureNetwork, RemoveForward, RemoveNetwork, RemoveSubnet, UnbindPort, plan
+from cairn.proto.ids import tap_of
+from cairn.proto.log import logger
+from cairn.proto.v1.agent_pb2 import DesiredForward, DesiredNetwork, DesiredPort, DesiredVm, PortReport, Report
+
+T = TypeVar("T")
+KEY = "net"
+# A pass that changed something is checked this much later.
+CHECK_AFTER_S = 0.25
+
+
+class Networks:
+    """Observe, plan, apply, report for all networking of the node."""
+
+    def __init__(self, dataplane: Dataplane, services: GuestServices, world: World, ledger: Ledger, reports: Reports) -> None:
+        self._dataplane, self._services = dataplane, services
+        self._world, self._ledger, self._reports = world, ledger, reports
+        self._networks: dict[str, DesiredNetwork] = {}
+        self._ports: dict[str, DesiredPort] = {}
+        self._forwards: dict[str, DesiredForward] = {}
+        self._vms: dict[str, DesiredVm] = {}
+        self._services_stale = True
+        self._lock = asyncio.Lock()
+        self._asked = self._done = 0
+        self._errors: dict[str, NetError] = {}
+        self._again = Again()
+        self._starting: set[str] = set()
+        self._started: set[str] = set()
+        # What the last pass left: programmed networks, bound ports.
+        self._ready: set[str] = set()
+        self._bound: set[str] = set()
+        self.actions = 0
+
+    def accept(self, keys: Iterable[str]) -> None:
+        """Take up what changed in the ledger."""
+        for key in keys:
+            object = self._ledger.object(key)
+            kind, _, id = key.partition("/")
+            if kind == "network":
+                _put(self._networks, id, object.network if object is not None else None)
+            elif kind == "port":
+                _put(self._ports, id, object.port if object is not None else None)
+            elif kind == "forward":
+                _put(self._forwards, id.rpartition("/")[2], object.forward if object is not None else None)
+            elif kind == "vm":
+                _put(self._vms, id, object.vm if object is not None else None)
+            self._services_stale |= kind in ("network", "port", "vm")
+
+    def trouble(self, port: str) -> str:
+        """Return what a guest's port still lacks, as a sentence; empty: its guest can start."""
+        desired = self._ports.get(port)
+        if desired is None:
+            return f"waits for port {port}"
+        error = self._errors.get(f"port/{port}") or self._errors.get(f"network/{desired.vpc}")
+        if error is not None:
+            return f"its network could not be programmed: {error}"
+        return "" if self._is_programmed(desired) else f"waits for the network of port {port}"
+
+    def is_bound(self, port: str) -> bool:
+        """Whether a guest's TAP is in its bridge, as of the last pass."""
+        return port in self._bound
+
+    def begin_start(self, taps: Iterable[str]) -> None:
+        """The hypervisor is about to make these TAPs: leave them alone."""
+        self._starting.update(taps)
+        self._started.difference_update(taps)
+
+    def end_start(self, taps: Iterable[str], *, made: bool) -> None:
+        """The hypervisor is done with these TAPs. made: they are there, ready to be moved."""
+        self._starting.difference_update(taps)
+        if made:
+            self._started.update(taps)
+        self._world.mark(Part.NETWORKS)
+
+    async def bind(self, ports: Iterable[str]) -> None:
+        """Run a pass; NetError when one of the ports is not bound after it."""
+        self._world.mark(Part.NETWORKS)
+        await self.settle()
+        for port in ports:
+            if port not in self._bound:
+                error = self._errors.get(f"port/{port}")
+                raise error or NetError(f"port {port} is not bound: its TAP {tap_of(port)} is not there")
+
+    async def settle(self, _key: str = KEY) -> Again:
+        """Run a pass that begins after this call, or share one."""
+        self._asked += 1
+        ticket = self._asked
+        async with self._lock:
+            if self._done < ticket:
+                upto = self._asked
+                self._again = await self._pass()
+                self._done = upto
+        return self._again
+
+    async def _pass(self) -> Again:
+        if not self._ledger.synced:
+            return Again()
+        wanted = Wanted(dict(self._networks), dict(self._ports), dict(self._forwards))
+        await self._world.refresh(Part.DOMAINS, Part.NETWORKS)
+        observed = self._world.networks
+        actions = [a for a in plan(wanted, observed, started_taps=self._started_taps()) if self._is_allowed(a)]
+        done: list[Action] = []
+        errors: dict[str, NetError] = {}
+        if actions:
+            self._world.mark(Part.NETWORKS)
+            for result in await self._dataplane.apply(actions):
+                if result.error is None:
+                    done.append(result.action)
+                else:
+                    errors.setdefault(result.action.key, result.error)
+                    logger("networks").warning("action_failed", key=result.action.key, error=str(result.error))
+            self._world.mark(Part.NETWORKS)
+            self.actions += len(actions)
+        self._take(observed, done, errors)
+        try:
+            await self._serve(wanted)
+        finally:
+            self._report()
+        if errors:
+            return Again(failed=True, retryable=any(error.retryable for error in errors.values()))
+        return Again(after_s=CHECK_AFTER_S if actions else 0.0)
+
+    async def _serve(self, wanted: Wanted) -> None:
+        """Have DHCP and metadata answer for what is there; before any guest of it runs."""
+        if not self._services_stale:
+            return
+        vms = {id: vm for id, vm in self._vms.items() if not vm.absent}
+        self._services_stale = False
+        try:
+            await self._services.update(wanted, vms)
+        except (NetError, OSError):
+            self._services_stale = True
+            raise
+
+    def _started_taps(self) -> set[str]:
+        running = {t for d in self._world.domains.values() if d.state is not DomainState.SHUT_OFF for t in d.taps}
+        self._started &= {port.tap for port in self._ports.values()}
+        return (running | self._started) - self._starting
+
+    def _is_allowed(self, action: Action) -> bool:
+        """While the ledger was cut, what it does not say proves nothing: only what is desired is touched."""
+        if self._ledger.trusted:
+            return True
+        match action:
+            case RemoveNetwork() | RemoveSubnet():
+                return False
+            case UnbindPort():
+                return action.state.id in self._ports
+            case RemoveForward():
+                return action.forward.port in self._forwards
+            case _:
+                return True
+
+    def _take(self, observed: Observed, done: list[Action], errors: dict[str, NetError]) -> None:
+        """Conclude from what was there and what was done."""
+        made = {action.network.vpc for action in done if isinstance(action, EnsureNetwork)}
+        self._ready = {vpc for vpc in {*observed.networks, *made} if f"network/{vpc}" not in errors}
+        bound = {id for id, state in observed.ports.items() if state.bound and id in self._ports}
+        bound -= {action.state.id for action in done if isinstance(action, UnbindPort)}
+        bound |= {action.port.id for action in done if isinstance(action, BindPort)}
+        self._bound = {id for id in bound if f"port/{id}" not in errors}
+        self._errors = errors
+
+    def _is_programmed(self, port: DesiredPort) -> bool:
+        network = self._networks.get(port.vpc)
+        if network is None or port.vpc not in self._ready:
+            return False
+        return any(subnet.id == port.subnet for subnet in network.subnets)
+
+    def _report(self) -> None:
+        for id, port in self._ports.items():
+            held = self._ledger.desired.get(f"port/{id}")
+            if held is None:
+                continue
+            error = self._errors.get(f"port/{id}") or self._errors.get(f"network/{port.vpc}")
+            state = PortReport.STATE_UNSPECIFIED
+            if error is not None:
+                state = PortReport.STATE_FAILED
+            elif self._is_programmed(port):
+                state = PortReport.STATE_ACTIVE if id in self._bound else PortReport.STATE_READY
+            body = PortReport(state=state, error=str(error) if error is not None else "")
+            self._reports.put(Report(key=held.key, version=held.version, port=body))
+
+
+def _put(where: dict[str, T], id: str, object: T | None) -> None:
+    if object is None:
+        where.pop(id, None)
+    else:
+        where[id] = object

@@ -1,0 +1,195 @@
+"""The node's end of AgentService.Sync: takes desired state in, sends reports out, to whichever controller answers.
+
+One stream at a time. A controller is believed as far as the ledger allows: what is older than held ends the stream. A snapshot
+counts only once its end has arrived. What came in together is made durable together, before anything is done about it.
+A stream on which nothing arrived for a while, not even answers to heartbeats, is dead: the next controller is tried, after a
+pause that grows and is never the same on two nodes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+from cairn.agent.ledger import Ledger, StaleVersion, order
+from cairn.agent.reports import Reports
+from cairn.proto.log import logger
+from cairn.proto.pki import PkiError
+from cairn.proto.seams import Ids, Transport
+from cairn.proto.v1.agent_pb2 import Heartbeat, Hello, SyncRequest, SyncResponse, Upsert, Version
+from cairn.proto.v1.agent_pb2_grpc import AgentServiceStub
+
+HEARTBEAT_S: Final = 3.0
+SILENCE_S: Final = 9.0
+BACKOFF_S: Final = 0.25
+BACKOFF_S_MAX: Final = 5.0
+SERVER_NAME: Final = "controller.cairn"
+
+
+class Disconnected(Exception):
+    """The stream is over; the text says why."""
+
+
+class SyncClient:
+    """Keeps a stream open until cancelled. `accepted` is called with the keys that changed, once they are durable."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        ids: Ids,
+        ledger: Ledger,
+        reports: Reports,
+        *,
+        controllers: Sequence[str],
+        hello: Callable[[], Hello],
+        accepted: Callable[[set[str]], None],
+    ) -> None:
+        self._transport, self._ids, self._ledger, self._reports = transport, ids, ledger, reports
+        self._controllers, self._hello, self._accepted = tuple(controllers), hello, accepted
+        self._inbox: list[SyncResponse] = []
+        self._some = asyncio.Event()
+        # Set while the snapshot of the current stream has been accepted.
+        self.synced = asyncio.Event()
+        self._snapshot: tuple[Version, dict[str, Upsert]] | None = None
+        self._heard_s = 0.0
+
+    def silence_s(self) -> float:
+        """Return for how long no controller has been heard."""
+        return asyncio.get_running_loop().time() - self._heard_s
+
+    async def run(self) -> None:
+        """Connect, sync, reconnect, for ever."""
+        failures, turn = 0, int(self._ids.jitter() * len(self._controllers))
+        while True:
+            endpoint = self._controllers[turn % len(self._controllers)]
+            try:
+                await self._connect(endpoint)
+            except (Disconnected, StaleVersion, grpc.aio.AioRpcError, OSError, PkiError) as error:
+                logger("sync").warning("disconnected", controller=endpoint, reason=_reason(error))
+            failures = 0 if self.synced.is_set() else failures + 1
+            self.synced.clear()
+            turn += 1
+            pause_s = min(BACKOFF_S * 2.0 ** min(failures, 8), BACKOFF_S_MAX)
+            await asyncio.sleep(pause_s * (0.5 + self._ids.jitter()))
+
+    async def _connect(self, endpoint: str) -> None:
+        """Run one stream to its end, which is always an error."""
+        self._inbox, self._snapshot = [], None
+        self._some.clear()
+        self.synced.clear()
+        self._heard_s = asyncio.get_running_loop().time()
+        channel = self._transport.channel([endpoint], server_name=SERVER_NAME)
+        try:
+            call: Any = AgentServiceStub(channel).Sync(self._requests())
+            try:
+                await _first_end(self._read(call), self._accept(), self._watch())
+            finally:
+                call.cancel()
+        finally:
+            await channel.close(None)
+
+    async def _requests(self) -> AsyncIterator[SyncRequest]:
+        """Hello, then reports once the snapshot is there, and heartbeats all the time."""
+        loop = asyncio.get_running_loop()
+        hello = self._hello()
+        hello.held.CopyFrom(self._held())
+        self._reports.begin()
+        yield SyncRequest(hello=hello)
+        beat_s = loop.time() + HEARTBEAT_S
+        while True:
+            waits_for = self._reports.some if self.synced.is_set() else self.synced
+            try:
+                async with asyncio.timeout_at(beat_s):
+                    await waits_for.wait()
+            except TimeoutError:
+                beat_s = loop.time() + HEARTBEAT_S
+                yield SyncRequest(heartbeat=Heartbeat(held=self._held()))
+                continue
+            if self.synced.is_set():
+                for message in self._reports.take():
+                    yield message
+
+    async def _read(self, call: Any) -> None:
+        async for response in call:
+            self._heard_s = asyncio.get_running_loop().time()
+            self._inbox.append(response)
+            self._some.set()
+        raise Disconnected("the controller ended the stream")
+
+    async def _accept(self) -> None:
+        while True:
+            await self._some.wait()
+            self._some.clear()
+            batch, self._inbox = self._inbox, []
+            self._take(batch)
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(SILENCE_S / 9)
+            if self.silence_s() > SILENCE_S:
+                raise Disconnected(f"nothing heard for {SILENCE_S:.0f} s")
+
+    def _take(self, batch: Sequence[SyncResponse]) -> None:
+        """Accept what came in together; what belongs to a snapshot waits for its end."""
+        changes: list[SyncResponse] = []
+        for message in batch:
+            kind = message.WhichOneof("message")
+            if kind == "snapshot_begin":
+                self._accept_changes(changes)
+                changes = []
+                self._snapshot = (message.snapshot_begin.version, {})
+            elif self._snapshot is not None:
+                self._take_snapshot(kind, message)
+            elif not self.synced.is_set() and kind in ("upsert", "remove"):
+                raise Disconnected(f"a change of {message.upsert.key or message.remove.key} came before the snapshot")
+            elif self.synced.is_set():
+                changes.append(message)
+        self._accept_changes(changes)
+
+    def _take_snapshot(self, kind: str | None, message: SyncResponse) -> None:
+        assert self._snapshot is not None
+        begin, objects = self._snapshot
+        if kind == "upsert":
+            objects[message.upsert.key] = message.upsert
+        elif kind == "remove":
+            objects.pop(message.remove.key, None)
+        elif kind == "bookmark" and message.bookmark.snapshot_end:
+            version = max(begin, message.bookmark.version, key=order)
+            changed = self._ledger.accept_snapshot(version, objects.values())
+            logger("sync").info("snapshot", objects=len(objects), changed=len(changed), revision=version.revision)
+            self._snapshot = None
+            self._reports.resend_all()
+            self.synced.set()
+            self._accepted(changed)
+
+    def _accept_changes(self, changes: Sequence[SyncResponse]) -> None:
+        if changes:
+            changed = self._ledger.accept(changes)
+            if changed:
+                self._accepted(changed)
+
+    def _held(self) -> Version:
+        epoch, revision = self._ledger.held
+        return Version(epoch=epoch, revision=revision)
+
+
+async def _first_end(*parts: Any) -> None:
+    """Run the parts until one of them raises; end the others; raise what it raised."""
+    tasks = [asyncio.ensure_future(part) for part in parts]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, grpc.aio.AioRpcError):
+        return error.details() or error.code().name
+    return str(error)

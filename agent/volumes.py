@@ -1,0 +1,112 @@
+"""Volumes of this node, one at a time: made, grown, removed, through storage/plan.py.
+
+User data is safe: a volume is removed only when the controller says `absent`, and not while a guest has it open. One that
+nobody mentions is left alone and told as an event.
+"""
+
+from __future__ import annotations
+
+from cairn.agent.ledger import Ledger
+from cairn.agent.reports import Reports
+from cairn.agent.work import Again
+from cairn.agent.world import Part, World
+from cairn.proto.v1.agent_pb2 import DesiredVolume, ImageReport, Report, VolumeReport
+from cairn.storage.base import StorageError, VolumeDriver
+from cairn.storage.plan import CreateVolume, DeleteVolume, GrowVolume, plan
+
+
+class Volumes:
+    """Observe, plan, apply, report for a volume."""
+
+    def __init__(self, driver: VolumeDriver, world: World, ledger: Ledger, reports: Reports) -> None:
+        self._driver, self._world, self._ledger, self._reports = driver, world, ledger, reports
+        self._told: set[str] = set()
+        # Keys that wait for a guest to let go.
+        self.in_use: set[str] = set()
+
+    async def settle(self, key: str) -> Again:
+        """Make a volume what it should be; StorageError or HypervisorError when that failed."""
+        object = self._ledger.object(key)
+        self.in_use.discard(key)
+        if object is None:
+            return Again()
+        desired = object.volume
+        await self._world.refresh(Part.VOLUMES, Part.IMAGES, Part.DOMAINS)
+        held = self._world.volumes.get(desired.id)
+        image = self._world.images.get(desired.image_digest)
+        actions = plan([], [desired], [image] if image else [], [held] if held else [])
+        if self._is_open(desired.id) and any(isinstance(action, DeleteVolume | GrowVolume) for action in actions):
+            self.in_use.add(key)
+            self._say_in_use(key, desired)
+            return Again()
+        try:
+            for action in actions:
+                if not isinstance(action, CreateVolume | GrowVolume | DeleteVolume):
+                    continue
+                if isinstance(action, CreateVolume):
+                    self._report(key, VolumeReport(state=VolumeReport.STATE_CREATING, say="being made"))
+                await self._apply(action)
+        except StorageError as error:
+            state = VolumeReport.STATE_CREATING if error.retryable else VolumeReport.STATE_FAILED
+            self._report(key, VolumeReport(state=state, say="trying again", error=str(error)))
+            raise
+        await self._world.refresh(Part.VOLUMES)
+        self._conclude(key, desired)
+        return Again()
+
+    def tell_unknown(self) -> None:
+        """Tell, once, which volumes are here that nobody mentions."""
+        unknown = {id for id in self._world.volumes if f"volume/{id}" not in self._ledger.desired}
+        for id in sorted(unknown - self._told):
+            self._reports.event(f"volume/{id}", "UnknownVolume", f"volume {id} is here but not known; it is kept", warning=True)
+        self._told = unknown
+
+    async def _apply(self, action: CreateVolume | GrowVolume | DeleteVolume) -> None:
+        try:
+            match action:
+                case CreateVolume():
+                    await self._driver.create(action.volume)
+                case GrowVolume():
+                    await self._driver.resize(action.id, action.size_bytes)
+                case DeleteVolume():
+                    await self._driver.delete(action.id)
+        finally:
+            self._world.mark(Part.VOLUMES)
+
+    def _is_open(self, volume: str) -> bool:
+        return any(volume in domain.volumes for domain in self._world.domains.values())
+
+    def _say_in_use(self, key: str, desired: DesiredVolume) -> None:
+        held = self._world.volumes[desired.id]
+        say = "removed once no guest has it open" if desired.absent else "grows when its guest is off"
+        body = VolumeReport(state=VolumeReport.STATE_READY, say=say, size_bytes=held.size_bytes, used_bytes=held.used_bytes)
+        self._report(key, body)
+
+    def _conclude(self, key: str, desired: DesiredVolume) -> None:
+        held = self._world.volumes.get(desired.id)
+        if held is not None:
+            body = VolumeReport(state=VolumeReport.STATE_READY, size_bytes=held.size_bytes, used_bytes=self._used_bytes(key))
+        elif desired.absent:
+            body = VolumeReport(state=VolumeReport.STATE_ABSENT, say="removed")
+        else:
+            body = VolumeReport(state=VolumeReport.STATE_CREATING, say=f"waits for its image: {self._image_say(desired)}")
+        self._report(key, body)
+
+    def _used_bytes(self, key: str) -> int:
+        """Return what it takes, as reported before unless it changed by more than a percent of its size: no chatter."""
+        held = self._world.volumes[key.partition("/")[2]]
+        before = self._reports.latest(key)
+        if before is not None and abs(before.volume.used_bytes - held.used_bytes) * 100 <= held.size_bytes:
+            return before.volume.used_bytes or held.used_bytes
+        return held.used_bytes
+
+    def _image_say(self, desired: DesiredVolume) -> str:
+        report = self._reports.latest(f"image/{desired.image}")
+        if report is None:
+            return f"nobody told this node to hold image {desired.image}"
+        return report.image.error if report.image.state == ImageReport.STATE_FAILED else report.image.say
+
+    def _report(self, key: str, body: VolumeReport) -> None:
+        held = self._ledger.desired.get(key)
+        if held is not None:
+            self._reports.put(Report(key=key, version=held.version, volume=body))
