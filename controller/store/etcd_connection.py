@@ -1,0 +1,198 @@
+"""One process's connections to the members of an etcd cluster, and what the outcome of a call means.
+
+    connection = Connection(["10.0.0.1:2379", "10.0.0.2:2379"], FileCredentials(ca, cert, key))
+    response = await connection.ask(connection.kv.Range, request)       # a read: tried again, on other members
+    response = await connection.tell(connection.kv.Txn, request)        # a write: sent once; raises Indeterminate when in doubt
+
+Calls go round-robin over the members that are connected. All carry etcd's "hasleader": a member cut off from the majority
+refuses at once instead of keeping us waiting, and ends streams it can no longer serve. A write is only started on a connection
+that is up, so a failure to connect is known to have written nothing; a failure after that is in doubt, except where etcd's
+refusal says that nothing was proposed (`_REFUSED`). Certificates are read again when their files change; calls under way are
+not disturbed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, TypeVar
+
+import grpc
+import grpc.aio
+from cairn.controller.store.base import Indeterminate, Unavailable
+from cairn.proto.channel import FailoverChannel
+from cairn.proto.etcd import rpc_pb2_grpc
+from cairn.proto.pki import ETCD_SERVER_NAME
+from cairn.proto.rpc import Credentials, Material, targets_of
+
+R = TypeVar("R")
+
+# How long a caller waits in all, and for one member's answer to something that can be asked of another.
+TOTAL_S: Final = 6.0
+ATTEMPT_S: Final = 2.0
+RETRY_S: Final = 0.05
+RETRY_MAX_S: Final = 0.5
+# etcd: refuse (or end the stream) when this member knows no leader.
+REQUIRE_LEADER: Final = (("hasleader", "true"),)
+
+_OPTIONS: Final = (
+    ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_http_proxy", 0),
+    # etcd's answers are bounded by what we ask for (pages, fragments), not by gRPC.
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    # etcd allows a ping each 5 s, and none on a connection without calls.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 3_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 2_000),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+)
+# etcd's words (api/v3rpc/rpctypes) for "refused before anything was proposed".
+_REFUSED: Final = (
+    "etcdserver: no leader",
+    "etcdserver: too many requests",
+    "etcdserver: mvcc: database space exceeded",
+    "etcdserver: not capable",
+    "raft proposal dropped",
+)
+_REFUSED_CODES: Final = frozenset({grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED})
+# Codes of answers about the request itself; trying again changes nothing.
+_ANSWERED: Final = frozenset(
+    {
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.NOT_FOUND,
+        grpc.StatusCode.OUT_OF_RANGE,
+        grpc.StatusCode.FAILED_PRECONDITION,
+    }
+)
+Call = Callable[..., Awaitable[R]]
+
+
+class Connection:
+    """See the module."""
+
+    def __init__(self, endpoints: Sequence[str], credentials: Credentials, *, server_name: str = ETCD_SERVER_NAME) -> None:
+        self.endpoints = tuple(endpoints)
+        self._credentials, self._server_name = credentials, server_name
+        self._channel = self.dial(self.endpoints)
+        self.kv = rpc_pb2_grpc.KVStub(self._channel)
+        self.watch = rpc_pb2_grpc.WatchStub(self._channel)
+        self.lease = rpc_pb2_grpc.LeaseStub(self._channel)
+        self.closed = False
+
+    def dial(self, endpoints: Sequence[str]) -> FailoverChannel[Material]:
+        """Return a channel of its own to some of the members; the caller closes it."""
+        options = (
+            *_OPTIONS,
+            ("grpc.ssl_target_name_override", self._server_name),
+            ("grpc.default_authority", self._server_name),
+        )
+
+        def connect(material: Material, target: str) -> grpc.aio.Channel:
+            key, cert = (material.pair.key_pem, material.pair.cert_pem) if material.pair else (None, None)
+            credentials = grpc.ssl_channel_credentials(material.ca_pem, key, cert)
+            return grpc.aio.secure_channel(target, credentials, options)
+
+        return FailoverChannel(targets_of(endpoints), self._credentials.material, connect)
+
+    def reload(self, credentials: Credentials | None = None) -> None:
+        """Use changed certificates, or those of another source, for calls from now on."""
+        if credentials is not None:
+            self._credentials = credentials
+        self._channel.reload()
+
+    async def close(self) -> None:
+        """Close; calls under way end as in doubt."""
+        self.closed = True
+        await self._channel.close()
+
+    async def ready(self, timeout_s: float = TOTAL_S) -> None:
+        """Return when a member is connected. Raises Unavailable."""
+        self._check_open()
+        self._channel.reload()
+        if self._channel.get_state(try_to_connect=True) is grpc.ChannelConnectivity.READY:
+            return
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._channel.channel_ready()
+        except TimeoutError as error:
+            raise Unavailable(f"no member of {', '.join(self.endpoints)} can be connected to") from error
+
+    def open(self, method: Any) -> Any:
+        """Start a two-way stream."""
+        return method(metadata=REQUIRE_LEADER)
+
+    async def ask(self, call: Call[R], request: object) -> R:
+        """Make a call that may be repeated, several times on different members.
+
+        Raises Unavailable; AioRpcError when answered.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + TOTAL_S
+        pause_s = RETRY_S
+        while True:
+            self._check_open()
+            try:
+                return await self._call(call, request, max(RETRY_S, min(ATTEMPT_S, until - loop.time())))
+            except grpc.aio.AioRpcError as error:
+                if error.code() in _ANSWERED:
+                    raise
+                if loop.time() + pause_s >= until or error.code() in _REFUSED_CODES:
+                    raise Unavailable(told(error)) from error
+            except Indeterminate as error:
+                raise Unavailable(str(error)) from error
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, RETRY_MAX_S)
+
+    async def tell(self, call: Call[R], request: object) -> R:
+        """Make a call that must not be repeated once it may have had effect.
+
+        Raises Unavailable (it had none), Indeterminate; AioRpcError when answered (none either).
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + TOTAL_S
+        while True:
+            await self.ready(max(0.0, until - loop.time()))
+            try:
+                return await self._call(call, request, max(RETRY_S, until - loop.time()))
+            except grpc.aio.AioRpcError as error:
+                if error.code() in _ANSWERED:
+                    raise
+                if not refused(error):
+                    raise Indeterminate(told(error)) from error
+                if loop.time() + RETRY_S >= until or error.code() in _REFUSED_CODES:
+                    raise Unavailable(told(error)) from error
+            await asyncio.sleep(RETRY_S)
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise Unavailable("this client is closed")
+
+    async def _call(self, call: Call[R], request: object, timeout_s: float) -> R:
+        try:
+            return await call(request, timeout=timeout_s, metadata=REQUIRE_LEADER)
+        except asyncio.CancelledError as error:
+            # gRPC says this too when the channel is closed under a call.
+            task = asyncio.current_task()
+            if self.closed and task is not None and not task.cancelling():
+                raise Indeterminate("this client was closed meanwhile") from error
+            raise
+
+
+def refused(error: grpc.aio.AioRpcError) -> bool:
+    """Tell whether the failure is known to have had no effect."""
+    return error.code() in _REFUSED_CODES or (error.details() or "").startswith(_REFUSED)
+
+
+def told(error: grpc.aio.AioRpcError) -> str:
+    """Return the failure as a phrase."""
+    return f"{error.code().name}: {error.details()}"
+
+
+def says(error: grpc.aio.AioRpcError, phrase: str) -> bool:
+    """Tell whether etcd's text holds a phrase."""
+    return phrase in (error.details() or "")
