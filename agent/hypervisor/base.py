@@ -154,7 +154,10 @@ class Hypervisor(Protocol):
         ...
 
     async def stop(self, id: str, *, force: bool) -> None:
-        """force: cut power, return when off. Otherwise ask the guest and return at once."""
+        """force: cut power, return when off. Otherwise ask the guest and return at once; asking again presses the button again.
+
+        A paused guest cannot hear the button, so its power is cut.
+        """
         ...
 
     async def reboot(self, id: str, *, force: bool, reboot_generation: int) -> None:
@@ -178,7 +181,7 @@ class Hypervisor(Protocol):
         ...
 
     def events(self) -> AsyncIterator[DomainEvent]:
-        """Yield changes for ever; survives restarts of the hypervisor daemon."""
+        """Yield changes for ever, beginning with "look at all"; survives restarts of the hypervisor daemon."""
         ...
 
     async def close(self) -> None:

@@ -76,6 +76,7 @@ class Connection:
         self._on_connect = on_connect
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="libvirt")
         self._current: Any = None
+        self._registrations: dict[Any, int] = {}
         self._opening = asyncio.Lock()
         self._lost = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
@@ -106,7 +107,7 @@ class Connection:
         async with self._opening:
             connection, self._current = self._current, None
             if connection is not None:
-                await asyncio.get_running_loop().run_in_executor(self._pool, _disconnect, connection)
+                await asyncio.get_running_loop().run_in_executor(self._pool, self._disconnect, connection)
         self._pool.shutdown(wait=False)
 
     async def _get(self, what: str) -> Any:
@@ -142,7 +143,7 @@ class Connection:
         self._lost.set()
         log.warning("libvirt connection lost", uri=self.uri)
         if not self._closed:
-            self._pool.submit(_disconnect, connection)
+            self._pool.submit(self._disconnect, connection)
 
     def _connect(self, loop: asyncio.AbstractEventLoop) -> Any:
         """In a pool thread: open, ask to be told of its end, ask for domain events."""
@@ -152,7 +153,7 @@ class Connection:
         try:
             connection.setKeepAlive(KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT)
             connection.registerCloseCallback(lambda gone, _reason, _opaque: tell(self._forget, gone), None)
-            connection.domainEventRegisterAny(
+            heard = connection.domainEventRegisterAny(
                 None,
                 libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE,
                 lambda _connection, domain, event, _detail, _opaque: tell(self._on_event, domain.name(), event),
@@ -161,7 +162,21 @@ class Connection:
         except libvirt.libvirtError:
             connection.close()
             raise
+        self._registrations[connection] = heard
         return connection
+
+    def _disconnect(self, connection: Any) -> None:
+        """In a pool thread: let go of a connection that may be broken. Callbacks first: they would keep it open."""
+        heard = self._registrations.pop(connection)
+        for act in (
+            functools.partial(connection.domainEventDeregisterAny, heard),
+            connection.unregisterCloseCallback,
+            connection.close,
+        ):
+            try:
+                act()
+            except libvirt.libvirtError as error:
+                log.debug("libvirt disconnect", error=str(error))
 
 
 def _tell(loop: asyncio.AbstractEventLoop, act: Callable[..., None], *arguments: Any) -> None:
@@ -170,12 +185,3 @@ def _tell(loop: asyncio.AbstractEventLoop, act: Callable[..., None], *arguments:
         loop.call_soon_threadsafe(act, *arguments)
     except RuntimeError as error:
         log.debug("libvirt event after the end", error=str(error))
-
-
-def _disconnect(connection: Any) -> None:
-    """In a pool thread: let go of a connection that may be broken."""
-    try:
-        connection.unregisterCloseCallback()
-        connection.close()
-    except libvirt.libvirtError as error:
-        log.debug("libvirt disconnect", error=str(error))

@@ -36,15 +36,19 @@ class Notices:
     """All listeners of one driver. A stream hears from the moment it is made until nobody holds it."""
 
     def __init__(self) -> None:
-        self._streams: weakref.WeakSet[EventStream] = weakref.WeakSet()
+        # By number, so that listeners are told in the order they came: a WeakSet's order would differ from run to run.
+        self._streams: weakref.WeakValueDictionary[int, EventStream] = weakref.WeakValueDictionary()
+        self._made = 0
 
     def listen(self) -> EventStream:
-        """Return a new listener's stream."""
+        """Return a new listener's stream; it begins with "look at all"."""
         stream = EventStream()
-        self._streams.add(stream)
+        stream.add("")
+        self._made += 1
+        self._streams[self._made] = stream
         return stream
 
     def tell(self, id: str) -> None:
         """Tell every listener."""
-        for stream in tuple(self._streams):
+        for stream in tuple(self._streams.values()):
             stream.add(id)

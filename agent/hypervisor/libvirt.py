@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import functools
+import threading
 import xml.etree.ElementTree as ET
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, Final
 
 import libvirt
-import structlog
 from cairn.agent.hypervisor import domain_xml
 from cairn.agent.hypervisor.base import (
     ConsoleStream,
@@ -56,8 +55,6 @@ _UNDEFINE: Final = (
     | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
 )
 
-log = structlog.get_logger(__name__)
-
 
 class LibvirtHypervisor:
     """Hypervisor over one libvirtd, by default this machine's."""
@@ -66,9 +63,10 @@ class LibvirtHypervisor:
         self._clock = clock
         self._cpuinfo = cpuinfo
         self._notices = Notices()
-        self._connection = Connection(uri, self._heard, functools.partial(self._notices.tell, ""))
+        self._connection = Connection(uri, lambda name, _event: self._notices.tell(name), lambda: self._notices.tell(""))
         self._facts: HypervisorFacts | None = None
-        self._notes: set[asyncio.Task[None]] = set()
+        # One change of a mark at a time: each is read, changed, written, in one of the connection's threads.
+        self._marking = threading.Lock()
 
     async def facts(self) -> HypervisorFacts:
         """Return what guests can be; asked of libvirt and the CPU each time, as QEMU may be upgraded under us."""
@@ -81,8 +79,8 @@ class LibvirtHypervisor:
         return domain_xml.digest_of(spec)
 
     async def list(self) -> list[Domain]:
-        """Return our domains."""
-        return await self._connection.call("list domains", _list)
+        """Return our domains. Why one ended is written into its mark on the way: libvirt forgets with its daemon."""
+        return await self._connection.call("list domains", lambda connection: _list(connection, self._marking))
 
     async def define(self, spec: DomainSpec) -> None:
         """Define or redefine; the mark keeps what the domain went through."""
@@ -90,9 +88,10 @@ class LibvirtHypervisor:
         digest = self.digest(spec)
 
         def act(connection: Any) -> None:
-            old = _lookup(connection, spec.vm.id)
-            mark = Mark(spec.vm.id) if old is None else _mark(old)
-            connection.defineXML(domain_xml.domain_xml(spec, facts, mark.redefined(spec, digest)))
+            with self._marking:
+                old = _lookup(connection, spec.vm.id)
+                mark = Mark(spec.vm.id) if old is None else _mark(old)
+                connection.defineXML(domain_xml.domain_xml(spec, facts, mark.redefined(spec, digest)))
 
         try:
             await self._connection.call(f"define {spec.vm.id}", act)
@@ -106,15 +105,14 @@ class LibvirtHypervisor:
         def act(domain: Any) -> None:
             if domain.isActive():
                 return
-            mark = dataclasses.replace(
-                _mark(domain),
+            self._note(
+                domain,
                 power_generation=power_generation,
                 reboot_generation=reboot_generation,
                 phase=Phase.STARTING,
                 exit=ExitCause.NONE,
                 start_time=now,
             )
-            _write_mark(domain, mark)
             domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED)
 
         await self._on(id, "start", act)
@@ -127,9 +125,8 @@ class LibvirtHypervisor:
                 raise HypervisorError(f"resume {id}: it is shut off")
             if domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED:
                 domain.resume()
-            mark = _mark(domain)
-            if mark.phase is Phase.STARTING:
-                _write_mark(domain, dataclasses.replace(mark, phase=Phase.NONE))
+            if _mark(domain).phase is Phase.STARTING:
+                self._note(domain, phase=Phase.NONE)
 
         await self._on(id, "resume", act)
 
@@ -142,7 +139,7 @@ class LibvirtHypervisor:
             if force or domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED:
                 domain.destroy()
                 return
-            _write_mark(domain, dataclasses.replace(_mark(domain), phase=Phase.STOPPING))
+            self._note(domain, phase=Phase.STOPPING)
             domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
 
         await self._on(id, "stop", act, fine_when=lambda domain: not domain.isActive())
@@ -157,7 +154,7 @@ class LibvirtHypervisor:
                 domain.reset(0)
             else:
                 domain.reboot(libvirt.VIR_DOMAIN_REBOOT_ACPI_POWER_BTN)
-            _write_mark(domain, dataclasses.replace(_mark(domain), reboot_generation=reboot_generation))
+            self._note(domain, reboot_generation=reboot_generation)
 
         await self._on(id, "reboot", act)
 
@@ -233,10 +230,11 @@ class LibvirtHypervisor:
 
     async def close(self) -> None:
         """Disconnect."""
-        for note in tuple(self._notes):
-            note.cancel()
-        await asyncio.gather(*self._notes, return_exceptions=True)
         await self._connection.close()
+
+    def _note(self, domain: Any, **changes: Any) -> None:
+        with self._marking:
+            _write_mark(domain, dataclasses.replace(_mark(domain), **changes))
 
     async def _on(
         self, id: str, verb: str, act: Callable[[Any], Any], fine_when: Callable[[Any], bool] = lambda _domain: False
@@ -254,40 +252,13 @@ class LibvirtHypervisor:
 
         return await self._connection.call(f"{verb} {id}", find_and_act)
 
-    def _heard(self, name: str, event: int) -> None:
-        if event == libvirt.VIR_DOMAIN_EVENT_STOPPED:
-            note = asyncio.get_running_loop().create_task(self._note_exit(name))
-            self._notes.add(note)
-            note.add_done_callback(self._notes.discard)
-        else:
-            self._notices.tell(name)
 
-    async def _note_exit(self, name: str) -> None:
-        """Write down why a domain ended: libvirt itself forgets when its daemon restarts."""
-
-        def act(connection: Any) -> None:
-            domain = _lookup(connection, name, foreign_fine=True)
-            mark = None if domain is None else find_mark(_tree(domain, libvirt.VIR_DOMAIN_XML_INACTIVE))
-            if domain is None or mark is None or domain.isActive():
-                return
-            cause = _cause(mark, domain.state()[1])
-            if cause is not mark.exit:
-                _write_mark(domain, dataclasses.replace(mark, exit=cause))
-
-        try:
-            await self._connection.call(f"note the end of {name}", act)
-        except NoSuchDomain:
-            log.debug("undefined at once", vm=name)
-        except HypervisorError as error:
-            log.warning("end not noted", vm=name, error=str(error))
-        self._notices.tell(name)
-
-
-def _list(connection: Any) -> list[Domain]:
+def _list(connection: Any, marking: threading.Lock) -> list[Domain]:
     found = []
     for domain in connection.listAllDomains(0):
         try:
-            observed = _observe(domain)
+            with marking:
+                observed = _observe(domain)
         except libvirt.libvirtError as error:
             if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
                 raise
@@ -298,7 +269,7 @@ def _list(connection: Any) -> list[Domain]:
 
 
 def _observe(domain: Any) -> Domain | None:
-    """Return a domain as observed; None when it is not ours."""
+    """Return a domain as observed, noting why it ended; None when it is not ours. Under the lock of marks."""
     config = _tree(domain, libvirt.VIR_DOMAIN_XML_INACTIVE)
     mark = find_mark(config)
     if mark is None:
@@ -306,10 +277,14 @@ def _observe(domain: Any) -> Domain | None:
     state, reason = domain.state()
     off = state in _OFF
     shown = config if off else _tree(domain, 0)
+    cause = _cause(mark, reason) if off else ExitCause.NONE
+    # While a start is under way the reason is still that of the end before.
+    if off and cause is not mark.exit and mark.phase is not Phase.STARTING:
+        _write_mark(domain, dataclasses.replace(mark, exit=cause))
     return Domain(
         id=mark.id,
         state=_state(mark, state),
-        exit=_cause(mark, reason) if off else ExitCause.NONE,
+        exit=cause,
         power_generation=mark.power_generation,
         reboot_generation=mark.reboot_generation,
         spec_revision=mark.spec_revision,
@@ -343,7 +318,7 @@ def _tree(domain: Any, flags: int) -> ET.Element:
     return ET.fromstring(domain.XMLDesc(flags))  # noqa: S314
 
 
-def _lookup(connection: Any, id: str, *, foreign_fine: bool = False) -> Any:
+def _lookup(connection: Any, id: str) -> Any:
     """Return the domain or None; HypervisorError when one of that name is not ours."""
     try:
         domain = connection.lookupByName(id)
@@ -351,8 +326,7 @@ def _lookup(connection: Any, id: str, *, foreign_fine: bool = False) -> Any:
         if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
             return None
         raise
-    if not foreign_fine:
-        _mark(domain)
+    _mark(domain)
     return domain
 
 

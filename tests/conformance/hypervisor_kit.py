@@ -1,0 +1,179 @@
+"""Where the hypervisor suite runs: on the fake's memory, and on a real libvirtd in a host of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from cairn.agent.hypervisor.base import ConsoleStream, Disk, Domain, DomainEvent, DomainSpec, Hypervisor
+from cairn.agent.hypervisor.fake import FakeHost, FakeHypervisor
+from cairn.proto.ids import mac_of, tap_of
+from cairn.proto.seams import SystemClock
+from cairn.proto.v1.agent_pb2 import DesiredVm, VmNic
+
+from tests.lab.hosts import Host, wait_until
+from tests.lab.libvirtd import Libvirtd
+
+DEADLINE_S = 60.0
+MIB = 1024 * 1024
+FOREIGN_XML = """<domain type='qemu'><name>{name}</name><memory unit='MiB'>64</memory>
+<os><type arch='x86_64' machine='q35'>hvm</type></os></domain>"""
+
+
+class World(Protocol):
+    """A host with a hypervisor, as the tests play with it."""
+
+    def driver(self) -> Hypervisor: ...
+    def disk(self, volume: str, *, boot: bool = False, system: bool = False) -> Disk: ...
+    def crash(self, id: str) -> None: ...
+    def restart_daemon(self) -> None: ...
+    def make_foreign(self, name: str) -> None: ...
+    def foreign(self) -> set[str]: ...
+    def taps(self) -> set[str]: ...
+    def running(self) -> int: ...
+
+
+@dataclass
+class FakeWorld:
+    """Everything in memory."""
+
+    folder: Path
+    host: FakeHost = field(default_factory=FakeHost)
+
+    def driver(self) -> Hypervisor:
+        return FakeHypervisor(self.host, SystemClock())
+
+    def disk(self, volume: str, *, boot: bool = False, system: bool = False) -> Disk:
+        return Disk(volume, str(self.folder / volume), "qcow2", boot=boot)
+
+    def crash(self, id: str) -> None:
+        self.host.crash(id)
+
+    def restart_daemon(self) -> None:
+        self.host.restart_daemon()
+
+    def make_foreign(self, name: str) -> None:
+        self.host.foreign.add(name)
+
+    def foreign(self) -> set[str]:
+        return set(self.host.foreign)
+
+    def taps(self) -> set[str]:
+        return set(self.host.taps)
+
+    def running(self) -> int:
+        return sum(guest.live is not None for guest in self.host.guests.values())
+
+
+@dataclass
+class LibvirtWorld:
+    """A real libvirtd and QEMU."""
+
+    folder: Path
+    settings: Libvirtd
+    host: Host
+    system_image: Path
+
+    def driver(self) -> Hypervisor:
+        from cairn.agent.hypervisor.libvirt import LibvirtHypervisor
+
+        return LibvirtHypervisor(SystemClock(), self.settings.uri)
+
+    def disk(self, volume: str, *, boot: bool = False, system: bool = False) -> Disk:
+        path = self.folder / f"{volume}.qcow2"
+        base = ["-b", str(self.system_image), "-F", "qcow2"] if system else []
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *base, str(path), "64M"], check=True)
+        return Disk(volume, str(path), "qcow2", boot=boot)
+
+    def virsh(self, *arguments: str) -> str:
+        command = ["virsh", "-c", self.settings.uri, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    def crash(self, id: str) -> None:
+        pid = (self.settings.folder / "run" / "qemu" / f"{id}.pid").read_text().strip()
+        self.host.run("kill", "-9", pid)
+
+    def restart_daemon(self) -> None:
+        old = self.host.pid_of("libvirtd")
+        self.host.kill("libvirtd")
+        wait_until("libvirtd to come back", lambda: self.host.pid_of("libvirtd") not in (0, old) and self.settings.answers())
+
+    def make_foreign(self, name: str) -> None:
+        path = self.folder / "foreign.xml"
+        path.write_text(FOREIGN_XML.format(name=name))
+        self.virsh("define", str(path))
+        self.virsh("start", name)
+
+    def foreign(self) -> set[str]:
+        return set(self.virsh("list", "--name").split())
+
+    def taps(self) -> set[str]:
+        listed = self.host.run("ip", "-o", "link").stdout.splitlines()
+        return {name for line in listed if (name := line.split(":")[1].strip()).startswith("tap-")}
+
+    def running(self) -> int:
+        return len(list((self.settings.folder / "run" / "qemu").glob("i-*.pid")))
+
+    def clear(self) -> None:
+        """Remove every domain and file of a test."""
+        for name in self.virsh("list", "--all", "--name").split():
+            subprocess.run(["virsh", "-c", self.settings.uri, "destroy", name], capture_output=True, check=False)
+            self.virsh("undefine", name)
+        shutil.rmtree(self.folder)
+
+
+def spec(world: World, id: str, *, cards: int = 0, system: bool = False, **changes: Any) -> DomainSpec:
+    """A small guest; system: one that really boots, from the demo image."""
+    number = id.partition("-")[2]
+    ports = [f"nic-{number[:7]}{index}" for index in range(cards)]
+    nics = [VmNic(port=port, tap=tap_of(port), mac=mac_of(port), mtu=1450) for port in ports]
+    fields: dict[str, Any] = {"name": "web", "hostname": "web", "cpus": 1, "memory_bytes": 128 * MIB, "arch": "x86_64"}
+    vm = DesiredVm(id=id, nics=nics, **(fields | changes))
+    return DomainSpec(vm, (world.disk(f"vol-{number}", boot=True, system=system),))
+
+
+async def observed(driver: Hypervisor, id: str) -> Domain | None:
+    return next((domain for domain in await driver.list() if domain.id == id), None)
+
+
+async def domain_when(driver: Hypervisor, id: str, wanted: Callable[[Domain], bool]) -> Domain:
+    """The domain as soon as it is as wanted; fails with what it is instead."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + DEADLINE_S
+    while True:
+        domain = await observed(driver, id)
+        if domain is not None and wanted(domain):
+            return domain
+        assert loop.time() < deadline, f"{id} stays {domain}"
+        await asyncio.sleep(0.02)
+
+
+async def read_until(console: ConsoleStream, text: str) -> str:
+    """Console output up to and with some text."""
+    seen = b""
+    async with asyncio.timeout(DEADLINE_S):
+        while text.encode() not in seen:
+            data = await console.read()
+            assert data, f"the console ended before {text!r}: {seen[-500:]!r}"
+            seen += data
+    return seen.decode(errors="replace")
+
+
+async def next_event(events: Any, wanted: Callable[[DomainEvent], bool]) -> DomainEvent:
+    async with asyncio.timeout(DEADLINE_S):
+        async for event in events:
+            if wanted(event):
+                found: DomainEvent = event
+                return found
+    raise AssertionError("events ended")
+
+
+def unique(prefix: str) -> str:
+    """A name for namespaces: this process's own."""
+    return f"{prefix}{os.getpid()}"
