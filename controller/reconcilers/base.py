@@ -46,7 +46,11 @@ class EventSpec:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a reconciler found for a key. txn None: nothing to write. again_after_s: look again even if nothing changes."""
+    """What a reconciler found for a key.
+
+    txn None: nothing to write, nor to tell; one that only checks still carries events. again_after_s: look again even if nothing
+    changes.
+    """
 
     txn: Txn | None = None
     say: str = ""

@@ -128,9 +128,8 @@ class Placements:
             txn.create(kinds.VOLUME_PLACEMENT, id, place)
             txn.check(kinds.VOLUME, id, view.revision_of(kinds.VOLUME, id))
             disk_bytes += disk
-        placement = Placement(
-            vm=vm.id, node=decision.node, cpus=vm.spec.cpus, memory_bytes=vm.spec.memory_bytes, decision=decision
-        )
+        cpus, memory = vm.spec.cpus, vm.spec.memory_bytes
+        placement = Placement(vm=vm.id, node=decision.node, cpus=cpus, memory_bytes=memory, decision=decision)
         txn.check(kinds.PLACEMENT, vm.id, view.revision_of(kinds.PLACEMENT, vm.id)).put(kinds.PLACEMENT, vm.id, placement)
         txn.check(kinds.NODE, decision.node, view.revision_of(kinds.NODE, decision.node))
         claim(txn, view, decision.node, cpus=cpus, memory_bytes=memory, disk_bytes=disk_bytes, vms=1)

@@ -1,0 +1,59 @@
+"""Event records: ids that sort by time, and the transaction part that writes them.
+
+An event is written in the transaction it explains, so there is none of something that did not happen, and it vanishes with its
+lease. The id is "ev-", eight base-36 digits of milliseconds since 1970 (enough until 2059) and four random ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Final, Protocol
+
+from cairn.controller.reconcilers.base import EventSpec
+from cairn.controller.store.base import Txn
+from cairn.proto import kinds
+from cairn.proto.seams import ID_ALPHABET, Ids, timestamp
+from cairn.proto.v1.event_pb2 import Event
+
+_TIME_DIGITS: Final = 8
+_RANDOM_DIGITS: Final = 4
+
+
+class Leases(Protocol):
+    """Where leases for records that vanish by themselves come from. controller/api/retention.py is one."""
+
+    async def lease(self) -> int:
+        """Return a lease id. Raises Unavailable."""
+        ...
+
+    def forget(self) -> None:
+        """The store does not know that lease any more: take another next time."""
+        ...
+
+
+def event_id(now: datetime, ids: Ids) -> str:
+    """Return a fresh id; ids made later sort later."""
+    number, digits = int(now.timestamp() * 1000), ""
+    for _ in range(_TIME_DIGITS):
+        number, digit = divmod(number, len(ID_ALPHABET))
+        digits = ID_ALPHABET[digit] + digits
+    return f"{kinds.EVENT.id_prefix}-{digits}{ids.new('')[-_RANDOM_DIGITS:]}"
+
+
+def tell(txn: Txn, specs: Iterable[EventSpec], *, now: datetime, ids: Ids, lease: int) -> None:
+    """Add events to a transaction; its writer is who tells."""
+    for spec in specs:
+        event = Event(
+            id=event_id(now, ids),
+            project=spec.project,
+            event_time=timestamp(now),
+            object=spec.object,
+            object_name=spec.name,
+            reason=spec.reason,
+            message=spec.message,
+            node=spec.node,
+            actor=txn.writer,
+            warning=spec.warning,
+        )
+        txn.create(kinds.EVENT, event.id, event, lease=lease)

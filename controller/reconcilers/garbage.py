@@ -1,0 +1,228 @@
+"""What was deleted is erased once its retention is over and no node holds any of it; what nobody refers to any more is removed.
+
+Keys are "<kind>/<id>". Erasing goes in two steps, so that no record vanishes while something of it exists in the world:
+
+    retention over                        write Purge: from now on it cannot be brought back, and nodes are told to erase its disks
+    every node involved says ABSENT       remove the VM with its ports, its own disks, and what was reported about them, at once
+
+A VM or disk that was never placed counts as absent. The removing transaction checks where everything is placed, so a
+placement made at that moment wins. The room on the nodes is given back by placement.py when it sees the records gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from cairn.controller.reconcilers.base import NOTHING, AnyKind, EventSpec, Outcome
+from cairn.controller.store.base import Record, Txn, View
+from cairn.proto import kinds
+from cairn.proto.seams import moment, timestamp
+from cairn.proto.v1.agent_pb2 import VmReport, VolumeReport
+from cairn.proto.v1.vm_pb2 import Vm
+from cairn.proto.v1.volume_pb2 import Purge, Volume
+
+# How long finished jobs and expired tokens are kept to be looked at. KEEP: Final = timedelta(hours=24) _LOOKED_AT: Final =
+(kinds.VM, kinds.VOLUME, kinds.PURGE, kinds.IMAGE_CONTENT, kinds.VNI, kinds.NAME, kinds.JOB, kinds.JOIN_TOKEN) _HOLDERS:
+Final = (kinds.VPC, kinds.SUBNET)
+
+
+class Garbage:
+    """What was deleted is erased once its retention is over and no node holds any of it."""
+
+    name = "garbage"
+    reads: tuple[AnyKind, ...] = (
+        kinds.VM, kinds.VOLUME, kinds.PURGE, kinds.PLACEMENT, kinds.VOLUME_PLACEMENT, kinds.OBSERVED, kinds.IMAGE, kinds.JOB,
+        kinds.JOIN_TOKEN,
+    )  # fmt: skip
+    writes: tuple[AnyKind, ...] = (
+        kinds.PURGE, kinds.VM, kinds.VOLUME, kinds.PORT, kinds.OBSERVED, kinds.IMAGE_CONTENT, kinds.VNI, kinds.NAME, kinds.JOB,
+        kinds.JOIN_TOKEN,
+    )  # fmt: skip
+
+    def keys(self, view: View, kind: AnyKind, id: str) -> Iterable[str]:
+        """The object, and the VM a disk goes with."""
+        if kind is kinds.OBSERVED:
+            _, _, key = id.partition("/")
+            kind_name, _, id = key.partition("/")
+            kind = kinds.BY_NAME.get(kind_name, kind)
+        if kind in (kinds.VM, kinds.PLACEMENT):
+            return (f"vm/{id}",) if _going(view.get(kinds.VM, id)) else ()
+        if kind in (kinds.VOLUME, kinds.VOLUME_PLACEMENT):
+            volume = view.get(kinds.VOLUME, id)
+            if volume is None or not (_going(volume) or _going(view.get(kinds.VM, volume.spec.vm))):
+                return ()
+            return (f"volume/{id}", f"vm/{volume.spec.vm}") if volume.spec.vm else (f"volume/{id}",)
+        if kind is kinds.PURGE:
+            return (f"purge/{id}", f"vm/{id}", f"volume/{id}")
+        if kind is kinds.IMAGE:
+            return (f"image_content/{id}",)
+        return (f"{kind.name}/{id}",) if kind in _LOOKED_AT else ()
+
+    def all_keys(self, view: View) -> Iterable[str]:
+        """Everything that could have to go."""
+        for kind in _LOOKED_AT:
+            yield from (f"{kind.name}/{id}" for id in view.ids(kind))
+
+    def shard(self, key: str) -> str:
+        """By the object."""
+        return key.partition("/")[2]
+
+    def reconcile(self, view: View, key: str, now: datetime) -> Outcome:
+        """Look at one object."""
+        kind, _, id = key.partition("/")
+        return _RULES[kind](view, id, now)
+
+
+def _going(message: Any) -> bool:
+    return message is not None and message.HasField("delete_time")
+
+
+def _vm(view: View, id: str, now: datetime) -> Outcome:
+    record = view.record(kinds.VM, id)
+    if record is None or not _going(record.message):
+        return NOTHING
+    waits = _purge(view, kinds.VM, record, now)
+    if waits is not None:
+        return waits
+    vm = record.message
+    disks = [disk for each in view.by(kinds.VOLUME, "vm", id) if (disk := view.record(kinds.VOLUME, each)) is not None]
+    own = [disk for disk in disks if disk.message.spec.delete_with_vm]
+    txn = Txn("garbage").check(kinds.VM, id, record.mod_revision).check(kinds.PLACEMENT, id, view.revision_of(kinds.PLACEMENT, id))
+    if not _vm_absent(view, id):
+        return Outcome(None, "its node has not removed it yet")
+    for disk in own:
+        if not _volume_absent(view, disk.message.id):
+            return Outcome(None, f"the node of its disk {disk.message.name} has not erased it yet")
+        _erase_volume(txn, view, disk)
+    for port in view.by(kinds.PORT, "vm", id):
+        txn.delete(kinds.PORT, port)
+        _forget(txn, view, f"port/{port}")
+    txn.delete(kinds.VM, id).delete(kinds.PURGE, id)
+    _forget(txn, view, f"vm/{id}")
+    said = EventSpec(id, vm.name, vm.project, "Erased", f"VM {vm.name} and its disks were erased")
+    return Outcome(txn, said.message, events=(said,))
+
+
+def _volume(view: View, id: str, now: datetime) -> Outcome:
+    record = view.record(kinds.VOLUME, id)
+    if record is None or not _going(record.message):
+        return NOTHING
+    waits = _purge(view, kinds.VOLUME, record, now)
+    if waits is not None:
+        return waits
+    volume = record.message
+    if not _volume_absent(view, id):
+        return Outcome(None, "its node has not erased it yet")
+    txn = Txn("garbage")
+    _erase_volume(txn, view, record)
+    said = EventSpec(id, volume.name, volume.project, "Erased", f"volume {volume.name} was erased")
+    return Outcome(txn, said.message, events=(said,))
+
+
+def _purge(view: View, kind: AnyKind, record: Record[Any], now: datetime) -> Outcome | None:
+    """Wait for the end of retention, then say so in the store; None once that is done."""
+    message: Vm | Volume = record.message
+    left_s = (moment(message.purge_time) - now).total_seconds()
+    if view.get(kinds.PURGE, message.id) is not None:
+        return None
+    if left_s > 0:
+        return Outcome(None, "waits for the end of its retention", again_after_s=left_s)
+    txn = Txn("garbage").check(kind, message.id, record.mod_revision)
+    txn.create(kinds.PURGE, message.id, Purge(id=message.id, purge_time=timestamp(now)))
+    return Outcome(txn, f"{kind.name} {message.name} is to be erased now")
+
+
+def _vm_absent(view: View, id: str) -> bool:
+    placement = view.get(kinds.PLACEMENT, id)
+    if placement is None or not placement.node:
+        return True
+    observed = view.get(kinds.OBSERVED, f"{placement.node}/vm/{id}")
+    return observed is not None and observed.report.vm.state == VmReport.STATE_ABSENT
+
+
+def _volume_absent(view: View, id: str) -> bool:
+    place = view.get(kinds.VOLUME_PLACEMENT, id)
+    if place is None:
+        return True
+    observed = view.get(kinds.OBSERVED, f"{place.node}/volume/{id}")
+    return observed is not None and observed.report.volume.state == VolumeReport.STATE_ABSENT
+
+
+def _erase_volume(txn: Txn, view: View, record: Record[Volume]) -> None:
+    id = record.message.id
+    txn.check(kinds.VOLUME, id, record.mod_revision).delete(kinds.VOLUME, id).delete(kinds.PURGE, id)
+    txn.check(kinds.VOLUME_PLACEMENT, id, view.revision_of(kinds.VOLUME_PLACEMENT, id))
+    _forget(txn, view, f"volume/{id}")
+
+
+def _forget(txn: Txn, view: View, key: str) -> None:
+    """Remove what nodes reported about an object."""
+    for id in view.by(kinds.OBSERVED, "key", key):
+        txn.delete(kinds.OBSERVED, id)
+
+
+def _drop(view: View, kind: AnyKind, id: str, say: str) -> Outcome:
+    return Outcome(Txn("garbage").check(kind, id, view.revision_of(kind, id)).delete(kind, id), say)
+
+
+def _stray_purge(view: View, id: str, now: datetime) -> Outcome:  # noqa: ARG001 - one shape for all rules
+    """A purge whose object is gone, or was brought back before anything was erased."""
+    vm, volume = view.get(kinds.VM, id), view.get(kinds.VOLUME, id)
+    if view.get(kinds.PURGE, id) is None or _going(vm) or _going(volume):
+        return NOTHING
+    return _drop(view, kinds.PURGE, id, f"purge of {id} has no object")
+
+
+def _image_content(view: View, id: str, now: datetime) -> Outcome:  # noqa: ARG001 - one shape for all rules
+    if view.get(kinds.IMAGE, id) is not None or view.get(kinds.IMAGE_CONTENT, id) is None:
+        return NOTHING
+    return _drop(view, kinds.IMAGE_CONTENT, id, f"image {id} is gone: its copies are not needed")
+
+
+def _vni(view: View, id: str, now: datetime) -> Outcome:  # noqa: ARG001 - one shape for all rules
+    claim = view.get(kinds.VNI, id)
+    if claim is None or any(view.get(kind, claim.holder) is not None for kind in _HOLDERS):
+        return NOTHING
+    return _drop(view, kinds.VNI, id, f"VNI {claim.vni} is free again: {claim.holder} is gone")
+
+
+def _name(view: View, id: str, now: datetime) -> Outcome:  # noqa: ARG001 - one shape for all rules
+    claim = view.get(kinds.NAME, id)
+    kind = kinds.BY_NAME.get(claim.kind) if claim is not None else None
+    if claim is None or kind is None or view.get(kind, claim.id) is not None:
+        return NOTHING
+    return _drop(view, kinds.NAME, id, f"the name {claim.name!r} is free again: {claim.id} is gone")
+
+
+def _job(view: View, id: str, now: datetime) -> Outcome:
+    job = view.get(kinds.JOB, id)
+    if job is None or not job.status.done:
+        return NOTHING
+    left_s = (moment(job.status.end_time) + KEEP - now).total_seconds()
+    if left_s > 0:
+        return Outcome(None, "kept to be looked at", again_after_s=left_s)
+    return _drop(view, kinds.JOB, id, f"job {id} ended long ago")
+
+
+def _join_token(view: View, id: str, now: datetime) -> Outcome:
+    token = view.get(kinds.JOIN_TOKEN, id)
+    if token is None:
+        return NOTHING
+    left_s = (moment(token.expire_time) + KEEP - now).total_seconds()
+    if left_s > 0:
+        return Outcome(None, "kept to be looked at", again_after_s=left_s)
+    return _drop(view, kinds.JOIN_TOKEN, id, f"join token {id} expired long ago")
+
+
+_RULES: Final[dict[str, Callable[[View, str, datetime], Outcome]]] = {
+    kinds.VM.name: _vm,
+    kinds.VOLUME.name: _volume,
+    kinds.PURGE.name: _stray_purge,
+    kinds.IMAGE_CONTENT.name: _image_content,
+    kinds.VNI.name: _vni,
+    kinds.NAME.name: _name,
+    kinds.JOB.name: _job,
+    kinds.JOIN_TOKEN.name: _join_token,
+}

@@ -1,0 +1,385 @@
+"""Runs reconcilers: wakes them by key, commits what they decide, many keys to a commit.
+
+One loop per reconciler:
+
+    absorb    changes of the view become keys; a key waits at most once
+    decide    synchronously, key after key, each on a fork that contains the decisions before it; merged into one transaction
+    commit    done: the next group is decided on a view that contains it
+              Conflict: something moved; the same keys at once, on a view as fresh as the store, in smaller groups
+              Indeterminate: it may have happened; the same, as the view will tell
+              Unavailable: the keys wait, longer each time
+    scan      all keys, at the start, now and then, and when the set of controllers changes: the same code path
+
+Deciding never awaits, so the view stands still meanwhile. One group of a reconciler is in flight at a time: a key is never
+decided twice at once, and decisions of one controller do not conflict with each other; groups are what makes that fast. A
+key whose deciding fails (a bug) is logged, counted and tried again later; it stops nobody else. Rejected: a task per key
+(same-moment decisions on one node's claims would conflict with each other), locks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final, Protocol
+
+from cairn.controller.events import Leases, tell
+from cairn.controller.metrics import RuntimeMetrics
+from cairn.controller.reconcilers.base import Changed, EventSpec, Follower, Outcome, Reconciler
+from cairn.controller.store.base import Conflict, Indeterminate, LeaseLost, Store, Txn, Unavailable, View
+from cairn.controller.store.cache import Cache, Changes, Subscription
+from cairn.proto import kinds
+from cairn.proto.log import logger
+from cairn.proto.seams import Clock, Ids
+
+_log = logger("runtime")
+# etcd's default limit on operations in a transaction.
+OPERATIONS_MAX: Final = 128
+# Keys decided before others may run.
+GROUP_MAX: Final = 64
+SLICE_S: Final = 0.01
+SCAN_S: Final = 60.0
+BACKOFF_S: Final = 0.1
+BACKOFF_S_MAX: Final = 30.0
+CONFLICT_S: Final = 0.002
+CONFLICT_S_MAX: Final = 0.1
+
+
+class Peers(Protocol):
+    """Which keys are this controller's to look at."""
+
+    def mine(self, shard: str) -> bool:
+        """Tell whether this controller looks at that shard."""
+        ...
+
+
+class Unlawful(Exception):
+    """A reconciler wrote what it has no right to."""
+
+
+def check_writers(reconciler: Reconciler, txn: Txn) -> None:
+    """Raise Unlawful unless everything a transaction writes is the reconciler's own."""
+    for key in (*txn.puts, *txn.deletes):
+        kind, _ = kinds.split(key)
+        allowed = kind.writer in (reconciler.name, "*") or (key in txn.deletes and reconciler.name in kind.deleters)
+        if txn.writers.get(key) != reconciler.name or not allowed:
+            raise Unlawful(f"{reconciler.name} may not write {key}")
+        if kind not in reconciler.writes:
+            raise Unlawful(f"{reconciler.name} wrote {key} but does not list {kind.name} in `writes`")
+
+
+@dataclass(slots=True)
+class Group:
+    """Decisions to commit together."""
+
+    txn: Txn
+    keys: list[str] = field(default_factory=list)
+    events: list[EventSpec] = field(default_factory=list)
+    again: dict[str, float] = field(default_factory=dict)
+    say: str = ""
+
+    @property
+    def size(self) -> int:
+        """Operations, with the events to come."""
+        return self.txn.size + len(self.events)
+
+    def add(self, key: str, txn: Txn, outcome: Outcome) -> None:
+        """Take a decision in."""
+        self.keys.append(key)
+        self.txn.merge(txn)
+        self.events += outcome.events
+        self.say = outcome.say
+        if outcome.again_after_s is not None:
+            self.again[key] = outcome.again_after_s
+
+
+class Queue:
+    """Keys to look at: now (each at most once, in order), and at a time."""
+
+    def __init__(self, ids: Ids) -> None:
+        self._ids = ids
+        self._now: dict[str, None] = {}
+        self._later: list[tuple[float, str]] = []
+        self._due: dict[str, float] = {}
+        self._failures: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._now)
+
+    def add(self, key: str) -> None:
+        """Look at it as soon as possible."""
+        self._now[key] = None
+
+    def put_back(self, keys: Sequence[str]) -> None:
+        """Look at these first."""
+        self._now = dict.fromkeys((*keys, *self._now))
+
+    def at(self, time_s: float, key: str) -> None:
+        """Look at it then, or earlier if it changes."""
+        if time_s < self._due.get(key, float("inf")):
+            self._due[key] = time_s
+            heapq.heappush(self._later, (time_s, key))
+
+    def back_off(self, now_s: float, key: str) -> None:
+        """Look at it again after a while, longer each time in a row."""
+        failures = self._failures[key] = self._failures.get(key, 0) + 1
+        delay_s = min(BACKOFF_S * 2 ** min(failures - 1, 16), BACKOFF_S_MAX)
+        self.at(now_s + delay_s * (0.5 + self._ids.jitter() / 2), key)
+
+    def succeeded(self, key: str) -> None:
+        """Forget its failures."""
+        self._failures.pop(key, None)
+
+    def pop(self) -> str:
+        """Take the next key."""
+        key = next(iter(self._now))
+        del self._now[key]
+        return key
+
+    def promote(self, now_s: float) -> None:
+        """Move what is due to the keys to look at now."""
+        while self._later and self._later[0][0] <= now_s:
+            due_s, key = heapq.heappop(self._later)
+            if self._due.get(key) == due_s:
+                del self._due[key]
+                self.add(key)
+
+    def next_s(self) -> float:
+        """Return when the next key is due; infinity when none is."""
+        return self._later[0][0] if self._later else float("inf")
+
+
+class Runtime:
+    """Runs a set of reconcilers against one store and cache."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        store: Store,
+        peers: Peers,
+        clock: Clock,
+        ids: Ids,
+        reconcilers: Sequence[Reconciler],
+        metrics: RuntimeMetrics,
+        leases: Leases,
+        *,
+        scan_s: float = SCAN_S,
+    ) -> None:
+        self.loops = [Loop(cache, store, peers, clock, ids, reconciler, metrics, leases, scan_s) for reconciler in reconcilers]
+
+    async def run(self) -> None:
+        """Run until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            for loop in self.loops:
+                tasks.create_task(loop.run(), name=f"reconciler {loop.name}")
+
+    @property
+    def idle(self) -> bool:
+        """True when no key waits and nothing is in flight."""
+        return all(loop.idle for loop in self.loops)
+
+
+class Loop:
+    """Runs one reconciler."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        store: Store,
+        peers: Peers,
+        clock: Clock,
+        ids: Ids,
+        reconciler: Reconciler,
+        metrics: RuntimeMetrics,
+        leases: Leases,
+        scan_s: float,
+    ) -> None:
+        self._cache, self._store, self._peers, self._clock, self._ids = cache, store, peers, clock, ids
+        self._reconciler, self._leases, self._scan_s = reconciler, leases, scan_s
+        self.name = reconciler.name
+        self._queue = Queue(ids)
+        self._limit = GROUP_MAX
+        self._conflicts = 0
+        # What changed since the reconciler was last led to a view.
+        self._unfollowed: dict[Changed, None] = {}
+        self._scan_at_s = 0.0
+        self.idle = False
+        self._depth = metrics.queue_depth.labels(self.name)
+        self._seconds = metrics.reconcile_s.labels(self.name)
+        self._commit_seconds = metrics.commit_s.labels(self.name)
+        self._count_commits = metrics.commits.labels(self.name)
+        self._count_decisions = metrics.decisions.labels(self.name)
+        self._count_conflicts = metrics.conflicts.labels(self.name)
+        self._count_errors = metrics.errors.labels(self.name)
+
+    async def run(self) -> None:
+        """Run until cancelled."""
+        with self._cache.subscribe() as changes:
+            await self._cache.ready.wait()
+            while True:
+                self._prepare(changes)
+                if len(self._queue):
+                    self.idle = False
+                    await self._round()
+                else:
+                    self.idle = True
+                    await self._wait(changes)
+
+    def _prepare(self, changes: Subscription) -> None:
+        """Turn what happened into keys; afterwards the view is exactly what we were told about."""
+        self._absorb(changes.take())
+        now_s = asyncio.get_running_loop().time()
+        if now_s >= self._scan_at_s:
+            self._scan_at_s = now_s + self._scan_s
+            self._wake(self._reconciler.all_keys, self._cache.view)
+        self._queue.promote(now_s)
+        self._depth.set(len(self._queue))
+
+    def _absorb(self, changes: Changes | None) -> None:
+        if changes is None:
+            return
+        if changes.relisted or any(kind is kinds.CONTROLLER for kind, _ in changes.records):
+            self._scan_at_s = 0.0
+        for kind, id in changes.records:
+            if kind in self._reconciler.reads:
+                self._unfollowed[kind, id] = None
+                self._wake(self._reconciler.keys, self._cache.view, kind, id)
+
+    def _wake(self, keys_of: Callable[..., Iterable[str]], *about: Any) -> None:
+        """Queue the keys a reconciler names; if naming them fails, scan all before long."""
+        try:
+            for key in keys_of(*about):
+                self._queue.add(key)
+        except Exception as error:  # noqa: BLE001 - the boundary: a fault in one reconciler must not stop the others
+            _log.exception("keys_failed", reconciler=self.name, about=[str(each) for each in about[1:]], error=str(error))
+            self._count_errors.inc()
+            self._scan_at_s = min(self._scan_at_s, asyncio.get_running_loop().time() + BACKOFF_S_MAX)
+
+    async def _wait(self, changes: Subscription) -> None:
+        """Return when something changed or is due."""
+        try:
+            async with asyncio.timeout_at(min(self._scan_at_s, self._queue.next_s())):
+                self._absorb(await anext(changes))
+        except TimeoutError:
+            return
+
+    async def _round(self) -> None:
+        """Decide about some keys and commit."""
+        group = self._decide()
+        if not group.keys:
+            await asyncio.sleep(0)
+            return
+        try:
+            await self._commit(group)
+        except (Conflict, LeaseLost) as error:
+            if isinstance(error, LeaseLost):
+                self._leases.forget()
+            else:
+                self._count_conflicts.inc()
+            await self._again(group)
+        except Indeterminate as error:
+            _log.warning("commit_in_doubt", reconciler=self.name, keys=group.keys, error=str(error))
+            await self._again(group)
+        except Unavailable as error:
+            _log.warning("store_unavailable", reconciler=self.name, keys=len(group.keys), error=str(error))
+            self._back_off(group.keys)
+        except ValueError as error:
+            _log.exception("commit_refused", reconciler=self.name, keys=group.keys, error=str(error))
+            self._count_errors.inc(len(group.keys))
+            self._back_off(group.keys)
+
+    def _decide(self) -> Group:
+        """Decide about keys until the transaction is full. Never awaits."""
+        loop, now = asyncio.get_running_loop(), self._clock.now()
+        until_s = loop.time() + SLICE_S
+        group, view = Group(Txn(self.name)), self._follow(self._cache.view)
+        looked = 0
+        while len(self._queue) and len(group.keys) < self._limit and looked < GROUP_MAX and loop.time() <= until_s:
+            key = self._queue.pop()
+            looked += 1
+            if not self._peers.mine(self._reconciler.shard(key)):
+                continue
+            started_s = loop.time()
+            outcome = self._outcome(view, key, now)
+            self._seconds.observe(loop.time() - started_s)
+            if outcome is None:
+                continue
+            if outcome.txn is None or not (outcome.txn or outcome.events):
+                self._queue.succeeded(key)
+                if outcome.again_after_s is not None:
+                    self._queue.at(loop.time() + outcome.again_after_s, key)
+                continue
+            if group.keys and group.size + outcome.txn.size + len(outcome.events) > OPERATIONS_MAX:
+                self._queue.put_back([key])
+                break
+            group.add(key, outcome.txn, outcome)
+            view = self._follow_fork(view.fork(outcome.txn), outcome.txn)
+        return group
+
+    def _follow(self, view: View) -> View:
+        """Lead the reconciler to the newest view, also back from the forks of the last group."""
+        if isinstance(self._reconciler, Follower):
+            self._reconciler.follow(view, list(self._unfollowed))
+        self._unfollowed.clear()
+        return view
+
+    def _follow_fork(self, view: View, txn: Txn) -> View:
+        """Lead the reconciler to a fork, and note what it has to look at again on the way back."""
+        if isinstance(self._reconciler, Follower):
+            written = [kinds.split(key) for key in (*txn.puts, *txn.deletes)]
+            self._unfollowed.update(dict.fromkeys(written))
+            self._reconciler.follow(view, written)
+        return view
+
+    def _outcome(self, view: View, key: str, now: datetime) -> Outcome | None:
+        """Ask the reconciler; None when it failed."""
+        try:
+            outcome = self._reconciler.reconcile(view, key, now)
+            if outcome.txn is not None:
+                check_writers(self._reconciler, outcome.txn)
+        except Exception as error:  # noqa: BLE001 - the boundary: a fault with one key must not stop the others
+            _log.exception("reconcile_failed", reconciler=self.name, key=key, error=str(error))
+            self._count_errors.inc()
+            self._queue.back_off(asyncio.get_running_loop().time(), key)
+            return None
+        return outcome
+
+    async def _commit(self, group: Group) -> None:
+        loop = asyncio.get_running_loop()
+        if group.events:
+            tell(group.txn, group.events, now=self._clock.now(), ids=self._ids, lease=await self._leases.lease())
+        started_s = loop.time()
+        revision = await self._store.commit(group.txn)
+        self._commit_seconds.observe(loop.time() - started_s)
+        self._count_commits.inc()
+        self._count_decisions.inc(len(group.keys))
+        self._limit, self._conflicts = min(self._limit * 2, GROUP_MAX), 0
+        for key in group.keys:
+            self._queue.succeeded(key)
+        say = group.say if len(group.keys) == 1 else f"{group.say}; and {len(group.keys) - 1} more"
+        _log.info("committed", reconciler=self.name, keys=group.keys[:5], say=say, revision=revision)
+        await self._cache.wait_for(revision)
+        now_s = loop.time()
+        for key, after_s in group.again.items():
+            self._queue.at(now_s + after_s, key)
+
+    async def _again(self, group: Group) -> None:
+        """Look at the same keys on a view as fresh as the store, in smaller groups."""
+        self._limit = max(1, len(group.keys) // 2)
+        self._conflicts += 1
+        # Two controllers that conflict in step would go on doing so.
+        await asyncio.sleep(min(CONFLICT_S * 2**self._conflicts, CONFLICT_S_MAX) * self._ids.jitter())
+        try:
+            await self._cache.wait_for(await self._store.revision())
+        except Unavailable as error:
+            _log.warning("store_unavailable", reconciler=self.name, keys=len(group.keys), error=str(error))
+            self._back_off(group.keys)
+            return
+        self._queue.put_back(group.keys)
+
+    def _back_off(self, keys: Sequence[str]) -> None:
+        now_s = asyncio.get_running_loop().time()
+        for key in keys:
+            self._queue.back_off(now_s, key)
