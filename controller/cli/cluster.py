@@ -1,0 +1,102 @@
+"""cairn cluster: how it is, and making a new one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+from cairn.controller.cli.client import Session
+from cairn.controller.cli.commands import NounGroup
+from cairn.controller.cli.failures import Failure
+from cairn.controller.cli.output import Detail, Section
+from cairn.controller.cli.values import size_text
+
+group = NounGroup("cluster", "The cluster as a whole; making a new one.")
+
+
+@group.verb("status")
+async def status(session: Session) -> None:
+    """Tell how the cluster is."""
+    from cairn.proto.v1.cluster_pb2 import GetClusterStatusRequest
+
+    session.output.one(await session.call("cluster", GetClusterStatusRequest()), status_details)
+
+
+def status_details(answer: Any) -> Iterator[Detail]:
+    """Yield a cluster's status as rows."""
+    yield "Cluster", answer.name
+    yield "Says", answer.say
+    down = f", {answer.nodes_down} down" if answer.nodes_down else ""
+    yield "Nodes", f"{answer.nodes_ready} ready{down}"
+    yield "VMs", f"{answer.vms}, {answer.vms_running} running"
+    yield "Revision", f"{answer.revision} (epoch {answer.epoch})"
+    yield Section("Controllers", [(each.name, f"{', '.join(each.endpoints)}  {each.version}") for each in answer.controllers])
+    yield Section("Store", [(member.endpoint, _member(member)) for member in answer.members])
+
+
+def _member(member: Any) -> str:
+    health = "healthy" if member.healthy else "does not answer"
+    role = "leader" if member.leader else ""
+    size = size_text(member.size_bytes) if member.size_bytes else ""
+    return ", ".join(filter(None, [health, role, size, member.version]))
+
+
+@group.verb("init")
+@click.option(
+    "--directory", type=click.Path(file_okay=False, path_type=Path), required=True, help="Where certificates and keys go."
+)
+@click.option("--name", required=True, help="Name of the cluster.")
+@click.option("--controller", multiple=True, metavar="NAME=HOST[:PORT]", help="A controller; may be repeated.")
+@click.option("--etcd", multiple=True, metavar="NAME=HOST[:PORT]", help="An etcd member; may be repeated.")
+async def init(session: Session, directory: Path, name: str, controller: tuple[str, ...], etcd: tuple[str, ...]) -> None:
+    """Make the authorities and the first certificates of a new cluster. Repeating it makes only what is missing."""
+    from cairn.proto import pki
+
+    controllers, members = hosts_of("--controller", controller), hosts_of("--etcd", etcd)
+    if not controllers:
+        raise Failure("a cluster needs at least one --controller NAME=HOST", usage=True)
+    try:
+        made = pki.init_cluster(
+            directory, name, controllers=controllers, etcd_members=members, clock=session.clock, ids=session.ids
+        )
+    except (pki.PkiError, OSError) as error:
+        raise Failure(str(error)) from error
+    session.output.lines(str(path) for path in made)
+    session.output.say("nothing was missing" if not made else next_steps(directory, controllers, members))
+
+
+def hosts_of(option: str, given: tuple[str, ...]) -> dict[str, list[str]]:
+    """Return name to hosts of NAME=HOST[:PORT] options; a name may be given several hosts."""
+    result: dict[str, list[str]] = {}
+    for each in given:
+        name, equals, host = each.partition("=")
+        host = _without_port(host)
+        if not equals or not name or not host:
+            raise Failure(f"{option} {each!r} is not NAME=HOST or NAME=HOST:PORT", usage=True)
+        result.setdefault(name, []).append(host)
+    return result
+
+
+def _without_port(host: str) -> str:
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0] if host.count(":") == 1 else host
+
+
+def next_steps(directory: Path, controllers: dict[str, list[str]], members: dict[str, list[str]]) -> str:
+    """Return what to do with the files."""
+    controller, (host, *_) = next(iter(controllers.items()))
+    member = next(iter(members), controller)
+    return f"""
+Next:
+ 1. Keep {directory}/ca.key and etcd-ca.key safe: whoever has them is the cluster.
+ 2. To each etcd member, as /etc/cairn/pki/: etcd-ca.crt, and its own pair (etcd-{member}.crt and .key for {member}).
+ 3. To each controller, as /etc/cairn/pki/: ca.crt, ca.key, etcd-ca.crt, and its own pairs
+    (controller-{controller}.crt and .key, controller-{controller}-etcd.crt and .key for {controller}).
+ 4. Start etcd, then cairn-controller, on each.
+ 5. On your own machine: export CAIRN_ENDPOINT={host}:7443 CAIRN_CA={directory}/ca.crt \\
+      CAIRN_CERT={directory}/admin.crt CAIRN_KEY={directory}/admin.key
+    then: cairn cluster status
+ 6. For each server that joins: cairn node token create --out TOKEN, and there: cairn-agent join --token-file TOKEN"""

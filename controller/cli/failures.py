@@ -1,0 +1,127 @@
+"""How a command ends badly: exit code, what was attempted, why it failed, what to try next.
+
+0 done · 1 refused or failed · 2 usage · 3 timed out, still going on · 4 not found · 5 no controller reached
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    import grpc.aio
+
+
+class Exit(IntEnum):
+    """Exit codes."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    TIMED_OUT = 3
+    NOT_FOUND = 4
+    UNREACHABLE = 5
+
+
+class Failure(Exception):
+    """A command cannot go on. `say` is why; `attempted` is filled in by the command that was running."""
+
+    def __init__(
+        self, say: str, *, code: Exit = Exit.FAILED, next: str = "", lines: Sequence[str] = (), usage: bool = False
+    ) -> None:
+        super().__init__(say)
+        self.say, self.next, self.lines = say, next, list(lines)
+        self.code = Exit.USAGE if usage else code
+        self.attempted = ""
+        # Name of the gRPC status it came from, for example ABORTED; empty when it came from none.
+        self.status = ""
+
+    def text(self) -> str:
+        """Return what the person sees."""
+        head = f"cannot {self.attempted}: {self.say}" if self.attempted else self.say
+        if self.code is Exit.TIMED_OUT:
+            head = self.say
+        return "\n".join([head, *(f"  - {line}" for line in self.lines), *([f"next: {self.next}"] if self.next else [])])
+
+
+def unreachable(endpoints: Sequence[str], why: str) -> Failure:
+    """Return the failure of a command that reached no controller."""
+    return Failure(
+        f"no controller answers at {', '.join(endpoints)}",
+        code=Exit.UNREACHABLE,
+        lines=[why] if why else [],
+        next="see whether cairn-controller runs there, and whether the context names the right endpoints and certificates",
+    )
+
+
+def refused(error: grpc.aio.AioRpcError, endpoints: Sequence[str]) -> Failure:
+    """Return the failure a controller's answer means."""
+    from cairn.proto.errors import status_of
+    from grpc import StatusCode
+
+    code = error.code()
+    if code is StatusCode.UNAVAILABLE and not answered(error):
+        return unreachable(endpoints, _short(error.details() or ""))
+    status = status_of(error)
+    exit = {StatusCode.NOT_FOUND: Exit.NOT_FOUND, StatusCode.DEADLINE_EXCEEDED: Exit.TIMED_OUT}.get(code, Exit.FAILED)
+    lines: list[str] = []
+    next = _NEXT.get(code.name, "")
+    for detail in _details(status):
+        name = detail.DESCRIPTOR.name
+        if name == "BadRequest" and len(detail.field_violations) > 1:
+            lines += [f"{each.field}: {each.description}" for each in detail.field_violations]
+        next = _ADVICE.get((code.name, name), lambda _detail, otherwise=next: otherwise)(detail) or next
+    failure = Failure(status.message or code.name, code=exit, lines=lines, next=next)
+    failure.status = code.name
+    return failure
+
+
+def answered(error: grpc.aio.AioRpcError) -> bool:
+    """Tell whether a controller said this itself, and not gRPC because it reached none."""
+    from cairn.proto.errors import STATUS_DETAILS_KEY
+
+    metadata = cast("Iterable[tuple[str, str | bytes]]", error.trailing_metadata() or ())
+    return any(key == STATUS_DETAILS_KEY for key, _ in metadata)
+
+
+_NEXT = {
+    "ABORTED": "something changed meanwhile: look at it again and repeat the command",
+    "UNAUTHENTICATED": "the context's certificate is not accepted: see its cert and key",
+    "PERMISSION_DENIED": "ask for a certificate that may do this, or use another --context",
+    "UNAVAILABLE": "try again in a moment; `cairn cluster status` tells how the cluster is",
+    "DEADLINE_EXCEEDED": "it may still be going on: look before you repeat it",
+    "INTERNAL": "the controller's log has more; `cairn cluster status` tells how the cluster is",
+    "UNIMPLEMENTED": "the controller is older than this command: update it",
+}
+_ADVICE: dict[tuple[str, str], Callable[[Any], str]] = {
+    ("NOT_FOUND", "ResourceInfo"): lambda info: f"cairn {info.resource_type} list" if info.resource_type else "",
+    ("ALREADY_EXISTS", "ResourceInfo"): lambda info: (
+        f"take another name, or look: cairn {info.resource_type} show {info.resource_name}"
+    ),
+    ("FAILED_PRECONDITION", "PreconditionFailure"): lambda failure: _look_at(failure.violations[0].subject),
+    ("RESOURCE_EXHAUSTED", "QuotaFailure"): lambda _failure: "ask for less, or see what is free: cairn node list -o wide",
+}
+
+
+def _look_at(subject: str) -> str:
+    kind, _, name = subject.partition("/")
+    return f"cairn {kind} show {name}" if name else ""
+
+
+def _details(status: Any) -> list[Any]:
+    from google.rpc import error_details_pb2 as known
+
+    found = []
+    for packed in status.details:
+        for kind in (known.BadRequest, known.ResourceInfo, known.PreconditionFailure, known.QuotaFailure):
+            if packed.Is(kind.DESCRIPTOR):
+                detail = kind()
+                packed.Unpack(detail)
+                found.append(detail)
+    return found
+
+
+def _short(details: str) -> str:
+    """Return the last part of gRPC's long story."""
+    return details.rpartition("last error: ")[2].removeprefix("UNKNOWN: ").removeprefix("UNAVAILABLE: ")[:300]

@@ -1,0 +1,191 @@
+"""cairn node, and the tokens with which servers join."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from cairn.controller.cli.client import Session
+from cairn.controller.cli.commands import NounGroup, name_argument
+from cairn.controller.cli.failures import Failure
+from cairn.controller.cli.noun import Noun, add_list, add_show
+from cairn.controller.cli.output import Column, Detail, Section
+from cairn.controller.cli.values import DURATION, PAIR, size_text, state_text
+
+
+def _state(node: Any) -> str:
+    state = state_text(node.status)
+    return "CORDONED" if state == "READY" and node.spec.cordoned else state
+
+
+def _memory(node: Any) -> str:
+    return f"{size_text(node.status.claims.memory_bytes)} of {size_text(node.status.capacity.memory_bytes)}"
+
+
+def _details(node: Any) -> Iterable[Detail]:
+    facts, capacity, claims = node.status.facts, node.status.capacity, node.status.claims
+    yield "New VMs", "none: it is cordoned" if node.spec.cordoned else ""
+    yield "Agent", " ".join(filter(None, [node.status.endpoint, facts.agent_version]))
+    yield "Connected", node.status.connect_time
+    yield Section(
+        "Promised",
+        [
+            ("cpus", f"{claims.cpus} of {capacity.cpus}"),
+            ("memory", _memory(node)),
+            ("disk", f"{size_text(claims.disk_bytes)} of {size_text(capacity.disk_bytes)}"),
+            ("VMs", str(claims.vms)),
+        ],
+    )
+    yield from _hardware(facts)
+    hypervisor = facts.hypervisor
+    yield Section(
+        "Hypervisor",
+        [
+            ("accelerator", hypervisor.accelerator),
+            ("guests", ", ".join(hypervisor.archs)),
+            ("CPU mode", hypervisor.cpu_mode),
+            ("libvirt", hypervisor.libvirt_version),
+            ("QEMU", hypervisor.qemu_version),
+        ],
+    )
+    pools = [(p.type, f"{size_text(p.free_bytes)} free of {size_text(p.total_bytes)}  {p.path}") for p in facts.pools]
+    yield Section("Storage", pools)
+    yield Section("Underlay", [("address", facts.vtep), ("MTU", facts.underlay_mtu or "")])
+
+
+def _hardware(facts: Any) -> Iterable[Detail]:
+    cpu, firmware = facts.cpu, facts.firmware
+    topology = f"{cpu.sockets} sockets, {cpu.cores} cores, {cpu.threads} threads"
+    yield Section(
+        "Hardware",
+        [
+            ("system", " ".join(filter(None, [firmware.system_vendor, firmware.system_product, firmware.system_serial]))),
+            ("architecture", facts.arch),
+            ("CPU", cpu.model or cpu.vendor),
+            ("topology", topology if cpu.threads else ""),
+            ("virtualization", cpu.virtualization or ("none" if cpu.threads else "")),
+            ("memory", size_text(facts.memory_bytes) if facts.memory_bytes else ""),
+            ("firmware", " ".join(filter(None, [firmware.vendor, firmware.version, firmware.date, _boot(firmware)]))),
+            ("kernel", facts.kernel),
+            ("system software", facts.os),
+        ],
+    )
+    yield Section("NUMA", [(f"node {n.id}", f"cpus {n.cpus}, {size_text(n.memory_bytes)}") for n in facts.numa])
+    yield Section("Disks", [(disk.name, _disk(disk)) for disk in facts.disks])
+    yield Section("NICs", [(nic.name, _nic(nic)) for nic in facts.nics])
+
+
+def _boot(firmware: Any) -> str:
+    if not firmware.uefi:
+        return ""
+    return "UEFI, secure boot" if firmware.secure_boot else "UEFI"
+
+
+def _disk(disk: Any) -> str:
+    kind = "rotating" if disk.rotational else "solid state"
+    return "  ".join(filter(None, [size_text(disk.size_bytes), disk.transport, kind, disk.model, disk.serial]))
+
+
+def _nic(nic: Any) -> str:
+    speed = f"{nic.speed_mbps} Mb/s" if nic.speed_mbps else ""
+    link = "up" if nic.link_up else "no link"
+    return "  ".join(filter(None, [nic.mac, link, speed, f"MTU {nic.mtu}", nic.driver, nic.pci_address]))
+
+
+NOUN = Noun(
+    "node",
+    "nodes",
+    "node",
+    columns=[
+        Column("NAME", lambda node: node.name),
+        Column("ID", lambda node: node.id),
+        Column("STATE", _state),
+        Column("VMS", lambda node: node.status.claims.vms, right=True),
+        Column("CPUS", lambda node: f"{node.status.claims.cpus}/{node.status.capacity.cpus}", right=True),
+        Column("MEMORY", _memory, right=True),
+        Column("AGE", lambda node: node.create_time),
+        Column(
+            "DISK",
+            lambda node: f"{size_text(node.status.claims.disk_bytes)} of {size_text(node.status.capacity.disk_bytes)}",
+            wide=True,
+            right=True,
+        ),
+        Column("ARCH", lambda node: node.status.facts.arch, wide=True),
+        Column("BY", lambda node: node.status.facts.hypervisor.accelerator, wide=True),
+        Column("ADDRESS", lambda node: node.status.facts.vtep, wide=True),
+        Column("LABELS", lambda node: ",".join(f"{k}={v}" for k, v in sorted(node.labels.items())), wide=True),
+        Column("SAYS", lambda node: node.status.say, wide=True),
+    ],
+    details=_details,
+)
+group = NounGroup("node", "Servers that carry VMs, and tokens to join more.")
+add_list(group, NOUN)
+add_show(group, NOUN)
+
+
+async def _cordon(session: Session, name: str, cordoned: bool) -> None:
+    def change(node: Any) -> None:
+        node.spec.cordoned = cordoned
+
+    await NOUN.update(session, name, change, ["spec.cordoned"], None)
+
+
+@group.verb("cordon", changes=True)
+@name_argument("node")
+async def cordon(session: Session, name: str) -> None:
+    """Place no new VMs on a node; those it has stay."""
+    await _cordon(session, name, True)
+
+
+@group.verb("uncordon", changes=True)
+@name_argument("node")
+async def uncordon(session: Session, name: str) -> None:
+    """Place new VMs on a node again."""
+    await _cordon(session, name, False)
+
+
+@group.verb("label", changes=True)
+@name_argument("node")
+@click.option("--set", "set_", type=PAIR, multiple=True, help="KEY=VALUE to set; may be repeated.")
+@click.option("--remove", multiple=True, metavar="KEY", help="Label to remove; may be repeated.")
+async def label(session: Session, name: str, set_: Sequence[tuple[str, str]], remove: Sequence[str]) -> None:
+    """Change the labels of a node; VMs can ask for them."""
+    if not set_ and not remove:
+        raise Failure("nothing to change: give --set KEY=VALUE or --remove KEY", usage=True)
+
+    def change(node: Any) -> None:
+        for key in remove:
+            node.labels.pop(key, None)
+        for key, value in set_:
+            node.labels[key] = value
+
+    await NOUN.update(session, name, change, ["labels"], None)
+
+
+token = NounGroup("token", "One-time tokens with which new servers join.")
+group.add_command(token)
+
+
+@token.verb("create", changes=True, noun="join token")
+@click.option("--node", "node_name", default="", metavar="NAME", help="Only the node of this name may use it.")
+@click.option("--ttl", type=DURATION, default=3600.0, metavar="1h", help="How long it is good for; 1h unless given.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write it to this file, mode 0600.")
+async def create_token(session: Session, node_name: str, ttl: float, out: Path | None) -> None:
+    """Make a one-time token. It is a secret: hand it over in a file, never in a command line."""
+    from cairn.proto import pki
+
+    request = NOUN.request("CreateJoinToken", ttl_s=round(ttl), node_name=node_name)
+    answer = await session.call("node", request)
+    if out is not None:
+        try:
+            pki.write_private(out, answer.token.encode() + b"\n")
+        except OSError as error:
+            raise Failure(f"cannot write {out}: {error.strerror}") from error
+        session.output.say(f"written to {out}; good until {answer.expire_time.ToJsonString()}, once")
+    elif session.output.human:
+        session.output.lines([answer.token])
+        session.output.say(f"good until {answer.expire_time.ToJsonString()}, once")
+    else:
+        session.output.one(answer, lambda _answer: ())

@@ -1,0 +1,62 @@
+"""Showing plans and placement decisions to people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from cairn.controller.cli.output import Output
+
+
+def show_plan(output: Output, answer: Any) -> None:
+    """Print the plan in the answer to a validate_only call."""
+    plan = answer.plan
+    if output.human:
+        output.lines(plan_lines(plan))
+    else:
+        output.one(plan, lambda _plan: ())
+
+
+def plan_lines(plan: Any) -> Iterator[str]:
+    """Yield a plan as text: the sentence, the changes with their details, the decision, and how to carry it out."""
+    if plan.say:
+        yield plan.say
+    kinds = max((len(change.kind) for change in plan.changes), default=0)
+    actions = max((len(change.action) for change in plan.changes), default=0)
+    for change in plan.changes:
+        named = f"{change.name} ({change.id})" if change.name and change.id else change.name or change.id
+        yield f"  {change.action:<{actions}}  {change.kind:<{kinds}}  {named}".rstrip()
+        yield from (f"  {'':<{actions}}  {'':<{kinds}}  - {detail}" for detail in change.details)
+    if plan.HasField("decision"):
+        yield from decision_lines(plan.decision)
+    if plan.plan_id:
+        yield f"plan {plan.plan_id}; repeat the command with --plan-id {plan.plan_id} instead of --plan to do exactly this"
+
+
+def decision_lines(decision: Any) -> Iterator[str]:
+    """Yield a placement decision as text: the sentence, who was refused and why, the best scores."""
+    if decision.say:
+        yield decision.say
+    refused = [count for count in decision.filters if count.refused]
+    yield f"considered {_nodes(decision.considered)}" + ("; refused:" if refused else ", refused none")
+    width = max((len(count.name) for count in refused), default=0)
+    for count in refused:
+        example = f"  for example {count.example}" if count.example else ""
+        yield f"  {count.name:<{width}}  {_nodes(count.refused)}{example}"
+    if decision.top:
+        yield "best scores:"
+        yield from _scores(decision.top)
+
+
+def _nodes(count: int) -> str:
+    return f"{count} node" if count == 1 else f"{count} nodes"
+
+
+def _scores(top: Any) -> Iterator[str]:
+    parts = sorted({name for score in top for name in score.parts})
+    names = [score.node_name or score.node for score in top]
+    width = max(4, *(len(name) for name in names))
+    yield f"  {'NODE':<{width}}  {'TOTAL':>7}" + "".join(f"  {part:>{max(7, len(part))}}" for part in parts)
+    for name, score in zip(names, top, strict=True):
+        cells = "".join(f"  {score.parts.get(part, 0.0):>{max(7, len(part))}.3f}" for part in parts)
+        yield f"  {name:<{width}}  {score.total:>7.3f}{cells}"

@@ -1,0 +1,100 @@
+"""What a command runs with: the global options, and the context that says where the cloud is.
+
+Context file ($CAIRN_CONFIG, else ~/.config/cairn/config.toml):
+
+    current = "lab"
+    [contexts.lab]
+    endpoints = ["unix:/run/cairn/controller.sock", "10.0.0.1:7443"]
+    ca = "/path/ca.crt"
+    cert = "/path/admin.crt"
+    key = "/path/admin.key"
+
+CAIRN_ENDPOINT (several separated by commas), CAIRN_CA, CAIRN_CERT and CAIRN_KEY overrule it one by one. CAIRN_TOKEN is read by
+nothing yet: users are known by their certificates.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cairn.controller.cli.failures import Failure
+
+
+@dataclass
+class Settings:
+    """The global options, wherever on the line they were given."""
+
+    output: str = "table"
+    project: str = ""
+    plan: bool = False
+    plan_id: str = ""
+    wait: bool = True
+    timeout_s: float | None = None
+    quiet: bool = False
+    context: str = ""
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where the controllers are, and who we are."""
+
+    name: str
+    endpoints: tuple[str, ...]
+    ca: Path
+    cert: Path
+    key: Path
+    project: str = ""
+
+
+def config_path(environment: Mapping[str, str]) -> Path:
+    """Return where the context file is."""
+    if given := environment.get("CAIRN_CONFIG"):
+        return Path(given).expanduser()
+    home = environment.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
+    return Path(home) / "cairn" / "config.toml"
+
+
+def load_context(name: str = "", environment: Mapping[str, str] = os.environ) -> Context:
+    """Return the context to use; Failure when there is none, or it is incomplete."""
+    path = config_path(environment)
+    document = _read(path)
+    contexts = document.get("contexts", {})
+    chosen = name or str(document.get("current", ""))
+    if name and name not in contexts:
+        known = ", ".join(sorted(contexts)) or "none"
+        raise Failure(f"there is no context {name!r} in {path} (known: {known})", usage=True)
+    found = dict(contexts.get(chosen, {}))
+    if endpoint := environment.get("CAIRN_ENDPOINT"):
+        found["endpoints"] = [each.strip() for each in endpoint.split(",") if each.strip()]
+    for option in ("ca", "cert", "key"):
+        if value := environment.get(f"CAIRN_{option.upper()}"):
+            found[option] = value
+    if not found:
+        raise Failure(
+            f"no cloud to talk to: {path} names none",
+            next="bring up the lab (make up), or set CAIRN_ENDPOINT, CAIRN_CA, CAIRN_CERT and CAIRN_KEY",
+            usage=True,
+        )
+    if missing := [option for option in ("endpoints", "ca", "cert", "key") if not found.get(option)]:
+        raise Failure(f"context {chosen or 'from the environment'!r} lacks {', '.join(missing)}; see {path}", usage=True)
+    ca, cert, key = (_path(path, found[option]) for option in ("ca", "cert", "key"))
+    return Context(chosen, tuple(found["endpoints"]), ca, cert, key, str(found.get("project", "")))
+
+
+def _path(config: Path, value: Any) -> Path:
+    """Return a path; a relative one is relative to the context file."""
+    return config.parent / Path(str(value)).expanduser()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise Failure(f"cannot read {path}: {error}", usage=True) from error
