@@ -48,8 +48,8 @@ class EventSpec:
 class Outcome:
     """What a reconciler found for a key.
 
-    txn None: nothing to write, nor to tell; one that only checks still carries events. again_after_s: look again even if nothing
-    changes.
+    txn None: nothing to write, nor to tell; one that only checks still carries events. again_after_s: look again then even if
+    nothing changes.
     """
 
     txn: Txn | None = None

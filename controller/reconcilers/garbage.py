@@ -2,8 +2,8 @@
 
 Keys are "<kind>/<id>". Erasing goes in two steps, so that no record vanishes while something of it exists in the world:
 
-    retention over                        write Purge: from now on it cannot be brought back, and nodes are told to erase its disks
-    every node involved says ABSENT       remove the VM with its ports, its own disks, and what was reported about them, at once
+    retention over                     write Purge: from now on it cannot be brought back, and nodes are told to erase its disks
+    every node involved says ABSENT    remove the VM with its ports, its own disks, and what was reported about them, at once
 
 A VM or disk that was never placed counts as absent. The removing transaction checks where everything is placed, so a
 placement made at that moment wins. The room on the nodes is given back by placement.py when it sees the records gone.
@@ -23,9 +23,12 @@ from cairn.proto.v1.agent_pb2 import VmReport, VolumeReport
 from cairn.proto.v1.vm_pb2 import Vm
 from cairn.proto.v1.volume_pb2 import Purge, Volume
 
-# How long finished jobs and expired tokens are kept to be looked at. KEEP: Final = timedelta(hours=24) _LOOKED_AT: Final =
-(kinds.VM, kinds.VOLUME, kinds.PURGE, kinds.IMAGE_CONTENT, kinds.VNI, kinds.NAME, kinds.JOB, kinds.JOIN_TOKEN) _HOLDERS:
-Final = (kinds.VPC, kinds.SUBNET)
+# How long finished jobs and expired tokens are kept to be looked at.
+KEEP: Final = timedelta(hours=24)
+_LOOKED_AT: Final[tuple[AnyKind, ...]] = (
+    kinds.VM, kinds.VOLUME, kinds.PURGE, kinds.IMAGE_CONTENT, kinds.VNI, kinds.NAME, kinds.JOB, kinds.JOIN_TOKEN,
+)  # fmt: skip
+_HOLDERS: Final = (kinds.VPC, kinds.SUBNET)
 
 
 class Garbage:
@@ -89,7 +92,8 @@ def _vm(view: View, id: str, now: datetime) -> Outcome:
     vm = record.message
     disks = [disk for each in view.by(kinds.VOLUME, "vm", id) if (disk := view.record(kinds.VOLUME, each)) is not None]
     own = [disk for disk in disks if disk.message.spec.delete_with_vm]
-    txn = Txn("garbage").check(kinds.VM, id, record.mod_revision).check(kinds.PLACEMENT, id, view.revision_of(kinds.PLACEMENT, id))
+    txn = Txn("garbage").check(kinds.VM, id, record.mod_revision)
+    txn.check(kinds.PLACEMENT, id, view.revision_of(kinds.PLACEMENT, id))
     if not _vm_absent(view, id):
         return Outcome(None, "its node has not removed it yet")
     for disk in own:
