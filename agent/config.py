@@ -98,7 +98,8 @@ def parse(document: dict[str, Any], name: str = "configuration") -> Config:
     for key in ("name", "listen"):
         if not document.get(key):
             raise ConfigError(f"{name}: {key} is missing")
-    config = Config(**{key: tuple(value) if isinstance(value, list) else value for key, value in document.items()})
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in document.items()}
+    config = Config(**values)
     if config.hypervisor not in HYPERVISORS:
         raise ConfigError(f"{name}: hypervisor must be one of {', '.join(HYPERVISORS)}")
     if config.log_level not in ("debug", "info", "warning", "error"):

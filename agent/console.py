@@ -20,8 +20,6 @@ async def relay(hypervisor: Hypervisor, requests: AsyncIterator[ConsoleRequest])
     console = await _open(hypervisor, first.vm)
     typing = asyncio.create_task(_type(console, first, requests), name=f"console {first.vm}")
     try:
-        # An empty message tells that the console is open.
-        yield ConsoleResponse()
         while data := await console.read():
             yield ConsoleResponse(data=data)
     except HypervisorError as error:

@@ -62,7 +62,6 @@ class Guests:
         self._hypervisor, self._files, self._world, self._networks = hypervisor, files, world, networks
         self._ledger, self._reports = ledger, reports
         self._memories: dict[str, Memory] = {}
-        self.accelerator = ""
         self.actions = 0
 
     async def settle(self, key: str) -> Again:
@@ -200,7 +199,7 @@ class Guests:
             # It was changed meanwhile: what is true of the old is no answer to the new.
             return
         if body.state == VmReport.STATE_RUNNING:
-            body.accelerator = self.accelerator
+            body.accelerator = self._reports.facts.hypervisor.accelerator
         self._reports.put(Report(key=key, version=held.version, vm=body))
 
 

@@ -54,11 +54,12 @@ class SyncClient:
         # Set while the snapshot of the current stream has been accepted.
         self.synced = asyncio.Event()
         self._snapshot: tuple[Version, dict[str, Upsert]] | None = None
-        self._heard_s = 0.0
+        # Loop time at which a controller was last heard.
+        self.heard_s = 0.0
 
     def silence_s(self) -> float:
         """Return for how long no controller has been heard."""
-        return asyncio.get_running_loop().time() - self._heard_s
+        return asyncio.get_running_loop().time() - self.heard_s
 
     async def run(self) -> None:
         """Connect, sync, reconnect, for ever."""
@@ -80,7 +81,7 @@ class SyncClient:
         self._inbox, self._snapshot = [], None
         self._some.clear()
         self.synced.clear()
-        self._heard_s = asyncio.get_running_loop().time()
+        self.heard_s = asyncio.get_running_loop().time()
         channel = self._transport.channel([endpoint], server_name=SERVER_NAME)
         try:
             call: Any = AgentServiceStub(channel).Sync(self._requests())
@@ -114,7 +115,7 @@ class SyncClient:
 
     async def _read(self, call: Any) -> None:
         async for response in call:
-            self._heard_s = asyncio.get_running_loop().time()
+            self.heard_s = asyncio.get_running_loop().time()
             self._inbox.append(response)
             self._some.set()
         raise Disconnected("the controller ended the stream")
