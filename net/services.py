@@ -70,6 +70,7 @@ class NodeGuestServices:
         self._turn = asyncio.Lock()
         self._keeper: asyncio.Task[None] | None = None
         self._missing = False
+        self._wake = asyncio.Event()
         self._log = logger("guest-services")
 
     async def update(self, wanted: Wanted, vms: Mapping[str, object]) -> None:
@@ -84,6 +85,7 @@ class NodeGuestServices:
             subnets={subnet.id: subnet for network in wanted.networks.values() for subnet in network.subnets},
         )
         await self._refresh()
+        self._wake.set()
         if self._keeper is None:
             self._keeper = asyncio.create_task(self._keep(), name="guest-services")
 
@@ -99,7 +101,11 @@ class NodeGuestServices:
 
     async def _keep(self) -> None:
         while True:
-            await asyncio.sleep(_MISSING_POLL_S if self._missing else _CHECK_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_MISSING_POLL_S if self._missing else _CHECK_S):
+                    await self._wake.wait()
+                    self._wake.clear()
+                    continue
             await self._refresh()
 
     async def _refresh(self) -> None:

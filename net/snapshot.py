@@ -168,7 +168,7 @@ def forwards(vpc: str, snapshot: Snapshot) -> dict[str, DesiredForward]:
         if id := naming.subnet_of(link.name):
             (tunnels if link.name.startswith(naming.VXLAN_PREFIX) else bridges)[link.index] = id
     static = {
-        (entry.index, entry.mac) for entry in snapshot.fdb if entry.index in tunnels and entry.master and not entry.dst
+        (entry.index, entry.mac) for entry in snapshot.fdb if entry.index in tunnels and _is_static(entry)
     }  # fmt: skip
     addresses = _forward_addresses(bridges, snapshot)
     found: dict[str, DesiredForward] = {}
@@ -184,6 +184,11 @@ def forwards(vpc: str, snapshot: Snapshot) -> dict[str, DesiredForward]:
         found[port] = forward
     _add_remains(vpc, found, static, tunnels, addresses, snapshot)
     return found
+
+
+def _is_static(entry: rtnl.Neighbour) -> bool:
+    """Whether it is an entry as we make them in a bridge; the bridge's own, for its ports' MACs, are permanent instead."""
+    return bool(entry.master) and entry.state == rtnl.NUD_NOARP
 
 
 def _forward_addresses(bridges: dict[int, str], snapshot: Snapshot) -> dict[tuple[str, str], tuple[str, str]]:
@@ -232,7 +237,7 @@ def _add_remains(
 def ports(vpc: str, snapshot: Snapshot) -> dict[str, PortState]:
     """Return the ports by id: marked TAPs, and entries left by TAPs that are gone."""
     bridges = {link.index: naming.subnet_of(link.name) for link in snapshot.links.values() if link.kind == "bridge"}
-    static = {(entry.index, entry.mac) for entry in snapshot.fdb if entry.master and entry.state & rtnl.NUD_NOARP}
+    static = {(entry.index, entry.mac) for entry in snapshot.fdb if _is_static(entry)}
     permanent = {
         (entry.index, entry.dst, entry.mac) for entry in snapshot.neighbours if entry.state & rtnl.NUD_PERMANENT
     }  # fmt: skip
