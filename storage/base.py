@@ -46,6 +46,15 @@ class NoSuchImage(StorageError):
     """The image is not held here (yet)."""
 
 
+def starts_over(error: BadImage, offset: int) -> StorageError:
+    """Return what a put that went on at `offset` raises for bad bytes.
+
+    They may be the part kept from before (a power cut tears files), so they are no reason to give the image up: nothing is
+    kept, and the next put starts over.
+    """
+    return StorageError(f"{error}; it was resumed at byte {offset}, so it starts over")
+
+
 @dataclass(frozen=True, slots=True)
 class Volume:
     """A volume as observed."""
@@ -124,7 +133,7 @@ class ImageStore(Protocol):
 
         The chunks start at `offset` of the file: 0 starts over, partial_bytes(digest) goes on where an earlier put ended;
         past what is kept: StorageError. Chunks that end early or fail keep what came (StorageError, or their own error).
-        Raises BadImage, PoolFull; both keep nothing.
+        Raises BadImage, PoolFull; both keep nothing. Bad bytes after an offset: see starts_over.
         """
         ...
 

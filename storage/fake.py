@@ -18,7 +18,7 @@ from weakref import WeakValueDictionary
 from cairn.proto.v1.agent_pb2 import DesiredVolume
 from cairn.proto.v1.image_pb2 import ImageFormat
 from cairn.proto.v1.node_pb2 import StoragePool
-from cairn.storage.base import Attachment, BadImage, Image, NoSuchImage, PoolFull, StorageError, Volume
+from cairn.storage.base import Attachment, BadImage, Image, NoSuchImage, PoolFull, StorageError, Volume, starts_over
 from cairn.storage.pool import DIGEST, VOLUME_ID
 from cairn.storage.qcow2 import HEAD_BYTES, SECTOR_BYTES, check_image
 
@@ -94,8 +94,10 @@ class FakeImages:
                 await self._receive(digest, size_bytes, chunks, offset)
                 content = bytes(self._pool.partials[digest])
                 image = _verify(digest, content, size_bytes, format)
-            except (BadImage, PoolFull):
+            except (BadImage, PoolFull) as error:
                 self._pool.partials.pop(digest, None)
+                if offset and isinstance(error, BadImage):
+                    raise starts_over(error, offset) from error
                 raise
             self._pool.images[digest] = (image, content)
             del self._pool.partials[digest]

@@ -19,7 +19,7 @@ from cairn.proto.v1.agent_pb2 import DesiredVolume
 from cairn.proto.v1.image_pb2 import ImageFormat
 from cairn.proto.v1.node_pb2 import StoragePool
 from cairn.storage import qemu_img
-from cairn.storage.base import Attachment, BadImage, Image, NoSuchImage, PoolFull, StorageError, Volume
+from cairn.storage.base import Attachment, BadImage, Image, NoSuchImage, PoolFull, StorageError, Volume, starts_over
 from cairn.storage.pool import (
     BACKING,
     IMAGE_FILE,
@@ -90,8 +90,10 @@ class LocalImages:
                     if found == ImageFormat.IMAGE_FORMAT_QCOW2:
                         await qemu_img.check(str(partial), virtual)
                     await in_thread(publish, partial, path)
-            except (BadImage, PoolFull):
+            except (BadImage, PoolFull) as error:
                 await in_thread(remove, partial)
+                if offset and isinstance(error, BadImage):
+                    raise starts_over(error, offset) from error
                 raise
             finally:
                 os.close(handle)
