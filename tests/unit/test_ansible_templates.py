@@ -1,0 +1,120 @@
+"""The files Ansible writes are ones the programs accept: rendered here, read by the programs' own parsers."""
+
+from __future__ import annotations
+
+import configparser
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from cairn.agent import config as agent_config
+from cairn.controller.config import Config as ControllerConfig
+
+jinja2 = pytest.importorskip("jinja2", reason="jinja2 comes with ansible-core (the extra `ansible`)")
+
+ANSIBLE = Path(__file__).parent.parent.parent / "ansible"
+ROLES = sorted(path.name for path in (ANSIBLE / "roles").iterdir())
+HOSTS = {f"node{number}": {"ansible_host": f"192.0.2.{10 + number}"} for number in (1, 2, 3)}
+
+
+def render(role: str, template: str) -> str:
+    variables: dict[str, Any] = {"ansible_managed": "made by Ansible", "inventory_hostname": "node1", "hostvars": HOSTS}
+    variables |= {"groups": {"controllers": list(HOSTS), "nodes": list(HOSTS)}, "ansible_host": "192.0.2.11"}
+    for name in ("cairn", role):
+        defaults = ANSIBLE / "roles" / name / "defaults" / "main.yml"
+        if defaults.exists():
+            variables |= yaml.safe_load(defaults.read_text())
+    variables["cairn_address"] = "192.0.2.11"
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True)
+    source = (ANSIBLE / "roles" / role / "templates" / template).read_text()
+    text: str = environment.from_string(source).render(variables)
+    assert "{{" not in text
+    return text
+
+
+def test_the_controller_reads_its_configuration() -> None:
+    config = ControllerConfig.parse(tomllib.loads(render("controller", "controller.toml.j2")))
+    assert config.name == "node1"
+    assert config.listen == ("192.0.2.11:7443",)
+    assert config.etcd_endpoints == ("192.0.2.11:2379", "192.0.2.12:2379", "192.0.2.13:2379")
+    assert config.ca_key
+    defaults = yaml.safe_load((ANSIBLE / "roles/controller/defaults/main.yml").read_text())
+    named = {Path(getattr(config, key)).name for key in ("ca", "ca_key", "cert", "key", "etcd_ca", "etcd_cert", "etcd_key")}
+    assert named == set(defaults["controller_files"])
+
+
+def test_the_agent_reads_its_configuration() -> None:
+    config = agent_config.parse(tomllib.loads(render("agent", "agent.toml.j2")))
+    assert (config.name, config.listen, config.tunnel_address) == ("node1", "192.0.2.11:7446", "192.0.2.11")
+    defaults = yaml.safe_load((ANSIBLE / "roles/agent/defaults/main.yml").read_text())
+    assert defaults["agent_pki_dir"] == config.pki_dir
+
+
+def test_etcd_has_no_plaintext_url() -> None:
+    lines = render("etcd", "etcd.env.j2").splitlines()
+    settings = dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
+    urls = [url for name, value in settings.items() if name.endswith("_URLS") for url in value.split(",")]
+    assert urls
+    assert all(url.startswith("https://") for url in urls)
+    members = settings["ETCD_INITIAL_CLUSTER"].split(",")
+    assert [member.split("=")[0] for member in members] == list(HOSTS)
+    assert settings["ETCD_CLIENT_CERT_AUTH"] == settings["ETCD_PEER_CLIENT_CERT_AUTH"] == "true"
+
+
+def unit(role: str, template: str) -> configparser.SectionProxy:
+    parser = configparser.RawConfigParser(strict=True)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read_string(render(role, template))
+    return parser["Service"]
+
+
+@pytest.mark.parametrize(("role", "template"), [("etcd", "hardening.conf.j2"), ("controller", "cairn-controller.service.j2")])
+def test_the_control_plane_can_do_little(role: str, template: str) -> None:
+    service = unit(role, template)
+    assert service["CapabilityBoundingSet"] == ""
+    assert service["ProtectSystem"] == "strict"
+    assert service["NoNewPrivileges"] == "true"
+
+
+def test_the_agent_shares_the_hosts_mounts() -> None:
+    """Network namespaces are mounts that must outlive it: with mounts of its own, its end would end every guest's network."""
+    service = unit("agent", "cairn-agent.service.j2")
+    own_mounts = set(
+        [
+            "ProtectSystem",
+            "ProtectHome",
+            "PrivateTmp",
+            "PrivateDevices",
+            "PrivateMounts",
+            "ProtectKernelTunables",
+            "ProtectProc",
+            "ProtectKernelModules",
+            "ProtectKernelLogs",
+            "ProtectControlGroups",
+            "ProtectHostname",
+            "ReadWritePaths",
+            "ReadOnlyPaths",
+            "InaccessiblePaths",
+            "BindPaths",
+            "TemporaryFileSystem",
+            "RootDirectory",
+            "DynamicUser",
+            "MountFlags",
+            "ProcSubset",
+        ]
+    )
+    assert not own_mounts & set(service)
+    assert service["NoNewPrivileges"] == "true"
+    assert "CAP_SYS_MODULE" not in service["CapabilityBoundingSet"]
+
+
+def test_secrets_are_never_in_a_command_line_or_a_log() -> None:
+    for role in ROLES:
+        for path in (ANSIBLE / "roles" / role / "tasks").glob("*.yml"):
+            for task in re.split(r"\n(?=\s*- name:)", path.read_text()):
+                if "token, create" in task or "agent_token.stdout" in task or (".key" in task and "copy:" in task):
+                    assert "no_log: true" in task, f"{path}: {task}"
+                assert not re.search(r"argv:.*agent_token\.stdout", task, re.DOTALL), f"{path}: {task}"
