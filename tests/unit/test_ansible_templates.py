@@ -20,6 +20,14 @@ ROLES = sorted(path.name for path in (ANSIBLE / "roles").iterdir())
 HOSTS = {f"node{number}": {"ansible_host": f"192.0.2.{10 + number}"} for number in (1, 2, 3)}
 
 
+# Options of systemd.exec(5) that give a service a mount namespace.
+OWN_MOUNTS = """
+ProtectSystem ProtectHome PrivateTmp PrivateDevices PrivateMounts ProtectKernelTunables ProtectProc ProtectKernelModules
+ProtectKernelLogs ProtectControlGroups ProtectHostname ReadWritePaths ReadOnlyPaths InaccessiblePaths BindPaths ProcSubset
+TemporaryFileSystem RootDirectory DynamicUser MountFlags
+"""
+
+
 def render(role: str, template: str) -> str:
     variables: dict[str, Any] = {"ansible_managed": "made by Ansible", "inventory_hostname": "node1", "hostvars": HOSTS}
     variables |= {"groups": {"controllers": list(HOSTS), "nodes": list(HOSTS)}, "ansible_host": "192.0.2.11"}
@@ -82,31 +90,7 @@ def test_the_control_plane_can_do_little(role: str, template: str) -> None:
 def test_the_agent_shares_the_hosts_mounts() -> None:
     """Network namespaces are mounts that must outlive it: with mounts of its own, its end would end every guest's network."""
     service = unit("agent", "cairn-agent.service.j2")
-    own_mounts = set(
-        [
-            "ProtectSystem",
-            "ProtectHome",
-            "PrivateTmp",
-            "PrivateDevices",
-            "PrivateMounts",
-            "ProtectKernelTunables",
-            "ProtectProc",
-            "ProtectKernelModules",
-            "ProtectKernelLogs",
-            "ProtectControlGroups",
-            "ProtectHostname",
-            "ReadWritePaths",
-            "ReadOnlyPaths",
-            "InaccessiblePaths",
-            "BindPaths",
-            "TemporaryFileSystem",
-            "RootDirectory",
-            "DynamicUser",
-            "MountFlags",
-            "ProcSubset",
-        ]
-    )
-    assert not own_mounts & set(service)
+    assert not set(OWN_MOUNTS.split()) & set(service)
     assert service["NoNewPrivileges"] == "true"
     assert "CAP_SYS_MODULE" not in service["CapabilityBoundingSet"]
 
