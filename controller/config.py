@@ -50,6 +50,8 @@ class Config:
     metrics_listen: str = ""
     # Key of the CA, where this controller signs certificates.
     ca_key: str = ""
+    # Name of the cluster, used when this controller is the first of a new one.
+    cluster: str = "cairn"
     log_level: str = "info"
 
     @property

@@ -20,11 +20,13 @@ from cairn.controller.api import resolution
 from cairn.controller.api.core import Core
 from cairn.controller.api.decision import Decided
 from cairn.controller.api.nouns import Noun
-from cairn.controller.store.base import Conflict, Indeterminate, Record, Txn, View
-from cairn.proto.errors import NotFound, TryAgain
+from cairn.controller.store.base import Conflict, Indeterminate, Record, Txn, Unavailable, View
+from cairn.proto import log
+from cairn.proto.errors import NotFound, Refused, TryAgain
 from cairn.proto.seams import timestamp
 from google.protobuf.message import Message
 
+_log = log.logger("api")
 M = TypeVar("M", bound=Message)
 
 
@@ -45,9 +47,21 @@ class Erasure(Generic[M]):
 
     async def run(self, request: Any, actor: str) -> M:
         """Answer a Delete request. Raises Refused."""
-        if not request.validate_only:
-            await self._close(request)
-        return await self._core.mutations.run(request, actor, lambda view: self._decide(view, request))
+        if request.validate_only:
+            return await self._core.mutations.run(request, actor, lambda view: self._decide(view, request))
+        before, marked = await self._mark(request)
+        touched = {}
+        if before is not None and marked is not None:
+            key = self._noun.kind.key(self._id(marked))
+            touched[key] = (before.mod_revision, marked.mod_revision)
+        try:
+            if marked is not None:
+                self._in_use(self._core.cache.view, marked)
+            return await self._core.mutations.run(request, actor, lambda view: self._decide(view, request), touched)
+        except Refused:
+            if marked is not None:
+                await self._unmark(marked)
+            raise
 
     def _find(self, view: View, request: Any) -> Record[M]:
         project = resolution.project_id(view, request.project)
@@ -65,27 +79,38 @@ class Erasure(Generic[M]):
         last = self._noun.project(view, record)
         return Decided(txn, self._noun, message.id, message.name, message.project, erased=last, events=said)
 
-    async def _close(self, request: Any) -> None:
-        """Mark the record, look again, and take the mark back when it is in use after all."""
+    async def _mark(self, request: Any) -> tuple[Record[M] | None, Record[M] | None]:
+        """Mark the record; return it before and after. (None, None): not there; the mutation itself tells what that means."""
         try:
             view = await self._core.mutations.freshen()
             record = self._find(view, request)
         except NotFound:
-            return  # the repeat of a finished call, or a real NotFound: the mutation itself tells
+            return None, None
         message: Any = record.message
-        if not message.HasField("delete_time"):
-            resolution.check_etag("etag", record, request.etag, required=False, title=self._noun.title)
-            self._in_use(view, record)
-            marked = self._copy(message)
-            marked.delete_time.CopyFrom(timestamp(self._core.clock.now()))
-            record = await self._write(record, marked)
+        if message.HasField("delete_time"):
+            return record, record
+        resolution.check_etag("etag", record, request.etag, required=False, title=self._noun.title)
+        self._in_use(view, record)
+        marked = self._copy(message)
+        marked.delete_time.CopyFrom(timestamp(self._core.clock.now()))
+        return record, await self._write(record, marked)
+
+    async def _unmark(self, marked: Record[M]) -> None:
+        """Take the mark back, unless the record has moved on."""
+        record = self._core.cache.view.record(self._noun.kind, self._id(marked))
+        if record is None or record.mod_revision != marked.mod_revision:
+            return
+        unmarked = self._copy(record.message)
+        unmarked.ClearField("delete_time")
         try:
-            self._in_use(self._core.cache.view, record)
-        except Exception:
-            unmarked = self._copy(record.message)
-            unmarked.ClearField("delete_time")
             await self._write(record, unmarked)
-            raise
+        except (TryAgain, Unavailable) as error:
+            _log.warning("mark left", object=self._id(marked), error=str(error))
+
+    @staticmethod
+    def _id(record: Record[M]) -> str:
+        message: Any = record.message
+        return str(message.id)
 
     def _copy(self, message: Any) -> Any:
         result: Any = self._noun.kind.message()

@@ -20,8 +20,9 @@ from typing import Any, Final, TypeVar
 
 from cairn.controller.api import nouns, validation
 from cairn.controller.api.decision import Decide, Decided, Views
-from cairn.controller.api.plan import Planner
+from cairn.controller.api.plan import Planner, Touched
 from cairn.controller.api.retention import Retention
+from cairn.controller.events import event_id
 from cairn.controller.store.base import (
     Conflict,
     Indeterminate,
@@ -86,8 +87,11 @@ class Mutations:
             raise TryAgain(f"the store does not answer: {error}") from error
         return self._cache.view
 
-    async def run(self, request: Any, actor: str, decide: Decide[M]) -> M:
-        """Run one mutation and return the object's message. actor: who asks, for events. Raises Refused."""
+    async def run(self, request: Any, actor: str, decide: Decide[M], touched: Touched | None = None) -> M:
+        """Run one mutation and return the object's message. Raises Refused.
+
+        actor: who asks, for events; touched: keys this very call has written before, which a plan knows by their old revision.
+        """
         if request.request_id:
             validation.request_id(request.request_id)
         request_id = request.request_id.lower() or self._ids.uuid()
@@ -103,7 +107,7 @@ class Mutations:
                 again: M = self._answer_again(view, first, digest)
                 return again
             try:
-                decided = self._planner.recall(view, plan_id, digest) if plan_id else decide(view)
+                decided = self._planner.recall(view, plan_id, digest, touched or {}) if plan_id else decide(view)
             except Refused:
                 if settled:
                     raise
@@ -149,22 +153,22 @@ class Mutations:
 
     async def _complete(self, request: Any, request_id: str, digest: bytes, actor: str, decided: Decided[Any]) -> Txn:
         """Add the request record and the events."""
-        now = timestamp(self._clock.now())
+        now = self._clock.now()
         record = RequestRecord(
             request_id=request_id,
             method=type(request).__name__.removesuffix("Request"),
             fingerprint=digest,
             object=f"{decided.noun.kind.name}/{decided.id}",
-            create_time=now,
+            create_time=timestamp(now),
         )
         if decided.erased is not None:
             record.answer = decided.erased.SerializeToString(deterministic=True)
         decided.txn.create(kinds.REQUEST, request_id, record, lease=await self._requests.lease())
         for reason, sentence in decided.events:
             event = Event(
-                id=self._ids.new(kinds.EVENT.id_prefix),
+                id=event_id(now, self._ids),
                 project=decided.project,
-                event_time=now,
+                event_time=timestamp(now),
                 object=decided.id,
                 object_name=decided.name,
                 reason=reason,

@@ -11,9 +11,9 @@ or is refused with ABORTED. Reconcilers are pure functions of a view, so plannin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from cairn.controller.api import nouns
 from cairn.controller.api.decision import Decided, Views
@@ -29,6 +29,8 @@ from cairn.proto.seams import Clock, Ids, moment, timestamp
 from cairn.proto.v1.cluster_pb2 import PlanRecord, StoredTxn
 from cairn.proto.v1.common_pb2 import Plan
 
+# Key -> (its revision before, and after).
+Touched: TypeAlias = Mapping[str, tuple[int, int]]
 PLAN_KEEP_S: Final = 600.0
 LEASE_USE_S: Final = 60.0
 ROUNDS_MAX: Final = 8
@@ -74,7 +76,7 @@ def consequences(view: View, txn: Txn, now: datetime, reconcilers: Sequence[Reco
 
 
 def _concerned(view: View, txn: Txn, reconcilers: Sequence[Reconciler]) -> list[tuple[Reconciler, str]]:
-    """Return what reconcilers have to look at since a transaction's keys changed; what follows for others is not in the plan."""
+    """Return what reconcilers look at since a transaction's keys changed; what follows for others is not in the plan."""
     changed = [kinds.split(key) for key in (*txn.puts, *txn.deletes)]
     return [
         (reconciler, key)
@@ -122,7 +124,7 @@ class Planner:
         revision = await self._store.commit(Txn("api").create(kinds.PLAN, record.plan_id, record, lease=lease))
         await self._views.wait_for(revision)
 
-    def recall(self, view: View, plan_id: str, digest: bytes) -> Decided[Any]:
+    def recall(self, view: View, plan_id: str, digest: bytes, touched: Touched) -> Decided[Any]:
         """Return a stored plan as a decision. Raises Moved when it is unknown or too old, Invalid for another request's."""
         record = view.record(kinds.PLAN, plan_id)
         if record is None or moment(record.message.expire_time) <= self._clock.now():
@@ -130,6 +132,9 @@ class Planner:
         if record.message.fingerprint != digest:
             raise Invalid("plan_id", f"{plan_id} was made for another request; repeat that one, or plan again")
         txn = restored(StoredTxn.FromString(record.message.transaction))
+        for key, (before, after) in touched.items():
+            if txn.checks.get(key) == before:
+                txn.checks[key] = after
         txn.check(kinds.PLAN, plan_id, record.mod_revision).delete(kinds.PLAN, plan_id)
         kind, _, id = record.message.object.partition("/")
         noun = nouns.BY_KIND[kind]

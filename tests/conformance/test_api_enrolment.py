@@ -1,0 +1,205 @@
+"""Joining with a one-time token, renewal, and the relays to agents: uploads and consoles."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from cairn.controller.store.base import Txn
+from cairn.proto import kinds
+from cairn.proto.pki import Identity, TokenContent, identity_of, make_csr
+from cairn.proto.v1 import agent_pb2_grpc
+from cairn.proto.v1.agent_pb2 import (
+    ConsoleRequest,
+    ConsoleResponse,
+    ImageReport,
+    PutBlobRequest,
+    PutBlobResponse,
+    Report,
+)
+from cairn.proto.v1.cluster_pb2 import GetClusterStatusRequest, JoinNodeRequest, RenewCertificateRequest
+from cairn.proto.v1.image_pb2 import CreateImageRequest, ImageContent, UploadImageRequest
+from cairn.proto.v1.node_pb2 import CreateJoinTokenRequest, GetNodeRequest, NodeStatus
+from cairn.proto.v1.vm_pb2 import ConsoleVmRequest
+
+from tests.conformance.api_stores import made_store
+from tests.conformance.api_world import World, image, world_on
+
+DENIED = grpc.StatusCode.PERMISSION_DENIED
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    async with made_store("memory", tmp_path) as store, world_on(store, tmp_path) as world:
+        await world.controller("c1", "10.0.0.1:7443")
+        yield world
+
+
+async def code_of(call: Any) -> grpc.StatusCode:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value.code()
+
+
+async def token(world: World, **fields: Any) -> str:
+    answer = await world.api.nodes.CreateJoinToken(CreateJoinTokenRequest(**fields))
+    return str(answer.token)
+
+
+async def test_a_server_joins_once(world: World) -> None:
+    secret = await token(world)
+    assert TokenContent.decode(secret).endpoints == (world.enrolment,)
+    stranger = world.stubs(None, world.enrolment)
+    csr = make_csr("n1")
+    request = JoinNodeRequest(token=secret, node_name="n1", csr_pem=csr.cert_pem)
+    joined = await stranger.enrolment.JoinNode(request)
+    assert identity_of(joined.certificate_pem) == Identity("node", joined.node)
+    assert list(joined.controllers) == ["10.0.0.1:7443"]
+    node = await world.api.nodes.GetNode(GetNodeRequest(id="n1"))
+    assert (node.id, node.spec.index, node.status.state) == (joined.node, 1, NodeStatus.STATE_JOINING)
+    # The answer was lost: the same key asks again and is the same node.
+    assert (await stranger.enrolment.JoinNode(request)).node == joined.node
+    # Another key with the same token is not.
+    request.csr_pem = make_csr("n1").cert_pem
+    assert await code_of(stranger.enrolment.JoinNode(request)) is DENIED
+    assert await world.count(kinds.NODE) == 1
+
+
+async def test_tokens_that_do_not_let_in(world: World) -> None:
+    stranger = world.stubs(None, world.enrolment)
+
+    def join(secret: str, name: str = "n1", csr: bytes = b"") -> Any:
+        csr = csr or make_csr(name).cert_pem
+        return stranger.enrolment.JoinNode(JoinNodeRequest(token=secret, node_name=name, csr_pem=csr))
+
+    good = await token(world, node_name="n7")
+    assert await code_of(join(good, "n8")) is DENIED
+    content = TokenContent.decode(good)
+    forged = TokenContent(content.id, "x" * 43, content.endpoints, content.ca_pem).encode()
+    assert await code_of(join(forged, "n7")) is DENIED
+    assert await code_of(join(good[:40], "n7")) is grpc.StatusCode.INVALID_ARGUMENT
+    assert await code_of(join(good, "n7", b"not a csr")) is grpc.StatusCode.INVALID_ARGUMENT
+    assert await code_of(join(good, "N7")) is grpc.StatusCode.INVALID_ARGUMENT
+    short = await token(world, ttl_s=60)
+    world.clock.ahead = timedelta(seconds=61)
+    assert await code_of(join(short)) is DENIED
+    assert await world.count(kinds.NODE) == 0
+
+
+async def test_many_servers_join_at_once_with_numbers_of_their_own(world: World) -> None:
+    stranger = world.stubs(None, world.enrolment)
+
+    async def join(name: str) -> str:
+        request = JoinNodeRequest(token=await token(world), node_name=name, csr_pem=make_csr(name).cert_pem)
+        return str((await stranger.enrolment.JoinNode(request)).node)
+
+    nodes = await asyncio.gather(*(join(f"n{number}") for number in range(8)))
+    assert len(set(nodes)) == 8
+    assert sorted(node.spec.index for node in world.cache.view.all(kinds.NODE)) == list(range(1, 9))
+
+
+async def test_only_enrolment_is_open_without_a_certificate(world: World) -> None:
+    from cairn.proto.v1.vm_pb2 import ListVmsRequest
+
+    stranger = world.stubs(None, world.enrolment)
+    assert await code_of(stranger.vms.ListVms(ListVmsRequest())) is grpc.StatusCode.UNIMPLEMENTED
+    assert await code_of(world.stubs(None).vms.ListVms(ListVmsRequest(), timeout=5)) is not grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_the_hash_is_stored_and_not_the_secret(world: World) -> None:
+    content = TokenContent.decode(await token(world))
+    items, _ = await world.store.read(kinds.ROOT)
+    assert not [item.key for item in items if content.secret.encode() in item.value]
+
+
+async def test_a_certificate_is_renewed_for_its_holder_only(world: World) -> None:
+    node = await world.node("n1")
+    csr = make_csr("admin").cert_pem
+    answer = await world.stubs(Identity("node", node)).identity.RenewCertificate(RenewCertificateRequest(csr_pem=csr))
+    assert identity_of(answer.certificate_pem) == Identity("node", node)
+    gone = world.stubs(Identity("node", "node-00000000"))
+    assert await code_of(gone.identity.RenewCertificate(RenewCertificateRequest(csr_pem=csr))) is DENIED
+    bad = world.api.identity.RenewCertificate(RenewCertificateRequest(csr_pem=b"x"))
+    assert await code_of(bad) is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_the_status_of_the_cluster(world: World) -> None:
+    status = await world.api.cluster.GetClusterStatus(GetClusterStatusRequest())
+    assert status.say == "no node is ready"
+    await world.node("n1")
+    status = await world.api.cluster.GetClusterStatus(GetClusterStatusRequest())
+    assert (status.nodes_ready, [session.name for session in status.controllers]) == (1, ["c1"])
+    assert status.say.startswith("healthy")
+
+
+class FakeHost(agent_pb2_grpc.HostServiceServicer):
+    """An agent that collects what it is sent and echoes what is typed."""
+
+    def __init__(self) -> None:
+        self.received = b""
+
+    async def PutBlob(self, request_iterator: AsyncIterator[PutBlobRequest], context: Any) -> PutBlobResponse:
+        async for request in request_iterator:
+            self.received += request.chunk
+        return PutBlobResponse(virtual_size_bytes=1)
+
+    async def Console(self, request_iterator: AsyncIterator[ConsoleRequest], context: Any) -> AsyncIterator[ConsoleResponse]:
+        async for request in request_iterator:
+            yield ConsoleResponse(data=request.vm.encode() + b"> " + request.data)
+
+
+async def host(world: World, node: str) -> tuple[FakeHost, grpc.aio.Server]:
+    servicer = FakeHost()
+    transport = world.transport(Identity("node", node))
+    server = transport.server()
+    agent_pb2_grpc.add_HostServiceServicer_to_server(servicer, server)
+    endpoint = await transport.listen(server, "127.0.0.1:0")
+    await server.start()
+    await world.connect(node, endpoint)
+    return servicer, server
+
+
+async def test_an_upload_reaches_the_chosen_node_and_ends_early_when_held(world: World) -> None:
+    node = await world.node("n1")
+    agent, server = await host(world, node)
+    made = await world.api.images.CreateImage(CreateImageRequest(image=image()))
+    await world.commit(Txn("jobs").put(kinds.IMAGE_CONTENT, made.id, ImageContent(image=made.id, nodes=[node])))
+    await world.report(node, f"image/{made.id}", Report(image=ImageReport(state=ImageReport.STATE_FETCHING)))
+
+    async def parts() -> AsyncIterator[UploadImageRequest]:
+        yield UploadImageRequest(image="demo")
+        for _ in range(3):
+            yield UploadImageRequest(chunk=b"abc")
+
+    answer = await world.api.images.UploadImage(parts())
+    assert agent.received == b"abcabcabc"
+    assert answer.image.id == made.id
+    assert answer.job
+    await world.report(node, f"image/{made.id}", Report(image=ImageReport(state=ImageReport.STATE_READY)))
+    await world.api.images.UploadImage(parts())
+    assert agent.received == b"abcabcabc"
+    await server.stop(0)
+
+
+async def test_a_console_is_relayed_both_ways(world: World) -> None:
+    await world.image()
+    await world.network()
+    node = await world.node("n1")
+    _, server = await host(world, node)
+    made = await world.vm()
+    call = world.api.vms.ConsoleVm()
+    await call.write(ConsoleVmRequest(id="web"))
+    assert await code_of(call.read()) is grpc.StatusCode.FAILED_PRECONDITION
+    await world.reconcile()
+    call = world.api.vms.ConsoleVm()
+    await call.write(ConsoleVmRequest(id="web", data=b"ls"))
+    assert (await call.read()).data == made.id.encode() + b"> ls"
+    await call.write(ConsoleVmRequest(data=b"exit"))
+    assert (await call.read()).data == b"> exit"
+    call.cancel()
+    await server.stop(0)

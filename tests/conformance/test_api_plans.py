@@ -1,0 +1,105 @@
+"""validate_only shows what would be; plan_id does exactly that, or refuses because something moved."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from cairn.proto import kinds
+from cairn.proto.v1.vm_pb2 import CreateVmRequest, DeleteVmRequest, ExplainVmRequest, StopVmRequest
+from cairn.proto.v1.vpc_pb2 import CreateVpcRequest, DeleteVpcRequest, Vpc, VpcSpec
+
+from tests.conformance.api_stores import STORES, made_store
+from tests.conformance.api_world import GIB, World, vm, world_on
+
+
+@pytest.fixture(params=STORES)
+async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
+    async with made_store(request.param, tmp_path) as store, world_on(store, tmp_path) as world:
+        await world.furnish()
+        yield world
+
+
+async def code_of(call: Any) -> grpc.StatusCode:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value.code()
+
+
+async def test_a_plan_shows_node_address_and_disk_and_makes_nothing(world: World) -> None:
+    planned = await world.api.vms.CreateVm(CreateVmRequest(vm=vm(root_disk_bytes=20 * GIB), validate_only=True))
+    plan = planned.plan
+    assert plan.plan_id
+    shown = {(change.action, change.kind): list(change.details) for change in plan.changes}
+    assert shown["create", "port"] == ["address 10.1.1.2"]
+    assert shown["create", "volume"] == ["disk 20 GiB"]
+    assert shown["place", "vm"] == [f"on {plan.decision.node_name}"]
+    assert plan.decision.considered == 2
+    assert planned.status.node == plan.decision.node_name
+    for kind in (kinds.VM, kinds.VOLUME, kinds.PORT, kinds.PLACEMENT, kinds.PORT_BINDING):
+        assert await world.count(kind) == 0
+
+
+async def test_applying_a_plan_does_exactly_that_once(world: World) -> None:
+    request = CreateVmRequest(vm=vm(), validate_only=True)
+    planned = await world.api.vms.CreateVm(request)
+    apply = CreateVmRequest(vm=vm(), plan_id=planned.plan.plan_id, request_id=world.ids.uuid())
+    made = await world.api.vms.CreateVm(apply)
+    assert made.id == planned.id
+    assert made.status.node == planned.plan.decision.node_name
+    assert made.status.nics[0].address == "10.1.1.2"
+    assert (await world.api.vms.CreateVm(apply)).id == made.id
+    apply.request_id = world.ids.uuid()
+    assert await code_of(world.api.vms.CreateVm(apply)) is grpc.StatusCode.ABORTED
+    assert await world.count(kinds.VM) == 1
+
+
+async def test_a_plan_that_something_overtook_is_aborted(world: World) -> None:
+    planned = await world.api.vms.CreateVm(CreateVmRequest(vm=vm("web"), validate_only=True))
+    await world.vm("other")
+    await world.reconcile()
+    apply = CreateVmRequest(vm=vm("web"), plan_id=planned.plan.plan_id)
+    assert await code_of(world.api.vms.CreateVm(apply)) is grpc.StatusCode.ABORTED
+    assert await world.count(kinds.VM) == 1
+
+
+async def test_a_plan_fits_only_its_request_and_expires(world: World) -> None:
+    planned = await world.api.vms.CreateVm(CreateVmRequest(vm=vm("web"), validate_only=True))
+    other = CreateVmRequest(vm=vm("db"), plan_id=planned.plan.plan_id)
+    assert await code_of(world.api.vms.CreateVm(other)) is grpc.StatusCode.INVALID_ARGUMENT
+    world.clock.ahead = timedelta(minutes=11)
+    apply = CreateVmRequest(vm=vm("web"), plan_id=planned.plan.plan_id)
+    assert await code_of(world.api.vms.CreateVm(apply)) is grpc.StatusCode.ABORTED
+
+
+async def test_what_cannot_be_placed_says_what_would_make_it_fit(world: World) -> None:
+    for number in range(4):
+        await world.vm(f"big-{number}", memory_bytes=3 * GIB)
+        await world.reconcile()
+    planned = await world.api.vms.CreateVm(CreateVmRequest(vm=vm(memory_bytes=5 * GIB), validate_only=True))
+    assert "no node fits" in planned.plan.say
+    assert not planned.status.node
+    made = await world.vm(memory_bytes=5 * GIB)
+    await world.reconcile()
+    explained = await world.api.vms.ExplainVm(ExplainVmRequest(id="web"))
+    assert explained.vm == made.id
+    assert explained.decision.say == explained.say == planned.plan.say
+    assert explained.decision.filters[0].name == "memory"
+
+
+async def test_plans_of_deletes_and_power(world: World) -> None:
+    await world.vm()
+    planned = await world.api.vms.DeleteVm(DeleteVmRequest(id="web", validate_only=True))
+    assert ("delete", "web") in {(change.action, change.name) for change in planned.plan.changes}
+    assert (await world.api.vms.StopVm(StopVmRequest(id="web", validate_only=True))).plan.plan_id
+    assert world.cache.view.get(kinds.VM, planned.id) is not None
+    spec = VpcSpec(cidr="10.9.0.0/16")
+    await world.api.vpcs.CreateVpc(CreateVpcRequest(vpc=Vpc(name="spare", spec=spec)))
+    planned = await world.api.vpcs.DeleteVpc(DeleteVpcRequest(id="spare", validate_only=True))
+    gone = await world.api.vpcs.DeleteVpc(DeleteVpcRequest(id="spare", plan_id=planned.plan.plan_id))
+    assert gone.name == "spare"
+    assert await world.count(kinds.VPC) == 1
