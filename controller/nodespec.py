@@ -1,0 +1,275 @@
+"""What a node must hold: a pure function of (view, node), and the same per key. The keys are those of proto/v1/agent.proto.
+
+    vm/<id>               its VM; `absent` while it is deleted and its record lives
+    volume/<id>           on it; `absent` once its retention, or its VM's, is over
+    image/<id>            kept here as a copy, or needed by a volume here; with nodes to pull it from until it is here
+    port/<id>             a guest's card here, once it has an address
+    network/<vpc>         a VPC with a port here: all its subnets, and the other nodes where it is present
+    forward/<vpc>/<port>  a guest's card elsewhere, of a VPC present here
+
+`node_objects` gives all of it, `desired` one; presence.py says which ones a change may have touched. A node is told only what
+concerns it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from cairn.controller.presence import Presence, transit_of
+from cairn.controller.reconcilers.candidates import hash_of
+from cairn.controller.store.base import View
+from cairn.net import ipam
+from cairn.proto import kinds
+from cairn.proto.ids import mac_of, router_mac, tap_of, transit_address
+from cairn.proto.v1.agent_pb2 import (
+    BlobSource,
+    Desired,
+    DesiredForward,
+    DesiredImage,
+    DesiredNetwork,
+    DesiredPort,
+    DesiredSubnet,
+    DesiredVm,
+    DesiredVolume,
+    ImageReport,
+    NetworkPeer,
+    VmDisk,
+    VmNic,
+)
+from cairn.proto.v1.image_pb2 import IMAGE_FORMAT_UNSPECIFIED
+from cairn.proto.v1.vm_pb2 import Vm
+
+# VXLAN over IPv4 (RFC 7348): 14 + 20 + 8 + 8 bytes.
+VXLAN_OVERHEAD: Final = 50
+MTU_MAX: Final = 1500
+SOURCES_MAX: Final = 8
+
+
+def node_objects(view: View, presence: Presence, node: str) -> dict[str, Desired]:
+    """Return everything a node must hold, by key."""
+    found = ((key, desired(view, presence, node, key)) for key in sorted(set(_keys(view, presence, node))))
+    return {key: object for key, object in found if object is not None}
+
+
+def desired(view: View, presence: Presence, node: str, key: str) -> Desired | None:
+    """Return one object a node must hold, or None when it need not hold it."""
+    kind, _, id = key.partition("/")
+    return _MAKERS[kind](view, presence, node, id)
+
+
+def _keys(view: View, presence: Presence, node: str) -> Iterator[str]:
+    """Yield at least the keys of what a node must hold."""
+    yield from (f"vm/{id}" for id in view.by(kinds.PLACEMENT, "node", node))
+    yield from (f"image/{id}" for id in view.by(kinds.IMAGE_CONTENT, "node", node))
+    for id in view.by(kinds.VOLUME_PLACEMENT, "node", node):
+        yield f"volume/{id}"
+        volume = view.get(kinds.VOLUME, id)
+        if volume is not None and volume.spec.image:
+            yield f"image/{volume.spec.image}"
+    for vpc in presence.vpcs_on(node):
+        yield f"network/{vpc}"
+        for there, ports in presence.vpcs[vpc].items():
+            yield from (f"port/{port}" if there == node else f"forward/{vpc}/{port}" for port in ports)
+
+
+def mtu(view: View, node: str) -> int:
+    """Return the MTU of guests' cards on a node."""
+    return min(transit_of(view, node).mtu or MTU_MAX, MTU_MAX) - VXLAN_OVERHEAD
+
+
+def _vm(view: View, _presence: Presence, node: str, id: str) -> Desired | None:
+    record, placement = view.record(kinds.VM, id), view.get(kinds.PLACEMENT, id)
+    if record is None or placement is None or placement.node != node:
+        return None
+    vm = record.message
+    if vm.HasField("delete_time") or placement.released:
+        return Desired(vm=DesiredVm(id=id, name=vm.name, project=vm.project, absent=True))
+    nics = _nics(view, node, vm)
+    if nics is None:
+        return None
+    spec, project = vm.spec, view.get(kinds.PROJECT, vm.project)
+    image = view.get(kinds.IMAGE, spec.image)
+    result = DesiredVm(
+        id=id,
+        name=vm.name,
+        project=vm.project,
+        project_name=project.name if project is not None else "",
+        # What was claimed, not what is asked for: a node is never asked for more than it has.
+        cpus=placement.cpus,
+        memory_bytes=placement.memory_bytes,
+        arch=spec.arch or (image.spec.arch if image is not None else ""),
+        disks=_disks(view, node, id),
+        nics=nics,
+        power_state=spec.power_state,
+        power_generation=spec.power_generation,
+        reboot_generation=spec.reboot_generation,
+        force=spec.force,
+        restart_policy=spec.restart_policy,
+        hostname=vm.name,
+        ssh_keys=spec.ssh_keys,
+        user_data=spec.user_data,
+        spec_revision=record.mod_revision,
+    )
+    return Desired(vm=result)
+
+
+def _nics(view: View, node: str, vm: Vm) -> list[VmNic] | None:
+    """Return the cards; None while one has no address yet."""
+    nics: list[VmNic] = []
+    for nic in vm.spec.nics:
+        binding, subnet = view.get(kinds.PORT_BINDING, nic.port), view.get(kinds.SUBNET, nic.subnet)
+        if binding is None or not binding.address or subnet is None:
+            return None
+        nics.append(
+            VmNic(
+                port=nic.port,
+                tap=tap_of(nic.port),
+                mac=mac_of(nic.port),
+                mtu=mtu(view, node),
+                subnet=nic.subnet,
+                address=binding.address,
+                prefix_length=ipam.prefix_length(subnet.spec.cidr),
+                gateway=ipam.gateway(subnet.spec.cidr),
+            )
+        )
+    return nics
+
+
+def _disks(view: View, node: str, vm: str) -> list[VmDisk]:
+    """Return the VM's disks on this node, the boot disk first."""
+    disks: list[VmDisk] = []
+    for id in view.by(kinds.VOLUME, "vm", vm):
+        volume, place = view.get(kinds.VOLUME, id), view.get(kinds.VOLUME_PLACEMENT, id)
+        if volume is not None and place is not None and place.node == node and not _erased(view, id):
+            disks.append(VmDisk(volume=id, boot=volume.spec.boot))
+    return sorted(disks, key=lambda disk: (not disk.boot, disk.volume))
+
+
+def _erased(view: View, id: str) -> bool:
+    """Tell whether a volume's retention, or that of the VM it goes with, is over."""
+    volume = view.get(kinds.VOLUME, id)
+    if volume is None or view.get(kinds.PURGE, id) is not None:
+        return True
+    return volume.spec.delete_with_vm and bool(volume.spec.vm) and view.get(kinds.PURGE, volume.spec.vm) is not None
+
+
+def _volume(view: View, _presence: Presence, node: str, id: str) -> Desired | None:
+    volume, place = view.get(kinds.VOLUME, id), view.get(kinds.VOLUME_PLACEMENT, id)
+    if volume is None or place is None or place.node != node:
+        return None
+    if _erased(view, id):
+        return Desired(volume=DesiredVolume(id=id, absent=True, type=volume.spec.type))
+    # Not larger than the room claimed for it.
+    result = DesiredVolume(id=id, size_bytes=place.disk_bytes, type=volume.spec.type)
+    image = view.get(kinds.IMAGE, volume.spec.image) if volume.spec.image else None
+    if image is not None:
+        content = view.get(kinds.IMAGE_CONTENT, image.id)
+        found = content.format if content is not None else IMAGE_FORMAT_UNSPECIFIED
+        result.image, result.image_digest, result.image_format = image.id, image.spec.digest, found or image.spec.format
+    return Desired(volume=result)
+
+
+def _image(view: View, presence: Presence, node: str, id: str) -> Desired | None:
+    image, content = view.get(kinds.IMAGE, id), view.get(kinds.IMAGE_CONTENT, id)
+    if image is None:
+        return None
+    replicas = list(content.nodes) if content is not None else []
+    if node not in replicas and all(_erased(view, volume) for volume in presence.copies(id, node)):
+        return None
+    spec = image.spec
+    result = DesiredImage(id=id, digest=spec.digest, size_bytes=spec.size_bytes, format=spec.format)
+    if not _holds(view, node, id):
+        result.sources.extend(_sources(view, node, id, replicas))
+    return Desired(image=result)
+
+
+def _holds(view: View, node: str, image: str) -> bool:
+    observed = view.get(kinds.OBSERVED, f"{node}/image/{image}")
+    return observed is not None and observed.report.image.state == ImageReport.STATE_READY
+
+
+def _sources(view: View, node: str, image: str, replicas: list[str]) -> list[BlobSource]:
+    """Return a few nodes that hold an image and are connected: its keepers first, then others, not the same for each asker."""
+    found: list[tuple[bool, int, BlobSource]] = []
+    for id in view.by(kinds.OBSERVED, "key", f"image/{image}"):
+        holder = id.partition("/")[0]
+        session = view.get(kinds.NODE_SESSION, holder)
+        if holder != node and session is not None and session.endpoint and _holds(view, holder, image):
+            source = BlobSource(node=holder, endpoint=session.endpoint)
+            found.append((holder not in replicas, hash_of(f"{node}{holder}"), source))
+    return [source for _, _, source in sorted(found, key=lambda each: each[:2])[:SOURCES_MAX]]
+
+
+def _network(view: View, presence: Presence, node: str, vpc: str) -> Desired | None:
+    record, nodes, own = view.get(kinds.VPC, vpc), presence.nodes(vpc), transit_of(view, node)
+    if record is None or node not in nodes or not own.index or not own.vtep:
+        return None
+    result = DesiredNetwork(
+        vpc=vpc,
+        transit_vni=record.spec.vni,
+        transit_address=transit_address(own.index),
+        router_mac=router_mac(own.index),
+        vtep=own.vtep,
+        mtu=mtu(view, node),
+        cidr=record.spec.cidr,
+    )
+    for id in view.by(kinds.SUBNET, "vpc", vpc):
+        subnet = view.get(kinds.SUBNET, id)
+        if subnet is not None:
+            cidr = subnet.spec.cidr
+            result.subnets.append(DesiredSubnet(id=id, vni=subnet.spec.vni, cidr=cidr, gateway=ipam.gateway(cidr)))
+    for other in sorted(nodes):
+        there = transit_of(view, other)
+        if other != node and there.index and there.vtep:
+            address, mac = transit_address(there.index), router_mac(there.index)
+            result.peers.append(NetworkPeer(node=other, vtep=there.vtep, transit_address=address, router_mac=mac))
+    return Desired(network=result)
+
+
+def _port(view: View, presence: Presence, node: str, id: str) -> Desired | None:
+    seat, port, binding = presence.seat(id), view.get(kinds.PORT, id), view.get(kinds.PORT_BINDING, id)
+    if seat is None or seat.node != node or port is None or binding is None:
+        return None
+    vm = view.get(kinds.VM, port.spec.vm)
+    result = DesiredPort(
+        id=id,
+        vpc=seat.vpc,
+        subnet=binding.subnet,
+        address=binding.address,
+        mac=binding.mac,
+        vm=port.spec.vm,
+        tap=tap_of(id),
+        hostname=vm.name if vm is not None else "",
+    )
+    return Desired(port=result)
+
+
+def _forward(view: View, presence: Presence, node: str, id: str) -> Desired | None:
+    vpc, _, port = id.partition("/")
+    seat, binding = presence.seat(port), view.get(kinds.PORT_BINDING, port)
+    if seat is None or binding is None or seat.vpc != vpc or seat.node == node or node not in presence.nodes(vpc):
+        return None
+    there = transit_of(view, seat.node)
+    if not there.index or not there.vtep:
+        return None
+    result = DesiredForward(
+        port=port,
+        vpc=vpc,
+        subnet=binding.subnet,
+        address=binding.address,
+        mac=binding.mac,
+        vtep=there.vtep,
+        transit_address=transit_address(there.index),
+    )
+    return Desired(forward=result)
+
+
+_MAKERS: Final[dict[str, Callable[[View, Presence, str, str], Desired | None]]] = {
+    "vm": _vm,
+    "volume": _volume,
+    "image": _image,
+    "network": _network,
+    "port": _port,
+    "forward": _forward,
+}
