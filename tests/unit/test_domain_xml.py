@@ -1,0 +1,159 @@
+"""Domain XML, as a person would read it: each case is a file in tests/golden/domain. CAIRN_GOLDEN=write writes them anew."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+from cairn.agent.hypervisor.base import Disk, DomainSpec, ExitCause
+from cairn.agent.hypervisor.domain_xml import (
+    SPARE_PORTS,
+    digest_of,
+    disk_element,
+    disk_elements,
+    domain_xml,
+    free_target,
+    taps_in,
+    uuid_of,
+)
+from cairn.agent.hypervisor.mark import Mark, Phase, find_mark
+from cairn.proto.ids import mac_of, tap_of
+from cairn.proto.v1.agent_pb2 import DesiredVm, VmNic
+from cairn.proto.v1.node_pb2 import HypervisorFacts
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "domain"
+SCHEMA = Path("/usr/share/libvirt/schemas/domain.rng")
+GIB = 1024**3
+
+
+def facts(accelerator: str, *archs: str) -> HypervisorFacts:
+    return HypervisorFacts(accelerator=accelerator, archs=archs)
+
+
+def spec(
+    arch: str = "x86_64", *, cpus: int = 1, memory_bytes: int = GIB, disks: int = 1, cards: int = 1, seed: bool = True
+) -> DomainSpec:
+    volumes = [f"vol-0000000{letter}" for letter in "abcdefgh"[:disks]]
+    ports = [f"nic-0000000{letter}" for letter in "abcdefgh"[:cards]]
+    vm = DesiredVm(
+        id="i-0000001a",
+        name="web",
+        hostname="web",
+        arch=arch,
+        cpus=cpus,
+        memory_bytes=memory_bytes,
+        nics=[VmNic(port=port, tap=tap_of(port), mac=mac_of(port), mtu=1450) for port in ports],
+        spec_revision=12,
+        user_data=b"#!/bin/sh\necho not-to-be-seen",
+        ssh_keys=["ssh-ed25519 not-to-be-seen"],
+    )
+    root = "/var/lib/cairn"
+    return DomainSpec(
+        vm,
+        tuple(Disk(v, f"{root}/volumes/{v}", "raw" if n == 2 else "qcow2", boot=n == 0) for n, v in enumerate(volumes)),
+        seed=f"{root}/seeds/{vm.id}.iso" if seed else "",
+        console_log=f"{root}/console/{vm.id}.log" if seed else "",
+    )
+
+
+CASES = {
+    "x86_64-kvm": (spec(), facts("kvm", "x86_64")),
+    "x86_64-tcg": (spec(), facts("tcg", "x86_64")),
+    "x86_64-tcg-many": (spec(cpus=4, memory_bytes=8 * GIB, disks=4, cards=3), facts("tcg", "x86_64", "aarch64")),
+    "x86_64-tcg-bare": (spec(memory_bytes=128 << 20, cards=0, seed=False), facts("tcg", "x86_64")),
+    "aarch64-kvm": (spec("aarch64", cpus=2), facts("kvm", "aarch64")),
+    "aarch64-tcg": (spec("aarch64", cpus=2), facts("tcg", "x86_64", "aarch64")),
+}
+
+
+def build(case: str) -> str:
+    wanted, node = CASES[case]
+    return domain_xml(wanted, node, Mark(wanted.vm.id).redefined(wanted, digest_of(wanted)))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_domain_xml_is_as_written_down(case: str) -> None:
+    path = GOLDEN / f"{case}.xml"
+    if os.environ.get("CAIRN_GOLDEN") == "write":
+        path.write_text(build(case))
+    assert build(case) == path.read_text(), "if this is meant: CAIRN_GOLDEN=write pytest tests/unit/test_domain_xml.py"
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.skipif(not SCHEMA.exists() or not shutil.which("xmllint"), reason="libvirt's schema or xmllint is not installed")
+def test_domain_xml_follows_libvirts_schema(case: str) -> None:
+    command = ["xmllint", "--noout", "--relaxng", str(SCHEMA), "-"]
+    checked = subprocess.run(command, input=build(case), capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_every_golden_file_has_a_case() -> None:
+    assert {path.stem for path in GOLDEN.glob("*.xml")} == CASES.keys()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_nothing_secret_is_in_it(case: str) -> None:
+    assert "not-to-be-seen" not in build(case)
+
+
+@pytest.mark.parametrize(
+    ("arch", "node"), [("aarch64", facts("kvm", "x86_64")), ("", facts("kvm", "x86_64")), ("x86_64", facts("tcg"))]
+)
+def test_an_architecture_the_node_lacks_is_refused(arch: str, node: HypervisorFacts) -> None:
+    wanted = spec(arch)
+    with pytest.raises(ValueError, match=r"i-0000001a is for"):
+        domain_xml(wanted, node, Mark(wanted.vm.id))
+
+
+def test_there_is_a_port_for_every_device_and_some_to_spare() -> None:
+    tree = ET.fromstring(build("x86_64-tcg-many"))
+    ports = tree.findall("devices/controller[@model='pcie-root-port']")
+    plugged = [
+        *tree.findall("devices/interface"),
+        *tree.findall("devices/disk[@device='disk']"),
+        *tree.findall("devices/controller[@model='virtio-scsi']"),
+        *tree.findall("devices/controller[@type='virtio-serial']"),
+        *tree.findall("devices/rng"),
+        *tree.findall("devices/memballoon"),
+    ]
+    assert len(ports) == len(plugged) + SPARE_PORTS
+
+
+def test_the_uuid_is_the_vms_for_ever() -> None:
+    assert uuid_of("i-0000001a") == "e4ce4714-65f3-5f08-bc7f-ed7cd614f5d9"
+    assert uuid_of("i-0000001b") != uuid_of("i-0000001a")
+
+
+def test_disks_and_taps_are_found_again() -> None:
+    tree = ET.fromstring(build("x86_64-tcg-many"))
+    assert list(disk_elements(tree)) == [f"vol-0000000{letter}" for letter in "abcd"]
+    assert taps_in(tree) == ("tap-0000000a", "tap-0000000b", "tap-0000000c")
+    assert free_target([tree]) == "vde"
+
+
+def test_a_guest_has_at_most_26_disks() -> None:
+    tree = ET.fromstring("<domain><devices/></domain>")
+    devices = tree.find("devices")
+    assert devices is not None
+    for number in range(26):
+        devices.append(disk_element(Disk(f"vol-{number:08}", "/x", "raw"), free_target([tree])))
+    with pytest.raises(ValueError, match="26"):
+        free_target([tree])
+
+
+def test_the_mark_is_read_as_it_was_written() -> None:
+    mark = Mark("i-0000001a", "a <b> & 'c'", 4, "d1", 5, 6, Phase.STOPPING, ExitCause.CRASHED, 1_800_000_000.125)
+    tree = ET.fromstring("<domain><name>i-0000001a</name><metadata/></domain>")
+    metadata = tree.find("metadata")
+    assert metadata is not None
+    assert find_mark(tree) is None
+    metadata.append(mark.element())
+    assert find_mark(ET.fromstring(ET.tostring(tree))) == mark
+    name = tree.find("name")
+    assert name is not None
+    name.text = "somebody-elses-copy"
+    assert find_mark(tree) is None, "a clone under another name is not ours"
