@@ -178,7 +178,7 @@ def parse_request(head: bytes) -> HttpRequest:
     if method not in ("GET", "HEAD"):
         raise BadRequest(HTTPStatus.METHOD_NOT_ALLOWED)
     if headers.get("content-length", "0") != "0" or "transfer-encoding" in headers:
-        raise BadRequest(HTTPStatus.CONTENT_TOO_LARGE if hasattr(HTTPStatus, "CONTENT_TOO_LARGE") else HTTPStatus.BAD_REQUEST)
+        raise BadRequest(HTTPStatus.BAD_REQUEST)
     connection = headers.get("connection", "")
     keep = "close" not in connection if version == "HTTP/1.1" else "keep-alive" in connection
     return HttpRequest(method, target.partition("?")[0], keep)

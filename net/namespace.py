@@ -95,6 +95,14 @@ def create(name: str) -> None:
         os.close(before)
 
 
+def are_lasting() -> bool:
+    """Whether names we give outlive this process: not when it runs in a mount namespace of its own (systemd sandboxing)."""
+    try:
+        return Path("/proc/self/ns/mnt").stat().st_ino == Path("/proc/1/ns/mnt").stat().st_ino
+    except PermissionError:
+        return True
+
+
 def remove(name: str) -> None:
     """Take its name away; the kernel removes what is in it once no process or socket holds it. Absent: no error."""
     path = FOLDER / name
@@ -131,6 +139,6 @@ class Threads:
                 await asyncio.wait([future])
                 raise
 
-    def close(self) -> None:
-        """Let running jobs end, start none."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
+    async def close(self) -> None:
+        """Wait for running jobs, start none."""
+        await asyncio.to_thread(self._executor.shutdown, wait=True, cancel_futures=True)

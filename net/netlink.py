@@ -37,6 +37,7 @@ from cairn.net.plan import (
     UnbindPort,
 )
 from cairn.net.watch import Watch
+from cairn.proto.log import logger
 from cairn.proto.v1.agent_pb2 import DesiredForward, DesiredNetwork
 
 T = TypeVar("T")
@@ -58,6 +59,12 @@ class NetlinkDataplane:
         self._prefix = prefix
         self._threads = namespace.Threads()
         self._watch = Watch(self._node, prefix)
+        if not namespace.are_lasting():
+            logger("dataplane").warning(
+                "namespaces_not_lasting",
+                say="this process has a mount namespace of its own: its network namespaces end with it, and with them guests'"
+                " networks; run the agent without mount sandboxing (systemd: ProtectSystem, PrivateTmp and the like)",
+            )
         self._closed = False
 
     def namespace_of(self, vpc: str) -> str:
@@ -113,7 +120,7 @@ class NetlinkDataplane:
         if not self._closed:
             self._closed = True
             self._watch.close()
-            self._threads.close()
+            await self._threads.close()
             os.close(self._node)
 
     # --- observing ---------------------------------------------------------------------------------------------------------

@@ -97,7 +97,7 @@ class NodeGuestServices:
                 await self._keeper
         for vpc in list(self._sites):
             self._leave(vpc)
-        self._threads.close()
+        await self._threads.close()
 
     async def _keep(self) -> None:
         while True:

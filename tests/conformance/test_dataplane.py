@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
+from cairn.net import namespace
 from cairn.net.base import Dataplane, Observed, Wanted
 from cairn.net.plan import plan
 
@@ -19,6 +20,7 @@ from tests.conformance.net_kit import (
     id_of,
     missing,
     real_nodes,
+    run,
     settle,
     wanted_on,
 )
@@ -201,6 +203,55 @@ async def test_taps_that_come_and_go_are_told(node: Node) -> None:
         await settle(dataplane, wanted(LOCAL))
         node.stop_guest(LOCAL)
         assert await _wait_for_key(events, f"port/{LOCAL.id}")
+
+
+def leave_a_file(node: RealNode) -> None:
+    (namespace.FOLDER / (node.vpc_prefix + VPC.id.rpartition("-")[2])).touch()
+
+
+def leave_a_namespace(node: RealNode) -> None:
+    namespace.create(node.vpc_prefix + VPC.id.rpartition("-")[2])
+
+
+def leave_a_bridge(node: RealNode) -> None:
+    leave_a_namespace(node)
+    name = node.vpc_prefix + VPC.id.rpartition("-")[2]
+    run("ip", "-n", name, "link", "add", "br-" + BLUE.rpartition("-")[2], "type", "bridge")
+
+
+def leave_another_tunnel(node: RealNode) -> None:
+    leave_a_bridge(node)
+    name = node.vpc_prefix + VPC.id.rpartition("-")[2]
+    run(*f"ip -n {name} link add l3x type vxlan id 77 local 172.31.0.1 dstport 4789".split())
+
+
+@pytest.mark.root
+@pytest.mark.skipif(bool(missing()), reason=missing())
+@pytest.mark.parametrize("leave", [leave_a_file, leave_a_namespace, leave_a_bridge, leave_another_tunnel])
+async def test_what_a_crash_left_half_made_is_completed_or_removed(leave: Callable[[RealNode], None]) -> None:
+    with real_nodes(fresh_prefix(), 1) as (node,):
+        async with opened(node) as dataplane:
+            leave(node)
+            assert (await dataplane.observe()).incomplete == {VPC.id}
+            await settle(dataplane, wanted(LOCAL, REMOTE))
+            await settle(dataplane, Wanted())
+            leave(node)
+            assert await settle(dataplane, Wanted()) == Observed()
+            assert node.namespaces() == []
+
+
+@pytest.mark.root
+@pytest.mark.skipif(bool(missing()), reason=missing())
+async def test_a_vni_that_is_still_taken_is_waited_for() -> None:
+    """As after the removal of a namespace, which the kernel finishes seconds later."""
+    with real_nodes(fresh_prefix(), 1) as (node,):
+        run(*f"ip -n {node.name} link add old type vxlan id {VPC.base_vni} local {node.address} dstport 4789".split())
+        async with opened(node) as dataplane:
+            making = asyncio.ensure_future(settle(dataplane, wanted(LOCAL)))
+            while not node.namespaces():
+                await asyncio.sleep(0.01)
+            run("ip", "-n", node.name, "link", "del", "old")
+            assert list((await making).networks) == [VPC.id]
 
 
 async def _wait_for_key(events, key: str) -> bool:  # type: ignore[no-untyped-def]
