@@ -87,15 +87,11 @@ class Presence:
         self._transits: dict[str, Transit] = {}
         self._endpoints: dict[str, str] = {}
         self._subnets: dict[str, str] = {}
-        everything = (
-            kinds.PLACEMENT,
-            kinds.VOLUME_PLACEMENT,
-            kinds.IMAGE_CONTENT,
-            kinds.OBSERVED,
-            kinds.NODE,
-            kinds.NODE_SESSION,
-        )
-        for kind in (*everything, kinds.SUBNET, kinds.PORT):
+        first: tuple[AnyKind, ...] = (
+            kinds.PLACEMENT, kinds.VOLUME_PLACEMENT, kinds.IMAGE_CONTENT, kinds.OBSERVED, kinds.NODE, kinds.NODE_SESSION,
+            kinds.SUBNET, kinds.PORT,
+        )  # fmt: skip
+        for kind in first:
             self.follow(view, [(kind, id) for id in view.ids(kind)])
 
     def nodes(self, vpc: str) -> Iterable[str]:
