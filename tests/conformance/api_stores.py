@@ -1,26 +1,41 @@
-"""The stores the API is tested on: memory always, etcd where its binary is installed."""
+"""The stores the API is tested on: memory always, a real etcd member where there is one."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import Any
 
 import pytest
+from cairn.controller.store.base import Store, Txn
+from cairn.controller.store.etcd import EtcdStore
 from cairn.controller.store.memory import MemoryStore
+from cairn.proto.kinds import ROOT
+
+from tests.lab.etcd import Cluster, available
 
 STORES = [
     "memory",
-    pytest.param("etcd", marks=[pytest.mark.etcd, pytest.mark.skipif(not shutil.which("etcd"), reason="no etcd binary")]),
+    pytest.param("etcd", marks=[pytest.mark.etcd, pytest.mark.skipif(not available(), reason="no etcd on this machine")]),
 ]
+DELETES_MAX = 100
+
+
+def etcd_member(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Run one member; for a session's fixture."""
+    with Cluster(tmp_path_factory.mktemp("api-etcd"), count=1) as cluster:
+        yield cluster
 
 
 @asynccontextmanager
-async def made_store(name: str, folder: Path) -> AsyncIterator[Any]:
-    """Yield an empty store."""
-    if name == "memory":
+async def made_store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
+    """Yield an empty store of the requested kind; the fixture `etcd` is the member."""
+    if getattr(request, "param", "memory") == "memory":
         yield MemoryStore()
         return
-    pytest.skip("etcd store not wired yet")
+    cluster: Cluster = request.getfixturevalue("etcd")
+    store = EtcdStore(cluster.endpoints, cluster.credentials())
+    items, _ = await store.read(ROOT)
+    keys = [item.key for item in items]
+    for first in range(0, len(keys), DELETES_MAX):
+        await store.commit(Txn("test", deletes=set(keys[first : first + DELETES_MAX])))
+    yield store

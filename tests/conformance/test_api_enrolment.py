@@ -34,8 +34,8 @@ DENIED = grpc.StatusCode.PERMISSION_DENIED
 
 
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    async with made_store("memory", tmp_path) as store, world_on(store, tmp_path) as world:
+async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
+    async with made_store(request) as store, world_on(store, tmp_path) as world:
         await world.controller("c1", "10.0.0.1:7443")
         yield world
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,19 @@ from cairn.proto.v1.vpc_pb2 import DeleteVpcRequest
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.rpc import error_details_pb2
 
-from tests.conformance.api_stores import STORES, made_store
+from tests.conformance.api_stores import STORES, etcd_member, made_store
 from tests.conformance.api_world import GIB, MIB, World, vm, world_on
+from tests.lab.etcd import Cluster
+
+
+@pytest.fixture(scope="session")
+def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    yield from etcd_member(tmp_path_factory)
 
 
 @pytest.fixture(params=STORES)
 async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
-    async with made_store(request.param, tmp_path) as store, world_on(Lossy(store), tmp_path) as world:
+    async with made_store(request) as store, world_on(Lossy(store), tmp_path) as world:
         await world.furnish()
         yield world
 

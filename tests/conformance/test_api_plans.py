@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,19 @@ from cairn.proto import kinds
 from cairn.proto.v1.vm_pb2 import CreateVmRequest, DeleteVmRequest, ExplainVmRequest, StopVmRequest
 from cairn.proto.v1.vpc_pb2 import CreateVpcRequest, DeleteVpcRequest, Vpc, VpcSpec
 
-from tests.conformance.api_stores import STORES, made_store
+from tests.conformance.api_stores import STORES, etcd_member, made_store
 from tests.conformance.api_world import GIB, World, vm, world_on
+from tests.lab.etcd import Cluster
+
+
+@pytest.fixture(scope="session")
+def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    yield from etcd_member(tmp_path_factory)
 
 
 @pytest.fixture(params=STORES)
 async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
-    async with made_store(request.param, tmp_path) as store, world_on(store, tmp_path) as world:
+    async with made_store(request) as store, world_on(store, tmp_path) as world:
         await world.furnish()
         yield world
 

@@ -32,8 +32,8 @@ KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGqH3rSvVTGKJzJ0c1jLhpXHDdAoQFkPQFvZ1
 
 
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    async with made_store("memory", tmp_path) as store, world_on(store, tmp_path) as world:
+async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
+    async with made_store(request) as store, world_on(store, tmp_path) as world:
         await world.furnish()
         yield world
 
