@@ -53,7 +53,7 @@ class Peers:
 
     def mine(self, shard_key: str) -> bool:
         """Tell whether this controller is the one to work on a key."""
-        return winner(self.alive(), shard_key) == self.name
+        return winner(self._cache.view.ids(kinds.CONTROLLER), shard_key) == self.name
 
     def alive(self) -> list[str]:
         """Return the names of all live controllers, sorted."""

@@ -34,7 +34,7 @@ class EtcdStore:
     """Implements Store and Membership."""
 
     def __init__(self, endpoints: Sequence[str], credentials: Credentials, *, server_name: str = ETCD_SERVER_NAME) -> None:
-        """Endpoints: "host:port" of the members; server_name must be in each member's certificate. Connects when first used."""
+        """Endpoints: "host:port" of members; server_name: in each one's certificate. To be made in a running event loop."""
         self._connection = Connection(endpoints, credentials, server_name=server_name)
         self._leases: set[EtcdLease] = set()
 

@@ -82,7 +82,13 @@ class Connection:
         self.kv = rpc_pb2_grpc.KVStub(self._channel)
         self.watch = rpc_pb2_grpc.WatchStub(self._channel)
         self.lease = rpc_pb2_grpc.LeaseStub(self._channel)
-        self.closed = False
+        # Done once this client is closed.
+        self.closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def closed(self) -> bool:
+        """Whether this client is closed."""
+        return self.closing.done()
 
     def dial(self, endpoints: Sequence[str]) -> FailoverChannel[Material]:
         """Return a channel of its own to some of the members; the caller closes it."""
@@ -107,7 +113,8 @@ class Connection:
 
     async def close(self) -> None:
         """Close; calls under way end as in doubt."""
-        self.closed = True
+        if not self.closing.done():
+            self.closing.set_result(None)
         await self._channel.close()
 
     async def ready(self, timeout_s: float = TOTAL_S) -> None:

@@ -67,7 +67,7 @@ class Watch:
             create = rpc_pb2.WatchCreateRequest(
                 key=self._key, range_end=self._end, start_revision=max(1, self.after), progress_notify=True, fragment=True
             )
-            await stream.write(rpc_pb2.WatchRequest(create_request=create))
+            await self._written(stream, rpc_pb2.WatchRequest(create_request=create))
             events: list[kv_pb2.Event] = []
             while True:
                 response = await self._next(stream)
@@ -100,12 +100,10 @@ class Watch:
         """Return the next answer. Raises Broken, AioRpcError."""
         read = asyncio.ensure_future(stream.read())
         try:
-            if not await _within(read, SILENCE_S):
-                await stream.write(rpc_pb2.WatchRequest(progress_request=rpc_pb2.WatchProgressRequest()))
-                if not await _within(read, ANSWER_S):
+            if not await self._within(read, SILENCE_S):
+                await self._written(stream, rpc_pb2.WatchRequest(progress_request=rpc_pb2.WatchProgressRequest()))
+                if not await self._within(read, ANSWER_S):
                     raise Broken("no sign of life")
-            if read.cancelled():
-                raise Broken("the stream was closed")
             response = read.result()
         finally:
             read.cancel()
@@ -113,11 +111,22 @@ class Watch:
             raise Broken("etcd ended the stream")
         return response
 
+    async def _written(self, stream: Any, request: rpc_pb2.WatchRequest) -> None:
+        write = asyncio.ensure_future(stream.write(request))
+        try:
+            if not await self._within(write, ANSWER_S):
+                raise Broken("the request cannot be sent")
+            write.result()
+        finally:
+            write.cancel()
 
-async def _within(future: asyncio.Future[Any], timeout_s: float) -> bool:
-    """Wait for a future without cancelling it, which would end its stream."""
-    done, _ = await asyncio.wait([future], timeout=timeout_s)
-    return bool(done)
+    async def _within(self, future: asyncio.Future[Any], timeout_s: float) -> bool:
+        """Wait for a future without cancelling it, which would end its stream. Raises Broken when the stream was closed."""
+        closing = self._connection.closing
+        await asyncio.wait([future, closing], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        if closing.done() or future.cancelled():
+            raise Broken("the stream was closed")
+        return future.done()
 
 
 def _change(event: kv_pb2.Event) -> Change:
