@@ -200,3 +200,5 @@ def _interface(devices: ET.Element, nic: VmNic) -> None:
     _add(interface, "model", type="virtio")
     if nic.mtu:
         _add(interface, "mtu", size=str(nic.mtu))
+    # No PXE: its option ROM waits for a key at every boot.
+    _add(interface, "rom", enabled="no")
