@@ -1,0 +1,88 @@
+"""A node's session: the record that says its agent is connected, held under a lease while the stream lives.
+
+The record belongs to whoever wrote it last: an agent that reconnects, to this controller or another, takes it over by
+writing it again under a new lease, and the older stream, which finds a message that is not its own, ends. What a node
+reports is written only together with a check of this record's revision, so an old stream cannot overwrite what a newer one
+wrote.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from cairn.controller.store.base import Indeterminate, Lease, LeaseLost, Store, Txn, Unavailable, View
+from cairn.proto import kinds
+from cairn.proto.log import logger
+from cairn.proto.seams import Clock, timestamp
+from cairn.proto.v1.agent_pb2 import Hello
+from cairn.proto.v1.node_pb2 import NodeFacts, NodeSession
+
+_log = logger("sync")
+WRITER: Final = "sync"
+TTL_S: Final = 10.0
+RETRY_S: Final = 0.5
+
+
+class Session:
+    """One stream's claim to speak for a node."""
+
+    def __init__(self, store: Store, clock: Clock, hello: Hello, controller: str) -> None:
+        self._store, self.node = store, hello.node
+        self.message = NodeSession(
+            node=hello.node,
+            controller=controller,
+            boot_id=hello.boot_id,
+            endpoint=hello.endpoint,
+            agent_version=hello.agent_version,
+            connect_time=timestamp(clock.now()),
+        )
+        self._lease: Lease | None = None
+        # Mod revision of our record; what reports are checked against.
+        self.revision = 0
+
+    async def open(self, facts: NodeFacts | None) -> int:
+        """Write the record, with the node's facts if they are new; return the revision. Raises StoreError."""
+        lease = await self._store.lease(TTL_S)
+        txn = Txn(WRITER).put(kinds.NODE_SESSION, self.node, self.message, lease=lease.id)
+        if facts is not None:
+            txn.put(kinds.NODE_FACTS, self.node, facts)
+        try:
+            self.revision = await self._store.commit(txn)
+        except BaseException:
+            await lease.close(revoke=False)
+            raise
+        self._lease = lease
+        return self.revision
+
+    async def keep(self) -> None:
+        """Write the record again whenever its lease is lost; runs until cancelled."""
+        while True:
+            if self._lease is not None:
+                await self._lease.wait_lost()
+                _log.warning("session_lost", node=self.node)
+                await self._lease.close(revoke=False)
+                self._lease = None
+            try:
+                await self.open(None)
+            except (Unavailable, Indeterminate, LeaseLost) as error:
+                _log.warning("session_not_renewed", node=self.node, error=str(error))
+                await asyncio.sleep(RETRY_S)
+
+    def superseded(self, view: View) -> bool:
+        """Tell whether another stream speaks for the node now."""
+        record = view.record(kinds.NODE_SESSION, self.node)
+        return record is not None and record.mod_revision > self.revision and record.message != self.message
+
+    async def close(self, *, revoke: bool) -> None:
+        """Let go. revoke: the agent said good-bye, or is dead; else the record runs out, unless it is taken over first.
+
+        A record taken over is under another lease and stays in either case.
+        """
+        if self._lease is None:
+            return
+        lease, self._lease = self._lease, None
+        try:
+            await lease.close(revoke=revoke and not lease.lost)
+        except (Unavailable, LeaseLost) as error:
+            _log.warning("session_left_to_run_out", node=self.node, error=str(error))

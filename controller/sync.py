@@ -1,0 +1,353 @@
+"""AgentService: what each node must hold goes down its stream, what it reports comes up.
+
+    hello       the certificate's node id must be the one it says; our view must be at least as fresh as what it holds
+    session     the record that says it is connected, under a lease (node_session.py)
+    snapshot    all its objects, between SnapshotBegin and a bookmark
+    deltas      what differs from what was sent, then a bookmark; a bookmark also answers each heartbeat
+    reports     node_reports.py
+
+Down the stream there is no queue: a stream keeps the set of keys that may differ, and when the agent is ready to read, each is
+computed from the newest view and sent if it is not what was sent before. So a slow agent gets fewer, newer messages; memory is
+bounded by what its node holds; nothing is ever sent that is out of date. Rejected: a bounded queue of messages with a fresh
+snapshot when it overflows (the slowest agents would be sent the most).
+
+A change costs what changed: presence.py names the nodes and keys concerned, and only those streams compute anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from typing import Any, Final
+
+from cairn.controller.events import Leases
+from cairn.controller.metrics import SyncMetrics
+from cairn.controller.node_reports import Reports
+from cairn.controller.node_session import Session
+from cairn.controller.nodespec import desired, node_objects
+from cairn.controller.presence import Presence
+from cairn.controller.store.base import Indeterminate, LeaseLost, Store, Unavailable
+from cairn.controller.store.cache import Cache, Changes
+from cairn.proto import kinds
+from cairn.proto.errors import BadState, Denied, Invalid, NotFound, Refused, TryAgain
+from cairn.proto.log import logger
+from cairn.proto.rpc import peer_identity
+from cairn.proto.seams import Clock, Ids
+from cairn.proto.v1.agent_pb2 import Bookmark, Hello, Remove, SnapshotBegin, SyncRequest, SyncResponse, Upsert, Version
+from cairn.proto.v1.agent_pb2_grpc import AgentServiceServicer
+
+_log = logger("sync")
+HELLO_S: Final = 10.0
+CATCH_UP_S: Final = 5.0
+# Three heartbeats of the agent.
+SILENCE_S: Final = 10.0
+# Objects computed before others may run.
+CHUNK: Final = 200
+# What is needed first, first.
+_ORDER: Final = {kind: rank for rank, kind in enumerate(("image", "volume", "network", "port", "forward", "vm"))}
+
+
+class _Over(Exception):
+    """The stream ends; `revoke`: the node is to count as disconnected at once."""
+
+    def __init__(self, say: str, *, revoke: bool) -> None:
+        super().__init__(say)
+        self.say, self.revoke = say, revoke
+
+
+class SyncService(AgentServiceServicer):
+    """AgentService of proto/v1/agent.proto. `run` must be running."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        store: Store,
+        clock: Clock,
+        ids: Ids,
+        leases: Leases,
+        metrics: SyncMetrics,
+        *,
+        controller: str,
+        epoch: Callable[[], int],
+        silence_s: float = SILENCE_S,
+    ) -> None:
+        """controller: this controller's name; epoch: gives the cluster's; silence_s: after which an agent is cut off."""
+        self.cache, self.store, self.clock, self.ids, self.leases = cache, store, clock, ids, leases
+        self.metrics, self.controller, self.epoch, self.silence_s = metrics, controller, epoch, silence_s
+        self._changes = cache.subscribe()
+        self._presence: Presence | None = None
+        self._streams: dict[str, Stream] = {}
+
+    async def run(self) -> None:
+        """Follow the view and wake the streams concerned, until cancelled."""
+        await self.cache.ready.wait()
+        self.presence()
+        async for change in self._changes:
+            self._follow(change)
+
+    def presence(self) -> Presence:
+        """Return who is where, exactly as of cache.view."""
+        change = self._changes.take()
+        if self._presence is None:
+            self._presence = Presence(self.cache.view)
+        elif change is not None:
+            self._follow(change)
+        return self._presence
+
+    def _follow(self, change: Changes) -> None:
+        newer = self._changes.take()
+        change = change if newer is None else change.merge(newer)
+        if self._presence is None:
+            return
+        for node, keys in self._presence.follow(self.cache.view, change.records).items():
+            if node in self._streams:
+                self._streams[node].touch(keys)
+        for kind, id in change.records:
+            if kind is kinds.NODE_SESSION and id in self._streams:
+                self._streams[id].check_session()
+
+    async def Sync(self, request_iterator: AsyncIterator[SyncRequest], context: Any) -> AsyncGenerator[SyncResponse, None]:
+        """Serve one agent until it goes, falls silent, or connects elsewhere."""
+        requests = aiter(request_iterator)
+        hello = await self._hello(requests, context)
+        stream = Stream(self, hello, requests)
+        before = self._streams.get(hello.node)
+        if before is not None:
+            before.end(_Over("the agent has connected again", revoke=False))
+        self._streams[hello.node] = stream
+        self.metrics.connected.set(len(self._streams))
+        try:
+            await stream.open()
+            async for response in stream.responses():
+                yield response
+        finally:
+            if self._streams.get(hello.node) is stream:
+                del self._streams[hello.node]
+            self.metrics.connected.set(len(self._streams))
+            await stream.close()
+
+    async def _hello(self, requests: AsyncIterator[SyncRequest], context: Any) -> Hello:
+        """Read and check the first message. Raises Refused."""
+        identity = peer_identity(context)
+        try:
+            async with asyncio.timeout(HELLO_S):
+                first = await anext(requests, None)
+        except TimeoutError as error:
+            raise Invalid("hello", f"nothing came within {HELLO_S:.0f} s") from error
+        if first is None or first.WhichOneof("message") != "hello":
+            raise Invalid("hello", "the first message must be a hello")
+        hello = first.hello
+        if identity.kind != "node" or identity.id != hello.node:
+            self.metrics.refused.labels("identity").inc()
+            _log.warning("node_refused", says=hello.node, certificate=identity.uri)
+            raise Denied(f"the certificate is for {identity.uri}: it cannot speak for node {hello.node}")
+        await self._caught_up(hello)
+        if self.cache.view.get(kinds.NODE, hello.node) is None:
+            raise NotFound("node", hello.node, f"node {hello.node} is not part of this cluster: join it again")
+        return hello
+
+    async def _caught_up(self, hello: Hello) -> None:
+        """Wait until the view is at least as fresh as what the agent holds. Raises TryAgain, BadState."""
+        held = hello.held
+        try:
+            async with asyncio.timeout(CATCH_UP_S):
+                await self.cache.ready.wait()
+                # Also what was made just now through another controller: the node itself, when it has just joined.
+                revision = await self.store.revision()
+                if held.epoch == self.epoch():
+                    revision = max(revision, held.revision)
+                await self.cache.wait_for(revision)
+        except TimeoutError as error:
+            raise TryAgain(f"this controller has not caught up with revision {held.revision} yet") from error
+        except Unavailable as error:
+            raise TryAgain(f"the store does not answer: {error}") from error
+        if held.epoch > self.epoch():
+            say = f"node {hello.node} holds epoch {held.epoch}, this cluster is at {self.epoch()}"
+            raise BadState("node", hello.node, say)
+
+
+class Stream:
+    """One connected agent."""
+
+    def __init__(self, service: SyncService, hello: Hello, requests: AsyncIterator[SyncRequest]) -> None:
+        self._service, self._hello, self._requests, self.node = service, hello, requests, hello.node
+        self._session = Session(service.store, service.clock, hello, service.controller)
+        # Key -> hash of what was sent last.
+        self._sent: dict[str, int] = {}
+        self._touched: dict[str, None] = {}
+        self._touched_s: float | None = None
+        self._beat = False
+        self._some = asyncio.Event()
+        self._over: _Over | Refused | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._heard_s = asyncio.get_running_loop().time()
+        self._reports = Reports(
+            service.cache, service.store, service.clock, service.ids, service.leases, self._session, self._sent
+        )
+
+    def touch(self, keys: Iterable[str]) -> None:
+        """These objects may be different now."""
+        self._touched.update(dict.fromkeys(keys))
+        if self._touched_s is None:
+            self._touched_s = asyncio.get_running_loop().time()
+        self._some.set()
+
+    def end(self, over: _Over | Refused) -> None:
+        """End the stream at the next opportunity."""
+        self._over = self._over or over
+        self._some.set()
+
+    def check_session(self) -> None:
+        """End the stream when another one speaks for the node."""
+        if self._session.superseded(self._service.cache.view):
+            self.end(_Over("the agent has connected elsewhere", revoke=False))
+
+    async def open(self) -> None:
+        """Register the node as connected. Raises TryAgain."""
+        view = self._service.cache.view
+        facts = self._hello.facts if self._hello.HasField("facts") else None
+        if facts is not None and view.get(kinds.NODE_FACTS, self.node) == facts:
+            facts = None
+        try:
+            await self._service.cache.wait_for(await self._session.open(facts))
+        except (Unavailable, Indeterminate, LeaseLost) as error:
+            raise TryAgain(f"the session of {self.node} could not be written: {error}") from error
+        _log.info("node_connected", node=self.node, endpoint=self._hello.endpoint, agent=self._hello.agent_version)
+        for part in (self._session.keep(), self._reports.run(), self._read(), self._watch()):
+            task = asyncio.create_task(part)
+            task.add_done_callback(self._part_ended)
+            self._tasks.append(task)
+
+    def _part_ended(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled():
+            return
+        error = task.exception()
+        if isinstance(error, _Over | Refused):
+            self.end(error)
+        elif error is not None:
+            _log.error("stream_failed", node=self.node, exc_info=error)
+            self.end(TryAgain("a fault in the controller"))
+
+    async def close(self) -> None:
+        """Stop all parts and give the session up."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        revoke = isinstance(self._over, _Over) and self._over.revoke
+        _log.info("node_disconnected", node=self.node, why=str(self._over or "the stream broke"), revoke=revoke)
+        await self._session.close(revoke=revoke)
+
+    # --- up --------------------------------------------------------------------------------------------------------------
+
+    async def _read(self) -> None:
+        """Take what the agent says."""
+        async for request in self._requests:
+            self._heard_s = asyncio.get_running_loop().time()
+            self._take(request)
+        raise _Over("the agent said good-bye", revoke=True)
+
+    def _take(self, request: SyncRequest) -> None:
+        metrics, taken, what = self._service.metrics, True, request.WhichOneof("message")
+        if what == "report":
+            taken = self._reports.report(request.report)
+            metrics.reports.inc()
+        elif what == "facts":
+            self._reports.facts(request.facts)
+        elif what == "event":
+            taken = self._reports.event(request.event)
+        elif what == "heartbeat":
+            self._beat = True
+            self._some.set()
+        else:
+            raise Invalid("message", f"{what or 'an empty message'} is not expected here")
+        if not taken:
+            metrics.refused.labels(what).inc()
+            _log.warning("message_refused", node=self.node, what=what, about=request.report.key or request.event.object)
+
+    async def _watch(self) -> None:
+        """Cut off an agent that says nothing: it may hang while its connection stands."""
+        loop, limit_s = asyncio.get_running_loop(), self._service.silence_s
+        while True:
+            left_s = self._heard_s + limit_s - loop.time()
+            if left_s <= 0:
+                raise _Over(f"nothing heard for {limit_s:.0f} s", revoke=True)
+            await asyncio.sleep(left_s)
+
+    # --- down ------------------------------------------------------------------------------------------------------------
+
+    async def responses(self) -> AsyncGenerator[SyncResponse, None]:
+        """Yield what to send until the stream is over."""
+        async for response in self._snapshot():
+            yield response
+        while True:
+            await self._some.wait()
+            self._some.clear()
+            if isinstance(self._over, Refused):
+                raise self._over
+            if self._over is not None:
+                raise TryAgain(self._over.say)
+            since_s, self._touched_s = self._touched_s, None
+            some = self._beat
+            self._beat = False
+            while self._pending():
+                for response in self._deltas():
+                    some = True
+                    yield response
+            # Nothing pending, as of this very moment: all up to this revision has been sent.
+            if some:
+                self._service.metrics.sent.labels("bookmark").inc()
+                yield SyncResponse(bookmark=Bookmark(version=self._version()))
+            if since_s is not None:
+                self._service.metrics.lag_s.observe(asyncio.get_running_loop().time() - since_s)
+
+    def _version(self) -> Version:
+        return Version(epoch=self._service.epoch(), revision=self._service.cache.view.revision)
+
+    def _pending(self) -> bool:
+        """Tell whether something may differ from what was sent, as of the newest view."""
+        self._service.presence()
+        return bool(self._touched)
+
+    async def _snapshot(self) -> AsyncGenerator[SyncResponse, None]:
+        """Yield everything the node must hold; what changes meanwhile follows as deltas."""
+        service = self._service
+        presence, view = service.presence(), service.cache.view
+        self._touched.clear()
+        version = self._version()
+        objects = node_objects(view, presence, self.node)
+        yield SyncResponse(snapshot_begin=SnapshotBegin(version=version))
+        for key in sorted(objects, key=_rank):
+            self._sent[key] = hash(objects[key].SerializeToString(deterministic=True))
+            yield SyncResponse(upsert=Upsert(key=key, version=version, object=objects[key]))
+        yield SyncResponse(bookmark=Bookmark(version=version, snapshot_end=True))
+        service.metrics.snapshots.inc()
+        _log.info("snapshot_sent", node=self.node, objects=len(objects), revision=version.revision)
+        for id in service.cache.view.by(kinds.OBSERVED, "node", self.node):
+            key = id.partition("/")[2]
+            if key not in self._sent:
+                self._reports.forget(key)
+
+    def _deltas(self) -> list[SyncResponse]:
+        """Return the differences of some of the touched objects, computed from one view."""
+        presence, view = self._service.presence(), self._service.cache.view
+        keys = sorted(self._touched, key=_rank)[:CHUNK]
+        version, found = self._version(), list[SyncResponse]()
+        for key in keys:
+            del self._touched[key]
+            object = desired(view, presence, self.node, key)
+            if object is None:
+                if self._sent.pop(key, None) is not None:
+                    found.append(SyncResponse(remove=Remove(key=key, version=version)))
+                    self._reports.forget(key)
+                continue
+            digest = hash(object.SerializeToString(deterministic=True))
+            if self._sent.get(key) != digest:
+                self._sent[key] = digest
+                found.append(SyncResponse(upsert=Upsert(key=key, version=version, object=object)))
+        for response in found:
+            self._service.metrics.sent.labels(response.WhichOneof("message")).inc()
+        return found
+
+
+def _rank(key: str) -> tuple[int, str]:
+    return _ORDER[key.partition("/")[0]], key
