@@ -42,15 +42,17 @@ class _Workshop:
 
     node: Any
     vpc: Any
+    kernel: rtnl.Rtnl
     handle: int
     before: snapshot.Snapshot
     network: DesiredNetwork
 
     def index(self, name: str) -> int:
         """Return a device's index; NetError when it is absent."""
-        for link in self.vpc.link("get", ifname=name):
-            return int(link["index"])
-        raise NetError(f"device {name} vanished while the network {self.network.vpc} was made")
+        link = self.kernel.link(name)
+        if link is None:
+            raise NetError(f"device {name} vanished while the network {self.network.vpc} was made")
+        return link.index
 
     def set_mac(self, name: str, mac: str) -> None:
         """Set a device's MAC if it differs: setting it, even to the same, drops all its neighbours, permanent ones too."""
@@ -70,8 +72,8 @@ def ensure(node: int, vpc: int, network: DesiredNetwork) -> None:
         snapshot.apply_settings()
         Rules().ensure()
         before = snapshot.read(bindings_wanted=False)
-    with _route_socket(node) as outside, _route_socket(vpc) as inside:
-        shop = _Workshop(outside, inside, vpc, before, network)
+    with _route_socket(node) as outside, _route_socket(vpc) as inside, rtnl.Rtnl() as kernel:
+        shop = _Workshop(outside, inside, kernel, vpc, before, network)
         loopback = shop.index("lo")
         inside.link("set", index=loopback, state="up")
         _set_addresses(shop, "lo", [(METADATA_ADDRESS, 32)], keep=("127.0.0.1",))
@@ -111,8 +113,7 @@ def _ensure_subnet(shop: _Workshop, subnet: DesiredSubnet) -> None:
     shop.vpc.link("set", index=bridge, ifalias=alias, mtu=network.mtu, state="up")
     tunnel = _ensure_tunnel(shop, naming.vxlan_of(subnet.id), subnet.vni)
     shop.vpc.link("set", index=tunnel, master=bridge, mtu=network.mtu, ifalias=alias)
-    with rtnl.Rtnl() as kernel:
-        kernel.must(rtnl.port_flags(tunnel, rtnl.TUNNEL_PORT), rtnl.set_link(tunnel, up=True))
+    shop.kernel.must(rtnl.port_flags(tunnel, rtnl.TUNNEL_PORT), rtnl.set_link(tunnel, up=True))
     _set_addresses(shop, name, [(subnet.gateway, IPv4Network(subnet.cidr).prefixlen)])
 
 
