@@ -33,6 +33,7 @@ CRASH_BACKOFF_S_MAX = 300.0
 STEADY_S = 600.0
 # A guest that did not react to the power button (it may have been booting) is asked again.
 ASK_AGAIN_S = 30.0
+CLOCK_SLACK_S = 0.001
 
 _CAUSE = {
     ExitCause.NONE: "",
@@ -305,7 +306,9 @@ def _wait_s(note: Note, memory: Memory, cause: str, now_s: float) -> float:
     if cause not in ("guest", "crashed") or memory.ended_s is None:
         return 0.0
     backoff = min(CRASH_BACKOFF_S * 2.0 ** min(max(note.crashes - 1, 0), 20), CRASH_BACKOFF_S_MAX)
-    return max(0.0, memory.ended_s + backoff - now_s)
+    left_s = memory.ended_s + backoff - now_s
+    # Timers fire up to the clock's resolution early.
+    return left_s if left_s > CLOCK_SLACK_S else 0.0
 
 
 def _off_say(vm: DesiredVm, cause: str) -> str:

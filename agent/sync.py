@@ -53,6 +53,7 @@ class SyncClient:
         self._some = asyncio.Event()
         # Set while the snapshot of the current stream has been accepted.
         self.synced = asyncio.Event()
+        self._said: dict[str, str] = {}
         self._snapshot: tuple[Version, dict[str, Upsert]] | None = None
         # Loop time at which a controller was last heard.
         self.heard_s = 0.0
@@ -69,12 +70,19 @@ class SyncClient:
             try:
                 await self._connect(endpoint)
             except (Disconnected, StaleVersion, grpc.aio.AioRpcError, OSError, PkiError) as error:
-                logger("sync").warning("disconnected", controller=endpoint, reason=_reason(error))
+                self._say_disconnected(endpoint, _reason(error))
             failures = 0 if self.synced.is_set() else failures + 1
             self.synced.clear()
             turn += 1
             pause_s = min(BACKOFF_S * 2.0 ** min(failures, 8), BACKOFF_S_MAX)
             await asyncio.sleep(pause_s * (0.5 + self._ids.jitter()))
+
+    def _say_disconnected(self, endpoint: str, reason: str) -> None:
+        """Log it, but not the same again and again while nobody answers."""
+        repeated = self._said.get(endpoint) == reason and not self.synced.is_set()
+        self._said[endpoint] = reason
+        log = logger("sync").debug if repeated else logger("sync").warning
+        log("disconnected", controller=endpoint, reason=reason)
 
     async def _connect(self, endpoint: str) -> None:
         """Run one stream to its end, which is always an error."""
