@@ -33,7 +33,7 @@ class Session:
         from cairn.proto.seams import SystemClock, SystemIds
 
         self.settings = settings
-        self.clock, self.ids = SystemClock(), SystemIds()
+        self.clock, self.ids = settings.clock or SystemClock(), SystemIds()
         self.output = Output(settings, self.now)
         self._context: Context | None = None
         self._channel: grpc.aio.Channel | None = None

@@ -112,7 +112,7 @@ def execute(settings: Settings, run: Callable[[Any], Coroutine[Any, Any, None]],
 
     try:
         with quiet_stdout_errors():
-            asyncio.run(whole())
+            settings.run(whole())
     except Failure as failure:
         failure.attempted = failure.attempted or attempted
         print("cairn: " + failure.text(), file=sys.stderr)
@@ -179,8 +179,10 @@ def completer(noun: str) -> Callable[[click.Context, click.Parameter, str], list
     def complete(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
         from cairn.controller.cli.client import Session
 
+        settings = settings_of(ctx)
+
         async def names() -> list[str]:
-            session = Session(Settings(timeout_s=COMPLETION_S, project=settings_of(ctx).project))
+            session = Session(Settings(timeout_s=COMPLETION_S, project=settings.project, context=settings.context))
             try:
                 async with asyncio.timeout(COMPLETION_S):
                     found = await importlib.import_module(f"cairn.controller.cli.{noun}").NOUN.all(session)
@@ -189,7 +191,7 @@ def completer(noun: str) -> Callable[[click.Context, click.Parameter, str], list
             return [each.name or each.id for each in found]
 
         try:
-            return [name for name in asyncio.run(names()) if name.startswith(incomplete)]
+            return [name for name in settings.run(names()) if name.startswith(incomplete)]
         except (Failure, TimeoutError):
             return []
 

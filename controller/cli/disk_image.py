@@ -115,19 +115,22 @@ def _check_qcow2(path: Path, file: BinaryIO, size: int) -> int:
     if version == 3 and struct.unpack_from(">Q", _read(path, file, size, 72, 8))[0] & 0b100:
         raise Failure(f"{path} keeps its data in another file", next=f"qemu-img convert -O qcow2 {path} WHOLE.qcow2")
     cluster = 1 << cluster_bits
-    for l1 in _entries(path, file, size, l1_offset, l1_size):
+    for index, l1 in enumerate(_entries(path, file, size, l1_offset, l1_size)):
         if table := l1 & _OFFSET_MASK:
-            _check_table(path, file, size, table, cluster, cluster_bits)
+            left = virtual_size - index * cluster * (cluster // 8)
+            _check_table(path, file, size, table, cluster_bits, left)
     return int(virtual_size)
 
 
-def _check_table(path: Path, file: BinaryIO, size: int, table: int, cluster: int, cluster_bits: int) -> None:
-    for entry in _entries(path, file, size, table, cluster // 8):
+def _check_table(path: Path, file: BinaryIO, size: int, table: int, cluster_bits: int, left: int) -> None:
+    """Check an L2 table; left: bytes of the disk from its first cluster on. The disk's last cluster may be a short one."""
+    cluster = 1 << cluster_bits
+    for index, entry in enumerate(_entries(path, file, size, table, cluster // 8)):
         if entry & _COMPRESSED:
             end = (entry & ((1 << (62 - (cluster_bits - 8))) - 1)) + 1
         else:
             offset = entry & _OFFSET_MASK
-            end = offset + cluster if offset else 0
+            end = offset + max(0, min(cluster, left - index * cluster)) if offset else 0
         if end > size:
             raise _cut(path, size, end)
 

@@ -91,7 +91,6 @@ _NEXT = {
     "PERMISSION_DENIED": "ask for a certificate that may do this, or use another --context",
     "UNAVAILABLE": "try again in a moment; `cairn cluster status` tells how the cluster is",
     "DEADLINE_EXCEEDED": "it may still be going on: look before you repeat it",
-    "INTERNAL": "the controller's log has more; `cairn cluster status` tells how the cluster is",
     "UNIMPLEMENTED": "the controller is older than this command: update it",
 }
 _ADVICE: dict[tuple[str, str], Callable[[Any], str]] = {

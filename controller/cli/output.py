@@ -151,7 +151,8 @@ class Output:
         return "-" if value is None or value == "" else str(value)
 
     def _details(self, details: Iterable[Detail]) -> None:
-        rows = [(label, value) for label, value in flat(details) if value not in ("", None, [])]
+        rows = [(label, self._moment(value)) for label, value in flat(details)]
+        rows = [(label, value) for label, value in rows if value not in ("", None, [])]
         width = max((len(label) for label, _ in rows), default=0)
         from rich.table import Table
 
@@ -161,7 +162,7 @@ class Output:
         for label, value in rows:
             values = value if isinstance(value, list) else [value]
             for index, each in enumerate(values):
-                table.add_row("" if index else label, self._cell(self._moment(each)))
+                table.add_row("" if index else label, self._cell(each))
         self._print(table, unlimited=self._settings.output == "wide")
 
     def _moment(self, value: object) -> object:

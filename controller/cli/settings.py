@@ -15,14 +15,18 @@ nothing yet: users are known by their certificates.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cairn.controller.cli.failures import Failure
+
+if TYPE_CHECKING:
+    from cairn.proto.seams import Clock
 
 
 @dataclass
@@ -37,6 +41,9 @@ class Settings:
     timeout_s: float | None = None
     quiet: bool = False
     context: str = ""
+    # How the command's coroutine is run, and what time it is (None: the machine's); others put theirs here.
+    run: Callable[[Coroutine[Any, Any, Any]], Any] = asyncio.run
+    clock: Clock | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,177 @@
+"""What people see, as transcripts a person can read: tests/golden/cli. CAIRN_GOLDEN=write writes them anew.
+
+`$` is what was typed, plain lines went to stdout, lines with `!` to stderr.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from cairn.proto.errors import BadState, Exhausted, Invalid
+from cairn.proto.v1.cluster_pb2 import GetClusterStatusResponse
+from cairn.proto.v1.common_pb2 import Plan
+from cairn.proto.v1.event_pb2 import Event
+from cairn.proto.v1.image_pb2 import Image
+from cairn.proto.v1.job_pb2 import Job
+from cairn.proto.v1.port_pb2 import Port
+from cairn.proto.v1.subnet_pb2 import Subnet
+from cairn.proto.v1.vm_pb2 import ExplainVmResponse, Vm
+from cairn.proto.v1.volume_pb2 import Volume
+from cairn.proto.v1.vpc_pb2 import Vpc
+
+from tests.unit.cli_cloud import BORN, Cloud
+from tests.unit.cli_objects import cloud, decision, node, vm  # noqa: F401
+from tests.unit.cli_run import GOLDEN, run, transcript
+
+
+def fill(cloud: Cloud) -> None:  # noqa: F811
+    """Put one or two of everything there."""
+    waiting = vm("db", "PENDING", "i-000000db", "", "no node has 2 GiB of memory free; the most is 1.2 GiB on n3")
+    waiting.status.nics[0].address = ""
+    volume = Volume(id="vol-data0001", name="data")
+    volume.spec.size_bytes, volume.spec.type, volume.spec.vm = 10 << 30, "local", "i-0000web1"
+    volume.status.state, volume.status.vm_name, volume.status.node = 4, "web", "n2"
+    volume.status.say, volume.status.used_bytes = "attached to web on n2", 196_608
+    image = Image(id="img-demo0001", name="demo")
+    image.spec.digest, image.spec.size_bytes, image.spec.format, image.spec.arch = "sha256:" + "ab" * 32, 20 << 20, 1, "x86_64"
+    image.status.state, image.status.virtual_size_bytes, image.status.say = 3, 64 << 20, "ready on n1, n2"
+    image.status.nodes.extend(["n1", "n2"])
+    vpc = Vpc(id="rtr-00000001", name="demo")
+    vpc.spec.cidr, vpc.spec.vni, vpc.status.subnets, vpc.status.say = "10.1.0.0/16", 4096, 1, "ready"
+    subnet = Subnet(id="vxnet-blue", name="blue")
+    subnet.spec.vpc, subnet.spec.cidr, subnet.status.vpc_name = "rtr-00000001", "10.1.1.0/24", "demo"
+    subnet.status.gateway, subnet.status.addresses_total, subnet.status.addresses_used = "10.1.1.1", 253, 2
+    port = Port(id="nic-00000001", name="nic-00000001")
+    port.spec.vm, port.spec.subnet, port.spec.mac = "i-0000web1", "vxnet-blue", "2a:00:00:00:00:01"
+    port.status.vm_name, port.status.subnet_name, port.status.node = "web", "blue", "n2"
+    port.status.state, port.status.address, port.status.say = 3, "10.1.1.2", "active on n2"
+    job = Job(id="j-00000001")
+    job.spec.kind, job.spec.target, job.status.state, job.status.percent = "import_image", "img-demo0001", "replicate", 66
+    job.status.say = "copying to n2 (40 %)"
+    event = Event(id="ev-1", object="i-0000web1", object_name="web", reason="Placed", message="placed on n2", node="n2")
+    event.event_time.FromDatetime(BORN)
+    crash = Event(
+        id="ev-2", object="i-0000web1", object_name="web", reason="Crashed", message="QEMU ended: exit 1", warning=True
+    )
+    crash.event_time.FromDatetime(BORN)
+    for noun, message in (
+        ("vm", vm()), ("vm", waiting), ("volume", volume), ("image", image), ("vpc", vpc), ("subnet", subnet), ("port", port),
+        ("job", job), ("node", node()), ("event", event), ("event", crash),
+    ):  # fmt: skip
+        cloud.do(cloud.add(noun, message))
+
+
+def status(_request: Any) -> GetClusterStatusResponse:
+    answer = GetClusterStatusResponse(name="lab", epoch=1, revision=812, nodes_ready=2, nodes_down=1, vms=2, vms_running=1)
+    answer.say = "node n3 does not answer"
+    for number in (1, 2):
+        answer.controllers.add(name=f"n{number}", endpoints=[f"172.31.0.1{number}:7443"], version="0.1.0")
+        answer.members.add(
+            endpoint=f"172.31.0.1{number}:2379", healthy=number == 1, leader=number == 1, size_bytes=5 << 19, version="3.4.23"
+        )
+    return answer
+
+
+def planned(_request: Any) -> Vm:
+    plan = Plan(plan_id="plan-1a2b3c4d", say="1 VM with 1 volume and 1 port on n2", decision=decision())
+    plan.changes.add(action="create", kind="vm", id="i-0000web2", name="web2", details=["2 cpus, 128 MiB", "node n2"])
+    plan.changes.add(action="create", kind="volume", id="vol-0000web2", name="web2-root", details=["disk 64 MiB on n2"])
+    plan.changes.add(action="allocate", kind="port", id="nic-0000web2", details=["address 10.1.1.3 in blue"])
+    return Vm(plan=plan)
+
+
+def explained(_request: Any) -> ExplainVmResponse:
+    return ExplainVmResponse(vm="i-0000web1", vm_name="web", decision=decision(), say="running on n2")
+
+
+def nowhere(_request: Any) -> ExplainVmResponse:
+    return ExplainVmResponse(vm="i-000000db", vm_name="db", decision=decision(""), say="waits for a node with room")
+
+
+def refusing(error: Exception) -> Callable[[Any], Any]:
+    def refuse(_request: Any) -> Any:
+        raise error
+
+    return refuse
+
+
+CASES: dict[str, list[tuple[str, dict[str, Callable[[Any], Any]]]]] = {
+    "vms": [
+        ("vm list", {}),
+        ("vm list -o wide", {}),
+        ("vm list -o name", {}),
+        ("vm show web", {}),
+        ("vm show db", {}),
+        ("vm show web -o yaml", {}),
+        ("vm events web", {}),
+    ],
+    "decisions": [
+        ("vm explain web", {"ExplainVm": explained}),
+        ("vm explain db", {"ExplainVm": nowhere}),
+        ("vm create web2 --cpus 2 --memory 128MiB --image demo --subnet blue --plan", {"CreateVm": planned}),
+    ],
+    "nodes": [
+        ("node list", {}),
+        ("node list -o wide", {}),
+        ("node show n1", {}),
+        ("node label n1 --set rack=b --remove x", {}),
+    ],
+    "network": [
+        ("vpc list", {}),
+        ("subnet list", {}),
+        ("port list", {}),
+        ("port show nic-00000001", {}),
+        ("subnet show blue", {}),
+        ("vpc create other --cidr 10.2.0.0/16 --label env=test", {}),
+    ],
+    "storage": [
+        ("volume list", {}),
+        ("volume list -o wide", {}),
+        ("image list", {}),
+        ("image show demo", {}),
+        ("volume show data", {}),
+    ],
+    "operations": [
+        ("job list", {}),
+        ("job show j-00000001", {}),
+        ("event list", {}),
+        ("event list -o wide", {}),
+        ("cluster status", {"GetClusterStatus": status}),
+    ],
+    "refusals": [
+        ("vm create web --image demo", {}),
+        ("vm create big --image demo --cpus 0", {"CreateVm": refusing(Invalid("vm.spec.cpus", "0 is not in 1..64"))}),
+        (
+            "vm create huge --image demo --memory 900GiB",
+            {"CreateVm": refusing(Exhausted("memory", "no node has 900 GiB of memory; the largest has 1.8 GiB"))},
+        ),
+        ("image delete demo", {"DeleteImage": refusing(BadState("image", "demo", "image 'demo' is used by 2 volumes"))}),
+        ("vm show nope", {}),
+        ("vm list --plan", {}),
+        ("vm create x --image demo --memory 5GB", {}),
+        ("volume undelete data --plan", {}),
+        ("node list -o xml", {}),
+        ("image import x --file /etc/hostname --url https://example.org/x", {}),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_transcripts(cloud: Cloud, name: str) -> None:  # noqa: F811
+    fill(cloud)
+    seen = []
+    for command, scripts in CASES[name]:
+        for method, script in scripts.items():
+            cloud.scripts[method].append(script)
+        seen.append(transcript(f"cairn {command}", run(cloud, *shlex.split(command))))
+    text = "\n".join(seen)
+    path = GOLDEN / f"{name}.txt"
+    if os.environ.get("CAIRN_GOLDEN") == "write":
+        path.write_text(text)
+    assert text == path.read_text()
+    tables = [line for command in seen if " -o wide" not in command for line in command.splitlines()[1:]]
+    assert all(len(line) <= 100 for line in tables if not line.startswith(("!", "  ", "plan ")))
