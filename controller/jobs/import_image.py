@@ -1,0 +1,187 @@
+"""Import an image: choose the nodes that keep a copy, wait for its bytes on one of them, and for the others to pull it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timedelta
+from typing import Final
+
+from cairn.controller.jobs.machine import State, Step
+from cairn.controller.reconcilers.base import AnyKind, EventSpec
+from cairn.controller.reconcilers.candidates import LOCAL_POOL, hash_of
+from cairn.controller.reconcilers.sentences import names, size
+from cairn.controller.store.base import Txn, View
+from cairn.proto import kinds
+from cairn.proto.seams import timestamp
+from cairn.proto.v1.agent_pb2 import ImageReport
+from cairn.proto.v1.image_pb2 import Image, ImageContent
+from cairn.proto.v1.job_pb2 import Job
+
+REPLICAS: Final = 2
+DEADLINE: Final = timedelta(hours=1)
+# How long a chosen node may be away before another is chosen; longer than agents take to find another controller.
+LOST: Final = timedelta(seconds=30)
+
+
+class ImportImage:
+    """The machine. Each state is a method of that name."""
+
+    kind = "import_image"
+    first = "choose"
+    stop = "unwind"
+    states: Mapping[str, State] = {
+        # Nodes with room become keepers (ImageContent.nodes); each is then told to hold the image, and waits for its bytes.
+        "choose": State(goes=("upload",)),
+        # One keeper receives the bytes and verifies them. All keepers lost: choose again. Not an image, wrong digest: unwind.
+        "upload": State(goes=("replicate", "choose")),
+        # The other keepers pull it. It is usable already; at the deadline the copies there are have to do.
+        "replicate": State(goes=("done",), stoppable=False),
+        # No node is to hold it any more; what is left of it there is removed by the nodes as they connect.
+        "unwind": State(goes=("failed",), stoppable=False),
+    }
+    reads: tuple[AnyKind, ...] = (
+        kinds.IMAGE, kinds.IMAGE_CONTENT, kinds.OBSERVED, kinds.NODE, kinds.NODE_SESSION, kinds.NODE_FACTS,
+    )  # fmt: skip
+    writes: tuple[AnyKind, ...] = (kinds.IMAGE_CONTENT,)
+
+    def targets(self, view: View, kind: AnyKind, id: str) -> Iterable[str]:
+        """The image; for nodes, every image being imported."""
+        if kind in (kinds.IMAGE, kinds.IMAGE_CONTENT):
+            return (id,)
+        if kind is kinds.OBSERVED:
+            _, found, image = id.partition("/image/")
+            return (image,) if found else ()
+        return [job.spec.target for job in view.all(kinds.JOB) if job.spec.kind == self.kind and not job.status.done]
+
+    def choose(self, view: View, job: Job, now: datetime) -> Step:  # noqa: ARG002 - one shape for all steps
+        """Choose the keepers."""
+        image = view.get(kinds.IMAGE, job.spec.target)
+        if image is None:
+            return Step("", fail="the image was deleted")
+        wanted = image.spec.replicas or REPLICAS
+        keepers = candidates(view, image)[:wanted]
+        if not keepers:
+            return Step(f"waits for a connected node with {size(image.spec.size_bytes)} of disk free")
+        content = _content(view, image.id)
+        del content.nodes[:]
+        content.nodes.extend(keepers)
+        say = f"waits for its bytes, to be kept on {names([_name(view, node) for node in keepers])}"
+        return Step(say, next="upload", percent=5, txn=_put(view, content), data={})
+
+    def upload(self, view: View, job: Job, now: datetime) -> Step:
+        """Wait for a keeper to hold it."""
+        image = view.get(kinds.IMAGE, job.spec.target)
+        if image is None:
+            return Step("", fail="the image was deleted")
+        content = _content(view, image.id)
+        reports = {node: seen for node in content.nodes if (seen := _report(view, node, image.id)) is not None}
+        for node, seen in reports.items():
+            if seen.state == ImageReport.STATE_READY:
+                content.virtual_size_bytes, content.format = seen.virtual_size_bytes, seen.format
+                return Step(f"verified on {_name(view, node)}", next="replicate", percent=60, txn=_put(view, content), data={})
+        for node, seen in reports.items():
+            if seen.state == ImageReport.STATE_FAILED:
+                return Step("", fail=f"{_name(view, node)}: {seen.error or seen.say}")
+        where = names([_name(view, node) for node in content.nodes])
+        if not any(_connected(view, node) for node in content.nodes):
+            return _lost(job, now, f"waits for {where}, which does not answer")
+        held = max((seen.held_bytes for seen in reports.values()), default=0)
+        share = min(held, image.spec.size_bytes) * 100 // max(image.spec.size_bytes, 1)
+        say = f"receiving its bytes ({share} %)" if held else f"waits for its bytes, to be kept on {where}"
+        return Step(say, percent=5 + share // 2, data={})
+
+    def replicate(self, view: View, job: Job, now: datetime) -> Step:
+        """Wait for the other keepers."""
+        image = view.get(kinds.IMAGE, job.spec.target)
+        if image is None:
+            return Step("the image was deleted", next="done")
+        content = _content(view, image.id)
+        seen = {node: _report(view, node, image.id) for node in content.nodes}
+        there = [node for node, report in seen.items() if report is not None and report.state == ImageReport.STATE_READY]
+        missing = [node for node in content.nodes if node not in there]
+        late = job.spec.cancel_requested or (job.spec.HasField("deadline") and now >= job.spec.deadline.ToDatetime(now.tzinfo))
+        if not missing or late:
+            say = f"image {image.name} is kept on {names([_name(view, node) for node in there])}"
+            if missing:
+                say += f"; {names([_name(view, node) for node in missing])} did not get a copy in time"
+            event = EventSpec(image.id, image.name, image.project, "ImageAvailable", say, warning=bool(missing))
+            return Step(say, next="done", percent=100, events=(event,))
+        first = seen[missing[0]]
+        why = f" ({first.error})" if first is not None and first.error else ""
+        away = "" if _connected(view, missing[0]) else ", which does not answer"
+        return Step(f"usable; waits for a copy on {_name(view, missing[0])}{why}{away}", percent=60)
+
+    def unwind(self, view: View, job: Job, now: datetime) -> Step:  # noqa: ARG002 - one shape for all steps
+        """Let go of what was kept."""
+        image = view.get(kinds.IMAGE, job.spec.target)
+        if image is None:
+            return Step(f"failed: {job.status.error}", next="failed")
+        content = _content(view, image.id)
+        content.failed, content.error = True, job.status.error
+        del content.nodes[:]
+        say = f"image {image.name} could not be imported: {job.status.error}"
+        event = EventSpec(image.id, image.name, image.project, "ImageFailed", say, warning=True)
+        return Step(say, next="failed", txn=_put(view, content), events=(event,))
+
+
+def start(image: Image, job: str, now: datetime) -> Txn:
+    """Return the transaction that starts the import of an image, to be merged with its creation."""
+    record = Job(id=job, name=job, project=image.project, create_time=timestamp(now), update_time=timestamp(now))
+    record.spec.kind, record.spec.target = ImportImage.kind, image.id
+    record.spec.deadline.CopyFrom(timestamp(now + DEADLINE))
+    record.status.state, record.status.say = ImportImage.first, "about to choose the nodes that keep it"
+    return Txn("jobs").create(kinds.JOB, job, record)
+
+
+def candidates(view: View, image: Image) -> list[str]:
+    """Return connected nodes with room for an image: first those that hold it, then by free space; never cordoned ones."""
+    found: list[tuple[bool, int, int, str]] = []
+    for node in view.all(kinds.NODE):
+        facts = view.get(kinds.NODE_FACTS, node.id)
+        if facts is None or node.spec.cordoned or not _connected(view, node.id):
+            continue
+        free_bytes = sum(pool.free_bytes for pool in facts.pools if pool.type == LOCAL_POOL)
+        report = _report(view, node.id, image.id)
+        holds = report is not None and report.state == ImageReport.STATE_READY
+        if holds or free_bytes > image.spec.size_bytes:
+            found.append((not holds, -free_bytes, hash_of(f"{image.id}{node.id}"), node.id))
+    return [node for _, _, _, node in sorted(found)]
+
+
+def _lost(job: Job, now: datetime, say: str) -> Step:
+    """All keepers are away: be patient for a while, then choose others."""
+    since = job.status.data.get("lost_time", "")
+    gone = now - datetime.fromisoformat(since) if since else timedelta()
+    if gone >= LOST:
+        return Step(f"{say} any more: chooses others", next="choose", data={})
+    data = {"lost_time": since or now.isoformat()}
+    return Step(say, data=data, again_after_s=(LOST - gone).total_seconds())
+
+
+def _report(view: View, node: str, image: str) -> ImageReport | None:
+    observed = view.get(kinds.OBSERVED, f"{node}/image/{image}")
+    return observed.report.image if observed is not None else None
+
+
+def _connected(view: View, node: str) -> bool:
+    return view.get(kinds.NODE_SESSION, node) is not None
+
+
+def _name(view: View, node: str) -> str:
+    record = view.get(kinds.NODE, node)
+    return record.name if record is not None else node
+
+
+def _content(view: View, image: str) -> ImageContent:
+    content = ImageContent(image=image)
+    stored = view.get(kinds.IMAGE_CONTENT, image)
+    if stored is not None:
+        content.CopyFrom(stored)
+    return content
+
+
+def _put(view: View, content: ImageContent) -> Txn:
+    """Write the content, unless the image is deleted meanwhile."""
+    txn = Txn("jobs").check(kinds.IMAGE, content.image, view.revision_of(kinds.IMAGE, content.image))
+    revision = view.revision_of(kinds.IMAGE_CONTENT, content.image)
+    return txn.check(kinds.IMAGE_CONTENT, content.image, revision).put(kinds.IMAGE_CONTENT, content.image, content)

@@ -1,0 +1,193 @@
+"""Jobs: finite work in steps, with a deadline and a way back. The nouns, and one example walked.
+
+A *machine* is the table of one kind of job: the states it can be in, where each may lead, and one method per state, named
+like it. A *step* is one run of that method: it looks at the View, says what the job waits for, writes what it decides, and
+names the next state once what it waits for is there. What must happen in the world is written as a demand that other
+reconcilers and nodes act on; a job has no path of its own to a host.
+
+    states = {"choose": State(goes=("upload",)), "upload": State(goes=("replicate", "choose")), ...}
+
+    choose    -> Step("stored on n1 and n2", next="upload", txn=<ImageContent>)
+    upload    -> Step("waits for its bytes")                # stays; looked at again when the view changes
+    upload    -> Step("n1 holds it", next="replicate")
+
+Invariants. The job's record and what its step writes are one transaction that checks the record's revision: a step happened
+or it did not. A step repeated writes the same. Every job ends, "done" or "failed": past its deadline, cancelled, or when a
+step says `fail`, it goes to its `stop` state, which undoes what was done, and from there to "failed" with the first reason
+kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final, Protocol
+
+from cairn.controller.reconcilers.base import NOTHING, AnyKind, EventSpec, Outcome
+from cairn.controller.store.base import Txn, View
+from cairn.proto import kinds
+from cairn.proto.seams import moment, timestamp
+from cairn.proto.v1.job_pb2 import Job
+
+DONE: Final = "done"
+FAILED: Final = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Where a state may lead. stoppable: a cancel or the deadline leads to the stop state instead."""
+
+    goes: tuple[str, ...]
+    stoppable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one look at a job in a state found. next "": it stays. fail: why it cannot succeed any more."""
+
+    say: str
+    next: str = ""
+    fail: str = ""
+    percent: int = 0
+    # Written with the job's record; by writer "jobs".
+    txn: Txn | None = None
+    # Replaces the job's memory when given.
+    data: Mapping[str, str] | None = None
+    again_after_s: float | None = None
+    events: Sequence[EventSpec] = field(default_factory=tuple)
+
+
+class Machine(Protocol):
+    """One kind of job: a table, and a method `<state>(view, job, now) -> Step` per state."""
+
+    kind: str
+    states: Mapping[str, State]
+    # Where a job begins, and where it goes to be undone.
+    first: str
+    stop: str
+    # Kinds it reads and writes besides its own record.
+    reads: tuple[AnyKind, ...]
+    writes: tuple[AnyKind, ...]
+
+    def targets(self, view: View, kind: AnyKind, id: str) -> Iterable[str]:
+        """Return the targets of jobs that may care about a changed record."""
+        ...
+
+
+def walk(machine: Machine) -> Iterator[tuple[str, str]]:
+    """Yield every (state, next state) of a machine's table: what a test has to visit."""
+    for name, state in machine.states.items():
+        yield from ((name, next) for next in state.goes)
+        if state.stoppable:
+            yield name, machine.stop
+
+
+def check_table(machine: Machine) -> list[str]:
+    """Return what is wrong with a table; empty when it is sound: each state has a method, is reached, and can end."""
+    wrong = [f"{name} has no method" for name in machine.states if not callable(getattr(machine, name, None))]
+    steps = set(walk(machine))
+    wrong += [
+        f"{name} leads to {next}, which is not in the table"
+        for name, next in steps
+        if next not in {*machine.states, DONE, FAILED}
+    ]
+    reached = {machine.first} | {next for _, next in steps}
+    wrong += [f"{name} is never reached" for name in machine.states if name not in reached]
+    ending = {DONE, FAILED}
+    while True:
+        more = {name for name, next in steps if next in ending} - ending
+        if not more:
+            break
+        ending |= more
+    return wrong + [f"{name} can never end" for name in machine.states if name not in ending]
+
+
+class Jobs:
+    """Every job moves on when it can, and ends."""
+
+    name = "jobs"
+
+    def __init__(self, machines: Sequence[Machine]) -> None:
+        self._machines = {machine.kind: machine for machine in machines}
+        self.reads: tuple[AnyKind, ...] = (kinds.JOB, *{kind for machine in machines for kind in machine.reads})
+        self.writes: tuple[AnyKind, ...] = (kinds.JOB, *{kind for machine in machines for kind in machine.writes})
+
+    def keys(self, view: View, kind: AnyKind, id: str) -> Iterable[str]:
+        """The job, or the unfinished jobs on the targets concerned."""
+        if kind is kinds.JOB:
+            yield id
+            return
+        for machine in self._machines.values():
+            if kind in machine.reads:
+                for target in machine.targets(view, kind, id):
+                    yield from (job for job in view.by(kinds.JOB, "target", target) if _open(view, job))
+
+    def all_keys(self, view: View) -> Iterable[str]:
+        """All unfinished jobs."""
+        return [job.id for job in view.all(kinds.JOB) if not job.status.done]
+
+    def shard(self, key: str) -> str:
+        """By the job."""
+        return key
+
+    def reconcile(self, view: View, key: str, now: datetime) -> Outcome:
+        """Take one step."""
+        job = view.get(kinds.JOB, key)
+        if job is None or job.status.done:
+            return NOTHING
+        machine = self._machines.get(job.spec.kind)
+        if machine is None:
+            return Outcome(None, f"jobs of kind {job.spec.kind!r} are unknown to this controller")
+        name = job.status.state or machine.first
+        state = machine.states[name]
+        reason = _stop_reason(job, now) if state.stoppable else ""
+        if reason:
+            step = Step(f"stopping: {reason}", next=machine.stop, fail=reason)
+        else:
+            step = getattr(machine, name)(view, job, now)
+            if step.fail:
+                step = Step(f"stopping: {step.fail}", next=machine.stop, fail=step.fail, txn=step.txn, events=step.events)
+            elif step.next and step.next not in state.goes:
+                raise LookupError(f"{machine.kind}: {name} may not lead to {step.next}")
+        return _written(view, job, name, step, now)
+
+
+def _open(view: View, id: str) -> bool:
+    job = view.get(kinds.JOB, id)
+    return job is not None and not job.status.done
+
+
+def _stop_reason(job: Job, now: datetime) -> str:
+    if job.spec.cancel_requested:
+        return "it was cancelled"
+    if job.spec.HasField("deadline") and now >= moment(job.spec.deadline):
+        return f"its deadline has passed while it {job.status.say or 'had not begun'}"
+    return ""
+
+
+def _written(view: View, job: Job, name: str, step: Step, now: datetime) -> Outcome:
+    """Return the outcome that records a step."""
+    after = Job()
+    after.CopyFrom(job)
+    status = after.status
+    status.state, status.say = step.next or name, step.say
+    status.percent = max(status.percent, min(step.percent, 100))
+    if step.data is not None:
+        status.data.clear()
+        status.data.update(step.data)
+    if step.fail and not status.error:
+        status.error = step.fail
+    if status.state in (DONE, FAILED):
+        status.done, status.failed = True, status.state == FAILED
+        status.percent = 100 if status.state == DONE else status.percent
+        status.end_time.CopyFrom(timestamp(now))
+    txn = Txn("jobs").merge(step.txn) if step.txn is not None else Txn("jobs")
+    if after != job:
+        after.update_time.CopyFrom(timestamp(now))
+        txn.check(kinds.JOB, job.id, view.revision_of(kinds.JOB, job.id)).put(kinds.JOB, job.id, after)
+    again_after_s = step.again_after_s
+    if not status.done and job.spec.HasField("deadline"):
+        left_s = max(0.0, (moment(job.spec.deadline) - now).total_seconds())
+        again_after_s = left_s if again_after_s is None else min(left_s, again_after_s)
+    return Outcome(txn if txn else None, step.say, again_after_s, step.events if txn else ())
