@@ -44,6 +44,13 @@ def _node(view: View, id: str) -> Iterator[Affected]:
         yield "volume", volume
 
 
+def _node_record(view: View, id: str) -> Iterator[Affected]:
+    """Its name is shown by images too."""
+    yield from _node(view, id)
+    for image in list(view.ids(kinds.IMAGE)):
+        yield "image", image
+
+
 def _node_alone(_view: View, id: str) -> Iterator[Affected]:
     yield "node", id
 
@@ -61,8 +68,8 @@ def _image_alone(_view: View, id: str) -> Iterator[Affected]:
 def _job(view: View, id: str) -> Iterator[Affected]:
     yield "job", id
     job = view.get(kinds.JOB, id)
-    if job is not None:
-        yield "image", job.spec.target
+    for image in [job.spec.target] if job is not None else list(view.ids(kinds.IMAGE)):
+        yield "image", image
 
 
 def _vpc(view: View, id: str) -> Iterator[Affected]:
@@ -121,7 +128,7 @@ def _observed(view: View, id: str) -> Iterator[Affected]:
 RULES: Final[dict[str, Rule]] = {
     kinds.VM.name: _vm,
     kinds.PLACEMENT.name: _placement,
-    kinds.NODE.name: _node,
+    kinds.NODE.name: _node_record,
     kinds.NODE_SESSION.name: _node,
     kinds.NODE_FACTS.name: _node_alone,
     kinds.NODE_CLAIMS.name: _node_alone,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import grpc
 import grpc.aio
-from cairn.controller.api.authorise import authorise
+from cairn.controller.api.authorise import PACKAGE, authorise
 from cairn.controller.store.base import StoreError
 from cairn.proto.errors import TryAgain
 
@@ -26,8 +26,19 @@ _SHAPES: Final[dict[tuple[bool, bool], tuple[str, Any]]] = {
 }
 
 
+def always_ready() -> str:
+    """Nothing stands in the way."""
+    return ""
+
+
 class Gate(grpc.aio.ServerInterceptor[Any, Any] if TYPE_CHECKING else grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Authorises every call of ours; health and reflection are for anybody with a certificate."""
+    """Authorises every call of ours; health and reflection are for anybody with a certificate.
+
+    unready: says why the controller cannot answer yet, "" once it can.
+    """
+
+    def __init__(self, unready: Callable[[], str] = always_ready) -> None:
+        self._unready = unready
 
     async def intercept_service(
         self,
@@ -41,37 +52,41 @@ class Gate(grpc.aio.ServerInterceptor[Any, Any] if TYPE_CHECKING else grpc.aio.S
         method = str(handler_call_details.method)
         attribute, make = _SHAPES[bool(handler.request_streaming), bool(handler.response_streaming)]
         behaviour = getattr(handler, attribute)
-        gated = _stream(method, behaviour) if handler.response_streaming else _single(method, behaviour)
+        gated = self._stream(method, behaviour) if handler.response_streaming else self._single(method, behaviour)
         codecs = {
             "request_deserializer": handler.request_deserializer,
             "response_serializer": handler.response_serializer,
         }
         return make(gated, **codecs)
 
+    def _single(self, method: str, behaviour: Any) -> Any:
+        async def call(request: Any, context: Any) -> Any:
+            self._admit(method, context)
+            try:
+                return await behaviour(request, context)
+            except StoreError as error:
+                raise TryAgain(f"the store does not answer: {error}") from error
 
-def _single(method: str, behaviour: Any) -> Any:
-    async def call(request: Any, context: Any) -> Any:
+        return call
+
+    def _stream(self, method: str, behaviour: Any) -> Any:
+        async def call(request: Any, context: Any) -> AsyncIterator[Any]:
+            self._admit(method, context)
+            try:
+                result = behaviour(request, context)
+                if not hasattr(result, "__aiter__"):
+                    await result  # a handler in the style that writes to the context itself
+                    return
+                async with aclosing(cast("Any", result)):
+                    async for response in result:
+                        yield response
+            except StoreError as error:
+                raise TryAgain(f"the store does not answer: {error}") from error
+
+        return call
+
+    def _admit(self, method: str, context: Any) -> None:
+        """Raises Denied, Unauthenticated, TryAgain."""
         authorise(method, context)
-        try:
-            return await behaviour(request, context)
-        except StoreError as error:
-            raise TryAgain(f"the store does not answer: {error}") from error
-
-    return call
-
-
-def _stream(method: str, behaviour: Any) -> Any:
-    async def call(request: Any, context: Any) -> AsyncIterator[Any]:
-        authorise(method, context)
-        try:
-            result = behaviour(request, context)
-            if not hasattr(result, "__aiter__"):
-                await result  # a handler in the style that writes to the context itself
-                return
-            async with aclosing(cast("Any", result)):
-                async for response in result:
-                    yield response
-        except StoreError as error:
-            raise TryAgain(f"the store does not answer: {error}") from error
-
-    return call
+        if method.startswith(PACKAGE) and (why := self._unready()):
+            raise TryAgain(why)

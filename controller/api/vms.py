@@ -120,6 +120,7 @@ class VmService(vm_pb2_grpc.VmServiceServicer):
         resolution.check_etag("etag", record, request.etag, required=False, title="VM")
         vm = _copy(record)
         mark_deleted(self._core, vm, purge=request.purge)
+        vm.spec.ClearField("volumes")
         txn = Txn("api").check(kinds.VM, vm.id, record.mod_revision).put(kinds.VM, vm.id, vm)
         resolution.release(txn, view, nouns.VM, vm.project, vm.name, vm.id)
         for id in view.by(kinds.VOLUME, "vm", vm.id):

@@ -1,4 +1,7 @@
-"""Volumes: block devices that outlive the VM they are attached to. Attaching and detaching is an update of spec.vm."""
+"""Volumes: block devices that outlive the VM they are attached to. Attaching and detaching is an update of spec.vm.
+
+The VM keeps the list of its data volumes in its own spec, changed in the same transaction.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from cairn.proto.errors import BadState, Invalid, NotFound
 from cairn.proto.seams import Clock, moment, timestamp
 from cairn.proto.v1 import volume_pb2, volume_pb2_grpc
 from cairn.proto.v1.image_pb2 import Image
+from cairn.proto.v1.vm_pb2 import Vm
 from cairn.proto.v1.volume_pb2 import Volume
 
 RULES = UpdateRules(
@@ -148,6 +152,8 @@ def amend(view: View, txn: Txn, new: Any, record: Record[Any]) -> None:
     if new.spec.vm in (old.spec.vm, ""):
         if old.spec.vm and not new.spec.vm and old.spec.boot:
             raise BadState("volume", old.name, f"volume {old.name!r} is the root disk of its VM and cannot be detached")
+        if old.spec.vm and not new.spec.vm:
+            detach(view, txn, old)
         return
     wanted = new.spec.vm
     project = old.project
@@ -173,8 +179,22 @@ def attach(view: View, txn: Txn, volume: Volume, wanted: str) -> None:
         say = f"volume {volume.name!r} is local to node {there}, VM {vm.name!r} is on {here}: a local volume cannot follow"
         raise BadState("volume", volume.name, say)
     volume.spec.vm = vm.id
-    txn.check(kinds.VM, vm.id, view.revision_of(kinds.VM, vm.id))
+    holder = Vm()
+    holder.CopyFrom(vm)
+    holder.spec.volumes.append(volume.id)
+    txn.check(kinds.VM, vm.id, view.revision_of(kinds.VM, vm.id)).put(kinds.VM, vm.id, holder)
     txn.check(kinds.PLACEMENT, vm.id, view.revision_of(kinds.PLACEMENT, vm.id))
+
+
+def detach(view: View, txn: Txn, volume: Volume) -> None:
+    """Take a volume off its VM's list, when the VM is still there."""
+    record = view.record(kinds.VM, volume.spec.vm)
+    if record is None:
+        return
+    holder = Vm()
+    holder.CopyFrom(record.message)
+    holder.spec.volumes[:] = [id for id in holder.spec.volumes if id != volume.id]
+    txn.check(kinds.VM, holder.id, record.mod_revision).put(kinds.VM, holder.id, holder)
 
 
 def refuse_if_deleted(record: Record[Any], noun: nouns.Noun[Any], *, purge: bool) -> None:

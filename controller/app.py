@@ -1,0 +1,322 @@
+"""The controller: every part, put together. The only file that knows them all.
+
+    controller = Controller(config, store, transport, clock, ids, authority=authority, ca_pem=ca)
+    await controller.start()        # serves at once; answers "starting" until it has read the store
+    await controller.wait()         # returns never; raises when a part has failed
+    await controller.stop()
+
+A simulation makes Controllers just like this, on its own store, transport and clock. `main` is the process `cairn-controller`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Coroutine
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import grpc.aio
+from cairn.controller.api.core import Core
+from cairn.controller.api.interceptor import Gate
+from cairn.controller.api.projects import ensure_default_project
+from cairn.controller.api.retention import Retention
+from cairn.controller.api.services import add_enrolment, add_services
+from cairn.controller.api.watch import Feed
+from cairn.controller.config import Config, ConfigError
+from cairn.controller.jobs.machine import Jobs
+from cairn.controller.metrics import RuntimeMetrics, SyncMetrics
+from cairn.controller.peers import Peers
+from cairn.controller.reconcilers.garbage import Garbage
+from cairn.controller.reconcilers.node_events import NodeEvents
+from cairn.controller.reconcilers.placement import Placements
+from cairn.controller.reconcilers.ports import Ports
+from cairn.controller.renewal import Renewal
+from cairn.controller.runtime import Runtime
+from cairn.controller.store.base import Store, Unavailable
+from cairn.controller.store.cache import Cache
+from cairn.controller.store.etcd import EtcdStore
+from cairn.controller.sync import SyncService
+from cairn.proto import kinds, log
+from cairn.proto.errors import TryAgain
+from cairn.proto.pki import Authority, PkiError
+from cairn.proto.rpc import FileCredentials, GrpcTransport, add_health_and_reflection, split_endpoint
+from cairn.proto.seams import Clock, Ids, SystemClock, SystemIds, Transport
+from cairn.proto.v1 import agent_pb2_grpc
+from grpc_health.v1.health_pb2 import HealthCheckResponse
+from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, start_http_server
+
+_log = log.logger("controller")
+EVENT_KEEP_S: Final = 24 * 3600.0
+LEASE_USE_S: Final = 3600.0
+PROBE_S: Final = 2.0
+RETRY_S: Final = 0.5
+# How long calls under way may go on after SIGTERM.
+GRACE_S: Final = 2.0
+
+
+class Controller:
+    """One controller. See the module."""
+
+    def __init__(
+        self,
+        config: Config,
+        store: Store,
+        transport: Transport,
+        clock: Clock,
+        ids: Ids,
+        *,
+        authority: Authority | None = None,
+        ca_pem: bytes = b"",
+        registry: CollectorRegistry | None = None,
+        version: str = "",
+    ) -> None:
+        registry = registry or CollectorRegistry()
+        self.config, self.store = config, store
+        self._transport, self._clock = transport, clock
+        self.cache = Cache(store)
+        self.feed: Feed | None = None
+        self.core = Core.build(
+            store,
+            self.cache,
+            self._current_feed,
+            clock,
+            ids,
+            transport,
+            authority=authority,
+            ca_pem=ca_pem,
+            enrolment_endpoints=self._enrolment_endpoints,
+        )
+        endpoints = [config.advertised]
+        self.peers = Peers(config.name, endpoints, store, self.cache, clock, cluster=config.cluster, version=version)
+        leases = Retention(store, EVENT_KEEP_S, LEASE_USE_S)
+        reconcilers = [Ports(), Placements(), Garbage(), Jobs(), NodeEvents()]
+        metrics = RuntimeMetrics(registry)
+        self.runtime = Runtime(self.cache, store, self.peers, clock, ids, reconcilers, metrics, leases)
+        self.sync = SyncService(
+            self.cache, store, clock, ids, leases, SyncMetrics(registry), controller=config.name, epoch=lambda: self.peers.epoch
+        )
+        # Set once calls are answered.
+        self.ready = asyncio.Event()
+        self.addresses: list[str] = []
+        self._servers: list[grpc.aio.Server] = []
+        self._enrol_address = ""
+        self._tasks: list[asyncio.Task[None]] = []
+        self._health: list[tuple[Any, list[str]]] = []
+
+    async def start(self) -> None:
+        """Serve, and begin to work as soon as the store answers. Raises OSError when an address cannot be used."""
+        server = self._transport.server(interceptors=[Gate(self._unready)])
+        names = add_services(server, self.core)
+        agent_pb2_grpc.add_AgentServiceServicer_to_server(self.sync, server)
+        await self._serve(server, [*names, "cairn.v1.AgentService"], list(self.config.listen), mutual=True)
+        if self.config.enrol_listen:
+            server = self._transport.server(interceptors=[Gate(self._unready)])
+            names = add_enrolment(server, self.core)
+            (self._enrol_address,) = await self._serve(server, names, [self.config.enrol_listen], mutual=False)
+        self._spawn(self.cache.run(), "cache")
+        self._spawn(self._work(), "work")
+        self._spawn(self._watch_health(), "health")
+        _log.info("serving", name=self.config.name, addresses=self.addresses, enrolment=self._enrol_address)
+
+    async def _serve(self, server: grpc.aio.Server, names: list[str], addresses: list[str], *, mutual: bool) -> list[str]:
+        """Bind and start one server; return the bound addresses."""
+        health = await add_health_and_reflection(server, names)
+        self._health.append((health, ["", *names]))
+        await self._tell_health(ready=False)
+        bound = [await self._transport.listen(server, address, mutual=mutual) for address in addresses]
+        self._servers.append(server)
+        await server.start()
+        if mutual:
+            self.addresses += bound
+        return bound
+
+    async def wait(self) -> None:
+        """Wait for ever; raise what a failed part raised."""
+        done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+            raise RuntimeError(f"{task.get_name()} has ended")
+
+    async def stop(self, grace_s: float = GRACE_S) -> None:
+        """End calls, leave the peers, let go of the store."""
+        self.ready.clear()
+        await asyncio.gather(*(server.stop(grace_s) for server in self._servers))
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        await self.store.close()
+        _log.info("stopped", name=self.config.name)
+
+    # --- inside -----------------------------------------------------------------------------------------------------------
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        self._tasks.append(asyncio.create_task(work, name=name))
+
+    def _unready(self) -> str:
+        return "" if self.ready.is_set() else f"controller {self.config.name} is starting: it has not read the store yet"
+
+    def _current_feed(self) -> Feed:
+        assert self.feed is not None, "the gate lets nobody through before the feed is there"
+        return self.feed
+
+    def _enrolment_endpoints(self) -> list[str]:
+        """Return where new nodes enrol: every controller's address with this one's enrolment port."""
+        if not self._enrol_address:
+            return []
+        _, port = split_endpoint(self._enrol_address)
+        sessions = self.cache.view.all(kinds.CONTROLLER)
+        hosts = {split_endpoint(endpoint)[0] for session in sessions for endpoint in session.endpoints}
+        return sorted(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host in hosts)
+
+    async def _work(self) -> None:
+        """Everything that needs a picture of the store."""
+        await self.cache.ready.wait()
+        with self.cache.subscribe() as changes:
+            self.feed = Feed(self.cache.view.revision)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._follow(changes), name="feed")
+                group.create_task(self.peers.run(), name="peers")
+                await self._prepare()
+                group.create_task(self.runtime.run(), name="runtime")
+                group.create_task(self.sync.run(), name="sync")
+                self.ready.set()
+                _log.info("ready", name=self.config.name, revision=self.cache.view.revision)
+
+    async def _follow(self, changes: Any) -> None:
+        async for change in changes:
+            self._current_feed().push(self.cache.view, change.revision, change.records)
+
+    async def _prepare(self) -> None:
+        """Make the default project and be registered, however long the store takes."""
+        while True:
+            try:
+                await ensure_default_project(self.core, self._clock)
+                await self.peers.registered.wait()
+                await self.core.mutations.freshen()
+                return
+            except (Unavailable, TryAgain) as error:
+                _log.warning("store_unavailable", error=str(error))
+                await asyncio.sleep(RETRY_S)
+
+    async def _watch_health(self) -> None:
+        """Say SERVING while calls are answered and the store is there."""
+        while True:
+            alive = self.ready.is_set()
+            if alive:
+                try:
+                    async with asyncio.timeout(PROBE_S):
+                        await self.store.revision()
+                except (Unavailable, TimeoutError):
+                    alive = False
+            await self._tell_health(ready=alive)
+            await asyncio.sleep(PROBE_S if self.ready.is_set() else RETRY_S)
+
+    async def _tell_health(self, *, ready: bool) -> None:
+        status = HealthCheckResponse.SERVING if ready else HealthCheckResponse.NOT_SERVING
+        for servicer, names in self._health:
+            for name in names:
+                await servicer.set(name, status)
+
+
+# --- the process -----------------------------------------------------------------------------------------------------------
+
+
+class MetricsServer:
+    """Prometheus metrics over HTTPS, for holders of a certificate of this cluster."""
+
+    def __init__(self, config: Config, registry: CollectorRegistry) -> None:
+        self._config, self._registry = config, registry
+        self._server: Any = None
+
+    def start(self) -> None:
+        """Serve, with the certificate that is there now. Raises OSError."""
+        self.stop()
+        if not self._config.metrics_listen:
+            return
+        host, port = split_endpoint(self._config.metrics_listen)
+        self._server, _ = start_http_server(
+            port,
+            host,
+            self._registry,
+            certfile=self._config.cert,
+            keyfile=self._config.key,
+            client_cafile=self._config.ca,
+            client_auth_required=True,
+        )
+
+    def stop(self) -> None:
+        """Stop serving."""
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
+
+
+async def serve(config: Config, authority: Authority | None, ca_pem: bytes, clock: Clock, ids: Ids) -> None:
+    """Run a controller until SIGTERM or SIGINT. Raises OSError, PkiError."""
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    transport = GrpcTransport(FileCredentials(config.ca, config.cert, config.key), ids=ids)
+    store = EtcdStore(config.etcd_endpoints, FileCredentials(config.etcd_ca, config.etcd_cert, config.etcd_key))
+    controller = Controller(
+        config,
+        store,
+        transport,
+        clock,
+        ids,
+        authority=authority,
+        ca_pem=ca_pem,
+        registry=registry,
+        version=installed_version("cairn"),
+    )
+    metrics = MetricsServer(config, registry)
+    renewal = Renewal(config, transport, authority, clock, ids, lambda: others(controller), metrics.start)
+    try:
+        await controller.start()
+        metrics.start()
+        await _until_signal(controller, renewal)
+    finally:
+        metrics.stop()
+        await controller.stop()
+
+
+def others(controller: Controller) -> list[str]:
+    """Return the endpoints of the other live controllers."""
+    sessions = controller.cache.view.all(kinds.CONTROLLER)
+    return sorted(each for session in sessions if session.name != controller.config.name for each in session.endpoints)
+
+
+async def _until_signal(controller: Controller, renewal: Renewal) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    parts = [asyncio.ensure_future(work) for work in (controller.wait(), renewal.run(), stop.wait())]
+    try:
+        done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in parts:
+            task.cancel()
+        await asyncio.wait(parts)
+
+
+@click.command()
+@click.option("--config", "path", required=True, type=click.Path(path_type=Path, dir_okay=False), help="TOML file.")
+def main(path: Path) -> None:
+    """Run a controller of a Cairn cloud."""
+    os.umask(0o077)
+    try:
+        config = Config.load(path)
+        log.configure(config.log_level)
+        clock, ids = SystemClock(), SystemIds()
+        authority = Authority.load(Path(config.ca), Path(config.ca_key), clock, ids) if config.ca_key else None
+        asyncio.run(serve(config, authority, Path(config.ca).read_bytes(), clock, ids))
+    except (ConfigError, PkiError, OSError) as error:
+        raise click.ClickException(str(error)) from error
