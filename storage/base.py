@@ -57,7 +57,7 @@ def starts_over(error: BadImage, offset: int) -> StorageError:
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """A volume as observed."""
+    """A volume as observed. size_bytes 0: it is damaged; listed so that it is seen, refused where it is used."""
 
     id: str
     size_bytes: int

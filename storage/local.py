@@ -32,7 +32,7 @@ from cairn.storage.pool import (
     publish,
     remove,
 )
-from cairn.storage.qcow2 import HEAD_BYTES, QCOW2_MAGIC, SECTOR_BYTES, check_image, read_head
+from cairn.storage.qcow2 import HEAD_BYTES, SECTOR_BYTES, check_image, read_head
 
 CHUNK_BYTES: Final = 1 << 20
 # Share of the file system that images leave free for volumes to grow into.
@@ -198,6 +198,8 @@ class LocalVolumes:
                 held = await in_thread(_volume, self._pool, id)
                 if held is None:
                     raise StorageError(f"volume {id} is not here, so it cannot grow to {size_bytes} bytes")
+                if not held.size_bytes:
+                    raise StorageError(f"volume {id} is damaged: {path} has no qcow2 header", retryable=False)
                 if wanted < held.size_bytes:
                     say = f"volume {id} has {held.size_bytes} bytes and cannot shrink to {size_bytes}"
                     raise StorageError(say, retryable=False)
@@ -216,8 +218,11 @@ class LocalVolumes:
         """Return how to open it."""
         path = self._pool.volume(id)
         with attempt(f"opening volume {id}"):
-            if await in_thread(_volume, self._pool, id) is None:
-                raise StorageError(f"volume {id} is not here")
+            held = await in_thread(_volume, self._pool, id)
+        if held is None:
+            raise StorageError(f"volume {id} is not here")
+        if not held.size_bytes:
+            raise StorageError(f"volume {id} is damaged: {path} has no qcow2 header", retryable=False)
         return Attachment(str(path), "qcow2")
 
     async def recover(self) -> None:
@@ -303,16 +308,28 @@ def _volume(pool: Pool, id: str) -> Volume | None:
     if found is None:
         return None
     head, status = found
-    qcow2 = read_head(head)
+    used = status.st_blocks * SECTOR_BYTES
+    try:
+        qcow2 = read_head(head)
+    except BadImage:
+        # One damaged file must not hide the others: it is listed with no size, and refused where it is used.
+        return Volume(id, 0, used)
     child = BACKING.fullmatch(qcow2.backing)
-    return Volume(id, qcow2.virtual_size_bytes, status.st_blocks * 512, f"sha256:{child[1]}" if child else "")
+    return Volume(id, qcow2.virtual_size_bytes, used, f"sha256:{child[1]}" if child else "")
 
 
 def _children(pool: Pool, digest: str) -> list[str]:
-    """Return the files among the volumes, unfinished ones too, that have the image as backing."""
+    """Return the files among the volumes, unfinished ones too, that have (or, being damaged, may have) the image as backing."""
     wanted = f"../images/{pool.image(digest).name}"
     heads = ((path.name, head_of(path)) for path in sorted(pool.volumes.iterdir()))
-    return [name for name, found in heads if found and found[0][:4] == QCOW2_MAGIC and read_head(found[0]).backing == wanted]
+    return [name for name, found in heads if found and _may_be_child(found[0], wanted)]
+
+
+def _may_be_child(head: bytes, backing: str) -> bool:
+    try:
+        return read_head(head).backing == backing
+    except BadImage:
+        return True
 
 
 def _backing(pool: Pool, volume: DesiredVolume) -> dict[str, str]:

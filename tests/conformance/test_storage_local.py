@@ -173,6 +173,22 @@ async def test_an_unfinished_put_gives_way_when_space_is_needed(small_pool: Path
     assert await images.partial_bytes(digest_of(first)) == 0
 
 
+async def test_a_damaged_volume_is_seen_and_hides_no_other(world: World, pool: Path, tmp_path: Path) -> None:
+    digest = await put(world.images, make_qcow2(tmp_path))
+    await world.volumes.create(volume(1, 16 * MIB, digest))
+    await world.volumes.create(volume(2))
+    (pool / "volumes/vol-00000001.qcow2").write_bytes(bytes(4096))
+    assert [held.size_bytes for held in await world.volumes.list()] == [0, 16 * MIB]
+    for call in (world.volumes.attachment("vol-00000001"), world.volumes.resize("vol-00000001", 32 * MIB)):
+        with pytest.raises(StorageError, match="damaged") as damaged:
+            await call
+        assert not damaged.value.retryable
+    with pytest.raises(StorageError, match="is kept"):
+        await world.images.delete(digest)
+    await world.volumes.delete("vol-00000001")
+    await world.images.delete(digest)
+
+
 PUT_FOR_EVER = """
 import asyncio, sys
 from pathlib import Path
