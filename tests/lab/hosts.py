@@ -116,11 +116,10 @@ class Host:
         try:
             unshare = int((self.folder / "unshare.pid").read_text())
             children = Path(f"/proc/{unshare}/task/{unshare}/children").read_text().split()
+            ours = bool(children) and str(self.folder).encode() in Path(f"/proc/{children[0]}/cmdline").read_bytes()
         except (FileNotFoundError, ProcessLookupError, ValueError):
             return 0
-        if not children or str(self.folder).encode() not in Path(f"/proc/{children[0]}/cmdline").read_bytes():
-            return 0
-        return int(children[0])
+        return int(children[0]) if ours else 0
 
     def pid_of(self, service: str) -> int:
         """A service's process as the machine numbers it; 0 when it does not run."""
@@ -129,7 +128,11 @@ class Host:
             inner = (self.folder / "pid" / service).read_text()
         except FileNotFoundError:
             return 0
-        for child in Path(f"/proc/{init}/task/{init}/children").read_text().split():
+        try:
+            children = Path(f"/proc/{init}/task/{init}/children").read_text().split()
+        except (FileNotFoundError, ProcessLookupError):
+            return 0
+        for child in children:
             try:
                 status = Path(f"/proc/{child}/status").read_text()
             except (FileNotFoundError, ProcessLookupError):

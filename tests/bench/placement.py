@@ -1,0 +1,187 @@
+"""Placements a second with 1,000 simulated nodes, committed to a real etcd: `python -m tests.bench.placement`.
+
+The baseline is the raw claim transaction (compare two keys, put two) at the concurrency that suits etcd best. The bulk run has all
+VMs there at the start; the paced run feeds them at half that rate and times each from its record to its placement's commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from cairn.controller.metrics import RuntimeMetrics
+from cairn.controller.reconcilers.placement import Placements
+from cairn.controller.runtime import Runtime
+from cairn.controller.store.base import Put, Store, Txn
+from cairn.controller.store.cache import Cache
+from cairn.controller.store.etcd import EtcdStore
+from cairn.proto import kinds
+from cairn.proto.log import configure
+from cairn.proto.seams import SystemClock, SystemIds
+from cairn.proto.v1.node_pb2 import Node, NodeFacts, NodeSession, NodeSpec
+from cairn.proto.v1.vm_pb2 import Vm, VmSpec
+from prometheus_client import CollectorRegistry
+
+from tests.bench.report import line, percentile, title
+from tests.lab.etcd import Cluster
+from tests.lab.hosts import ROOT
+
+NODES = 1000
+VMS = 5000
+CLAIMS = 5000
+CONCURRENCY = 64
+PACED_S = 5.0
+
+
+class Everything:
+    """One controller alone: every key is its own."""
+
+    def mine(self, shard: str) -> bool:
+        return True
+
+
+class OneLease:
+    """Events of the benchmark live on one lease."""
+
+    def __init__(self, id: int) -> None:
+        self.id = id
+
+    async def lease(self) -> int:
+        return self.id
+
+    def forget(self) -> None:
+        raise SystemExit("the benchmark's lease was lost")
+
+
+async def every(count: int, act: Callable[[int], Awaitable[object]], concurrency: int = CONCURRENCY) -> float:
+    """Do act(0..count-1) with that many at a time; return seconds."""
+    numbers = iter(range(count))
+
+    async def worker() -> None:
+        for number in numbers:
+            await act(number)
+
+    started = time.perf_counter()
+    await asyncio.gather(*(worker() for _ in range(concurrency)))
+    return time.perf_counter() - started
+
+
+async def seed_nodes(store: Store) -> None:
+    facts = NodeFacts(arch="x86_64", memory_bytes=256 << 30)
+    facts.cpu.threads = 64
+    facts.hypervisor.archs.append("x86_64")
+    facts.pools.add(type="local", total_bytes=4 << 40, free_bytes=4 << 40)
+
+    async def one(index: int) -> None:
+        id = f"node-{index:08d}"
+        node = Node(id=id, name=f"n{index}", spec=NodeSpec(index=index + 1))
+        await store.commit(Txn("api").create(kinds.NODE, id, node))
+        await store.commit(Txn("sync").create(kinds.NODE_FACTS, id, facts).create(kinds.NODE_SESSION, id, NodeSession(node=id)))
+
+    await every(NODES, one)
+
+
+def vm(index: int) -> Vm:
+    return Vm(
+        id=f"i-{index:08d}",
+        name=f"vm-{index}",
+        project="prj-00000000",
+        spec=VmSpec(cpus=2, memory_bytes=4 << 30, arch="x86_64"),
+    )
+
+
+async def raw_claims(store: Store) -> float:
+    """Baseline: the claim transaction alone, its nodes taken in turn so that none conflicts."""
+    revisions = [0] * NODES
+
+    async def claim(index: int) -> None:
+        node = index % NODES
+        txn = Txn("raw")
+        txn.checks = {f"/raw/node/{node}": revisions[node], f"/raw/vm/{index}": 0}
+
+        txn.puts = {f"/raw/node/{node}": Put(b"x" * 256), f"/raw/vm/{index}": Put(b"x" * 512)}
+        revisions[node] = await store.commit(txn)
+
+    return CLAIMS / await every(CLAIMS, claim)
+
+
+async def placed(cache: Cache, count: int) -> None:
+    with cache.subscribe() as changes:
+        while cache.view.count(kinds.PLACEMENT) < count:
+            await anext(changes)
+
+
+async def paced(store: Store, cache: Cache, rate: float) -> list[float]:
+    """Feed VMs at a rate; seconds from a VM's record being seen to its placement being seen, both on this view."""
+    seen: dict[str, float] = {}
+    took: list[float] = []
+    wanted = int(rate * PACED_S)
+
+    async def watch() -> None:
+        with cache.subscribe() as subscription:
+            async for changes in subscription:
+                now = time.perf_counter()
+                for kind, id in changes.records:
+                    if kind is kinds.VM:
+                        seen.setdefault(id, now)
+                    elif kind is kinds.PLACEMENT and id in seen:
+                        took.append(now - seen.pop(id))
+                if len(took) >= wanted:
+                    return
+
+    watching = asyncio.create_task(watch())
+    started, tasks = time.perf_counter(), set()
+    for index in range(wanted):
+        await asyncio.sleep(max(0.0, started + index / rate - time.perf_counter()))
+        machine = vm(VMS + index)
+        tasks.add(asyncio.create_task(store.commit(Txn("api").create(kinds.VM, machine.id, machine))))
+    await asyncio.gather(*tasks)
+    await watching
+    return took
+
+
+async def measure(cluster: Cluster) -> None:
+    store = EtcdStore(cluster.endpoints, cluster.credentials())
+    raw = await raw_claims(store)
+    await seed_nodes(store)
+    await every(VMS, lambda index: store.commit(Txn("api").create(kinds.VM, vm(index).id, vm(index))))
+    cache = Cache(store)
+    following = asyncio.create_task(cache.run())
+    await cache.wait_for(await store.revision())
+    lease = await store.lease(600)
+    clock, ids = SystemClock(), SystemIds()
+    metrics = RuntimeMetrics(CollectorRegistry())
+    configure("warning")
+    runtime = Runtime(cache, store, Everything(), clock, ids, [Placements()], metrics, OneLease(lease.id))
+    started = time.perf_counter()
+    running = asyncio.create_task(runtime.run())
+    await placed(cache, VMS)
+    rate = VMS / (time.perf_counter() - started)
+    line(
+        f"placements, {NODES:,} nodes, {VMS:,} VMs at once", rate, "/s", baseline=("raw claim transactions", raw), aim="1,000/s"
+    )
+    took = await paced(store, cache, min(rate / 2, 500))
+    line(f"VM seen to placement committed, at {min(rate / 2, 500):,.0f}/s: p50", percentile(took, 0.5) * 1000, "ms")
+    line("                                             p99", percentile(took, 0.99) * 1000, "ms", aim="10 ms")
+    for task in (running, following):
+        task.cancel()
+    await asyncio.gather(running, following, return_exceptions=True)
+    await store.close()
+
+
+def main() -> None:
+    title("Placement")
+    ROOT.mkdir(mode=0o700, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(prefix=f"cb{os.getpid()}", dir=ROOT) as folder,
+        Cluster(Path(folder) / "etcd", 1) as cluster,
+    ):
+        asyncio.run(measure(cluster))
+
+
+if __name__ == "__main__":
+    main()
