@@ -27,9 +27,11 @@ from cairn.controller.api.retention import Retention
 from cairn.controller.api.services import add_enrolment, add_services
 from cairn.controller.api.watch import Feed
 from cairn.controller.config import Config, ConfigError
+from cairn.controller.jobs.import_image import ImportImage
 from cairn.controller.jobs.machine import Jobs
 from cairn.controller.metrics import RuntimeMetrics, SyncMetrics
 from cairn.controller.peers import Peers
+from cairn.controller.reconcilers.base import Reconciler
 from cairn.controller.reconcilers.garbage import Garbage
 from cairn.controller.reconcilers.node_events import NodeEvents
 from cairn.controller.reconcilers.placement import Placements
@@ -93,7 +95,7 @@ class Controller:
         endpoints = [config.advertised]
         self.peers = Peers(config.name, endpoints, store, self.cache, clock, cluster=config.cluster, version=version)
         leases = Retention(store, EVENT_KEEP_S, LEASE_USE_S)
-        reconcilers = [Ports(), Placements(), Garbage(), Jobs(), NodeEvents()]
+        reconcilers: list[Reconciler] = [Ports(), Placements(), Garbage(), Jobs([ImportImage()]), NodeEvents()]
         metrics = RuntimeMetrics(registry)
         self.runtime = Runtime(self.cache, store, self.peers, clock, ids, reconcilers, metrics, leases)
         self.sync = SyncService(

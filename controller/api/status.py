@@ -221,7 +221,8 @@ def image(view: View, record: Record[Image]) -> Image:
     status.job = newest.id if newest is not None else ""
     status.observed_revision = record.mod_revision
     status.state, status.say = _image_state(result, content, newest, fetching)
-    result.reconciling = status.state in (ImageStatus.STATE_UPLOADING, ImageStatus.STATE_VERIFYING, ImageStatus.STATE_DELETING)
+    going = newest is not None and not newest.status.done
+    result.reconciling = going or status.state == ImageStatus.STATE_DELETING
     available = status.state == ImageStatus.STATE_AVAILABLE
     condition(status, "Ready", available, ImageStatus.State.Name(status.state).removeprefix("STATE_").title(), status.say)
     return result
@@ -253,12 +254,12 @@ def _image_state(
         return ImageStatus.STATE_FAILED, content.error or "the import failed"
     if job is not None and job.status.failed:
         return ImageStatus.STATE_FAILED, job.status.error or job.status.say
-    if image.status.nodes and image.status.virtual_size_bytes and (job is None or job.status.done):
-        return ImageStatus.STATE_AVAILABLE, f"ready on {', '.join(image.status.nodes)}"
     held = max((seen.held_bytes for _, seen in fetching), default=0)
     if image.status.nodes:
         more = f"; copying to {fetching[0][0]} ({percent(held, image.spec.size_bytes)} %)" if fetching else ""
-        return ImageStatus.STATE_VERIFYING, f"held by {', '.join(image.status.nodes)}{more}"
+        known = bool(image.status.virtual_size_bytes)
+        state = ImageStatus.STATE_AVAILABLE if known else ImageStatus.STATE_VERIFYING
+        return state, f"{'ready on' if known else 'held by'} {', '.join(image.status.nodes)}{more}"
     if held:
         name = fetching[0][0]
         return ImageStatus.STATE_UPLOADING, f"{name} is receiving it ({percent(held, image.spec.size_bytes)} %)"

@@ -91,6 +91,13 @@ class World:
         self.api: Stubs
         self._channels: list[grpc.aio.Channel] = []
 
+    @classmethod
+    def beside(cls, controller: Any, stubs: Stubs) -> World:
+        """Return the surroundings of a controller that runs by itself."""
+        world = cls(controller.store, Path())
+        world.cache, world.api = controller.cache, stubs
+        return world
+
     async def start(self) -> None:
         """Serve on a unix socket; enrolment on another."""
         self._following = asyncio.create_task(self.cache.run())
