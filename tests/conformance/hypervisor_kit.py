@@ -6,19 +6,25 @@ import asyncio
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import pytest
 from cairn.agent.hypervisor.base import ConsoleStream, Disk, Domain, DomainEvent, DomainSpec, Hypervisor
 from cairn.agent.hypervisor.fake import FakeHost, FakeHypervisor
 from cairn.proto.ids import mac_of, tap_of
 from cairn.proto.seams import SystemClock
 from cairn.proto.v1.agent_pb2 import DesiredVm, VmNic
 
+from tests.lab import guest, libvirtd
 from tests.lab.hosts import Host, wait_until
-from tests.lab.libvirtd import Libvirtd
+
+REASON = libvirtd.missing()
+needs_libvirt = pytest.mark.skipif(bool(REASON), reason=REASON)
+RealHost = tuple[libvirtd.Libvirtd, Host, Path]
 
 DEADLINE_S = 60.0
 MIB = 1024 * 1024
@@ -76,7 +82,7 @@ class LibvirtWorld:
     """A real libvirtd and QEMU."""
 
     folder: Path
-    settings: Libvirtd
+    settings: libvirtd.Libvirtd
     host: Host
     system_image: Path
 
@@ -177,3 +183,25 @@ async def next_event(events: Any, wanted: Callable[[DomainEvent], bool]) -> Doma
 def unique(prefix: str) -> str:
     """A name for namespaces: this process's own."""
     return f"{prefix}{os.getpid()}"
+
+
+@pytest.fixture(scope="module")
+def real_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealHost]:
+    """A libvirtd in a host of its own, and the image guests boot from."""
+    folder = tmp_path_factory.mktemp("hv")
+    image = guest.build(folder / "system.qcow2")
+    libvirtd.warm(folder)
+    with libvirtd.running(folder / "host", unique("chv")) as (settings, host):
+        yield settings, host, image
+
+
+@contextmanager
+def libvirt_world(real: RealHost, folder: Path) -> Iterator[LibvirtWorld]:
+    """A test's own use of the real host; it is empty again afterwards."""
+    settings, host, image = real
+    world = LibvirtWorld(folder, settings, host, image)
+    folder.mkdir()
+    try:
+        yield world
+    finally:
+        world.clear()

@@ -19,44 +19,29 @@ from cairn.proto.v1.agent_pb2 import DesiredVm
 
 from tests.conformance.hypervisor_kit import (
     FakeWorld,
-    LibvirtWorld,
     World,
     domain_when,
+    libvirt_world,
+    needs_libvirt,
     next_event,
     observed,
     read_until,
+    real_host,
     spec,
-    unique,
 )
-from tests.lab import guest, libvirtd
+
+__all__ = ["real_host"]
 
 WEB, DB = "i-0000001a", "i-0000002b"
-reason = libvirtd.missing()
 
 
-@pytest.fixture(scope="module")
-def real_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[libvirtd.Libvirtd, libvirtd.Host, Path]]:
-    folder = tmp_path_factory.mktemp("hv")
-    image = guest.build(folder / "system.qcow2")
-    libvirtd.warm(folder)
-    with libvirtd.running(folder / "host", unique("chv")) as (settings, host):
-        yield settings, host, image
-
-
-@pytest.fixture(
-    params=["fake", pytest.param("libvirt", marks=[pytest.mark.libvirt, pytest.mark.skipif(bool(reason), reason=reason)])]
-)
+@pytest.fixture(params=["fake", pytest.param("libvirt", marks=[pytest.mark.libvirt, needs_libvirt])])
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
     if request.param == "fake":
         yield FakeWorld(tmp_path)
         return
-    settings, host, image = request.getfixturevalue("real_host")
-    real = LibvirtWorld(tmp_path / "w", settings, host, image)
-    real.folder.mkdir()
-    try:
+    with libvirt_world(request.getfixturevalue("real_host"), tmp_path / "w") as real:
         yield real
-    finally:
-        real.clear()
 
 
 @pytest.fixture
