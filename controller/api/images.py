@@ -12,7 +12,7 @@ from cairn.controller.api.core import Core
 from cairn.controller.api.decision import Decided
 from cairn.controller.api.erasure import Erasure
 from cairn.controller.api.objects import UpdateRules, begin, updated
-from cairn.controller.jobs import import_image
+from cairn.controller.jobs.import_image import start
 from cairn.controller.store.base import Record, Txn, View
 from cairn.proto import kinds
 from cairn.proto.errors import BadState, Invalid, TryAgain
@@ -47,7 +47,7 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
         decided, image = begin(view, self._core, nouns.IMAGE, given)
         image.spec.CopyFrom(given.spec)
         decided.txn.create(kinds.IMAGE, image.id, image)
-        decided.txn.merge(import_image.start(image, self._core.ids.new(kinds.JOB.id_prefix), self._core.clock.now()))
+        decided.txn.merge(start(image, self._core.ids.new(kinds.JOB.id_prefix), self._core.clock.now()))
         return decided
 
     async def GetImage(self, request: image_pb2.GetImageRequest, context: Any) -> Image:

@@ -17,6 +17,7 @@ from cairn.controller.store.base import Txn, View
 from cairn.proto import kinds
 from cairn.proto.errors import BadState, Exhausted, Invalid
 from cairn.proto.v1.image_pb2 import Image
+from cairn.proto.v1.node_pb2 import NodeCapacity
 from cairn.proto.v1.port_pb2 import Port
 from cairn.proto.v1.subnet_pb2 import Subnet
 from cairn.proto.v1.vm_pb2 import POWER_STATE_RUNNING, Vm, VmSpec
@@ -72,25 +73,26 @@ def check_spec(spec: VmSpec) -> None:
 
 def fits_somewhere(view: View, spec: VmSpec) -> None:
     """Refuse what no node could hold even if it were empty. Raises Exhausted. With no node known, anything may fit one day."""
-    known = []
+    known: list[tuple[str, NodeCapacity]] = []
     for id in view.ids(kinds.NODE):
         node, facts = view.get(kinds.NODE, id), view.get(kinds.NODE_FACTS, id)
-        if node is not None and facts is not None:
-            known.append((node.name, capacity(node, facts)))
+        if node is None or facts is None:
+            continue
+        most = capacity(node, facts)
+        if spec.memory_bytes <= most.memory_bytes and spec.cpus <= most.cpus:
+            return
+        known.append((node.name, most))
     if not known:
         return
     name, largest = max(known, key=lambda each: (each[1].memory_bytes, each[0]))
     if spec.memory_bytes > largest.memory_bytes:
-        most = largest.memory_bytes // validation.MIB * validation.MIB
-        say = (
-            f"{size(spec.memory_bytes)} of memory fits no node: the largest, {name}, can give {size(most)}; "
-            f"ask for at most that, or add a larger node"
-        )
-        raise Exhausted("memory", say)
+        room_bytes = largest.memory_bytes // validation.MIB * validation.MIB
+        say = f"{size(spec.memory_bytes)} of memory fits no node: the largest, {name}, can give {size(room_bytes)}"
+        raise Exhausted("memory", f"{say}; ask for at most that, or add a larger node")
     name, largest = max(known, key=lambda each: (each[1].cpus, each[0]))
     if spec.cpus > largest.cpus:
-        say = f"{spec.cpus} CPUs fit no node: the largest, {name}, can give {largest.cpus}; ask for less, or add a larger node"
-        raise Exhausted("cpus", say)
+        say = f"{spec.cpus} CPUs fit no node: the largest, {name}, can give {largest.cpus}"
+        raise Exhausted("cpus", f"{say}; ask for at most that, or add a larger node")
 
 
 def _root_volume(view: View, core: Core, txn: Txn, vm: Vm, wanted: VmSpec, image: Image) -> None:

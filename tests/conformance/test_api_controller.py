@@ -217,7 +217,7 @@ async def test_the_process_waits_for_etcd_serves_metrics_and_ends_on_sigterm(sit
     }
     lines = [f"{key} = {str(value)!r}" if isinstance(value, str) else f"{key} = {value!r}" for key, value in config.items()]
     (site.folder / "c1.toml").write_text("\n".join(lines).replace("'", '"'))
-    member.stop()
+    member.kill()
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", "from cairn.controller.app import main; main()", "--config", str(site.folder / "c1.toml")),
         stderr=asyncio.subprocess.PIPE,
