@@ -28,9 +28,11 @@ from cairn.proto.rpc import Credentials, Material, targets_of
 
 R = TypeVar("R")
 
-# How long a caller waits in all, and for one member's answer to something that can be asked of another.
+# How long a caller waits in all; for one member's answer to something that can be asked of another; and for the answer to a
+# write (what was proposed to a leader that died is never answered: a new one takes 1 to 2 s to be elected).
 TOTAL_S: Final = 6.0
 ATTEMPT_S: Final = 2.0
+WRITE_S: Final = 3.0
 RETRY_S: Final = 0.05
 RETRY_MAX_S: Final = 0.5
 # etcd: refuse (or end the stream) when this member knows no leader.
@@ -165,7 +167,7 @@ class Connection:
         while True:
             await self.ready(max(0.0, until - loop.time()))
             try:
-                return await self._call(call, request, max(RETRY_S, until - loop.time()))
+                return await self._call(call, request, max(RETRY_S, min(WRITE_S, until - loop.time())))
             except grpc.aio.AioRpcError as error:
                 if error.code() in _ANSWERED:
                     raise

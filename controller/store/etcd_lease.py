@@ -18,7 +18,10 @@ from cairn.proto.etcd import rpc_pb2
 from cairn.proto.log import logger
 
 _log = logger("store")
-ANSWER_S: Final = 2.0
+# Of the time to live: when to renew, and how long to wait for an answer before another member is asked.
+RENEW_SHARE: Final = 1 / 3
+ANSWER_SHARE: Final = 1 / 6
+ANSWER_MAX_S: Final = 2.0
 RETRY_S: Final = 0.2
 
 
@@ -34,6 +37,7 @@ class EtcdLease:
         self._gone = asyncio.Event()
         self._stream: Any = None
         self._task = self._loop.create_task(self._keep())
+        self._task.add_done_callback(self._ended)
 
     @classmethod
     async def grant(cls, connection: Connection, ttl_s: float, forget: Callable[[EtcdLease], None]) -> EtcdLease:
@@ -76,31 +80,40 @@ class EtcdLease:
         return self._renewed_s + self._ttl_s - self._loop.time()
 
     async def _keep(self) -> None:
-        pause_s = self._ttl_s / 3
+        pause_s = self._ttl_s * RENEW_SHARE
         try:
             while self._left_s() > 0:
                 await asyncio.sleep(min(pause_s, self._left_s()))
-                pause_s = self._ttl_s / 3 if await self._renew() else RETRY_S
+                pause_s = self._ttl_s * RENEW_SHARE if await self._renew() else RETRY_S
         finally:
             self._drop_stream()
-        _log.warning("lease_lost", lease=self._id)
-        self._gone.set()
-        self._forget(self)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            _log.warning("lease_lost", lease=self._id, exc_info=task.exception())
+            self._gone.set()
+            self._forget(self)
 
     async def _renew(self) -> bool:
         """Ask once; a failure closes the stream, so that the next attempt goes to another member."""
         sent_s = self._loop.time()
         try:
-            async with asyncio.timeout(min(ANSWER_S, max(self._left_s(), 0.0))):
+            async with asyncio.timeout(min(ANSWER_MAX_S, self._ttl_s * ANSWER_SHARE)):
                 response = await self._exchange()
         except TimeoutError:
             _log.info("lease_not_renewed", lease=self._id, error="no answer")
+        except asyncio.InvalidStateError:
+            # gRPC's word for writing to a stream that has ended since.
+            _log.info("lease_not_renewed", lease=self._id, error="the stream had ended")
         except grpc.aio.AioRpcError as error:
             _log.info("lease_not_renewed", lease=self._id, error=told(error))
         else:
             if isinstance(response, rpc_pb2.LeaseKeepAliveResponse):
+                if response.ttl <= 0:
+                    _log.info("lease_unknown", lease=self._id, left_s=self._left_s())
                 self._renewed_s = sent_s if response.ttl > 0 else -math.inf
                 return True
+            _log.info("lease_not_renewed", lease=self._id, error="etcd ended the stream")
         self._drop_stream()
         return False
 

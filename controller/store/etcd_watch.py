@@ -117,6 +117,9 @@ class Watch:
             if not await self._within(write, ANSWER_S):
                 raise Broken("the request cannot be sent")
             write.result()
+        except asyncio.InvalidStateError as error:
+            # gRPC's word for writing to a stream that has ended since.
+            raise Broken("etcd ended the stream") from error
         finally:
             write.cancel()
 
