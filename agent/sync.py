@@ -17,7 +17,7 @@ import grpc.aio
 from cairn.agent.ledger import Ledger, StaleVersion, order
 from cairn.agent.reports import Reports
 from cairn.proto.log import logger
-from cairn.proto.pki import PkiError
+from cairn.proto.pki import CONTROLLER_SERVER_NAME, PkiError
 from cairn.proto.seams import Ids, Transport
 from cairn.proto.v1.agent_pb2 import Heartbeat, Hello, SyncRequest, SyncResponse, Upsert, Version
 from cairn.proto.v1.agent_pb2_grpc import AgentServiceStub
@@ -26,7 +26,6 @@ HEARTBEAT_S: Final = 3.0
 SILENCE_S: Final = 9.0
 BACKOFF_S: Final = 0.25
 BACKOFF_S_MAX: Final = 5.0
-SERVER_NAME: Final = "controller.cairn"
 
 
 class Disconnected(Exception):
@@ -53,6 +52,8 @@ class SyncClient:
         self._some = asyncio.Event()
         # Set while the snapshot of the current stream has been accepted.
         self.synced = asyncio.Event()
+        # Counts streams.
+        self._stream = 0
         self._said: dict[str, str] = {}
         self._snapshot: tuple[Version, dict[str, Upsert]] | None = None
         # Loop time at which a controller was last heard.
@@ -90,18 +91,23 @@ class SyncClient:
         self._some.clear()
         self.synced.clear()
         self.heard_s = asyncio.get_running_loop().time()
-        channel = self._transport.channel([endpoint], server_name=SERVER_NAME)
+        channel = self._transport.channel([endpoint], server_name=CONTROLLER_SERVER_NAME)
         try:
-            call: Any = AgentServiceStub(channel).Sync(self._requests())
+            self._stream += 1
+            call: Any = AgentServiceStub(channel).Sync(self._requests(self._stream))
             try:
                 await _first_end(self._read(call), self._accept(), self._watch())
             finally:
+                self._stream += 1
                 call.cancel()
         finally:
             await channel.close(None)
 
-    async def _requests(self) -> AsyncIterator[SyncRequest]:
-        """Hello, then reports once the snapshot is there, and heartbeats all the time."""
+    async def _requests(self, stream: int) -> AsyncIterator[SyncRequest]:
+        """Hello, then reports once the snapshot is there, and heartbeats all the time.
+
+        gRPC may keep asking after the stream ended: then nothing may be taken that the next stream should send.
+        """
         loop = asyncio.get_running_loop()
         hello = self._hello()
         hello.held.CopyFrom(self._held())
@@ -116,7 +122,8 @@ class SyncClient:
             except TimeoutError:
                 beat_s = loop.time() + HEARTBEAT_S
                 yield SyncRequest(heartbeat=Heartbeat(held=self._held()))
-                continue
+            if self._stream != stream:
+                return
             if self.synced.is_set():
                 for message in self._reports.take():
                     yield message
