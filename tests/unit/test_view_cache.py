@@ -1,0 +1,173 @@
+"""The cache follows the store: its picture is the store's at one revision, and whoever asks is told what changed."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+import pytest
+from cairn.controller.store import cache as cache_module
+from cairn.controller.store.base import Batch, Put, Store, Txn, Unavailable
+from cairn.controller.store.cache import Cache, Changes
+from cairn.controller.store.memory import MemoryBackend, MemoryStore
+from cairn.proto import kinds
+from cairn.proto.v1.vm_pb2 import Placement, Vm
+
+
+@asynccontextmanager
+async def running(store: Store) -> AsyncIterator[Cache]:
+    cache = Cache(store)
+    task = asyncio.create_task(cache.run())
+    try:
+        async with asyncio.timeout(10):
+            await cache.ready.wait()
+            yield cache
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+def place(vm: str, node: str) -> Txn:
+    return Txn("placement").put(kinds.PLACEMENT, vm, Placement(vm=vm, node=node))
+
+
+async def test_it_shows_what_is_there_and_what_comes() -> None:
+    store = MemoryStore()
+    first = await store.commit(place("i-1", "n1"))
+    async with running(store) as cache:
+        assert cache.view.revision == first
+        assert cache.view.by(kinds.PLACEMENT, "node", "n1") == ["i-1"]
+        moved = await store.commit(place("i-1", "n2"))
+        await cache.wait_for(moved)
+        record = cache.view.record(kinds.PLACEMENT, "i-1")
+        assert record is not None
+        assert (record.message.node, record.mod_revision, record.create_revision) == ("n2", moved, first)
+        await cache.wait_for(await store.commit(Txn("placement").delete(kinds.PLACEMENT, "i-1")))
+        assert cache.view.count(kinds.PLACEMENT) == 0
+
+
+async def test_keys_that_are_not_ours_raise_the_revision_only() -> None:
+    store = MemoryStore()
+    foreign = Txn("test", puts={"/other": Put(b"x"), "/cairn/v1/nonsense/a": Put(b"x"), "/cairn/v1": Put(b"x")})
+    await store.commit(foreign)
+    async with running(store) as cache:
+        revision = await store.commit(foreign)
+        await cache.wait_for(revision)
+        unreadable = Txn("test", puts={kinds.PLACEMENT.key("i-9"): Put(b"\xff\xff\xff")})
+        await cache.wait_for(await store.commit(unreadable))
+        assert cache.view.get(kinds.PLACEMENT, "i-9") is None
+        await cache.wait_for(await store.commit(place("i-1", "n1")))
+        assert list(cache.view.ids(kinds.PLACEMENT)) == ["i-1"]
+    async with running(store) as fresh:
+        assert list(fresh.view.ids(kinds.PLACEMENT)) == ["i-1"]
+
+
+async def test_subscribers_are_told_once_and_find_it_in_the_view() -> None:
+    store = MemoryStore()
+    await store.commit(place("i-0", "n1"))
+    async with running(store) as cache:
+        with cache.subscribe() as changes:
+            revisions = [await store.commit(place(f"i-{n}", "n1")) for n in range(1, 20)]
+            seen = []
+            async for change in changes:
+                assert cache.view.revision >= change.revision
+                seen.append(change)
+                if change.revision == revisions[-1]:
+                    break
+        assert [change.revision for change in seen] == revisions
+        assert [change.records for change in seen] == [((kinds.PLACEMENT, f"i-{n}"),) for n in range(1, 20)]
+
+
+async def test_a_subscriber_from_the_start_gets_the_first_picture() -> None:
+    store = MemoryStore()
+    await store.commit(place("i-1", "n1"))
+    cache = Cache(store)
+    with cache.subscribe() as changes:
+        task = asyncio.create_task(cache.run())
+        first = await anext(changes)
+        task.cancel()
+    assert first.relisted
+    assert first.records == ((kinds.PLACEMENT, "i-1"),)
+
+
+async def test_a_slow_subscriber_costs_a_bounded_queue_and_misses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_module, "QUEUE_MAX", 3)
+    store = MemoryStore()
+    async with running(store) as cache:
+        with cache.subscribe() as changes:
+            for number in range(50):
+                await cache.wait_for(await store.commit(place(f"i-{number % 7}", f"n{number}")))
+            changes.close()
+            got: list[Changes] = [change async for change in changes]
+    assert len(got) <= 3
+    assert {id for change in got for _, id in change.records} == {f"i-{n}" for n in range(7)}
+    assert got[-1].revision == cache.view.revision
+
+
+class Faulty(MemoryStore):
+    """Ends watches now and then; when told, only after history was compacted away."""
+
+    def __init__(self, backend: MemoryBackend, rng: random.Random) -> None:
+        super().__init__(backend)
+        self._rng = rng
+        self.relists = 0
+
+    async def watch(self, prefix: str, after: int) -> AsyncGenerator[Batch, None]:
+        async with aclosing(super().watch(prefix, after)) as batches:
+            async for batch in batches:
+                yield batch
+                if self._rng.random() < 0.1:
+                    for number in range(3):
+                        self.backend.apply(place(f"i-{number}", f"behind {batch.revision}"))
+                        self.backend.apply(Txn("placement").delete(kinds.PLACEMENT, f"i-{number + 3}"))
+                    self.backend.compact(self.backend.revision)
+                    self.relists += 1
+                    raise Unavailable("on purpose")
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_after_compaction_it_lists_again(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_module, "RETRY_S", 0.001)
+    rng = random.Random(seed)
+    backend = MemoryBackend()
+    store, faulty = MemoryStore(backend), Faulty(backend, rng)
+    async with running(faulty) as cache:
+        told: dict[str, None] = {}
+        with cache.subscribe() as changes:
+            for number in range(100):
+                txn = place(f"i-{rng.randint(0, 9)}", f"n{number}")
+                if rng.random() < 0.3:
+                    txn = Txn("placement").delete(kinds.PLACEMENT, f"i-{rng.randint(0, 9)}")
+                await store.commit(txn)
+            await cache.wait_for(await store.revision())
+            changes.close()
+            async for change in changes:
+                told.update(dict.fromkeys(id for _, id in change.records))
+        items, revision = await store.read(kinds.ROOT)
+        assert faulty.relists > 0
+        assert cache.view.revision == revision
+        shown = {id: _revisions(cache.view.record(kinds.PLACEMENT, id)) for id in cache.view.ids(kinds.PLACEMENT)}
+        assert shown == {item.key.rpartition("/")[2]: (item.mod_revision, item.create_revision) for item in items}
+        assert set(shown) <= set(told)
+
+
+def _revisions(record: Any) -> tuple[int, int]:
+    return record.mod_revision, record.create_revision
+
+
+async def test_waiting_for_revisions_in_any_order() -> None:
+    store = MemoryStore()
+    async with running(store) as cache:
+        start = cache.view.revision
+        waits = {n: asyncio.create_task(cache.wait_for(start + n)) for n in (3, 1, 2, 4)}
+        for number in range(3):
+            await store.commit(Txn("api").put(kinds.VM, f"i-{number}", Vm()))
+        await asyncio.gather(waits[1], waits[2], waits[3])
+        assert cache.view.revision == start + 3
+        assert not waits[4].done()
+        waits[4].cancel()
+        await asyncio.wait([waits[4]])
+        await cache.wait_for(await store.commit(Txn("api").put(kinds.VM, "i-9", Vm())))
