@@ -110,12 +110,8 @@ def _room(
 
     def lack(table: Candidates, wanted: Wanted, rows: Rows) -> str:
         row = roomiest(table, rows)
-        verb = "lacks" if len(rows) == 1 else "lack"
-        there = (
-            f"{text(amount(table, row))} is free"
-            if len(rows) == 1
-            else f"the most free is {text(amount(table, row))} on {table.names[row]}"
-        )
+        verb, most = "lacks" if len(rows) == 1 else "lack", text(amount(table, row))
+        there = f"{most} free" if len(rows) == 1 else f"the most free is {most} on {table.names[row]}"
         return f"{_named(table, rows)} {verb} {noun}: {there}, {text(wants(wanted))} wanted"
 
     def advice(table: Candidates, _wanted: Wanted, rows: Rows) -> str:

@@ -1,0 +1,217 @@
+"""A cloud in a View, for tests of what decides: records made with few words, transactions applied as a store would."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from cairn.controller.reconcilers.base import Follower, Outcome, Reconciler
+from cairn.controller.store.base import Conflict, Txn
+from cairn.controller.store.view import LiveView
+from cairn.proto import kinds
+from cairn.proto.seams import timestamp
+from cairn.proto.v1.agent_pb2 import ImageReport, Observed, Report, VmReport, VolumeReport
+from cairn.proto.v1.image_pb2 import Image
+from cairn.proto.v1.node_pb2 import Node, NodeFacts, NodeSession
+from cairn.proto.v1.port_pb2 import Port
+from cairn.proto.v1.subnet_pb2 import Subnet
+from cairn.proto.v1.vm_pb2 import POWER_STATE_RUNNING, Vm
+from cairn.proto.v1.volume_pb2 import Volume
+from cairn.proto.v1.vpc_pb2 import Vpc
+
+MIB = 1 << 20
+GIB = 1 << 30
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+class Cloud:
+    """A View and what it takes to change it."""
+
+    def __init__(self) -> None:
+        self.view = LiveView()
+        self.view.advance(1)
+        self.now = NOW
+        self.changed: list[tuple[Any, str]] = []
+
+    def commit(self, txn: Txn) -> list[tuple[Any, str]]:
+        """Apply or raise Conflict; return what changed."""
+        moved = [key for key, revision in txn.checks.items() if self.view.revision_of(*kinds.split(key)) != revision]
+        if moved:
+            raise Conflict(moved)
+        revision = self.view.revision + 1
+        changed = []
+        for key in txn.deletes:
+            kind, id = kinds.split(key)
+            self.view.table(kind).delete(id)
+            changed.append((kind, id))
+        for key, put in txn.puts.items():
+            kind, id = kinds.split(key)
+            before = self.view.slot(kind, id)
+            self.view.table(kind).put(id, put.value, revision, before.create_revision if before else revision)
+            changed.append((kind, id))
+        self.view.advance(revision)
+        self.changed += changed
+        return changed
+
+    def put(self, kind: Any, id: str, message: Any) -> None:
+        """Write as whoever may."""
+        self.commit(Txn(kind.writer).put(kind, id, message))
+
+    def delete(self, kind: Any, id: str) -> None:
+        """Delete as whoever may."""
+        self.commit(Txn(kind.writer).delete(kind, id))
+
+    def edit(self, kind: Any, id: str) -> Any:
+        """Return a copy of a record to change and `put`."""
+        copy = kind.message()
+        copy.CopyFrom(self.view.get(kind, id))
+        return copy
+
+    def take(self) -> list[tuple[Any, str]]:
+        """Return what changed since the last call."""
+        changed, self.changed = list(dict.fromkeys(self.changed)), []
+        return changed
+
+    # --- records -----------------------------------------------------------------------------------------------------
+
+    def node(
+        self, name: str, *, threads: int = 2, memory: int = 4 * GIB, disk: int = 100 * GIB, up: bool = True, **more: Any
+    ) -> str:
+        id = f"node-{name:0>8}"
+        index = 1 + self.view.count(kinds.NODE)
+        node = Node(id=id, name=name, labels=more.get("labels", {}))
+        node.spec.index, node.spec.cordoned = index, more.get("cordoned", False)
+        self.put(kinds.NODE, id, node)
+        facts = NodeFacts(arch="x86_64", memory_bytes=memory, vtep=f"192.0.2.{index}", underlay_mtu=1500)
+        facts.cpu.threads = threads
+        facts.hypervisor.archs.extend(more.get("archs", ["x86_64"]))
+        facts.pools.add(type="local", total_bytes=disk, free_bytes=disk)
+        self.put(kinds.NODE_FACTS, id, facts)
+        if up:
+            self.connect(id)
+        return id
+
+    def connect(self, node: str) -> None:
+        session = NodeSession(node=node, controller="c1", endpoint=f"{node}:7446", connect_time=timestamp(self.now))
+        self.put(kinds.NODE_SESSION, node, session)
+
+    def image(self, name: str, *, size: int = 10 * MIB, arch: str = "x86_64") -> str:
+        id = f"img-{name:0>8}"
+        image = Image(id=id, name=name)
+        image.spec.size_bytes, image.spec.arch, image.spec.digest = size, arch, "sha256:" + "0" * 64
+        self.put(kinds.IMAGE, id, image)
+        return id
+
+    def vpc(self, name: str, cidr: str = "10.1.0.0/16") -> str:
+        id = f"rtr-{name:0>8}"
+        vpc = Vpc(id=id, name=name)
+        vpc.spec.cidr, vpc.spec.vni = cidr, 5000
+        self.put(kinds.VPC, id, vpc)
+        return id
+
+    def subnet(self, name: str, vpc: str, cidr: str = "10.1.1.0/24") -> str:
+        id = f"vxnet-{name:0>8}"
+        subnet = Subnet(id=id, name=name)
+        subnet.spec.vpc, subnet.spec.cidr, subnet.spec.vni = vpc, cidr, 5001
+        self.put(kinds.SUBNET, id, subnet)
+        return id
+
+    def port(self, name: str, subnet: str, *, vm: str = "", address: str = "") -> str:
+        id = f"nic-{name:0>8}"
+        record = self.view.get(kinds.SUBNET, subnet)
+        port = Port(id=id, name=id)
+        port.spec.subnet, port.spec.vm, port.spec.address = subnet, vm, address
+        port.spec.vpc = record.spec.vpc if record is not None else ""
+        self.put(kinds.PORT, id, port)
+        return id
+
+    def volume(self, name: str, *, vm: str = "", size: int = GIB, image: str = "", own: bool = False) -> str:
+        id = f"vol-{name:0>8}"
+        volume = Volume(id=id, name=name)
+        volume.spec.vm, volume.spec.size_bytes, volume.spec.image, volume.spec.type = vm, size, image, "local"
+        volume.spec.delete_with_vm = volume.spec.boot = own
+        self.put(kinds.VOLUME, id, volume)
+        return id
+
+    def vm(
+        self,
+        name: str,
+        *,
+        cpus: int = 1,
+        memory: int = 512 * MIB,
+        disk: int = GIB,
+        image: str = "",
+        subnet: str = "",
+        **spec: Any,
+    ) -> str:
+        """A VM with its root volume and, given a subnet, one card."""
+        id = f"i-{name:0>8}"
+        vm = Vm(id=id, name=name, create_time=timestamp(self.now))
+        vm.spec.cpus, vm.spec.memory_bytes, vm.spec.arch = cpus, memory, spec.get("arch", "x86_64")
+        vm.spec.image, vm.spec.node, vm.spec.power_state = image, spec.get("node", ""), POWER_STATE_RUNNING
+        vm.spec.node_selector.update(spec.get("selector", {}))
+        vm.spec.root_volume = f"vol-{name:0>8}"
+        if disk:
+            self.volume(name, vm=id, size=disk, image=image, own=True)
+        if subnet:
+            vm.spec.nics.add(subnet=subnet, port=self.port(name, subnet, vm=id))
+        self.put(kinds.VM, id, vm)
+        return id
+
+    def delete_vm(self, id: str, *, purge: bool = False) -> None:
+        """What the API does."""
+        vm = self.edit(kinds.VM, id)
+        vm.delete_time.CopyFrom(timestamp(self.now))
+        vm.purge_time.CopyFrom(timestamp(self.now + (timedelta() if purge else timedelta(hours=2))))
+        self.put(kinds.VM, id, vm)
+
+    def undelete_vm(self, id: str) -> None:
+        vm = self.edit(kinds.VM, id)
+        vm.ClearField("delete_time")
+        vm.ClearField("purge_time")
+        self.put(kinds.VM, id, vm)
+
+    def report(self, node: str, key: str, **said: Any) -> None:
+        """What sync.py writes."""
+        kind = key.partition("/")[0]
+        report = Report(key=key)
+        of = {"vm": VmReport, "volume": VolumeReport, "image": ImageReport}[kind]
+        getattr(report, kind).CopyFrom(of(**said))
+        self.put(kinds.OBSERVED, f"{node}/{key}", Observed(key=key, node=node, report=report))
+
+    # --- deciding ----------------------------------------------------------------------------------------------------
+
+    def decide(self, reconciler: Reconciler, key: str) -> Outcome:
+        """One decision and its commit."""
+        outcome = reconciler.reconcile(self.view, key, self.now)
+        if outcome.txn:
+            self.commit(outcome.txn)
+        return outcome
+
+    def settle(self, reconcilers: Sequence[Reconciler], rounds: int = 50) -> None:
+        """Decide about everything until nobody has anything to write."""
+        for _ in range(rounds):
+            wrote = False
+            for reconciler in reconcilers:
+                if isinstance(reconciler, Follower):
+                    reconciler.follow(self.view, self.changed)
+                for key in sorted(set(reconciler.all_keys(self.view))):
+                    wrote |= bool(self.decide(reconciler, key).txn)
+                    if isinstance(reconciler, Follower):
+                        reconciler.follow(self.view, self.changed)
+            if not wrote:
+                return
+        raise AssertionError("does not settle")
+
+
+def absent_everywhere(cloud: Cloud, vms: Iterable[str] = ()) -> None:
+    """Nodes report that these VMs and their disks are gone."""
+    for vm in vms:
+        placement = cloud.view.get(kinds.PLACEMENT, vm)
+        if placement is not None and placement.node:
+            cloud.report(placement.node, f"vm/{vm}", state=VmReport.STATE_ABSENT)
+        for volume in cloud.view.by(kinds.VOLUME, "vm", vm):
+            place = cloud.view.get(kinds.VOLUME_PLACEMENT, volume)
+            if place is not None:
+                cloud.report(place.node, f"volume/{volume}", state=VolumeReport.STATE_ABSENT)

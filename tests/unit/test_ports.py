@@ -1,0 +1,168 @@
+"""Addresses: each port one, no two the same, whoever decides in whatever order."""
+
+from __future__ import annotations
+
+import pytest
+from cairn.controller.reconcilers.ports import PORTS_MAX, Ports
+from cairn.controller.runtime import OPERATIONS_MAX, check_writers
+from cairn.controller.store.base import Conflict, Txn
+from cairn.proto import kinds
+from cairn.proto.ids import mac_of
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from tests.unit.cloud_kit import NOW, Cloud
+
+CIDRS = ("10.1.1.0/29", "10.1.2.0/28")
+
+
+def addresses(cloud: Cloud) -> dict[str, str]:
+    return {binding.port: binding.address for binding in cloud.view.all(kinds.PORT_BINDING)}
+
+
+def subnet_of(cloud: Cloud, cidr: str = CIDRS[0]) -> str:
+    return cloud.subnet("blue", cloud.vpc("v"), cidr)
+
+
+def test_lowest_free_in_the_order_they_were_made() -> None:
+    cloud = Cloud()
+    subnet = subnet_of(cloud)
+    first, second = cloud.port("z", subnet), cloud.port("a", subnet)
+    cloud.settle([Ports()])
+    assert addresses(cloud) == {first: "10.1.1.2", second: "10.1.1.3"}
+    binding = cloud.view.get(kinds.PORT_BINDING, first)
+    assert binding is not None
+    assert binding.mac == mac_of(first)
+    assert binding.subnet == subnet
+
+
+def test_asked_for_address_is_served_first() -> None:
+    cloud = Cloud()
+    subnet = subnet_of(cloud)
+    any_, fixed = cloud.port("a", subnet), cloud.port("b", subnet, address="10.1.1.2")
+    cloud.settle([Ports()])
+    assert addresses(cloud) == {any_: "10.1.1.3", fixed: "10.1.1.2"}
+
+
+@pytest.mark.parametrize(("address", "why"), [("10.1.1.1", "gateway"), ("10.9.9.9", "outside")])
+def test_refused_address_says_why(address: str, why: str) -> None:
+    cloud = Cloud()
+    port = cloud.port("a", subnet_of(cloud), address=address)
+    outcome = cloud.decide(Ports(), subnet := "vxnet-0000blue")
+    binding = cloud.view.get(kinds.PORT_BINDING, port)
+    assert binding is not None
+    assert not binding.address
+    assert why in binding.error
+    assert [event.reason for event in outcome.events] == ["NoAddress"]
+    assert cloud.decide(Ports(), subnet).txn is None, "the same reason is not written twice"
+
+
+def test_full_subnet_says_so_and_serves_when_one_is_freed() -> None:
+    cloud = Cloud()
+    subnet = subnet_of(cloud)
+    ports = [cloud.port(f"p{i}", subnet) for i in range(6)]
+    cloud.settle([Ports()])
+    last = cloud.view.get(kinds.PORT_BINDING, ports[5])
+    assert last is not None
+    assert "no address is free in 10.1.1.0/29" in last.error
+    cloud.delete(kinds.PORT, ports[2])
+    cloud.settle([Ports()])
+    assert ports[2] not in addresses(cloud)
+    assert addresses(cloud)[ports[5]] == "10.1.1.4"
+
+
+def test_many_ports_stay_within_one_transaction() -> None:
+    cloud = Cloud()
+    subnet = cloud.subnet("blue", cloud.vpc("v"), "10.1.0.0/20")
+    for i in range(3 * PORTS_MAX):
+        cloud.port(f"p{i}", subnet)
+    outcome = Ports().reconcile(cloud.view, subnet, NOW)
+    assert outcome.txn is not None
+    assert outcome.txn.size <= OPERATIONS_MAX
+    assert outcome.again_after_s == 0
+    check_writers(Ports(), outcome.txn)
+    cloud.settle([Ports()])
+    assert len(set(addresses(cloud).values())) == 3 * PORTS_MAX
+
+
+def test_two_controllers_conflict() -> None:
+    cloud = Cloud()
+    subnet = subnet_of(cloud)
+    cloud.port("a", subnet)
+    first, second = Ports().reconcile(cloud.view, subnet, NOW), Ports().reconcile(cloud.view, subnet, NOW)
+    assert first.txn is not None
+    assert second.txn is not None
+    cloud.commit(first.txn)
+    with pytest.raises(Conflict):
+        cloud.commit(second.txn)
+
+
+def test_keys_of_a_port_that_is_gone() -> None:
+    cloud = Cloud()
+    subnet = subnet_of(cloud)
+    port = cloud.port("a", subnet)
+    cloud.settle([Ports()])
+    cloud.delete(kinds.PORT, port)
+    assert list(Ports().keys(cloud.view, kinds.PORT, port)) == [subnet]
+
+
+class Interleaved(RuleBasedStateMachine):
+    """Several deciders hold decisions made at different times and commit them in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cloud = Cloud()
+        vpc = self.cloud.vpc("v")
+        self.subnets = [self.cloud.subnet(f"s{i}", vpc, cidr) for i, cidr in enumerate(CIDRS)]
+        self.held: list[Txn] = []
+        self.made = 0
+
+    @rule(which=st.integers(0, 1), address=st.sampled_from(["", "", "", "10.1.1.2", "10.1.2.9"]))
+    def create(self, which: int, address: str) -> None:
+        self.made += 1
+        self.cloud.port(f"p{self.made}", self.subnets[which], address=address)
+
+    @precondition(lambda self: self.cloud.view.count(kinds.PORT) > 0)
+    @rule(pick=st.integers(0))
+    def remove(self, pick: int) -> None:
+        ports = sorted(self.cloud.view.ids(kinds.PORT))
+        self.cloud.delete(kinds.PORT, ports[pick % len(ports)])
+
+    @rule(which=st.integers(0, 1))
+    def decide(self, which: int) -> None:
+        outcome = Ports().reconcile(self.cloud.view, self.subnets[which], NOW)
+        if outcome.txn:
+            self.held.append(outcome.txn)
+
+    @precondition(lambda self: bool(self.held))
+    @rule(pick=st.integers(0))
+    def commit(self, pick: int) -> None:
+        txn = self.held.pop(pick % len(self.held))
+        try:
+            self.cloud.commit(txn)
+        except Conflict:
+            return
+
+    @invariant()
+    def no_address_twice(self) -> None:
+        taken = [(binding.subnet, binding.address) for binding in self.cloud.view.all(kinds.PORT_BINDING) if binding.address]
+        assert len(taken) == len(set(taken))
+
+    @invariant()
+    def each_binding_has_its_claim(self) -> None:
+        claims = {(claim.subnet, claim.address): claim.port for claim in self.cloud.view.all(kinds.ADDRESS)}
+        for binding in self.cloud.view.all(kinds.PORT_BINDING):
+            if binding.address:
+                assert claims[binding.subnet, binding.address] == binding.port
+
+    def teardown(self) -> None:
+        self.cloud.settle([Ports()])
+        ports = set(self.cloud.view.ids(kinds.PORT))
+        assert set(self.cloud.view.ids(kinds.PORT_BINDING)) == ports
+        held = {claim.port for claim in self.cloud.view.all(kinds.ADDRESS)}
+        assert held == {id for id, address in addresses(self.cloud).items() if address}
+
+
+TestInterleaved = Interleaved.TestCase
+TestInterleaved.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
