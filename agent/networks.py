@@ -116,8 +116,8 @@ class Networks:
     async def _pass(self) -> Again:
         if not self._ledger.synced:
             return Again()
-        wanted = Wanted(dict(self._networks), dict(self._ports), dict(self._forwards))
         await self._world.refresh(Part.DOMAINS, Part.NETWORKS)
+        wanted = self._wanted()
         observed = self._world.networks
         actions = [a for a in plan(wanted, observed, started_taps=self._started_taps()) if self._is_allowed(a)]
         done: list[Action] = []
@@ -134,21 +134,24 @@ class Networks:
             self.actions += len(actions)
         self._take(observed, done, errors)
         try:
-            await self._serve(wanted)
+            await self._serve()
         finally:
             self._report()
         if errors:
             return Again(failed=True, retryable=any(error.retryable for error in errors.values()))
         return Again(after_s=CHECK_AFTER_S if actions else 0.0)
 
-    async def _serve(self, wanted: Wanted) -> None:
-        """Have DHCP and metadata answer for what is there; before any guest of it runs."""
+    def _wanted(self) -> Wanted:
+        return Wanted(dict(self._networks), dict(self._ports), dict(self._forwards))
+
+    async def _serve(self) -> None:
+        """Have DHCP and metadata answer for what is wanted now, not when the pass began; before any guest of it runs."""
         if not self._services_stale:
             return
         vms = {id: vm for id, vm in self._vms.items() if not vm.absent}
         self._services_stale = False
         try:
-            await self._services.update(wanted, vms)
+            await self._services.update(self._wanted(), vms)
         except (NetError, OSError):
             self._services_stale = True
             raise
