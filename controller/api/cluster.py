@@ -6,6 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from cairn.controller.api import nouns
 from cairn.controller.api.core import Core
+from cairn.controller.reconcilers.sentences import several
 from cairn.controller.store.base import Membership, View
 from cairn.proto import kinds
 from cairn.proto.v1 import cluster_pb2, cluster_pb2_grpc
@@ -71,9 +72,9 @@ def sentence(answer: GetClusterStatusResponse) -> str:
     if silent:
         troubles.append(f"store member {', '.join(silent)} does not answer")
     if answer.nodes_down:
-        troubles.append(f"{answer.nodes_down} node(s) do not answer")
+        troubles.append(f"{several(answer.nodes_down, 'node')} down: not answering")
     if not answer.nodes_ready:
         troubles.append("no node is ready")
     if troubles:
         return "; ".join(troubles)
-    return f"healthy: {answer.nodes_ready} node(s) ready, {answer.vms_running} of {answer.vms} VM(s) running"
+    return f"healthy: {several(answer.nodes_ready, 'node')} ready, {answer.vms_running} of {several(answer.vms, 'VM')} running"

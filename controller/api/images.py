@@ -13,6 +13,7 @@ from cairn.controller.api.decision import Decided
 from cairn.controller.api.erasure import Erasure
 from cairn.controller.api.objects import UpdateRules, begin, updated
 from cairn.controller.jobs.import_image import start
+from cairn.controller.reconcilers.sentences import several
 from cairn.controller.store.base import Record, Txn, View
 from cairn.proto import kinds
 from cairn.proto.errors import BadState, Invalid, TryAgain
@@ -158,7 +159,7 @@ def in_use(view: View, record: Record[Image]) -> None:
     if volumes:
         first = view.get(kinds.VOLUME, volumes[0])
         name = first.name if first is not None else volumes[0]
-        say = f"image {image.name!r} is what {len(volumes)} volume(s) are copies of, for example {name!r}"
+        say = f"image {image.name!r} is the origin of {several(len(volumes), 'volume')}, for example {name!r}"
         raise BadState("image", image.name, f"{say}: delete them first (a deleted VM keeps its disk for a while)")
 
 

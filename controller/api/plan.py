@@ -21,7 +21,7 @@ from cairn.controller.api.retention import Retention
 from cairn.controller.reconcilers.base import Reconciler
 from cairn.controller.reconcilers.placement import Placements
 from cairn.controller.reconcilers.ports import Ports
-from cairn.controller.reconcilers.sentences import size
+from cairn.controller.reconcilers.sentences import several, size
 from cairn.controller.store.base import Put, Store, Txn, View
 from cairn.proto import kinds
 from cairn.proto.errors import Invalid, Moved
@@ -178,7 +178,7 @@ def details(view: View, kind: str, message: Any) -> list[str]:
     """Return what a planned object amounts to, in a few words each."""
     spec = message.spec
     if kind == "vm":
-        return [f"{spec.cpus} CPUs, {size(spec.memory_bytes)} of memory"]
+        return [f"{several(spec.cpus, 'CPU')}, {size(spec.memory_bytes)} of memory"]
     if kind == "volume":
         return [f"disk {size(spec.size_bytes)}"]
     if kind == "port":

@@ -12,6 +12,7 @@ from cairn.controller.api.decision import Decided
 from cairn.controller.api.erasure import Erasure
 from cairn.controller.api.objects import UpdateRules, begin, looked_up, updated
 from cairn.controller.api.vnis import claim_vni, release_vni
+from cairn.controller.reconcilers.sentences import several
 from cairn.controller.store.base import Record, Txn, View
 from cairn.proto import kinds
 from cairn.proto.errors import BadState
@@ -85,10 +86,12 @@ def in_use(view: View, record: Record[Subnet]) -> None:
         return
     first = view.get(kinds.PORT, ports[0])
     vm = view.get(kinds.VM, first.spec.vm) if first is not None else None
-    what = (
-        f"VM {vm.name!r}" + (" (deleted, not yet erased)" if vm.HasField("delete_time") else "") if vm else f"port {ports[0]}"
-    )
-    say = f"subnet {subnet.name!r} still has {len(ports)} port(s), for example of {what}: delete them first"
+    what, how = f"port {ports[0]}", "delete it first"
+    if vm is not None and vm.HasField("delete_time"):
+        what, how = f"VM {vm.name!r}, which is deleted but not erased", f"`cairn vm delete {vm.id} --purge` erases it now"
+    elif vm is not None:
+        what, how = f"VM {vm.name!r}", "delete it first"
+    say = f"subnet {subnet.name!r} still has {several(len(ports), 'port')}, for example of {what}: {how}"
     raise BadState("subnet", subnet.name, say)
 
 

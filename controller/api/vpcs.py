@@ -12,6 +12,7 @@ from cairn.controller.api.decision import Decided
 from cairn.controller.api.erasure import Erasure
 from cairn.controller.api.objects import UpdateRules, begin, updated
 from cairn.controller.api.vnis import claim_vni, release_vni
+from cairn.controller.reconcilers.sentences import several
 from cairn.controller.store.base import Record, Txn, View
 from cairn.proto import kinds
 from cairn.proto.errors import BadState
@@ -74,7 +75,7 @@ def in_use(view: View, record: Record[Vpc]) -> None:
         first = view.get(kinds.SUBNET, subnets[0])
         name = record.message.name
         example = first.name if first is not None else subnets[0]
-        say = f"VPC {name!r} still has {len(subnets)} subnet(s), for example {example!r}: delete them first"
+        say = f"VPC {name!r} still has {several(len(subnets), 'subnet')}, for example {example!r}: delete them first"
         raise BadState("vpc", name, say)
 
 
