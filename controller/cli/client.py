@@ -69,9 +69,14 @@ class Session:
 
     def _connect(self) -> grpc.aio.Channel:
         if self._channel is None:
+            import structlog
+            from cairn.proto import log
             from cairn.proto.pki import CONTROLLER_SERVER_NAME, PkiError
             from cairn.proto.rpc import FileCredentials, GrpcTransport
 
+            if not structlog.is_configured():
+                # Unconfigured, it would write to stdout, among the data.
+                log.configure("error")
             context = self.context
             try:
                 transport = GrpcTransport(FileCredentials(context.ca, context.cert, context.key))

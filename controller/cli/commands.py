@@ -20,6 +20,13 @@ from cairn.controller.cli.values import DURATION
 FORMATS: Final = ("table", "wide", "json", "yaml", "name")
 COMPLETION_S: Final = 1.5
 INTERRUPTED: Final = 130
+# What a verb does, where "cannot VERB NOUN NAME" would not be a sentence.
+_DOING: Final = {
+    "events": "list the events of",
+    "console": "open the console of",
+    "wait": "wait for",
+    "status": "tell the status of",
+}
 
 
 def _remember(ctx: click.Context, param: click.Parameter, value: Any) -> None:
@@ -94,7 +101,8 @@ class Verb(_Command):
         settings = settings_of(ctx)
         if (settings.plan or settings.plan_id) and not self._changes:
             raise click.UsageError(f"`{ctx.command_path}` changes nothing, so there is nothing to plan", ctx)
-        attempted = " ".join(filter(None, [self.name, self._noun, str(arguments.get("name") or "")]))
+        doing = _DOING.get(self.name or "", self.name)
+        attempted = " ".join(filter(None, [doing, self._noun, str(arguments.get("name") or "")]))
         ctx.exit(execute(settings, lambda session: self._run(session, **arguments), attempted))
 
 

@@ -24,18 +24,18 @@ def plan_lines(plan: Any) -> Iterator[str]:
     kinds = max((len(change.kind) for change in plan.changes), default=0)
     actions = max((len(change.action) for change in plan.changes), default=0)
     for change in plan.changes:
-        named = f"{change.name} ({change.id})" if change.name and change.id else change.name or change.id
+        named = f"{change.name} ({change.id})" if change.name and change.id != change.name else change.name or change.id
         yield f"  {change.action:<{actions}}  {change.kind:<{kinds}}  {named}".rstrip()
         yield from (f"  {'':<{actions}}  {'':<{kinds}}  - {detail}" for detail in change.details)
     if plan.HasField("decision"):
-        yield from decision_lines(plan.decision)
+        yield from decision_lines(plan.decision, said=plan.say)
     if plan.plan_id:
         yield f"plan {plan.plan_id}; repeat the command with --plan-id {plan.plan_id} instead of --plan to do exactly this"
 
 
-def decision_lines(decision: Any) -> Iterator[str]:
-    """Yield a placement decision as text: the sentence, who was refused and why, the best scores."""
-    if decision.say:
+def decision_lines(decision: Any, *, said: str = "") -> Iterator[str]:
+    """Yield a placement decision as text: the sentence, unless it was said; who was refused and why; the best scores."""
+    if decision.say and decision.say not in said:
         yield decision.say
     refused = [count for count in decision.filters if count.refused]
     yield f"considered {_nodes(decision.considered)}" + ("; refused:" if refused else ", refused none")

@@ -14,7 +14,8 @@ from typing import Any, Final
 
 import grpc
 import grpc.aio
-from cairn.proto import pki
+import structlog
+from cairn.proto import log, pki
 from cairn.proto.errors import AlreadyExists, Moved, NotFound
 from cairn.proto.rpc import FileCredentials, GrpcTransport
 from cairn.proto.seams import SystemClock, SystemIds
@@ -72,6 +73,7 @@ class Cloud:
     # --- used by tests -----------------------------------------------------------------------------------------------
 
     def start(self) -> None:
+        log.configure("error")
         self._thread.start()
         for index in range(len(self.sockets)):
             self.do(self.serve(index))
@@ -83,6 +85,7 @@ class Cloud:
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(10)
         self.loop.close()
+        structlog.reset_defaults()
 
     def do(self, work: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(30)

@@ -33,45 +33,26 @@ def raw(path: Path, size: int = 3 << 20) -> Path:
 
 
 def qcow2(path: Path, *, backing: int = 0, version: int = 3, crypt: int = 0, features: int = 0) -> Path:
-    """A qcow2 made by hand: header, one L1 entry, one L2 table, one data cluster at the end."""
-    header = struct.pack(
-        ">4sIQIIQIIQQIIQQQQII",
-        b"QFI\xfb",
-        version,
-        backing,
-        0,
-        16,
-        64 << 20,
-        crypt,
-        1,
-        CLUSTER,
-        0,
-        0,
-        0,
-        0,
-        features,
-        0,
-        0,
-        4,
-        104,
-    )
-    l1 = struct.pack(">Q", 2 * CLUSTER | 1 << 63)
-    l2 = struct.pack(">Q", 3 * CLUSTER | 1 << 63)
-    parts = (header, l1, l2, b"d" * CLUSTER)
+    """A qcow2 made by hand: header, one L1 entry, a refcount table, one L2 table, one data cluster at the end."""
+    fields = (version, backing, 0, 16, 64 << 20, crypt, 1, CLUSTER, 2 * CLUSTER, 1, 0, 0, features, 0, 0, 4, 104)
+    header = struct.pack(">4sIQIIQIIQQIIQQQQII", b"QFI\xfb", *fields)
+    l1 = struct.pack(">Q", 3 * CLUSTER | 1 << 63)
+    l2 = struct.pack(">Q", 4 * CLUSTER | 1 << 63)
+    parts = (header, l1, b"", l2, b"d" * CLUSTER)
     path.write_bytes(b"".join(part.ljust(CLUSTER, b"\0") for part in parts))
     return path
 
 
 def test_qcow2_and_raw_are_told_apart(tmp_path: Path) -> None:
     found = inspect(qcow2(tmp_path / "q"), None)
-    assert (found.format, found.size_bytes, found.virtual_size_bytes) == ("qcow2", 4 * CLUSTER, 64 << 20)
+    assert (found.format, found.size_bytes, found.virtual_size_bytes) == ("qcow2", 5 * CLUSTER, 64 << 20)
     found = inspect(raw(tmp_path / "r"), None)
     assert (found.format, found.virtual_size_bytes) == ("raw", 3 << 20)
     (tmp_path / "plain").write_bytes(b"x" * 1024)
     assert inspect(tmp_path / "plain", "raw").format == "raw"
 
 
-@pytest.mark.parametrize("length", [3 * CLUSTER + 5, 3 * CLUSTER, 2 * CLUSTER + 8, CLUSTER, 100, 40])
+@pytest.mark.parametrize("length", [4 * CLUSTER + 5, 4 * CLUSTER, 3 * CLUSTER + 8, CLUSTER, 100, 40])
 def test_a_cut_qcow2_is_refused(tmp_path: Path, length: int) -> None:
     path = qcow2(tmp_path / "q")
     path.write_bytes(path.read_bytes()[:length])
