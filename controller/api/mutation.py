@@ -44,6 +44,8 @@ _log = log.logger("api")
 M = TypeVar("M", bound=Message)
 ATTEMPTS_MAX: Final = 64
 BACKOFF_S: Final = 0.005
+# How long the watch may take to bring what the store has committed.
+CATCH_UP_S: Final = 10.0
 REQUEST_KEEP_S: Final = 24 * 3600.0
 EVENT_KEEP_S: Final = 24 * 3600.0
 LEASE_USE_S: Final = 3600.0
@@ -82,10 +84,20 @@ class Mutations:
     async def freshen(self) -> View:
         """Return a view as fresh as the store was when called. Raises TryAgain."""
         try:
-            await self._cache.wait_for(await self._store.revision())
+            revision = await self._store.revision()
         except Unavailable as error:
             raise TryAgain(f"the store does not answer: {error}") from error
+        await self.caught_up(revision)
         return self._cache.view
+
+    async def caught_up(self, revision: int) -> None:
+        """Return once the view contains a revision. Raises TryAgain when that takes too long."""
+        try:
+            async with asyncio.timeout(CATCH_UP_S):
+                await self._cache.wait_for(revision)
+        except TimeoutError as error:
+            behind = f"at revision {self._cache.view.revision}, the store at {revision}"
+            raise TryAgain(f"this controller has fallen behind the store ({behind}); try again") from error
 
     async def run(self, request: Any, actor: str, decide: Decide[M], touched: Touched | None = None) -> M:
         """Run one mutation and return the object's message. Raises Refused.
@@ -145,7 +157,7 @@ class Mutations:
             raise TryAgain(f"the store does not answer: {error}") from error
         except ValueError as error:
             raise Exhausted("transaction", f"this changes too much at once ({decided.txn.size} records): {error}") from error
-        await self._cache.wait_for(revision)
+        await self.caught_up(revision)
         _log.info("committed", method=type(request).__name__, object=decided.id, actor=actor, revision=revision)
         if decided.erased is not None:
             return decided.erased

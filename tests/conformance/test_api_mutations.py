@@ -12,12 +12,15 @@ import pytest
 from cairn.controller.store.base import Indeterminate, Store, Txn
 from cairn.proto import kinds
 from cairn.proto.errors import status_of
+from cairn.proto.seams import timestamp
+from cairn.proto.v1.subnet_pb2 import CreateSubnetRequest, DeleteSubnetRequest, Subnet, SubnetSpec
 from cairn.proto.v1.vm_pb2 import (
     POWER_STATE_STOPPED,
     CreateVmRequest,
     DeleteVmRequest,
     GetVmRequest,
     ListVmsRequest,
+    Nic,
     RebootVmRequest,
     StartVmRequest,
     StopVmRequest,
@@ -28,7 +31,7 @@ from cairn.proto.v1.vm_pb2 import (
     VmStatus,
 )
 from cairn.proto.v1.volume_pb2 import CreateVolumeRequest, DeleteVolumeRequest, GetVolumeRequest, UpdateVolumeRequest, Volume
-from cairn.proto.v1.vpc_pb2 import DeleteVpcRequest
+from cairn.proto.v1.vpc_pb2 import DeleteVpcRequest, Vpc
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.rpc import error_details_pb2
 
@@ -238,8 +241,6 @@ async def test_a_vpc_with_subnets_stays_and_its_mark_is_taken_back(world: World)
 
 
 async def test_a_deleted_vpc_is_the_answer_of_the_repeat_too(world: World) -> None:
-    from cairn.proto.v1.subnet_pb2 import DeleteSubnetRequest
-
     await world.api.subnets.DeleteSubnet(DeleteSubnetRequest(id="blue"))
     request = DeleteVpcRequest(id="home", request_id=world.ids.uuid())
     first = await world.api.vpcs.DeleteVpc(request)
@@ -249,6 +250,40 @@ async def test_a_deleted_vpc_is_the_answer_of_the_repeat_too(world: World) -> No
     assert await world.count(kinds.VPC) == 0
     assert await world.count(kinds.VNI) == 0
     assert await code_of(world.api.vpcs.DeleteVpc(DeleteVpcRequest(id="home"))) is grpc.StatusCode.NOT_FOUND
+
+
+async def test_no_vm_is_made_in_a_subnet_that_goes_at_the_same_moment(world: World) -> None:
+    """The two transactions share no key they write; the deletion's mark is what makes them conflict."""
+    refusals = {grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.UNAVAILABLE}
+    for number in range(8):
+        name = f"s{number}"
+        spec = SubnetSpec(vpc="home", cidr=f"10.1.{number + 10}.0/24")
+        made = await world.api.subnets.CreateSubnet(CreateSubnetRequest(subnet=Subnet(name=name, spec=spec)))
+        results = await asyncio.gather(
+            world.api.vms.CreateVm(CreateVmRequest(vm=vm(f"vm-{number}", nics=[Nic(subnet=name)]))),
+            world.api.subnets.DeleteSubnet(DeleteSubnetRequest(id=name)),
+            return_exceptions=True,
+        )
+        failed = [each for each in results if isinstance(each, grpc.aio.AioRpcError)]
+        assert all(each.code() in refusals for each in failed), failed
+        ports = world.cache.view.by(kinds.PORT, "subnet", made.id)
+        left = world.cache.view.get(kinds.SUBNET, made.id)
+        assert bool(ports) == (left is not None)
+        assert left is None or not left.HasField("delete_time")
+
+
+async def test_a_deletion_that_died_half_way_is_finished_by_the_next(world: World) -> None:
+    await world.api.subnets.DeleteSubnet(DeleteSubnetRequest(id="blue"))
+    (id,) = world.cache.view.ids(kinds.VPC)
+    marked = Vpc()
+    marked.CopyFrom(world.cache.view.get(kinds.VPC, id) or Vpc())
+    marked.delete_time.CopyFrom(timestamp(world.clock.now()))
+    await world.commit(Txn("api").put(kinds.VPC, id, marked))
+    spec = SubnetSpec(vpc="home", cidr="10.1.9.0/24")
+    late = world.api.subnets.CreateSubnet(CreateSubnetRequest(subnet=Subnet(name="late", spec=spec)))
+    assert await code_of(late) is grpc.StatusCode.FAILED_PRECONDITION
+    assert (await world.api.vpcs.DeleteVpc(DeleteVpcRequest(id="home"))).id == id
+    assert await world.count(kinds.VPC) == 0
 
 
 async def test_every_mutation_leaves_an_event(world: World) -> None:
