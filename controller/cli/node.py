@@ -12,7 +12,7 @@ from cairn.controller.cli.commands import NounGroup, name_argument
 from cairn.controller.cli.failures import Failure
 from cairn.controller.cli.noun import Noun, add_list, add_show
 from cairn.controller.cli.output import Column, Detail, Section
-from cairn.controller.cli.values import DURATION, PAIR, size_text, state_text
+from cairn.controller.cli.values import DURATION, PAIR, counted, size_text, state_text
 
 
 def _state(node: Any) -> str:
@@ -57,7 +57,7 @@ def _details(node: Any) -> Iterable[Detail]:
 
 def _hardware(facts: Any) -> Iterable[Detail]:
     cpu, firmware = facts.cpu, facts.firmware
-    topology = f"{cpu.sockets} sockets, {cpu.cores} cores, {cpu.threads} threads"
+    topology = ", ".join([counted(cpu.sockets, "socket"), counted(cpu.cores, "core"), counted(cpu.threads, "thread")])
     yield Section(
         "Hardware",
         [

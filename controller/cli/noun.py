@@ -150,7 +150,7 @@ def add_list(group: NounGroup, noun: Noun) -> None:
             await follow(session, noun, whole)
             return
         fields = {"show_deleted": True} if deleted else {}
-        found = await noun.all(session, whole, **fields)
+        found = sorted(await noun.all(session, whole, **fields), key=lambda each: (each.name, each.id))
         session.output.list(noun.columns, found, empty=f"no {noun.title}s" + (" pass the filter" if whole else " yet"))
 
     run.__doc__ = f"List {noun.title}s."

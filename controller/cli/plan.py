@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from cairn.controller.cli.output import Output
+from cairn.controller.cli.values import counted
 
 
 def show_plan(output: Output, answer: Any) -> None:
@@ -38,18 +39,14 @@ def decision_lines(decision: Any, *, said: str = "") -> Iterator[str]:
     if decision.say and decision.say not in said:
         yield decision.say
     refused = [count for count in decision.filters if count.refused]
-    yield f"considered {_nodes(decision.considered)}" + ("; refused:" if refused else ", refused none")
+    yield f"considered {counted(decision.considered, 'node')}" + ("; refused:" if refused else ", refused none")
     width = max((len(count.name) for count in refused), default=0)
     for count in refused:
         example = f"  for example {count.example}" if count.example else ""
-        yield f"  {count.name:<{width}}  {_nodes(count.refused)}{example}"
+        yield f"  {count.name:<{width}}  {counted(count.refused, 'node')}{example}"
     if decision.top:
         yield "best scores:"
         yield from _scores(decision.top)
-
-
-def _nodes(count: int) -> str:
-    return f"{count} node" if count == 1 else f"{count} nodes"
 
 
 def _scores(top: Any) -> Iterator[str]:

@@ -86,6 +86,11 @@ def size_text(size_bytes: int) -> str:
     return f"{value:.0f} {unit}" if value == int(value) or value >= 100 else f"{value:.1f} {unit}"
 
 
+def counted(count: int, noun: str) -> str:
+    """Return "1 cpu", "2 cpus"."""
+    return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
 def age_text(since: datetime | None, now: datetime) -> str:
     """Return how long ago: "42s", "3m", "5h", "12d"; "-" when it never was."""
     if since is None:

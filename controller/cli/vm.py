@@ -12,7 +12,7 @@ from cairn.controller.cli.failures import Exit, Failure
 from cairn.controller.cli.noun import Noun, add_delete, add_list, add_show, add_simple, perform, settle
 from cairn.controller.cli.output import Column, Detail, Section
 from cairn.controller.cli.plan import decision_lines
-from cairn.controller.cli.values import SIZE, size_text, state_text
+from cairn.controller.cli.values import SIZE, counted, size_text, state_text
 from cairn.controller.cli.waiting import Goal
 
 RUNNING = Goal("running", frozenset({"RUNNING"}))
@@ -29,7 +29,7 @@ def _addresses(vm: Any) -> str:
 def _details(vm: Any) -> Iterable[Detail]:
     spec, status = vm.spec, vm.status
     yield "Node", status.node
-    yield "Size", f"{spec.cpus} cpus, {size_text(spec.memory_bytes)} memory"
+    yield "Size", f"{counted(spec.cpus, 'cpu')}, {size_text(spec.memory_bytes)} memory"
     yield "Image", f"{status.image_name} ({spec.image})" if status.image_name else spec.image
     yield "Architecture", spec.arch
     yield "Runs by", status.accelerator
