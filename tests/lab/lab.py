@@ -2,8 +2,8 @@
 
     lab = Lab("lab", nodes=3); lab.up(); lab.cairn("vm", "list"); lab.down()
 
-The first three servers (one, when there are fewer than three) also carry etcd and a controller. `up` is idempotent and mends what is
-missing; `down` removes every trace, also of a lab whose maker crashed. The ordinary shell reaches the controllers through their
+The first three servers (one, when there are fewer than three) also carry etcd and a controller. `up` is idempotent and mends
+what is missing; `down` removes every trace, also of a lab whose maker crashed. The ordinary shell reaches the controllers through their
 unix sockets; `up` writes the context `lab` for it.
 """
 
@@ -142,12 +142,15 @@ class Lab:
         data = host.folder / "data"
         for sub in ("etc/pki", "lib/etcd", "run"):
             (data / sub).mkdir(parents=True, exist_ok=True, mode=0o700)
+        controller = f"controller-{host.name}"
         copies = {
-            "ca.crt": "ca.crt", "ca.key": "ca.key", "etcd-ca.crt": "etcd-ca.crt",
-            f"controller-{host.name}.crt": "controller.crt", f"controller-{host.name}.key": "controller.key",
-            f"controller-{host.name}-etcd.crt": "controller-etcd.crt", f"controller-{host.name}-etcd.key": "controller-etcd.key",
-            f"etcd-{host.name}.crt": "etcd.crt", f"etcd-{host.name}.key": "etcd.key",
-        }  # fmt: skip
+            "ca.crt": "ca.crt",
+            "ca.key": "ca.key",
+            "etcd-ca.crt": "etcd-ca.crt",
+            **{f"{controller}.{end}": f"controller.{end}" for end in ("crt", "key")},
+            **{f"{controller}-etcd.{end}": f"controller-etcd.{end}" for end in ("crt", "key")},
+            **{f"etcd-{host.name}.{end}": f"etcd.{end}" for end in ("crt", "key")},
+        }
         for source, target in copies.items():
             place(data / "etc" / "pki" / target, (self.pki / source).read_bytes())
         place(data / "etc" / "controller.toml", self._controller_config(host).encode())
@@ -221,14 +224,15 @@ class Lab:
 
     # --- the way in ------------------------------------------------------------------------------------------------------
 
-    def _endpoints(self) -> list[str]:
+    @property
+    def endpoints(self) -> list[str]:
         return [f"unix:{self.socket_of(host)}" for host in self.control]
 
     def _write_context(self, path: Path, context: str) -> None:
         document: dict[str, Any] = tomllib.loads(path.read_text()) if path.exists() else {}
         contexts = document.setdefault("contexts", {})
         contexts[context] = {
-            "endpoints": self._endpoints(),
+            "endpoints": self.endpoints,
             "ca": str(self.pki / "ca.crt"),
             "cert": str(self.pki / "admin.crt"),
             "key": str(self.pki / "admin.key"),
