@@ -1,0 +1,431 @@
+"""AgentService: an agent's stream from hello to its end, against a real cache and store."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import pytest
+from cairn.controller.metrics import SyncMetrics
+from cairn.controller.nodespec import node_objects
+from cairn.controller.presence import Presence
+from cairn.controller.reconcilers.placement import Placements
+from cairn.controller.reconcilers.ports import Ports
+from cairn.controller.store.base import Txn
+from cairn.controller.store.cache import Cache
+from cairn.controller.store.memory import MemoryBackend, MemoryStore
+from cairn.controller.sync import SyncService
+from cairn.proto import kinds
+from cairn.proto.errors import BadState, Denied, Invalid, NotFound, Refused, TryAgain, Unauthenticated
+from cairn.proto.seams import SystemClock, SystemIds
+from cairn.proto.v1.agent_pb2 import (
+    AgentEvent,
+    Desired,
+    Heartbeat,
+    Hello,
+    ImageReport,
+    Report,
+    SyncRequest,
+    SyncResponse,
+    Version,
+    VmReport,
+)
+from cairn.proto.v1.node_pb2 import NodeFacts
+from prometheus_client import CollectorRegistry
+
+from tests.unit.cloud_kit import Cloud
+from tests.unit.test_runtime import Leases
+
+
+class Context:
+    """What a gRPC context tells of the caller's certificate."""
+
+    def __init__(self, *names: str) -> None:
+        self._names = names
+
+    def auth_context(self) -> dict[str, list[bytes]]:
+        return {"x509_subject_alternative_name": [name.encode() for name in self._names]}
+
+
+class Agent:
+    """The other end: sends requests, keeps what it was told."""
+
+    def __init__(self, service: SyncService, node: str, *, certificate: str = "") -> None:
+        self.node, self._service = node, service
+        self._context = Context(certificate or f"cairn://node/{node}")
+        self._requests: asyncio.Queue[SyncRequest | None] = asyncio.Queue()
+        self.objects: dict[str, Desired] = {}
+        self.versions: list[int] = []
+        self.received: list[SyncResponse] = []
+        self.bookmarks = 0
+        self.error: BaseException | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def hello(self, *, held: int = 0, epoch: int = 1, facts: NodeFacts | None = None) -> None:
+        hello = Hello(node=self.node, boot_id="b", endpoint=f"{self.node}:7446", held=Version(epoch=epoch, revision=held))
+        if facts is not None:
+            hello.facts.CopyFrom(facts)
+        self.send(SyncRequest(hello=hello))
+
+    def send(self, request: SyncRequest) -> None:
+        self._requests.put_nowait(request)
+
+    def report(self, key: str, **said: Any) -> None:
+        self.send(SyncRequest(report=Report(key=key, **said)))
+
+    def bye(self) -> None:
+        self._requests.put_nowait(None)
+
+    async def _stream(self) -> AsyncIterator[SyncRequest]:
+        while (request := await self._requests.get()) is not None:
+            yield request
+
+    async def _run(self) -> None:
+        stream = self._service.Sync(self._stream(), cast("Any", self._context))
+        try:
+            async for response in stream:
+                self._take(response)
+        except Refused as error:
+            self.error = error
+        finally:
+            await stream.aclose()
+
+    def _take(self, response: SyncResponse) -> None:
+        self.received.append(response)
+        kind = response.WhichOneof("message")
+        self.versions.append(getattr(response, kind or "").version.revision)
+        if kind == "upsert":
+            self.objects[response.upsert.key] = response.upsert.object
+        elif kind == "remove":
+            del self.objects[response.remove.key]
+        elif kind == "bookmark":
+            self.bookmarks += 1
+
+    def connect(self) -> Agent:
+        self._task = asyncio.create_task(self._run())
+        return self
+
+    async def break_off(self) -> None:
+        """The connection is cut."""
+        assert self._task is not None
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def ended(self) -> BaseException | None:
+        assert self._task is not None
+        await asyncio.wait([self._task], timeout=20)
+        assert self._task.done()
+        return self.error
+
+
+class World:
+    """A store with two nodes and what is decided about them."""
+
+    def __init__(self, store: MemoryStore, cache: Cache, cloud: Cloud) -> None:
+        self.store, self.cache, self.cloud = store, cache, cloud
+        self.services: list[SyncService] = []
+        self.registry = CollectorRegistry()
+
+    async def copy(self) -> None:
+        """Bring what changed in the cloud to the store."""
+        for kind, id in self.cloud.take():
+            record: Any = self.cloud.view.get(kind, id)
+            txn = Txn(kind.writer)
+            revision = await self.store.commit(txn.put(kind, id, record) if record is not None else txn.delete(kind, id))
+            await self.cache.wait_for(revision)
+
+    async def decided(self) -> None:
+        self.cloud.settle([Ports(), Placements()])
+        await self.copy()
+
+    async def until(self, condition: Callable[[], Any]) -> None:
+        async with asyncio.timeout(20):
+            while not condition():
+                await asyncio.sleep(0.005)
+
+    def expected(self, node: str) -> dict[str, Desired]:
+        return node_objects(self.cache.view, Presence(self.cache.view), node)
+
+    def observed(self, node: str, key: str) -> Report | None:
+        record = self.cache.view.get(kinds.OBSERVED, f"{node}/{key}")
+        return record.report if record is not None else None
+
+    def events(self) -> list[tuple[str, str]]:
+        found = sorted(self.cache.view.all(kinds.EVENT), key=lambda event: event.id)
+        return [(event.object, event.reason) for event in found]
+
+
+@asynccontextmanager
+async def world(*, silence_s: float = 60, services: int = 1) -> AsyncIterator[World]:
+    backend = MemoryBackend()
+    store = MemoryStore(backend)
+    cache = Cache(MemoryStore(backend))
+    at = World(store, cache, Cloud())
+    tasks = [asyncio.create_task(cache.run())]
+    await cache.ready.wait()
+    for i in range(services):
+        service = SyncService(
+            cache,
+            store,
+            SystemClock(),
+            SystemIds(),
+            Leases(store),
+            SyncMetrics(at.registry if i == 0 else CollectorRegistry()),
+            controller=f"c{i}",
+            epoch=lambda: 1,
+            silence_s=silence_s,
+        )
+        at.services.append(service)
+        tasks.append(asyncio.create_task(service.run()))
+    for name in ("n1", "n2"):
+        at.cloud.node(name)
+    await at.copy()
+    for name in ("n1", "n2"):
+        await store.commit(Txn("sync").delete(kinds.NODE_SESSION, f"node-{name:0>8}"))
+    try:
+        yield at
+        assert not any(task.done() for task in tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await store.close()
+
+
+N1, N2 = "node-000000n1", "node-000000n2"
+
+
+def agent(at: World, node: str = N1, service: int = 0) -> Agent:
+    found = Agent(at.services[service], node)
+    found.hello()
+    return found.connect()
+
+
+async def test_snapshot_then_deltas() -> None:
+    async with world() as at:
+        subnet = at.cloud.subnet("blue", at.cloud.vpc("v"))
+        first = at.cloud.vm("a", subnet=subnet, node=N1)
+        await at.decided()
+        here = agent(at)
+        await at.until(lambda: here.bookmarks)
+        kinds_sent = [response.WhichOneof("message") for response in here.received]
+        assert kinds_sent[0] == "snapshot_begin"
+        assert kinds_sent[-1] == "bookmark"
+        assert here.received[-1].bookmark.snapshot_end
+        assert here.objects == at.expected(N1)
+        assert f"vm/{first}" in here.objects
+        before = len(here.received)
+        at.cloud.vm("b", subnet=subnet, node=N2)
+        await at.decided()
+        await at.until(lambda: here.objects == at.expected(N1) and "forward/rtr-0000000v/nic-0000000b" in here.objects)
+        touched = {response.upsert.key for response in here.received[before:] if response.HasField("upsert")}
+        assert touched == {"forward/rtr-0000000v/nic-0000000b", "network/rtr-0000000v"}, (
+            "only what concerns it, only what changed"
+        )
+        assert here.versions == sorted(here.versions)
+        await here.break_off()
+
+
+async def test_a_delete_is_sent_and_what_was_reported_goes() -> None:
+    async with world() as at:
+        vm = at.cloud.vm("a", node=N1)
+        await at.decided()
+        here = agent(at)
+        await at.until(lambda: here.bookmarks)
+        here.report(f"vm/{vm}", vm=VmReport(state=VmReport.STATE_RUNNING))
+        await at.until(lambda: at.observed(N1, f"vm/{vm}"))
+        at.cloud.delete_vm(vm)
+        await at.copy()
+        await at.until(lambda: here.objects[f"vm/{vm}"].vm.absent)
+        at.cloud.delete(kinds.VM, vm)
+        await at.copy()
+        await at.until(lambda: f"vm/{vm}" not in here.objects)
+        await at.until(lambda: at.observed(N1, f"vm/{vm}") is None)
+        await here.break_off()
+
+
+async def test_reports_are_written_once_and_told() -> None:
+    async with world() as at:
+        vm = at.cloud.vm("a", node=N1)
+        await at.decided()
+        here = agent(at)
+        await at.until(lambda: here.bookmarks)
+        key = f"vm/{vm}"
+        for state, exit in [
+            (VmReport.STATE_PREPARING, VmReport.EXIT_UNSPECIFIED),
+            (VmReport.STATE_RUNNING, VmReport.EXIT_UNSPECIFIED),
+            (VmReport.STATE_STOPPED, VmReport.EXIT_GUEST),
+            (VmReport.STATE_RUNNING, VmReport.EXIT_UNSPECIFIED),
+            (VmReport.STATE_PREPARING, VmReport.EXIT_CRASHED),
+            (VmReport.STATE_FAILED, VmReport.EXIT_UNSPECIFIED),
+        ]:
+            said = VmReport(state=state, exit=exit, say="so")
+            here.report(key, vm=said)
+            await at.until(lambda said=said: (seen := at.observed(N1, key)) is not None and seen.vm == said)
+        told = [reason for object, reason in at.events() if object == vm]
+        assert told == ["Started", "Exited", "Started", "Crashed", "Failed"]
+        revision = at.cache.view.revision
+        here.report(key, version=Version(epoch=1, revision=99), vm=said)
+        here.send(SyncRequest(event=AgentEvent(object=key, reason="Odd", message="odd", warning=True)))
+        await at.until(lambda: (vm, "Odd") in at.events())
+        assert at.cache.view.revision == revision + 1, "what is known is not written again"
+        await here.break_off()
+
+
+async def test_a_node_speaks_only_of_what_it_was_told_to_hold() -> None:
+    async with world() as at:
+        vm = at.cloud.vm("a", node=N2)
+        await at.decided()
+        here = agent(at)
+        await at.until(lambda: here.bookmarks)
+        here.report(f"vm/{vm}", vm=VmReport(state=VmReport.STATE_RUNNING))
+        here.report("nonsense")
+        here.send(SyncRequest(heartbeat=Heartbeat()))
+        await at.until(lambda: here.bookmarks == 2)
+        assert at.observed(N1, f"vm/{vm}") is None
+        assert at.observed(N2, f"vm/{vm}") is None
+        assert at.registry.get_sample_value("cairn_sync_refused_total", {"why": "report"}) == 2
+        await here.break_off()
+
+
+@pytest.mark.parametrize(
+    ("certificate", "error"),
+    [
+        (f"cairn://node/{N2}", Denied),
+        ("cairn://user/admin", Denied),
+        ("cairn://controller/c1", Denied),
+        ("https://elsewhere", Unauthenticated),
+    ],
+)
+async def test_another_identity_is_refused(certificate: str, error: type[Exception]) -> None:
+    async with world() as at:
+        liar = Agent(at.services[0], N1, certificate=certificate)
+        liar.hello()
+        assert isinstance(await liar.connect().ended(), error)
+        assert at.cache.view.get(kinds.NODE_SESSION, N1) is None
+
+
+async def test_bad_first_messages() -> None:
+    async with world() as at:
+        impatient = Agent(at.services[0], N1)
+        impatient.send(SyncRequest(heartbeat=Heartbeat()))
+        assert isinstance(await impatient.connect().ended(), Invalid)
+        stranger = Agent(at.services[0], "node-00000xyz")
+        stranger.hello()
+        assert isinstance(await stranger.connect().ended(), NotFound)
+        ahead = Agent(at.services[0], N1)
+        ahead.hello(epoch=2)
+        assert isinstance(await ahead.connect().ended(), BadState)
+        twice = agent(at)
+        await at.until(lambda: twice.bookmarks)
+        twice.hello()
+        assert isinstance(await twice.ended(), Invalid)
+
+
+async def test_waits_until_it_knows_what_the_agent_holds() -> None:
+    async with world() as at:
+        here = Agent(at.services[0], N1)
+        here.hello(held=at.cache.view.revision + 2)
+        here.connect()
+        for _ in range(2):
+            at.cloud.image("later")
+            await at.copy()
+        await at.until(lambda: here.bookmarks)
+        assert here.error is None
+        await here.break_off()
+
+
+async def test_session_comes_and_goes() -> None:
+    async with world() as at:
+        facts = NodeFacts(arch="x86_64", hostname="n1")
+        here = Agent(at.services[0], N1)
+        here.hello(facts=facts)
+        here.connect()
+        await at.until(lambda: here.bookmarks)
+        session = at.cache.view.get(kinds.NODE_SESSION, N1)
+        assert session is not None
+        assert (session.controller, session.endpoint, session.boot_id) == ("c0", f"{N1}:7446", "b")
+        assert at.cache.view.get(kinds.NODE_FACTS, N1) == facts
+        assert at.registry.get_sample_value("cairn_agents_connected") == 1
+        facts.hostname = "other"
+        here.send(SyncRequest(facts=facts))
+        await at.until(lambda: at.cache.view.get(kinds.NODE_FACTS, N1) == facts)
+        here.bye()
+        assert isinstance(await here.ended(), TryAgain)
+        await at.until(lambda: at.cache.view.get(kinds.NODE_SESSION, N1) is None)
+        assert at.registry.get_sample_value("cairn_agents_connected") == 0
+
+
+async def test_a_broken_connection_leaves_the_session_to_run_out() -> None:
+    async with world() as at:
+        here = agent(at)
+        await at.until(lambda: here.bookmarks)
+        await here.break_off()
+        assert at.cache.view.get(kinds.NODE_SESSION, N1) is not None
+        again = agent(at)
+        await at.until(lambda: again.bookmarks)
+        await again.break_off()
+
+
+async def test_silence_ends_the_session() -> None:
+    async with world(silence_s=0.2) as at:
+        here = agent(at)
+        error = await here.ended()
+        assert isinstance(error, TryAgain)
+        assert "nothing heard" in str(error)
+        await at.until(lambda: at.cache.view.get(kinds.NODE_SESSION, N1) is None)
+
+
+@pytest.mark.parametrize("service", [0, 1])
+async def test_the_newer_stream_takes_over(service: int) -> None:
+    async with world(services=2) as at:
+        vm = at.cloud.vm("a", node=N1)
+        await at.decided()
+        old = agent(at)
+        await at.until(lambda: old.bookmarks)
+        new = agent(at, service=service)
+        assert isinstance(await old.ended(), TryAgain)
+        await at.until(lambda: new.bookmarks)
+        session = at.cache.view.get(kinds.NODE_SESSION, N1)
+        assert session is not None
+        assert session.controller == f"c{service}"
+        new.report(f"vm/{vm}", vm=VmReport(state=VmReport.STATE_RUNNING))
+        await at.until(lambda: at.observed(N1, f"vm/{vm}"))
+        await new.break_off()
+
+
+async def test_stale_reports_go_with_the_snapshot() -> None:
+    async with world() as at:
+        image = at.cloud.image("old")
+        await at.copy()
+        at.cloud.report(N1, f"image/{image}", state=ImageReport.STATE_READY)
+        await at.copy()
+        here = agent(at)
+        await at.until(lambda: here.bookmarks)
+        await at.until(lambda: at.observed(N1, f"image/{image}") is None)
+        await here.break_off()
+
+
+async def test_a_slow_agent_gets_the_newest_only() -> None:
+    async with world() as at:
+        vm = at.cloud.vm("a", node=N1)
+        await at.decided()
+        stream = at.services[0].Sync(hellos(N1), cast("Any", Context(f"cairn://node/{N1}")))
+        first = [await anext(stream) for _ in range(4)]
+        assert first[-1].bookmark.snapshot_end
+        for generation in range(1, 51):
+            record = at.cloud.edit(kinds.VM, vm)
+            record.spec.power_generation = generation
+            at.cloud.put(kinds.VM, vm, record)
+            await at.copy()
+        upsert, bookmark = await anext(stream), await anext(stream)
+        assert upsert.upsert.object.vm.power_generation == 50
+        assert bookmark.HasField("bookmark")
+        await stream.aclose()
+
+
+async def hellos(node: str) -> AsyncIterator[SyncRequest]:
+    yield SyncRequest(hello=Hello(node=node, endpoint=f"{node}:7446"))
+    await asyncio.Event().wait()
