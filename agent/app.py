@@ -108,6 +108,7 @@ class Agent:
         )
         self._servicer = HostServer(identify, images, self.images, self.ledger, hypervisor)
         self._server: grpc.aio.Server | None = None
+        self._running_on: asyncio.AbstractEventLoop | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -115,8 +116,13 @@ class Agent:
         """Where others reach this agent: host:port."""
         return self._endpoint
 
+    def now_s(self) -> float:
+        """Return the time of the loop it runs on, also for other threads."""
+        return self._running_on.time() if self._running_on is not None else 0.0
+
     async def start(self) -> None:
         """Load the ledger, serve, and begin to work. OSError when the ledger or the port cannot be had."""
+        self._running_on = asyncio.get_running_loop()
         self.ledger.load()
         try:
             await self._volumes.recover()

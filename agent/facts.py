@@ -18,6 +18,7 @@ from cairn.storage.base import StorageError, VolumeDriver
 
 LOOK_EVERY_S: Final = 10.0
 POOLS_EVERY_S: Final = 60.0
+HYPERVISOR_EVERY_S: Final = 60.0
 HARDWARE_EVERY_S: Final = 600.0
 
 
@@ -45,7 +46,7 @@ class Facts:
         self._inventory, self._hypervisor, self._volumes, self._reports = inventory, hypervisor, volumes, reports
         self._vtep, self._underlay_mtu = vtep, underlay_mtu
         self._hardware = NodeFacts()
-        self._hardware_s = self._pools_s = float("-inf")
+        self._hardware_s = self._pools_s = self._hypervisor_s = float("-inf")
 
     async def run(self) -> None:
         """Look again and again; tell what changed."""
@@ -73,7 +74,9 @@ class Facts:
                 self._pools_s = now_s
                 del facts.pools[:]
                 facts.pools.append(pool)
-            facts.hypervisor.CopyFrom(await self._hypervisor.facts())
+            if not facts.hypervisor.accelerator or now_s - self._hypervisor_s >= HYPERVISOR_EVERY_S:
+                facts.hypervisor.CopyFrom(await self._hypervisor.facts())
+                self._hypervisor_s = now_s
         except (HypervisorError, StorageError, OSError) as error:
             logger("facts").warning("incomplete", error=str(error))
         if facts != self._reports.facts:

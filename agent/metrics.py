@@ -31,7 +31,7 @@ class AgentCollector(Collector):
         agent = self._agent
         gauges = {
             "sync_connected": ("1 while a controller's snapshot was accepted on the open stream.", agent.sync.synced.is_set()),
-            "sync_heard_seconds": ("Loop time at which a controller was last heard.", agent.sync.heard_s),
+            "sync_silence_seconds": ("For how long no controller has been heard.", agent.now_s() - agent.sync.heard_s),
             "held_revision": ("Store revision of the newest accepted change.", agent.ledger.held[1]),
             "desired_objects": ("Objects this node must hold.", len(agent.ledger.desired)),
             "queue_depth": ("Keys due or handled now.", agent.loop.work.depth + agent.loop.pulls.depth),

@@ -352,10 +352,11 @@ def _seen_running(note: Note, vm: DesiredVm, domain: Domain, memory: Memory, now
 
 def _running(wanted: Wanted, domain: Domain, note: Note, memory: Memory, now_s: float) -> Verdict:
     vm = wanted.vm
-    actions: tuple[Action, ...] = (*_plug(wanted, domain), *_define(wanted, domain))
     pending = bool(wanted.machine_digest and note.machine_digest and wanted.machine_digest != note.machine_digest)
     rebooting = domain.state is not DomainState.PAUSED and domain.reboot_generation < vm.reboot_generation
     say = "running; its new configuration takes effect when it is restarted" if pending else "running"
+    # A guest that clings to a disk lets go of it at the reboot.
+    actions = (*(() if rebooting else _plug(wanted, domain)), *_define(wanted, domain))
     if domain.state is DomainState.PAUSED:
         actions += (Resume(vm.id),)
         say = "the guest was paused; letting it run"

@@ -301,6 +301,13 @@ async def until(what: str, probe: Callable[[], Any], timeout_s: float = 600.0) -
         raise AssertionError(f"waited {timeout_s} s for: {what}") from error
 
 
+async def elapse(duration_s: float) -> None:
+    """Let virtual time go by; it costs none of ours."""
+    end_s = asyncio.get_running_loop().time() + duration_s
+    while (left_s := end_s - asyncio.get_running_loop().time()) > 1e-6:
+        await asyncio.sleep(left_s)
+
+
 async def settled(agent: Agent, timeout_s: float = 600.0) -> None:
     """Wait until nothing is due, and stays so over a scan."""
 

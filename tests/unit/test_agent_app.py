@@ -20,7 +20,7 @@ from cairn.proto.pki import Authority, Identity
 from cairn.proto.seams import SystemClock, SystemIds
 from click.testing import CliRunner
 
-from tests.unit.agent_kit import Machine, ran, run, settled, until, vm_objects
+from tests.unit.agent_kit import Machine, elapse, ran, run, settled, until, vm_objects
 
 GOOD = {"name": "n1", "listen": "10.0.0.1:7446"}
 
@@ -151,10 +151,10 @@ def test_facts_are_told_when_they_changed() -> None:
         await settled(agent)
         agent.reports.take()
         machine.pool.foreign_bytes += machine.pool.capacity_bytes // 1000
-        await asyncio.sleep(15)
+        await elapse(15)
         assert not agent.reports.take(), "a thousandth is not worth telling"
         machine.pool.foreign_bytes += machine.pool.capacity_bytes // 50
-        await asyncio.sleep(15)
+        await elapse(15)
         assert [each.WhichOneof("message") for each in agent.reports.take()] == ["facts"]
         used = machine.pool.used_bytes()
         assert agent.reports.facts.pools[0].used_bytes == used

@@ -11,7 +11,7 @@ from cairn.proto.v1.agent_pb2 import Desired, DesiredVm, VmReport, VolumeReport
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.agent_kit import Machine, image, ran, root_volume, run, settled, state_of, until, vm_objects
+from tests.unit.agent_kit import Machine, elapse, image, ran, root_volume, run, settled, state_of, until, vm_objects
 
 VM, KEY = "i-00000001", "vm/i-00000001"
 
@@ -35,7 +35,7 @@ def absent(volume: bool = True) -> dict[str, Desired]:
 async def created(machine: Machine, agent: Agent) -> None:
     await ran(agent, VM)
     await settled(agent)
-    await asyncio.sleep(1)
+    await elapse(1)
     await settled(agent)
     assert machine.running() == {VM}
     assert machine.host.boots == [VM], "its first instruction ran once"
@@ -203,11 +203,11 @@ def test_whatever_happens_the_node_becomes_what_is_wanted(story: list[tuple[str,
             await tale.play(verb, number)
             for _ in range(pause):
                 await asyncio.sleep(0)
-        await asyncio.sleep(120)
+        await elapse(120)
         await settled(tale.agent)
         tale.check()
         before = (tale.agent.guests.actions, tale.agent.networks.actions)
-        await asyncio.sleep(65)
+        await elapse(65)
         await settled(tale.agent)
         assert (tale.agent.guests.actions, tale.agent.networks.actions) == before, "nothing left to do"
         await tale.agent.stop()

@@ -16,7 +16,7 @@ from cairn.proto.v1.vm_pb2 import (
 )
 from cairn.storage.base import StorageError, Volume
 
-from tests.unit.agent_kit import MIB, Machine, ran, root_volume, run, settled, state_of, until, vm_objects
+from tests.unit.agent_kit import MIB, Machine, elapse, ran, root_volume, run, settled, state_of, until, vm_objects
 
 VM, KEY = "i-00000001", "vm/i-00000001"
 
@@ -54,7 +54,7 @@ def test_nothing_is_done_again_once_all_is_well() -> None:
         await ran(agent, VM)
         await settled(agent)
         before = (agent.guests.actions, agent.networks.actions, agent.ledger.held, machine.disk.syncs)
-        await asyncio.sleep(100)
+        await elapse(100)
         await settled(agent)
         assert (agent.guests.actions, agent.networks.actions, agent.ledger.held, machine.disk.syncs) == before
         await agent.stop()
@@ -142,7 +142,7 @@ def test_what_a_guest_does_itself(policy: int, cause: ExitCause, state: int, boo
         if not watched:
             agent = machine.agent()
             await agent.start()
-        await asyncio.sleep(45)
+        await elapse(45)
         await settled(agent)
         assert state_of(agent, VM) == state
         assert machine.host.boots == [VM] * boots
@@ -171,7 +171,7 @@ def test_a_guest_that_shut_itself_down_stays_down_whoever_looks() -> None:
         await machine.crash(agent)
         agent = machine.agent()
         await agent.start()
-        await asyncio.sleep(100)
+        await elapse(100)
         assert machine.host.boots == [VM]
         await agent.stop()
 
@@ -218,7 +218,7 @@ def test_stop_start_reboot_and_force() -> None:
         stopped = {"power_state": POWER_STATE_STOPPED, "reboot_generation": 1}
         machine.upsert(agent, {KEY: vm_objects(**stopped)[KEY]})
         await until("stopping", lambda: state_of(agent, VM) == VmReport.STATE_STOPPING)
-        await asyncio.sleep(70)
+        await elapse(70)
         assert state_of(agent, VM) == VmReport.STATE_STOPPING
         machine.upsert(agent, {KEY: vm_objects(**stopped, force=True)[KEY]})
         await until("stopped", lambda: state_of(agent, VM) == VmReport.STATE_STOPPED)
@@ -269,6 +269,35 @@ def test_disks_are_plugged_live_and_a_new_size_waits_for_the_restart() -> None:
         report = agent.reports.latest(KEY)
         assert report is not None
         assert (report.vm.say, report.vm.reboot_generation) == ("running", 1)
+        await agent.stop()
+
+    run(scenario)
+
+
+def test_a_guest_that_clings_to_a_disk_can_still_be_rebooted_and_removed() -> None:
+    async def scenario() -> None:
+        machine = Machine()
+        machine.hold_image()
+        agent = machine.agent()
+        await agent.start()
+        data = root_volume(2)
+        data.image = data.image_digest = ""
+        disks = [VmDisk(volume="vol-00000001", boot=True), VmDisk(volume="vol-00000002")]
+        machine.snapshot(agent, {**vm_objects(disks=disks), "volume/vol-00000002": Desired(volume=data)})
+        await ran(agent, VM)
+        machine.host.clinging.add("vol-00000002")
+        machine.upsert(agent, {KEY: vm_objects(spec_revision=6)[KEY]})
+
+        def error() -> str:
+            report = agent.reports.latest(KEY)
+            return report.vm.error if report is not None else ""
+
+        await until("told", lambda: "detaching a disk failed" in error())
+        assert state_of(agent, VM) == VmReport.STATE_RUNNING
+        machine.upsert(agent, {KEY: vm_objects(spec_revision=6, reboot_generation=1)[KEY]})
+        await until("rebooted", lambda: machine.host.boots == [VM, VM])
+        machine.upsert(agent, {KEY: Desired(vm=DesiredVm(id=VM, absent=True))})
+        await until("absent", lambda: state_of(agent, VM) == VmReport.STATE_ABSENT)
         await agent.stop()
 
     run(scenario)
@@ -344,12 +373,12 @@ def test_an_agent_that_knows_nothing_removes_nothing() -> None:
         machine.disk.durable.clear()
         agent = machine.agent()
         await agent.start()
-        await asyncio.sleep(100)
+        await elapse(100)
         assert machine.running() == {VM}
         assert machine.net.is_bound("nic-00000001")
         machine.snapshot(agent, {})
         await until("domain and network gone", lambda: not machine.host.guests and not machine.net.networks)
-        await asyncio.sleep(40)
+        await elapse(40)
         assert set(machine.pool.volumes) == {"vol-00000001"}, "user data nobody said is absent"
         await agent.stop()
 
@@ -373,7 +402,7 @@ def test_a_cut_ledger_starts_guests_but_proves_nothing_absent() -> None:
         machine.disk.files["ledger"] = content[:at] + b"?" + content[at + 1 :]
         agent = machine.agent()
         await agent.start()
-        await asyncio.sleep(100)
+        await elapse(100)
         assert machine.running() == {VM, "i-00000002"}
         machine.snapshot(agent, vm_objects(1))
         await until("the orphan to go", lambda: machine.running() == {VM})
@@ -389,7 +418,7 @@ def test_unknown_volumes_are_kept_and_told() -> None:
         agent = machine.agent()
         await agent.start()
         machine.snapshot(agent, {})
-        await asyncio.sleep(40)
+        await elapse(40)
         told = [each.event for each in agent.reports.take() if each.HasField("event")]
         assert [(each.object, each.reason, each.warning) for each in told] == [("volume/vol-0000zzzz", "UnknownVolume", True)]
         assert "vol-0000zzzz" in machine.pool.volumes
