@@ -123,7 +123,20 @@ async def _import(
 
         show_plan(session.output, image)
         return
-    session.output.made(NOUN.columns, [await settle(session, NOUN, image, AVAILABLE)])
+    session.output.made(NOUN.columns, [await _settled(session, image)])
+
+
+async def _settled(session: Session, image: Any) -> Any:
+    """Wait until VMs can start from it, and then until it has all its copies: the end of its job."""
+    from cairn.controller.cli import job as jobs
+
+    image = await settle(session, NOUN, image, AVAILABLE)
+    if not session.settings.wait or not image.status.job:
+        return image
+    job = await jobs.NOUN.get(session, image.status.job)
+    with session.output.progress() as progress:
+        await jobs.watch_job(session, job, lambda say: progress.update(f"image {image.name}: {say}"))
+    return await NOUN.get(session, image.id)
 
 
 async def _created(session: Session, wanted: Any, say: Callable[[str], None]) -> Any:

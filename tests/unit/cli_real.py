@@ -19,7 +19,7 @@ from cairn.controller.config import Config
 from cairn.controller.store.memory import MemoryBackend, MemoryStore
 from cairn.hardware.inventory.linux import LinuxInventory
 from cairn.net.fake import FakeDataplane, FakeGuestServices, FakeNetHost
-from cairn.proto import log, pki
+from cairn.proto import kinds, log, pki
 from cairn.proto.rpc import FileCredentials, GrpcTransport, StaticCredentials
 from cairn.proto.seams import SystemClock, SystemDisk, SystemIds
 from cairn.storage.fake import FakeImages, FakePool, FakeVolumes
@@ -135,6 +135,10 @@ class RealCloud:
         )  # fmt: skip
         await agent.start()
         self.nodes[name] = Node(agent, host, pool)
+        (controller, *_) = self.controllers.values()
+        async with asyncio.timeout(START_S):
+            while controller.cache.view.get(kinds.NODE_SESSION, membership.node) is None:
+                await asyncio.sleep(0.02)
 
 
 async def _free_port() -> int:
