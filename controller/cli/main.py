@@ -1,4 +1,4 @@
-"""`cairn`: the command line. See api-and-cli in docs for the grammar; each noun is a module of its name."""
+"""`cairn`: the command line. The grammar is in commands.py; each noun is a module of its name."""
 
 from __future__ import annotations
 
