@@ -30,6 +30,7 @@ from cairn.controller.metrics import RuntimeMetrics
 from cairn.controller.reconcilers.base import Changed, EventSpec, Follower, Outcome, Reconciler
 from cairn.controller.store.base import Conflict, Indeterminate, LeaseLost, Store, Txn, Unavailable, View
 from cairn.controller.store.cache import Cache, Changes, Subscription
+from cairn.controller.store.view import Fork
 from cairn.proto import kinds
 from cairn.proto.log import logger
 from cairn.proto.seams import Clock, Ids
@@ -294,7 +295,8 @@ class Loop:
         """Decide about keys until the transaction is full. Never awaits."""
         loop, now = asyncio.get_running_loop(), self._clock.now()
         until_s = loop.time() + SLICE_S
-        group, view = Group(Txn(self.name)), self._follow(self._cache.view)
+        group = Group(Txn(self.name))
+        view: View = self._follow(self._cache.view)
         looked = 0
         while len(self._queue) and len(group.keys) < self._limit and looked < GROUP_MAX and loop.time() <= until_s:
             key = self._queue.pop()
@@ -315,7 +317,11 @@ class Loop:
                 self._queue.put_back([key])
                 break
             group.add(key, outcome.txn, outcome)
-            view = self._follow_fork(view.fork(outcome.txn), outcome.txn)
+            if isinstance(view, Fork):
+                view.extend(outcome.txn)
+            else:
+                view = view.fork(outcome.txn)
+            self._follow_fork(view, outcome.txn)
         return group
 
     def _follow(self, view: View) -> View:
@@ -325,13 +331,12 @@ class Loop:
         self._unfollowed.clear()
         return view
 
-    def _follow_fork(self, view: View, txn: Txn) -> View:
+    def _follow_fork(self, view: View, txn: Txn) -> None:
         """Lead the reconciler to a fork, and note what it has to look at again on the way back."""
         if isinstance(self._reconciler, Follower):
             written = [kinds.split(key) for key in (*txn.puts, *txn.deletes)]
             self._unfollowed.update(dict.fromkeys(written))
             self._reconciler.follow(view, written)
-        return view
 
     def _outcome(self, view: View, key: str, now: datetime) -> Outcome | None:
         """Ask the reconciler; None when it failed."""

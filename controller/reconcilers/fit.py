@@ -46,10 +46,10 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Refuses nodes. keep: which pass. why: of one refused node. lack: of all refused nodes together. advice: a way out."""
+    """Refuses nodes. keep: which pass; None: all. why: of one refused node. lack: of all of them. advice: a way out."""
 
     name: str
-    keep: Callable[[Candidates, Wanted], Mask]
+    keep: Callable[[Candidates, Wanted], Mask | None]
     why: Callable[[Candidates, Wanted, int], str]
     lack: Callable[[Candidates, Wanted, Rows], str]
     advice: Callable[[Candidates, Wanted, Rows], str]
@@ -70,7 +70,7 @@ def _named(table: Candidates, rows: Rows) -> str:
 
 def _simple(
     name: str,
-    keep: Callable[[Candidates, Wanted], Mask],
+    keep: Callable[[Candidates, Wanted], Mask | None],
     one: str,
     many: str,
     advice: Callable[[Candidates, Wanted, Rows], str],
@@ -126,8 +126,8 @@ def selector_text(wanted: Wanted) -> str:
     return ", ".join(f"{key}={value}" for key, value in sorted(wanted.selector.items()))
 
 
-def _all(table: Candidates) -> Mask:
-    return np.ones(len(table), np.bool_)
+def _none(table: Candidates) -> Mask:
+    return np.zeros(len(table), np.bool_)
 
 
 def _only(table: Candidates, ids: frozenset[str]) -> Mask:
@@ -139,29 +139,30 @@ def _only(table: Candidates, ids: frozenset[str]) -> Mask:
 
 
 def _arch(table: Candidates, wanted: Wanted) -> Mask:
-    return table.archs.get(wanted.arch, ~_all(table))
+    mask = table.archs.get(wanted.arch)
+    return mask if mask is not None else _none(table)
 
 
-def _image(table: Candidates, wanted: Wanted) -> Mask:
-    return _all(table) if wanted.image_arch in ("", wanted.arch) else ~_all(table)
+def _image(table: Candidates, wanted: Wanted) -> Mask | None:
+    return None if wanted.image_arch in ("", wanted.arch) else _none(table)
 
 
-def _pinned(table: Candidates, wanted: Wanted) -> Mask:
-    return _only(table, frozenset((wanted.node,))) if wanted.node else _all(table)
+def _pinned(table: Candidates, wanted: Wanted) -> Mask | None:
+    return _only(table, frozenset((wanted.node,))) if wanted.node else None
 
 
-def _selected(table: Candidates, wanted: Wanted) -> Mask:
+def _selected(table: Candidates, wanted: Wanted) -> Mask | None:
     if not wanted.selector:
-        return _all(table)
+        return None
     asked = wanted.selector.items()
     return np.array([all(labels.get(key) == value for key, value in asked) for labels in table.labels], np.bool_)
 
 
-def _home(table: Candidates, wanted: Wanted) -> Mask:
+def _home(table: Candidates, wanted: Wanted) -> Mask | None:
     """All of its volumes are there; two on different nodes leave no node at all."""
     if not wanted.homes:
-        return _all(table)
-    return _only(table, wanted.homes) if len(wanted.homes) == 1 else ~_all(table)
+        return None
+    return _only(table, wanted.homes) if len(wanted.homes) == 1 else _none(table)
 
 
 def _cpus(amount: int) -> str:
@@ -235,12 +236,16 @@ SCORES: Final[tuple[Score, ...]] = (
 def decide(table: Candidates, wanted: Wanted) -> Decision:
     """Choose a node for a VM and say why; `node` is empty when none fits, and `say` tells what would make it fit. Pure."""
     decision = Decision(considered=len(table))
-    left = _all(table)
+    left = np.ones(len(table), np.bool_)
     refusals: list[tuple[Filter, Rows]] = []
     for each in FILTERS:
         kept = each.keep(table, wanted)
-        refused = np.flatnonzero(left & ~kept)
-        if len(refused):
+        if kept is None:
+            continue
+        # left > kept: in left and not in kept.
+        lost = left > kept
+        if lost.any():
+            refused = np.flatnonzero(lost)
             refusals.append((each, refused))
             decision.filters.add(name=each.name, refused=len(refused), example=each.why(table, wanted, int(refused[0])))
             left &= kept
@@ -256,7 +261,7 @@ def decide(table: Candidates, wanted: Wanted) -> Decision:
 def _rank(table: Candidates, wanted: Wanted, rows: Rows, decision: Decision) -> None:
     """Fill in the best nodes, best first, and the choice."""
     parts = [(score.name, score.weight(len(table)) * score.rank(table, wanted, rows)) for score in SCORES]
-    total = np.sum([values for _, values in parts], axis=0)
+    total = sum((values for _, values in parts), start=np.zeros(len(rows)))
     # argpartition first: sorting 1,000 to keep 5 is most of the time otherwise.
     best = np.argpartition(-total, TOP - 1)[:TOP] if len(rows) > TOP else np.arange(len(rows))
     for index in best[np.argsort(-total[best], kind="stable")]:

@@ -151,15 +151,20 @@ class Fork:
 
     def __init__(self, parent: LiveView | Fork, txn: Txn) -> None:
         self._parent = parent
-        self._revision = parent.revision + 1
+        self._revision = parent.revision
         # Kind -> id -> slot, None where deleted.
         self._changed: dict[str, dict[str, Slot | None]] = {}
+        self.extend(txn)
+
+    def extend(self, txn: Txn) -> None:
+        """Show from now on that txn was committed too. For the one who made the fork: a chain of forks is slow."""
+        self._revision += 1
         for key in txn.deletes:
             kind, id = split(key)
             self._changed.setdefault(kind.name, {})[id] = None
         for key, put in txn.puts.items():
             kind, id = split(key)
-            before = parent.slot(kind, id)
+            before = self.slot(kind, id)
             created = self._revision if before is None else before.create_revision
             self._changed.setdefault(kind.name, {})[id] = Slot(put.value, self._revision, created)
 
