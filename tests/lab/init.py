@@ -42,8 +42,12 @@ def furnish(folder: Path, config: dict[str, Any]) -> None:
             else:
                 destination.touch()
         mount("--bind", str(origin), str(destination))
-    Path("/run/netns").mkdir(parents=True, exist_ok=True)
-    mount("-t", "tmpfs", "-o", "mode=755", "tmpfs", "/run/netns")
+    # Terminals and their locks of its own: libvirt locks consoles by terminal name.
+    mount("-t", "devpts", "-o", "newinstance,ptmxmode=0666,mode=0620", "devpts", "/dev/pts")
+    mount("--bind", "/dev/pts/ptmx", "/dev/ptmx")
+    for private in ("/run/lock", "/run/netns"):
+        Path(private).mkdir(parents=True, exist_ok=True)
+        mount("-t", "tmpfs", "-o", "mode=755", "tmpfs", private)
     mount("--make-shared", "/run/netns")
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     (folder / "down").mkdir(exist_ok=True)
