@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any, Final
 
+import grpc.aio
 from cairn.controller.api import nouns, resolution, validation
 from cairn.controller.api.authorise import actor
 from cairn.controller.api.core import Core
@@ -123,15 +125,17 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
     async def _relay(self, image: Image, node: str, endpoint: str, requests: AsyncIterator[UploadImageRequest]) -> None:
         """Stream the chunks to an agent. Raises TryAgain when it cannot be reached; its own refusals pass through."""
 
-        async def parts() -> AsyncIterator[PutBlobRequest]:
-            spec = image.spec
-            begin = PutBlobBegin(image=image.id, digest=spec.digest, size_bytes=spec.size_bytes, format=spec.format)
-            yield PutBlobRequest(begin=begin)
-            async for request in requests:
-                yield PutBlobRequest(chunk=request.chunk)
-
+        spec = image.spec
+        begin = PutBlobBegin(image=image.id, digest=spec.digest, size_bytes=spec.size_bytes, format=spec.format)
         async with self._core.transport.channel([endpoint], server_name=node_server_name(node)) as channel:
-            await HostServiceStub(channel).PutBlob(parts())
+            call = HostServiceStub(channel).PutBlob()
+            # An agent may refuse before it has read everything; a write that fails then says less than the call's own status.
+            with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                await call.write(PutBlobRequest(begin=begin))
+                async for request in requests:
+                    await call.write(PutBlobRequest(chunk=request.chunk))
+                await call.done_writing()
+            await call
 
 
 def receivers_of(view: View, image: str) -> tuple[bool, list[tuple[str, str]]]:
