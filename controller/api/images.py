@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import grpc.aio
 from cairn.controller.api import nouns, resolution, validation
@@ -128,7 +128,8 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
         spec = image.spec
         begin = PutBlobBegin(image=image.id, digest=spec.digest, size_bytes=spec.size_bytes, format=spec.format)
         async with self._core.transport.channel([endpoint], server_name=node_server_name(node)) as channel:
-            call = HostServiceStub(channel).PutBlob()
+            # The generated types know only the form that takes an iterator.
+            call = cast(Any, HostServiceStub(channel)).PutBlob()
             # An agent may refuse before it has read everything; a write that fails then says less than the call's own status.
             with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
                 await call.write(PutBlobRequest(begin=begin))
