@@ -72,7 +72,9 @@ class Session:
     def superseded(self, view: View) -> bool:
         """Tell whether another stream speaks for the node now."""
         record = view.record(kinds.NODE_SESSION, self.node)
-        return record is not None and record.mod_revision > self.revision and record.message != self.message
+        if record is None or not self.revision:
+            return False
+        return record.mod_revision > self.revision and record.message != self.message
 
     async def close(self, *, revoke: bool) -> None:
         """Let go. revoke: the agent said good-bye, or is dead; else the record runs out, unless it is taken over first.

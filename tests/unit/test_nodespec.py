@@ -282,5 +282,35 @@ class Following(RuleBasedStateMachine):
             assert self.sent[node] == node_objects(view, fresh, node)
 
 
+def test_a_life_followed_step_by_step() -> None:
+    """What random histories seldom put together."""
+    life = Following()
+    life.create(image=0, subnet=0, pinned=0)
+    life.create(image=0, subnet=1, pinned=1)
+    for step in (
+        life.reconcile_all,
+        lambda: life.keepers({1, 2}, 0),
+        lambda: life.report_image(1, 0, True),
+        lambda: life.change_node(1, "down"),
+        lambda: life.change_node(1, "up"),
+        lambda: life.change_vm(0, "move"),
+        lambda: life.change_vm(0, "purge"),
+        lambda: life.reconcile(2),
+        lambda: life.report_vm(0, True),
+        life.reconcile_all,
+        lambda: life.change_vm(0, "delete"),
+        lambda: life.report_vm(0, True),
+        lambda: life.reconcile(1),
+        lambda: life.change_vm(0, "undelete"),
+        life.reconcile_all,
+    ):
+        step()
+        life.sent_is_what_each_node_must_hold()
+    life.change_vm(0, "purge")
+    life.reconcile(2)
+    life.sent_is_what_each_node_must_hold()
+    assert any(object.volume.absent for sent in life.sent.values() for object in sent.values())
+
+
 TestFollowing = Following.TestCase
 TestFollowing.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
