@@ -7,8 +7,8 @@
 Calls go round-robin over the members that are connected. All carry etcd's "hasleader": a member cut off from the majority
 refuses at once instead of keeping us waiting, and ends streams it can no longer serve. A write is only started on a connection
 that is up, so a failure to connect is known to have written nothing; a failure after that is in doubt, except where etcd's
-refusal says that nothing was proposed (`_REFUSED`). Certificates are read again when their files change; calls under way are
-not disturbed.
+refusal says that nothing was proposed (`_REFUSED`). Certificates are read again when their files change, within a second;
+calls under way are not disturbed.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ ATTEMPT_S: Final = 2.0
 WRITE_S: Final = 3.0
 RETRY_S: Final = 0.05
 RETRY_MAX_S: Final = 0.5
+LOOK_EVERY_S: Final = 1.0
 # etcd: refuse (or end the stream) when this member knows no leader.
 REQUIRE_LEADER: Final = (("hasleader", "true"),)
 
@@ -80,6 +81,8 @@ class Connection:
     def __init__(self, endpoints: Sequence[str], credentials: Credentials, *, server_name: str = ETCD_SERVER_NAME) -> None:
         self.endpoints = tuple(endpoints)
         self._credentials, self._server_name = credentials, server_name
+        self._known: Material | None = None
+        self._look_again_s = 0.0
         self._channel = self.dial(self.endpoints)
         self.kv = rpc_pb2_grpc.KVStub(self._channel)
         self.watch = rpc_pb2_grpc.WatchStub(self._channel)
@@ -105,12 +108,20 @@ class Connection:
             credentials = grpc.ssl_channel_credentials(material.ca_pem, key, cert)
             return grpc.aio.secure_channel(target, credentials, options)
 
-        return FailoverChannel(targets_of(endpoints), self._credentials.material, connect)
+        return FailoverChannel(targets_of(endpoints), self._material, connect)
+
+    def _material(self) -> Material:
+        """Return the certificates to use; looks for changes at most once in a while, because every call asks."""
+        now_s = asyncio.get_running_loop().time()
+        if self._known is None or now_s >= self._look_again_s:
+            self._known, self._look_again_s = self._credentials.material(), now_s + LOOK_EVERY_S
+        return self._known
 
     def reload(self, credentials: Credentials | None = None) -> None:
         """Use changed certificates, or those of another source, for calls from now on."""
         if credentials is not None:
             self._credentials = credentials
+        self._known = None
         self._channel.reload()
 
     async def close(self) -> None:
@@ -122,9 +133,9 @@ class Connection:
     async def ready(self, timeout_s: float = TOTAL_S) -> None:
         """Return when a member is connected. Raises Unavailable."""
         self._check_open()
-        self._channel.reload()
         if self._channel.get_state(try_to_connect=True) is grpc.ChannelConnectivity.READY:
             return
+        self.reload()
         try:
             async with asyncio.timeout(timeout_s):
                 await self._channel.channel_ready()
