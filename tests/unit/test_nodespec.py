@@ -312,4 +312,4 @@ def test_a_life_followed_step_by_step() -> None:
 
 
 TestFollowing = Following.TestCase
-TestFollowing.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestFollowing.settings = settings(max_examples=30, stateful_step_count=40, deadline=None)
