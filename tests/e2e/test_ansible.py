@@ -22,7 +22,7 @@ PLAYBOOK = BINARIES / "ansible-playbook"
 pytestmark = [
     pytest.mark.root,
     pytest.mark.slow,
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(1500),
     pytest.mark.skipif(bool(missing()), reason=missing() or "-"),
     pytest.mark.skipif(not PLAYBOOK.exists(), reason="ansible-core is not installed (the extra `ansible`)"),
 ]
@@ -62,7 +62,7 @@ class Cluster:
         settings = {"CONFIG": ANSIBLE / "ansible.cfg", "HOME": self.folder / "ansible", "NOCOLOR": "1", "FORCE_COLOR": "0"}
         environment = {**kept, **{f"ANSIBLE_{name}": str(value) for name, value in settings.items()}}
         command = [PLAYBOOK, "-i", self.folder / "inventory.yml", ANSIBLE / "site.yml", *options]
-        return self.host.in_admin(*command, env=environment, timeout=600, cwd=ANSIBLE).stdout
+        return self.host.in_admin(*command, env=environment, timeout=900, cwd=ANSIBLE).stdout
 
     def cairn(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run the command line with the administrator's certificate."""
