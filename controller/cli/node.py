@@ -146,6 +146,24 @@ async def uncordon(session: Session, name: str) -> None:
     await _cordon(session, name, False)
 
 
+@group.verb("set", changes=True)
+@name_argument("node")
+@click.option("--cpu-overcommit", type=float, metavar="X", help="Virtual CPUs handed out per CPU thread; 4 unless set.")
+@click.option("--memory-share", type=float, metavar="X", help="Share of memory handed out; 0.9 unless set.")
+async def set_policy(session: Session, name: str, cpu_overcommit: float | None, memory_share: float | None) -> None:
+    """Change how much of a node is handed out; VMs that are there stay."""
+    wanted = {"cpu_overcommit": cpu_overcommit, "memory_share": memory_share}
+    chosen = {field: value for field, value in wanted.items() if value is not None}
+    if not chosen:
+        raise Failure("nothing to change: give --cpu-overcommit or --memory-share", usage=True)
+
+    def change(node: Any) -> None:
+        for field, value in chosen.items():
+            setattr(node.spec, field, value)
+
+    await NOUN.update(session, name, change, [f"spec.{field}" for field in chosen], None)
+
+
 @group.verb("label", changes=True)
 @name_argument("node")
 @click.option("--set", "set_", type=PAIR, multiple=True, help="KEY=VALUE to set; may be repeated.")

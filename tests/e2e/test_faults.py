@@ -23,7 +23,7 @@ from tests.lab.lab import Lab
 
 def qemu_pids(host: Host) -> dict[str, str]:
     """Domain -> process id of its QEMU inside the server."""
-    listed = host.run("sh", "-c", "cd /run/libvirt/qemu && for f in *.pid; do echo ${f%.pid} $(cat $f); done", check=False)
+    listed = host.run("sh", "-c", "cd /run/libvirt/qemu && for f in i-*.pid; do echo ${f%.pid} $(cat $f); done", check=False)
     return dict(line.split() for line in listed.stdout.splitlines() if len(line.split()) == 2)
 
 
@@ -97,6 +97,8 @@ def leader(lab: Lab) -> Host:
 def test_etcd_leader_killed_during_200_creates(lab: Lab) -> None:
     """No address twice, no VM lost, no orphan. The VMs are created stopped: the storm is about state, not about booting."""
     count = 200
+    for node in ("n1", "n2", "n3"):
+        lab.cairn("node", "set", node, "--cpu-overcommit", "64")
     lab.cairn("subnet", "create", "storm", "--vpc", "demo", "--cidr", "10.1.128.0/20")
     options = ("--cpus", "1", "--memory", "32MiB", "--image", "demo", "--subnet", "storm", "--stopped", "--no-wait")
     with ThreadPoolExecutor(1) as pool:
