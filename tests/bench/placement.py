@@ -1,7 +1,8 @@
 """Placements a second with 1,000 simulated nodes, committed to a real etcd: `python -m tests.bench.placement`.
 
-The baseline is the raw claim transaction (compare two keys, put two) at the concurrency that suits etcd best. The bulk run has all
-VMs there at the start; the paced run feeds them at half that rate and times each from its record to its placement's commit.
+The baseline is the raw claim transaction (compare two keys, put two) at the concurrency that suits etcd best. The bulk run
+has all VMs there at the start; the paced run feeds them at half that rate and times each from its record to its placement's
+commit.
 """
 
 from __future__ import annotations

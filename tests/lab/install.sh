@@ -38,8 +38,11 @@ stamp=.venv/.installed
 digest=$(cat requirements.lock pyproject.toml | sha256sum)
 if [ "$(cat "$stamp" 2>/dev/null || true)" != "$digest" ]; then
   say "installing Python packages"
-  .venv/bin/pip install -q --disable-pip-version-check -r requirements.lock
-  .venv/bin/pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+  log=$(mktemp)
+  { .venv/bin/pip install -q --disable-pip-version-check -r requirements.lock &&
+    .venv/bin/pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .; } > "$log" 2>&1 ||
+    { cat "$log" >&2; exit 1; }
+  rm -f "$log"
   printf '%s' "$digest" > "$stamp"
 fi
 # libnftables' own Python module is a Debian package only; link just it, not all of dist-packages.

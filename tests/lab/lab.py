@@ -3,8 +3,8 @@
     lab = Lab("lab", nodes=3); lab.up(); lab.cairn("vm", "list"); lab.down()
 
 The first three servers (one, when there are fewer than three) also carry etcd and a controller. `up` is idempotent and mends
-what is missing; `down` removes every trace, also of a lab whose maker crashed. The ordinary shell reaches the controllers through their
-unix sockets; `up` writes the context `lab` for it.
+what is missing; `down` removes every trace, also of a lab whose maker crashed. The ordinary shell reaches the controllers
+through their unix sockets; `up` writes the context `lab` for it.
 """
 
 from __future__ import annotations
