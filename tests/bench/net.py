@@ -20,6 +20,8 @@ from cairn.net.netlink import NetlinkDataplane
 from cairn.net.plan import plan
 from cairn.proto.v1.agent_pb2 import DesiredForward
 
+from tests.bench import report
+from tests.bench.report import skipped, title
 from tests.conformance.net_kit import Card, RealNode, Vpc, fresh_prefix, id_of, missing, real_nodes, run
 
 FORWARDS = 1000
@@ -68,7 +70,7 @@ async def apply(dataplane: NetlinkDataplane, wanted: Wanted) -> None:
 
 def line(what: str, ours: list[float], baseline: list[float], name: str) -> dict[str, object]:
     mine, other = statistics.median(ours), statistics.median(baseline)
-    print(f"{what:44s} {mine:8.1f} ms   {name:38s} {other:8.1f} ms   ratio {mine / other:5.2f}")
+    report.line(what, mine, "ms", baseline=(name, other))
     return {"what": what, "ms": mine, "baseline": name, "baseline_ms": other, "ratio": mine / other}
 
 
@@ -115,8 +117,9 @@ async def measure(node: RealNode, other: RealNode, folder: Path) -> list[dict[st
 
 
 def main() -> int:
+    title("Network")
     if reason := missing():
-        print(f"net: not measured: {reason}", file=sys.stderr)
+        skipped(reason)
         return 0
     with tempfile.TemporaryDirectory() as folder, real_nodes(fresh_prefix(), 2) as (node, other):
         result = asyncio.run(measure(node, other, Path(folder)))

@@ -1,8 +1,7 @@
 """Placements a second with 1,000 simulated nodes, committed to a real etcd: `python -m tests.bench.placement`.
 
-The baseline is the raw claim transaction (compare two keys, put two) at the concurrency that suits etcd best. The bulk run
-has all VMs there at the start; the paced run feeds them at half that rate and times each from its record to its placement's
-commit.
+The baseline is the raw claim transaction (compare two keys, put two) at the concurrency that suits etcd best. The bulk run has
+all VMs there at the start; the paced run feeds them at a given rate and times each from its record to its placement.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ from cairn.proto.v1.node_pb2 import Node, NodeFacts, NodeSession, NodeSpec
 from cairn.proto.v1.vm_pb2 import Vm, VmSpec
 from prometheus_client import CollectorRegistry
 
-from tests.bench.report import line, percentile, title
-from tests.lab.etcd import Cluster
+from tests.bench.report import line, percentile, skipped, title
+from tests.lab import etcd
 from tests.lab.hosts import ROOT
 
 NODES = 1000
@@ -145,7 +144,7 @@ async def paced(store: Store, cache: Cache, rate: float) -> list[float]:
     return took
 
 
-async def measure(cluster: Cluster) -> None:
+async def measure(cluster: etcd.Cluster) -> None:
     store = EtcdStore(cluster.endpoints, cluster.credentials())
     raw = await raw_claims(store)
     await seed_nodes(store)
@@ -156,7 +155,6 @@ async def measure(cluster: Cluster) -> None:
     lease = await store.lease(600)
     clock, ids = SystemClock(), SystemIds()
     metrics = RuntimeMetrics(CollectorRegistry())
-    configure("warning")
     runtime = Runtime(cache, store, Everything(), clock, ids, [Placements()], metrics, OneLease(lease.id))
     started = time.perf_counter()
     running = asyncio.create_task(runtime.run())
@@ -176,10 +174,14 @@ async def measure(cluster: Cluster) -> None:
 
 def main() -> None:
     title("Placement")
+    configure("warning")
+    if not etcd.available():
+        skipped("etcd is not installed")
+        return
     ROOT.mkdir(mode=0o700, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(prefix=f"cb{os.getpid()}", dir=ROOT) as folder,
-        Cluster(Path(folder) / "etcd", 1) as cluster,
+        etcd.Cluster(Path(folder) / "etcd", 1) as cluster,
     ):
         asyncio.run(measure(cluster))
 

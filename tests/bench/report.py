@@ -23,3 +23,8 @@ def line(what: str, value: float, unit: str, *, baseline: tuple[str, float] | No
 def title(text: str) -> None:
     """Print a heading."""
     print(f"\n{text}", flush=True)
+
+
+def skipped(reason: str) -> None:
+    """Say why there is no figure."""
+    print(f"  not measured: {reason}", flush=True)
