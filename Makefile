@@ -4,7 +4,7 @@ V := .venv/bin
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PYTEST := $(V)/pytest
 
-.PHONY: dev check test sim e2e bench proto demo up down clean
+.PHONY: dev check test release-protos sim e2e bench proto demo up down clean
 
 .dev/ready: pyproject.toml requirements.lock ansible/files/apt-dev.txt tests/lab/install.sh
 	tests/lab/install.sh
@@ -24,10 +24,14 @@ check: .dev/ready ## Types, style, layers, protos, tidiness. Seconds.
 	$(V)/mypy
 	$(V)/lint-imports
 	$(V)/buf lint
+	$(V)/buf breaking --against proto/v1/lock.binpb
 	$(PYTEST) -q tests/test_tidy.py
 
 test: check ## Everything that proves it works.
 	$(PYTEST) tests
+
+release-protos: .dev/ready ## Promise today's protos: later wire-breaking change fails the check.
+	$(V)/buf build -o proto/v1/lock.binpb
 
 sim: .dev/ready
 	$(PYTEST) tests/sim
