@@ -199,6 +199,7 @@ class Loop:
     ) -> None:
         self._cache, self._store, self._peers, self._clock, self._ids = cache, store, peers, clock, ids
         self._reconciler, self._leases, self._scan_s = reconciler, leases, scan_s
+        self._follower = reconciler if isinstance(reconciler, Follower) else None
         self.name = reconciler.name
         self._queue = Queue(ids)
         self._limit = GROUP_MAX
@@ -326,17 +327,17 @@ class Loop:
 
     def _follow(self, view: View) -> View:
         """Lead the reconciler to the newest view, also back from the forks of the last group."""
-        if isinstance(self._reconciler, Follower):
-            self._reconciler.follow(view, list(self._unfollowed))
+        if self._follower is not None:
+            self._follower.follow(view, list(self._unfollowed))
         self._unfollowed.clear()
         return view
 
     def _follow_fork(self, view: View, txn: Txn) -> None:
         """Lead the reconciler to a fork, and note what it has to look at again on the way back."""
-        if isinstance(self._reconciler, Follower):
+        if self._follower is not None:
             written = [kinds.split(key) for key in (*txn.puts, *txn.deletes)]
             self._unfollowed.update(dict.fromkeys(written))
-            self._reconciler.follow(view, written)
+            self._follower.follow(view, written)
 
     def _outcome(self, view: View, key: str, now: datetime) -> Outcome | None:
         """Ask the reconciler; None when it failed."""

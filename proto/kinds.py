@@ -30,7 +30,8 @@ ROOT: Final = "/cairn/v1/"
 M_co = TypeVar("M_co", bound=Message, covariant=True)
 
 
-@dataclass(frozen=True, slots=True)
+# eq=False: each kind is one object, and they are compared and looked up a great deal.
+@dataclass(frozen=True, slots=True, eq=False)
 class Kind(Generic[M_co]):
     """One kind of stored record."""
 
