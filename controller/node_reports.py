@@ -24,7 +24,8 @@ from cairn.proto.v1.event_pb2 import Event
 from cairn.proto.v1.node_pb2 import NodeFacts
 
 _log = logger("sync")
-COALESCE_S: Final = 0.02
+# Reports of one moment go together; while one lot is being written the next gathers anyway.
+COALESCE_S: Final = 0.005
 # Of at most 128 operations: a report may bring an event.
 REPORTS_MAX: Final = 50
 EVENTS_MAX: Final = 20
