@@ -10,7 +10,8 @@ import asyncio
 import os
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from multiprocessing import get_context
 from pathlib import Path
 
 from cairn.controller.metrics import RuntimeMetrics
@@ -21,6 +22,7 @@ from cairn.controller.store.cache import Cache
 from cairn.controller.store.etcd import EtcdStore
 from cairn.proto import kinds
 from cairn.proto.log import configure
+from cairn.proto.rpc import FileCredentials
 from cairn.proto.seams import SystemClock, SystemIds
 from cairn.proto.v1.node_pb2 import Node, NodeFacts, NodeSession, NodeSpec
 from cairn.proto.v1.vm_pb2 import Vm, VmSpec
@@ -35,6 +37,7 @@ VMS = 5000
 CLAIMS = 5000
 CONCURRENCY = 64
 PACED_S = 5.0
+PACED_RATE = 200.0
 
 
 class Everything:
@@ -115,32 +118,40 @@ async def placed(cache: Cache, count: int) -> None:
             await anext(changes)
 
 
-async def paced(store: Store, cache: Cache, rate: float) -> list[float]:
-    """Feed VMs at a rate; seconds from a VM's record being seen to its placement being seen, both on this view."""
+def feed(endpoints: Sequence[str], credentials: FileCredentials) -> None:
+    """Create VMs at PACED_RATE. Runs in a process of its own, as the API's callers are not what is measured."""
+
+    async def run() -> None:
+        store = EtcdStore(endpoints, credentials)
+        await store.revision()
+        started, tasks = time.perf_counter(), set()
+        for index in range(int(PACED_RATE * PACED_S)):
+            await asyncio.sleep(max(0.0, started + index / PACED_RATE - time.perf_counter()))
+            machine = vm(VMS + index)
+            tasks.add(asyncio.create_task(store.commit(Txn("api").create(kinds.VM, machine.id, machine))))
+        await asyncio.gather(*tasks)
+        await store.close()
+
+    asyncio.run(run())
+
+
+async def paced(cluster: etcd.Cluster, cache: Cache) -> list[float]:
+    """Have VMs fed at a rate; seconds from a VM's record being seen to its placement being seen, both on this view."""
     seen: dict[str, float] = {}
     took: list[float] = []
-    wanted = int(rate * PACED_S)
-
-    async def watch() -> None:
-        with cache.subscribe() as subscription:
-            async for changes in subscription:
-                now = time.perf_counter()
-                for kind, id in changes.records:
-                    if kind is kinds.VM:
-                        seen.setdefault(id, now)
-                    elif kind is kinds.PLACEMENT and id in seen:
-                        took.append(now - seen.pop(id))
-                if len(took) >= wanted:
-                    return
-
-    watching = asyncio.create_task(watch())
-    started, tasks = time.perf_counter(), set()
-    for index in range(wanted):
-        await asyncio.sleep(max(0.0, started + index / rate - time.perf_counter()))
-        machine = vm(VMS + index)
-        tasks.add(asyncio.create_task(store.commit(Txn("api").create(kinds.VM, machine.id, machine))))
-    await asyncio.gather(*tasks)
-    await watching
+    feeder = get_context("spawn").Process(target=feed, args=(cluster.endpoints, cluster.credentials()), daemon=True)
+    feeder.start()
+    with cache.subscribe() as subscription:
+        async for changes in subscription:
+            now = time.perf_counter()
+            for kind, id in changes.records:
+                if kind is kinds.VM:
+                    seen.setdefault(id, now)
+                elif kind is kinds.PLACEMENT and id in seen:
+                    took.append(now - seen.pop(id))
+            if len(took) == int(PACED_RATE * PACED_S):
+                break
+    await asyncio.to_thread(feeder.join)
     return took
 
 
@@ -163,8 +174,8 @@ async def measure(cluster: etcd.Cluster) -> None:
     line(
         f"placements, {NODES:,} nodes, {VMS:,} VMs at once", rate, "/s", baseline=("raw claim transactions", raw), aim="1,000/s"
     )
-    took = await paced(store, cache, min(rate / 2, 500))
-    line(f"VM seen to placement committed, at {min(rate / 2, 500):,.0f}/s: p50", percentile(took, 0.5) * 1000, "ms")
+    took = await paced(cluster, cache)
+    line(f"VM seen to placement committed, at {PACED_RATE:,.0f}/s: p50", percentile(took, 0.5) * 1000, "ms")
     line("                                             p99", percentile(took, 0.99) * 1000, "ms", aim="10 ms")
     for task in (running, following):
         task.cancel()
