@@ -7,6 +7,7 @@ is slow we stop asking for more, and the guest's output waits in libvirtd.
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any, Final
 
 import libvirt
@@ -35,6 +36,10 @@ class SerialConsole:
         self._wanted = libvirt.VIR_STREAM_EVENT_READABLE
         self._ended = False
         self._released: asyncio.Future[None] | None = None
+        self._lock = threading.Lock()
+        # libvirt calls `_heard`, so many times by now.
+        self.listening = True
+        self.calls = 0
         stream.eventAddCallback(self._wanted | _ENDED, self._heard, None)
 
     async def read(self) -> bytes:
@@ -73,6 +78,7 @@ class SerialConsole:
 
     def _heard(self, _stream: Any, events: int, _opaque: object) -> None:
         """In libvirt's thread: take what is there, hand it to asyncio."""
+        self.calls += 1
         data, ended = b"", bool(events & _ENDED)
         if events & libvirt.VIR_STREAM_EVENT_READABLE:
             try:
@@ -81,7 +87,10 @@ class SerialConsole:
                 received, ended = b"", True
             if isinstance(received, bytes):
                 data, ended = received, ended or not received
-        if events & libvirt.VIR_STREAM_EVENT_WRITABLE:
+        if ended:
+            # At once and here: libvirt goes on calling for an ended stream, as fast as it can.
+            self._stop_listening()
+        elif events & libvirt.VIR_STREAM_EVENT_WRITABLE:
             self._update(self._wanted & ~libvirt.VIR_STREAM_EVENT_WRITABLE)
         try:
             self._loop.call_soon_threadsafe(self._take, data, events, ended)
@@ -119,9 +128,20 @@ class SerialConsole:
         # A round trip to libvirtd, so not in this thread.
         self._released = self._loop.run_in_executor(None, self._release)
 
-    def _release(self) -> None:
+    def _stop_listening(self) -> None:
+        """Remove the callback; by whichever of the two threads comes first."""
+        with self._lock:
+            if not self.listening:
+                return
+            self.listening = False
         try:
             self._stream.eventRemoveCallback()
+        except libvirt.libvirtError as error:
+            log.warning("console callback stays", vm=self._id, error=str(error))
+
+    def _release(self) -> None:
+        self._stop_listening()
+        try:
             self._stream.abort()
         except libvirt.libvirtError as error:
             log.debug("console let go", vm=self._id, error=str(error))

@@ -14,6 +14,7 @@ pytest.importorskip("libvirt")
 
 from cairn.agent.hypervisor.base import DomainState, ExitCause, Hypervisor, HypervisorError
 from cairn.agent.hypervisor.libvirt import LibvirtHypervisor
+from cairn.agent.hypervisor.serial import SerialConsole
 from cairn.proto.seams import SystemClock
 from cairn.storage.seed import write_seed
 
@@ -102,3 +103,33 @@ async def test_many_calls_at_once_share_a_few_threads(world: LibvirtWorld, drive
     assert all([domain.id for domain in answer] == ids for answer in answers)
     await asyncio.gather(*(driver.undefine(id) for id in ids))
     assert await driver.list() == []
+
+
+@needs_libvirt
+@pytest.mark.libvirt
+async def test_libvirt_stops_calling_for_a_console_that_ended(world: LibvirtWorld, driver: Hypervisor) -> None:
+    """libvirt calls for an ended stream as fast as it can: a console left so costs a core."""
+    await driver.define(spec(world, WEB))
+    await driver.start(WEB, power_generation=1, reboot_generation=0)
+    first, second = await driver.console(WEB), await driver.console(WEB)
+    assert isinstance(first, SerialConsole)
+    assert isinstance(second, SerialConsole)
+    while await first.read():
+        continue
+    assert not first.listening
+    assert second.listening
+    await driver.stop(WEB, force=True)
+    while await second.read():
+        continue
+    assert not second.listening
+    third = await _closed_at_once(driver)
+    assert not third.listening
+    assert second.calls + first.calls + third.calls < 100
+
+
+async def _closed_at_once(driver: Hypervisor) -> SerialConsole:
+    await driver.start(WEB, power_generation=2, reboot_generation=0)
+    console = await driver.console(WEB)
+    assert isinstance(console, SerialConsole)
+    await console.close()
+    return console
