@@ -43,11 +43,12 @@ def event_id(now: datetime, ids: Ids) -> str:
 
 def tell(txn: Txn, specs: Iterable[EventSpec], *, now: datetime, ids: Ids, lease: int) -> None:
     """Add events to a transaction; its writer is who tells."""
+    stamp = timestamp(now)
     for spec in specs:
         event = Event(
             id=event_id(now, ids),
             project=spec.project,
-            event_time=timestamp(now),
+            event_time=stamp,
             object=spec.object,
             object_name=spec.name,
             reason=spec.reason,

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import grpc.aio
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -214,11 +214,13 @@ class SystemDisk:
             os.close(handle)
 
 
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
 def timestamp(moment: datetime) -> Timestamp:
     """Return the protobuf form of an aware datetime."""
-    result = Timestamp()
-    result.FromDatetime(moment)
-    return result
+    since = moment - _EPOCH
+    return Timestamp(seconds=since.days * 86_400 + since.seconds, nanos=since.microseconds * 1000)
 
 
 def moment(stamp: Timestamp) -> datetime:

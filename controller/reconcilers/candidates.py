@@ -19,6 +19,7 @@ from cairn.controller.reconcilers.base import AnyKind
 from cairn.controller.store.base import View
 from cairn.proto import kinds
 from cairn.proto.v1.node_pb2 import Node, NodeCapacity, NodeFacts
+from cairn.proto.v1.vm_pb2 import NodeClaims
 from numpy.typing import NDArray
 
 Mask: TypeAlias = NDArray[np.bool_]
@@ -57,6 +58,8 @@ class Candidates:
         self._view: View | None = None
         self._revision = 0
         self._stale: set[str] = set()
+        # Rows of which only the claims changed: by far the most.
+        self._claimed: set[str] = set()
         self._columns(0)
 
     def _columns(self, count: int) -> None:
@@ -73,6 +76,7 @@ class Candidates:
         self.cpus_free: Amounts = np.zeros(count, np.int64)
         self.memory_bytes: Amounts = np.zeros(count, np.int64)
         self.memory_free_bytes: Amounts = np.zeros(count, np.int64)
+        self.disk_bytes: Amounts = np.zeros(count, np.int64)
         self.disk_free_bytes: Amounts = np.zeros(count, np.int64)
         self.hashes: NDArray[np.uint64] = np.zeros(count, np.uint64)
 
@@ -83,7 +87,11 @@ class Candidates:
         """Move to a view that differs from the last one at most in what changed."""
         if self._view is None:
             return
-        self._stale.update(id for kind, id in changed if kind in ROW_KINDS)
+        for kind, id in changed:
+            if kind is kinds.NODE_CLAIMS:
+                self._claimed.add(id)
+            elif kind in ROW_KINDS:
+                self._stale.add(id)
         self._view, self._revision = view, view.revision
 
     def at(self, view: View) -> Candidates:
@@ -94,7 +102,11 @@ class Candidates:
             for id in self._stale:
                 if id in self.row:
                     self._fill(view, self.row[id])
+            for id in self._claimed - self._stale:
+                if id in self.row:
+                    self._fill_claims(view, self.row[id])
         self._stale.clear()
+        self._claimed.clear()
         return self
 
     def _reorders(self, view: View, id: str) -> bool:
@@ -130,8 +142,11 @@ class Candidates:
         for arch, mask in self.archs.items():
             mask[row] = arch in runs
         most = capacity(node, facts) if facts is not None else NodeCapacity()
-        claims = view.get(kinds.NODE_CLAIMS, id)
-        self.cpus[row], self.memory_bytes[row] = most.cpus, most.memory_bytes
-        self.cpus_free[row] = most.cpus - (claims.cpus if claims is not None else 0)
-        self.memory_free_bytes[row] = most.memory_bytes - (claims.memory_bytes if claims is not None else 0)
-        self.disk_free_bytes[row] = most.disk_bytes - (claims.disk_bytes if claims is not None else 0)
+        self.cpus[row], self.memory_bytes[row], self.disk_bytes[row] = most.cpus, most.memory_bytes, most.disk_bytes
+        self._fill_claims(view, row)
+
+    def _fill_claims(self, view: View, row: int) -> None:
+        claims = view.get(kinds.NODE_CLAIMS, self.ids[row]) or NodeClaims()
+        self.cpus_free[row] = self.cpus[row] - claims.cpus
+        self.memory_free_bytes[row] = self.memory_bytes[row] - claims.memory_bytes
+        self.disk_free_bytes[row] = self.disk_bytes[row] - claims.disk_bytes
