@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from cairn.controller.store.memory import MemoryBackend, MemoryStore
 from cairn.proto.etcd import rpc_pb2, rpc_pb2_grpc
 
 from tests.lab.etcd import Cluster, available
+from tests.sim.store import SimBackend, SimStore
 
 needs_etcd = pytest.mark.skipif(not available(), reason="no etcd on this machine")
 DEADLINE_S = 30.0
@@ -49,6 +51,16 @@ def memory_bench() -> Bench:
         backend.revoke(lease)
 
     return Bench(lambda: MemoryStore(backend), revoke)
+
+
+def simulated_bench() -> Bench:
+    """The simulation's store with its faults off."""
+    backend = SimBackend()
+
+    async def revoke(lease: int) -> None:
+        backend.revoke(lease)
+
+    return Bench(lambda: SimStore(backend, random.Random(0)), revoke)
 
 
 def etcd_bench(cluster: Cluster) -> Bench:

@@ -1,4 +1,4 @@
-"""The store's contract (controller/store/base.py), on the memory driver and on a real three-member etcd over mutual TLS."""
+"""The store's contract (controller/store/base.py), on memory, on the simulation's store, and on a real three-member etcd."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from tests.conformance.store_kit import (
     memory_bench,
     needs_etcd,
     raw,
+    simulated_bench,
     watching,
 )
 from tests.lab.etcd import Cluster
@@ -37,9 +38,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     yield from make_cluster(tmp_path_factory)
 
 
-@pytest.fixture(params=["memory", pytest.param("etcd", marks=[needs_etcd, pytest.mark.etcd])])
+@pytest.fixture(params=["memory", "simulated", pytest.param("etcd", marks=[needs_etcd, pytest.mark.etcd])])
 async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
-    bench = memory_bench() if request.param == "memory" else etcd_bench(request.getfixturevalue("cluster"))
+    if request.param == "etcd":
+        bench = etcd_bench(request.getfixturevalue("cluster"))
+    else:
+        bench = memory_bench() if request.param == "memory" else simulated_bench()
     yield bench
     await bench.close()
 
