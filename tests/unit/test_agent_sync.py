@@ -202,8 +202,11 @@ async def test_a_stale_controller_is_not_believed_and_another_one_is(ca: Authori
     ):
         await until("running", lambda: fresh.state() == VmReport.STATE_RUNNING, 20)
         await agent.stop()
+        async with agent_of(ca, machine, [second]) as again:
+            await until("the stale one was asked, and asked again", lambda: len(stale.hellos) > 1, 20)
+            assert not again.sync.synced.is_set()
+            assert machine.running() == {VM}
         async with agent_of(ca, machine, [second, first]) as again:
-            await until("the stale one was asked", lambda: stale.hellos, 20)
             await until("the fresh one is followed", lambda: again.sync.synced.is_set(), 20)
             assert machine.running() == {VM}
             assert again.ledger.held == (1, 10)
