@@ -73,10 +73,11 @@ def ping_from(lab: Lab, vm: str, target: str) -> str:
     for _ in range(3):
         result = lab.console(vm, f"ping -c 3 -W 2 {target}", until="packet loss", timeout_s=40)
         lines = [line.strip() for line in result.splitlines() if "packet loss" in line or "bytes from" in line]
-        for line in lines:
-            print("      " + line)
         if any(" 0% packet loss" in line for line in lines):
+            for line in lines:
+                print("      " + line)
             return lines[-1]
+        print(f"      {lines[-1] if lines else 'no answer'}: {target} is still booting; again", flush=True)
     raise LabError(f"{vm} does not reach {target}; the console said:\n{result}")
 
 
