@@ -86,7 +86,7 @@ class NodeLoop:
 
     def accepted(self, keys: Iterable[str]) -> None:
         """Take up keys that changed in the ledger."""
-        keys = set(keys)
+        keys = sorted(set(keys))
         self._units.networks.accept(keys)
         for key in keys:
             object = self._ledger.object(key)
@@ -148,13 +148,13 @@ class NodeLoop:
     # --- what depends on what ----------------------------------------------------------------------------------------------
 
     def _reported(self, key: str) -> None:
-        for user in self._users.get(key, ()):
+        for user in sorted(self._users.get(key, ())):
             self._wake(user)
         if key.startswith("vm/"):
             self._wake_volumes_in_use()
 
     def _wake_volumes_in_use(self) -> None:
-        for key in tuple(self._units.volumes.in_use):
+        for key in sorted(self._units.volumes.in_use):
             self._wake(key)
 
     def _set_needs(self, key: str, needs: set[str]) -> None:

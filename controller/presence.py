@@ -120,7 +120,7 @@ class Presence:
                 rule(view, id, affected, ports)
         self._move(view, ports, affected)
         affected.pop("", None)
-        return affected
+        return {node: affected[node] for node in sorted(affected)}
 
     # --- ports, and the networks they make present -----------------------------------------------------------------------
 
@@ -135,7 +135,7 @@ class Presence:
         touched: list[tuple[str, str]] = []
         for port in ports:
             old, new = self._seats.get(port), seat_of(view, port)
-            for each in (seat for seat in {old, new} if seat is not None):
+            for each in dict.fromkeys(seat for seat in (old, new) if seat is not None):
                 before.setdefault(each.vpc, set(self.nodes(each.vpc)))
                 touched.append((each.vpc, port))
                 affected[each.node].add(f"port/{port}")
@@ -147,7 +147,7 @@ class Presence:
             elif old is None:
                 self._vm_of(view, port, affected)
         for vpc, port in touched:
-            for node in before[vpc].union(self.nodes(vpc)):
+            for node in sorted(before[vpc].union(self.nodes(vpc))):
                 affected[node].add(f"forward/{vpc}/{port}")
         for vpc, nodes in before.items():
             self._presence_changed(vpc, nodes, set(self.nodes(vpc)), affected)

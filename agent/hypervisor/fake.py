@@ -9,6 +9,7 @@ the Clock's.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import dataclasses
 import shlex
 from collections.abc import AsyncIterator, Callable
@@ -82,6 +83,8 @@ class FakeHost:
     notices: Notices = field(default_factory=Notices)
     # Every guest that ever executed an instruction, in order: to prove that nothing ran twice.
     boots: list[str] = field(default_factory=list)
+    # Guests are the host's own: what they do later outlives the agent that asked for it.
+    _context: contextvars.Context = field(default_factory=contextvars.copy_context, repr=False)
 
     def guest_poweroff(self, id: str) -> None:
         """The guest shuts itself down."""
@@ -126,7 +129,7 @@ class FakeHost:
                 act(guest, live)
 
         if delay_s > 0:
-            asyncio.get_running_loop().call_later(delay_s, do)
+            asyncio.get_running_loop().call_later(delay_s, do, context=self._context)
         else:
             do()
 

@@ -63,7 +63,7 @@ class Feed:
         self.revision = revision
         self._floor = revision
         self._history: deque[tuple[int, dict[str, dict[str, None]]]] = deque()
-        self._subscriptions: set[Subscription] = set()
+        self._subscriptions: dict[Subscription, None] = {}
 
     def push(self, view: View, revision: int, records: Iterable[tuple[Kind[Any], str]]) -> None:
         """Take the records changed up to a revision; view: a picture that contains it."""
@@ -87,11 +87,11 @@ class Feed:
         for revision, touched in self._history:
             if revision > after:
                 subscription.add(touched.get(kind, ()), self.revision)
-        self._subscriptions.add(subscription)
+        self._subscriptions[subscription] = None
         try:
             yield subscription
         finally:
-            self._subscriptions.discard(subscription)
+            self._subscriptions.pop(subscription, None)
 
 
 class Watches:

@@ -112,7 +112,7 @@ class Cache:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._view = LiveView()
-        self._subscriptions: set[Subscription] = set()
+        self._subscriptions: dict[Subscription, None] = {}
         self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
         self._waits = 0
         # Set once the first picture is complete.
@@ -135,12 +135,12 @@ class Cache:
     def subscribe(self) -> Subscription:
         """Return an iterator of all changes from now on; of the first picture too when it is not complete yet."""
         subscription = Subscription(self)
-        self._subscriptions.add(subscription)
+        self._subscriptions[subscription] = None
         return subscription
 
     def unsubscribe(self, subscription: Subscription) -> None:
         """Forget a subscription; Subscription.close calls it."""
-        self._subscriptions.discard(subscription)
+        self._subscriptions.pop(subscription, None)
 
     async def run(self) -> None:
         """Follow the store until cancelled."""

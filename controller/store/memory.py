@@ -12,6 +12,7 @@ one instance of it.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import math
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import AsyncGenerator
@@ -45,7 +46,10 @@ class MemoryBackend:
         self._batches: list[Batch] = []
         self._grants: dict[int, _Grant] = {}
         self._last_lease = 0
-        self._watchers: set[asyncio.Event] = set()
+        # In the order they came, so that they are woken in an order that can be repeated.
+        self._watchers: dict[asyncio.Event, None] = {}
+        # Timers are the backend's own: they outlive the client that asked for a lease.
+        self._context = contextvars.copy_context()
 
     # --- keys ----------------------------------------------------------------------------------------------------------
 
@@ -145,11 +149,11 @@ class MemoryBackend:
 
     def add_watcher(self, wake: asyncio.Event) -> None:
         """Set an event whenever something was written."""
-        self._watchers.add(wake)
+        self._watchers[wake] = None
 
     def remove_watcher(self, wake: asyncio.Event) -> None:
         """Stop setting it."""
-        self._watchers.discard(wake)
+        self._watchers.pop(wake, None)
 
     # --- leases --------------------------------------------------------------------------------------------------------
 
@@ -179,7 +183,7 @@ class MemoryBackend:
         del self._grants[lease]
 
     def _timer(self, lease: int, ttl_s: int) -> asyncio.TimerHandle:
-        return asyncio.get_running_loop().call_later(ttl_s, self.revoke, lease)
+        return asyncio.get_running_loop().call_later(ttl_s, self.revoke, lease, context=self._context)
 
 
 class MemoryLease:
@@ -231,7 +235,7 @@ class MemoryStore:
     def __init__(self, backend: MemoryBackend | None = None) -> None:
         self.backend = backend or MemoryBackend()
         self._leases: list[MemoryLease] = []
-        self._watches: set[asyncio.Event] = set()
+        self._watches: dict[asyncio.Event, None] = {}
         self._closed = False
 
     async def read(
@@ -252,7 +256,7 @@ class MemoryStore:
         """Yield every batch after that revision."""
         await self._reach()
         wake = asyncio.Event()
-        self._watches.add(wake)
+        self._watches[wake] = None
         self.backend.add_watcher(wake)
         try:
             while True:
@@ -267,7 +271,7 @@ class MemoryStore:
                 if self._closed:
                     raise Unavailable("this client is closed")
         finally:
-            self._watches.discard(wake)
+            self._watches.pop(wake, None)
             self.backend.remove_watcher(wake)
 
     async def commit(self, txn: Txn) -> int:
