@@ -1,0 +1,226 @@
+"""A network without sockets: connections between named processes that are slow, break, or fall silent, as the seed says.
+
+    network = Network(loop, seed)
+    transport = network.transport("c1", Identity("controller", "c1"), ids)      # a seams.Transport
+    network.block("c1", "n2")                                                   # one way only; heal() ends it
+
+What was sent over one connection arrives in order and once, as over TCP; between connections there is no order. Over a
+blocked link it waits; when the block outlasts the keepalive each side gives the connection up in its own time, so one may
+believe in it while the other does not. An address is "host:port"; links are between hosts.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import random
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from cairn.proto.pki import Identity
+
+from tests.sim.loop import SimLoop
+
+# How long a silent connection is believed in: proto/rpc.py's keepalive, more or less.
+KEEPALIVE_S: Final = (3.0, 13.0)
+CONNECT_S: Final = 2.0
+
+
+@dataclass
+class Faults:
+    """How the network is now. Shares are chances per message or per call."""
+
+    delay_s: tuple[float, float] = (0.0002, 0.002)
+    # A message in so many is late by up to `late_s`.
+    late: float = 0.0
+    late_s: float = 1.0
+    # The connection is reset, what was under way on it is lost.
+    reset: float = 0.0
+    # A call is accepted and never answered.
+    silence: float = 0.0
+
+
+class Party(Protocol):
+    """One side of a call."""
+
+    def broken(self, why: str) -> None:
+        """The connection is gone."""
+
+
+class Listener(Protocol):
+    """Whoever accepts calls at an address."""
+
+    host: str
+    identity: Identity
+    mutual: bool
+
+
+class Connection:
+    """A pair of ordered pipes between a client and a server."""
+
+    def __init__(self, network: Network, client: str, server: str, caller: Identity, listener: Any) -> None:
+        self.network, self.hosts, self.caller, self.listener = network, (client, server), caller, listener
+        self.number = network.next_number()
+        self.open = [True, True]
+        self._parties: tuple[dict[Party, None], dict[Party, None]] = ({}, {})
+        self._arrive_s = [0.0, 0.0]
+        self._under_way: tuple[deque[Callable[[], None]], deque[Callable[[], None]]] = (deque(), deque())
+        self._held: tuple[list[Callable[[], None]], list[Callable[[], None]]] = ([], [])
+
+    def __str__(self) -> str:
+        return f"connection {self.number} {self.hosts[0]}->{self.hosts[1]}"
+
+    def join(self, side: int, party: Party) -> None:
+        """Tell a party when its side breaks."""
+        self._parties[side][party] = None
+
+    def leave(self, side: int, party: Party) -> None:
+        """Forget it."""
+        self._parties[side].pop(party, None)
+
+    def send(self, side: int, deliver: Callable[[], None]) -> None:
+        """Have something done at the other side, after what was sent before; nothing if it breaks first."""
+        network = self.network
+        if not self.open[side]:
+            return
+        if network.happens(network.faults.reset):
+            network.note(f"reset {self}")
+            self.fail(0, "connection reset")
+            self.fail(1, "connection reset")
+        elif network.blocked(self.hosts[side], self.hosts[1 - side]):
+            self._held[side].append(deliver)
+        else:
+            self._pass_on(side, deliver)
+
+    def _pass_on(self, side: int, deliver: Callable[[], None]) -> None:
+        loop, network = self.network.loop, self.network
+        self._under_way[side].append(deliver)
+        self._arrive_s[side] = max(self._arrive_s[side], loop.time() + network.delay_s())
+        network.after(self._arrive_s[side] - loop.time(), self._arrive, side)
+
+    def _arrive(self, side: int) -> None:
+        # The first that was sent, whichever timer this is: timers of the same moment have no order.
+        deliver = self._under_way[side].popleft()
+        if self.open[1 - side]:
+            deliver()
+        elif self.open[side]:
+            self.network.after(self.network.delay_s(), self.fail, side, "connection reset")
+
+    def release(self) -> None:
+        """Let what waited pass, where the links are open again."""
+        for side in (0, 1):
+            if not self.network.blocked(self.hosts[side], self.hosts[1 - side]):
+                held = self._held[side][:]
+                self._held[side].clear()
+                for deliver in held:
+                    self._pass_on(side, deliver)
+
+    def doubt(self) -> None:
+        """The link is blocked: unless that ends, each side gives up in its own time."""
+        for side in (0, 1):
+            self.network.after(self.network.random.uniform(*KEEPALIVE_S), self._give_up, side, self.network.blocks)
+
+    def _give_up(self, side: int, blocks: int) -> None:
+        first, second = self.hosts
+        still = self.network.blocked(first, second) or self.network.blocked(second, first)
+        if still and blocks == self.network.blocks:
+            self.fail(side, "keepalive timed out")
+        elif still:
+            self.network.after(self.network.random.uniform(*KEEPALIVE_S), self._give_up, side, self.network.blocks)
+
+    def fail(self, side: int, why: str) -> None:
+        """This side knows that it is over; the other hears of it as far as the network lets it."""
+        if not self.open[side]:
+            return
+        self.open[side] = False
+        self._held[side].clear()
+        if not any(self.open):
+            self.network.connections.pop(self.number, None)
+        for party in list(self._parties[side]):
+            party.broken(why)
+        self._parties[side].clear()
+        first, second = self.hosts[side], self.hosts[1 - side]
+        if self.open[1 - side] and not self.network.blocked(first, second):
+            self.network.after(self.network.delay_s(), self.fail, 1 - side, "connection closed by the other side")
+
+
+class Network:
+    """All links, connections and listeners. See the module."""
+
+    def __init__(self, loop: SimLoop, seed: int | str) -> None:
+        self.loop, self.random = loop, random.Random(f"{seed}/network")
+        self.faults = Faults()
+        self.listeners: dict[str, Any] = {}
+        self.connections: dict[int, Connection] = {}
+        # Counts changes of what is blocked.
+        self.blocks = 0
+        self._blocked: dict[tuple[str, str], None] = {}
+        self._number = 0
+        # Messages under way belong to nobody: they outlive their sender.
+        self._context = contextvars.copy_context()
+
+    def next_number(self) -> int:
+        """Return a fresh number."""
+        self._number += 1
+        return self._number
+
+    def note(self, text: str) -> None:
+        """Tell the trace."""
+        self.loop.trace.note(self.loop.time(), "net", text)
+
+    def happens(self, share: float) -> bool:
+        """Draw whether a fault happens; nothing is drawn for what never does."""
+        return share > 0 and self.random.random() < share
+
+    def delay_s(self) -> float:
+        """Draw how long a message takes."""
+        late_s = self.random.uniform(0, self.faults.late_s) if self.happens(self.faults.late) else 0.0
+        return self.random.uniform(*self.faults.delay_s) + late_s
+
+    def after(self, delay_s: float, act: Callable[..., None], *arguments: Any) -> None:
+        """Do something a little later, whoever lives then."""
+        self.loop.call_later(max(delay_s, 0.0), act, *arguments, context=self._context)
+
+    # --- faults ----------------------------------------------------------------------------------------------------------
+
+    def blocked(self, source: str, target: str) -> bool:
+        """Tell whether nothing passes from one host to another; "*" stands for any."""
+        blocks = self._blocked
+        if not blocks or source == target:
+            return False
+        return (source, target) in blocks or (source, "*") in blocks or ("*", target) in blocks
+
+    def block(self, source: str, target: str, *, both: bool = False) -> None:
+        """Let nothing pass from one host to another, or both ways."""
+        self.note(f"block {source} {'<->' if both else '->'} {target}")
+        self.blocks += 1
+        self._blocked[source, target] = None
+        if both:
+            self._blocked[target, source] = None
+        for connection in list(self.connections.values()):
+            first, second = connection.hosts
+            if self.blocked(first, second) or self.blocked(second, first):
+                connection.doubt()
+
+    def heal(self, host: str = "") -> None:
+        """Open all links, or those of one host."""
+        self.note(f"heal {host or 'everything'}")
+        self.blocks += 1
+        self._blocked = {link: None for link in self._blocked if host and host not in link}
+        for connection in list(self.connections.values()):
+            connection.release()
+
+    def lose(self, host: str, *, silently: bool) -> None:
+        """A process is gone: its kernel resets its connections, or the power went and nobody says anything."""
+        self.listeners = {address: each for address, each in self.listeners.items() if each.host != host}
+        for connection in list(self.connections.values()):
+            if host not in connection.hosts:
+                continue
+            side = connection.hosts.index(host)
+            if silently:
+                connection.open[side] = False
+                self.after(self.random.uniform(*KEEPALIVE_S), connection.fail, 1 - side, "keepalive timed out")
+            else:
+                connection.open[side] = False
+                self.after(self.delay_s(), connection.fail, 1 - side, "connection reset")
