@@ -23,7 +23,7 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 CACHE = REPOSITORY / ".lab" / "cache"
-SUITE, MIRROR = "bookworm", "http://deb.debian.org/debian"
+SUITE = "bookworm"
 INCLUDE = (
     "systemd",
     "systemd-sysv",
@@ -71,6 +71,15 @@ def wait_until(what: str, probe: Callable[[], Any], timeout_s: float) -> Any:
     return value
 
 
+def mirror() -> str:
+    """The Debian mirror this machine itself installs from."""
+    listed = run("apt-get", "indextargets", "--format", "$(RELEASE) $(REPO_URI)", "Created-By: Packages").stdout
+    sites = [site for release, site in (line.split() for line in listed.splitlines()) if release == SUITE]
+    if not sites:
+        raise AssertionError(f"apt on this machine knows no mirror of {SUITE}: run apt-get update")
+    return sites[0]
+
+
 def missing() -> str:
     """Why no such server can be run on this machine; empty: it can."""
     if os.geteuid() != 0:
@@ -93,7 +102,7 @@ def prepared_tree(packages: Sequence[str]) -> Path:
         if not tree.exists():
             new = tree.with_suffix(".new")
             shutil.rmtree(new, ignore_errors=True)
-            run("nice", "debootstrap", "--variant=minbase", f"--include={','.join(INCLUDE)}", SUITE, new, MIRROR)
+            run("nice", "debootstrap", "--variant=minbase", f"--include={','.join(INCLUDE)}", SUITE, new, mirror())
             shutil.copy("/etc/resolv.conf", new / "etc/resolv.conf")
             options = ("-qq", "-y", "--no-install-recommends", "-o", "APT::Keep-Downloaded-Packages=true")
             run("nice", "chroot", new, "apt-get", *options, "--download-only", "install", *packages)
