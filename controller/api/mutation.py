@@ -161,7 +161,10 @@ class Mutations:
         _log.info("committed", method=type(request).__name__, object=decided.id, actor=actor, revision=revision)
         if decided.erased is not None:
             return decided.erased
-        return self._object(self._cache.view, decided.noun, decided.id)
+        # A watch that was slow may show at once that what this call deleted has been erased since.
+        view = self._cache.view
+        first = view.get(kinds.REQUEST, request_id)
+        return self._answer_again(view, first, digest) if first is not None else self._object(view, decided.noun, decided.id)
 
     async def _complete(self, request: Any, request_id: str, digest: bytes, actor: str, decided: Decided[Any]) -> Txn:
         """Add the request record and the events."""

@@ -10,11 +10,12 @@ from typing import Any, Final
 import grpc
 import grpc.aio
 from cairn.proto.pki import CONTROLLER_SERVER_NAME
-from cairn.proto.v1 import image_pb2, subnet_pb2, vm_pb2, vpc_pb2
+from cairn.proto.v1 import image_pb2, subnet_pb2, vm_pb2, volume_pb2, vpc_pb2
 from cairn.proto.v1.image_pb2_grpc import ImageServiceStub
 from cairn.proto.v1.subnet_pb2_grpc import SubnetServiceStub
 from cairn.proto.v1.vm_pb2 import Vm
 from cairn.proto.v1.vm_pb2_grpc import VmServiceStub
+from cairn.proto.v1.volume_pb2_grpc import VolumeServiceStub
 from cairn.proto.v1.vpc_pb2_grpc import VpcServiceStub
 
 MIB: Final = 1 << 20
@@ -91,15 +92,21 @@ class SimClient:
         made = await self.call(SubnetServiceStub, "CreateSubnet", subnet_pb2.CreateSubnetRequest(subnet=subnet))
         return str(made.id)
 
-    async def create_vm(self, name: str, *, image: str = "demo", subnet: str = "demo") -> Vm:
+    async def create_vm(
+        self, name: str, *, image: str = "demo", subnet: str = "demo", cpus: int = 1, memory_mib: int = 256
+    ) -> Vm:
         """Make a VM."""
-        spec = vm_pb2.VmSpec(cpus=1, memory_bytes=256 * MIB, image=image, nics=[vm_pb2.Nic(subnet=subnet)])
+        spec = vm_pb2.VmSpec(cpus=cpus, memory_bytes=memory_mib * MIB, image=image, nics=[vm_pb2.Nic(subnet=subnet)])
         vm: Vm = await self.call(VmServiceStub, "CreateVm", vm_pb2.CreateVmRequest(vm=Vm(name=name, spec=spec)))
         return vm
 
     async def delete_vm(self, id: str) -> None:
         """Delete one for good."""
         await self.call(VmServiceStub, "DeleteVm", vm_pb2.DeleteVmRequest(id=id, purge=True))
+
+    async def delete_volume(self, id: str) -> None:
+        """Delete a data volume for good."""
+        await self.call(VolumeServiceStub, "DeleteVolume", volume_pb2.DeleteVolumeRequest(id=id, purge=True))
 
     async def vm(self, id: str) -> Vm:
         """Return it."""

@@ -106,6 +106,7 @@ class SimLoop(asyncio.BaseEventLoop):
         self._dead: set[str] = set()
         self._limbo: list[asyncio.Handle] = []
         self._fuses: dict[str, tuple[int, Callable[[], None]]] = {}
+        self._failure: BaseException | None = None
         self._turns: list[asyncio.Handle] = []
         self._ready: Any = self._turns
         self._scheduled: list[asyncio.TimerHandle] = []
@@ -126,9 +127,14 @@ class SimLoop(asyncio.BaseEventLoop):
         """Let none burn on."""
         self._fuses.clear()
 
+    def fail(self, error: BaseException) -> None:
+        """End the story with this error, whoever runs now."""
+        self._failure = self._failure or error
+
     def clean_up(self) -> None:
         """The story is over: let everybody, also the dead, be cancelled in an orderly way."""
         self.trace.close()
+        self._failure = None
         self._dead.clear()
         self._fuses.clear()
         self._turns.extend(self._limbo)
@@ -141,6 +147,8 @@ class SimLoop(asyncio.BaseEventLoop):
         return self._now_s
 
     def _run_once(self) -> None:
+        if self._failure is not None:
+            raise self._failure
         turns, heap = self._turns, self._scheduled
         if not turns:
             while heap and heap[0].cancelled():

@@ -28,27 +28,27 @@ RENEW_RETRY_S = 0.5
 
 
 class SimBackend(MemoryBackend):
-    """The data, telling of every batch (also those of expired leases) and of every transaction as it is applied."""
+    """The data, telling of every batch and of the transaction that made it (None: a lease ran out)."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.observers: list[Callable[[Batch], None]] = []
-        # Told (transaction, revision) before the batch's observers are: a transaction may have been applied for nothing.
-        self.transactions: list[Callable[[Txn, int], None]] = []
+        self.observers: list[Callable[[Batch, Txn | None], None]] = []
+        self._applying: Txn | None = None
 
     def apply(self, txn: Txn) -> int:
         """Do all of a transaction or nothing, then tell."""
-        revision = super().apply(txn)
-        for hear in self.transactions:
-            hear(txn, revision)
-        return revision
+        self._applying = txn
+        try:
+            return super().apply(txn)
+        finally:
+            self._applying = None
 
     def _write(self, puts: dict[str, Put], deletes: set[str]) -> int:
         before = self.revision
         revision = super()._write(puts, deletes)
         if revision != before:
             for observe in self.observers:
-                observe(self._batches[-1])
+                observe(self._batches[-1], self._applying)
         return revision
 
 

@@ -40,7 +40,7 @@ class World:
     def __init__(self, seed: int) -> None:
         self.backend = SimBackend()
         self.batches: list[Batch] = []
-        self.backend.observers.append(self.batches.append)
+        self.backend.observers.append(lambda batch, _txn: self.batches.append(batch))
         self.faults = StoreFaults(**FAULTS)  # type: ignore[arg-type]
         self.rng = random.Random(seed)
         # (key, value) of what each writer knows was written: acknowledged, or found when it looked again.

@@ -6,17 +6,19 @@
         vm = await world.client.create_vm("web")
         world.crash("c1"); world.lose_power("n2"); ...; world.restart("c1")
 
-What survives a process is here: the store's backend, and per node the machine with its disk, guests, volumes and networks.
-A process lives until `crash` and is made anew by `restart`; its name with the number of its life is in every trace line.
+What survives a process is here: the store's backend, and per node the machine (machine.py) with its disk, guests, volumes and
+networks. A process lives until `crash` and is made anew by `restart`; its name with the number of its life is in every trace
+line. A referee, if one is given, sees every commit, every change of a host and every trace line.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextvars
 import random
 from collections.abc import Callable, MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -24,31 +26,30 @@ import structlog
 from cairn.agent.app import Agent
 from cairn.agent.config import Config as AgentConfig
 from cairn.agent.guestfiles import FakeGuestFiles
-from cairn.agent.hypervisor.base import FaultKnobs
-from cairn.agent.hypervisor.fake import FakeHost, FakeHypervisor
+from cairn.agent.hypervisor.fake import FakeHypervisor
 from cairn.agent.identity import Membership
 from cairn.controller.api import nouns, resolution
 from cairn.controller.app import Controller
 from cairn.controller.config import Config
-from cairn.controller.store.base import Store, Txn
-from cairn.controller.store.memory import MemoryBackend, MemoryStore
+from cairn.controller.store.base import Txn
+from cairn.controller.store.memory import MemoryStore
 from cairn.controller.store.view import LiveView
-from cairn.net import fake as net_fake
-from cairn.net.fake import FakeDataplane, FakeGuestServices, FakeNetHost
+from cairn.net.fake import FakeDataplane, FakeGuestServices
 from cairn.proto import kinds
 from cairn.proto.log import hide_secrets
-from cairn.proto.pki import Identity
+from cairn.proto.pki import Authority, Identity
 from cairn.proto.seams import ID_ALPHABET, ID_LENGTH, timestamp
-from cairn.proto.v1.node_pb2 import Node, NodeFacts
-from cairn.storage.fake import FakeImages, FakePool, FakeVolumes
+from cairn.proto.v1.node_pb2 import Node
+from cairn.storage.fake import FakeImages, FakeVolumes
 
 from tests.sim.client import SimClient
 from tests.sim.loop import PROCESS, SimLoop
-from tests.sim.network import Network
+from tests.sim.machine import Machine, SimInventory
+from tests.sim.network import Faults, Network
+from tests.sim.referee import Referee
+from tests.sim.store import SimBackend, SimStore, StoreFaults
 from tests.sim.transport import SimTransport
-from tests.unit.agent_kit import MemoryDisk
 
-GIB: Final = 1 << 30
 START: Final = datetime(2030, 1, 1, tzinfo=UTC)
 START_S: Final = 60.0
 
@@ -64,10 +65,10 @@ class SimClock:
 
 
 class SimIds:
-    """Identifiers of one life of a process."""
+    """Identifiers of one life of a process. secrets: takes every secret made."""
 
-    def __init__(self, seed: str) -> None:
-        self._random = random.Random(seed)
+    def __init__(self, seed: str, secrets: set[str] | None = None) -> None:
+        self._random, self._secrets = random.Random(seed), secrets
 
     def new(self, prefix: str) -> str:
         return prefix + "-" + "".join(self._random.choices(ID_ALPHABET, k=ID_LENGTH))
@@ -77,54 +78,13 @@ class SimIds:
         return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-8{digits[17:20]}-{digits[20:]}"
 
     def secret(self, nbytes: int) -> bytes:
-        return self._random.randbytes(nbytes)
+        made = self._random.randbytes(nbytes)
+        if self._secrets is not None:
+            self._secrets |= {made.hex(), base64.urlsafe_b64encode(made).decode().rstrip("=")}
+        return made
 
     def jitter(self) -> float:
         return self._random.random()
-
-
-class SimInventory:
-    """A server with some threads and memory."""
-
-    async def collect(self) -> NodeFacts:
-        facts = NodeFacts(arch="x86_64", memory_bytes=16 * GIB)
-        facts.cpu.threads = 8
-        return facts
-
-
-@dataclass
-class Machine:
-    """What of a node is there whatever happens to its agent."""
-
-    name: str
-    id: str
-    index: int
-    pool: FakePool = field(default_factory=FakePool)
-    net: FakeNetHost = field(default_factory=FakeNetHost)
-    files: dict[str, bytes] = field(default_factory=dict)
-    disk: MemoryDisk = field(default_factory=MemoryDisk)
-    knobs: FaultKnobs = field(default_factory=FaultKnobs)
-    net_knobs: net_fake.FaultKnobs = field(default_factory=net_fake.FaultKnobs)
-    boots: int = 1
-
-    def __post_init__(self) -> None:
-        self.host = FakeHost(taps=self.net.taps, boot_s=2.0, shutdown_s=3.0)
-
-    def running(self) -> list[str]:
-        """Return the guests that execute instructions."""
-        return sorted(id for id, guest in self.host.guests.items() if guest.live is not None and not guest.live.paused)
-
-    def is_empty(self) -> bool:
-        """Tell whether nothing of any guest is left."""
-        return not (self.host.guests or self.files or self.pool.volumes or self.net.networks or self.net.taps)
-
-    def lose_power(self, torn: int) -> None:
-        """Guests, networks and unsynced bytes are gone."""
-        self.host.power_off()
-        self.net.networks.clear()
-        self.net.taps.clear()
-        self.disk.lose_power(torn)
-        self.boots += 1
 
 
 @dataclass
@@ -136,6 +96,7 @@ class Process:
     what: Controller | Agent
     clock: SimClock
     task: asyncio.Task[None]
+    store: SimStore | None = None
 
     @property
     def label(self) -> str:
@@ -144,7 +105,7 @@ class Process:
 
 
 class World:
-    """See the module. Made inside the loop. `store` makes the store of a controller: faults wrap it there."""
+    """See the module. Made inside the loop. `store_faults` and `network.faults` may be changed while it runs."""
 
     def __init__(
         self,
@@ -153,20 +114,23 @@ class World:
         controllers: int = 3,
         nodes: int = 3,
         skew_s: float = 0.5,
-        store: Callable[[str, MemoryBackend], Store] | None = None,
+        referee: Callable[[SimLoop], Referee] | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, SimLoop)
         self.loop, self.seed, self.skew_s = loop, seed, skew_s
         self.random = random.Random(f"{seed}/world")
         self.network = Network(loop, seed)
-        self.backend = MemoryBackend()
-        self._make_store = store or (lambda _name, backend: MemoryStore(backend))
+        self.backend, self.store_faults = SimBackend(), StoreFaults()
+        self.referee = referee(loop) if referee is not None else Referee([], loop.fail)
+        self.backend.observers.append(self.referee.batch)
+        loop.trace.listeners.append(self.referee.line)
         self.controllers = [f"c{number}" for number in range(1, controllers + 1)]
         self.endpoints = tuple(f"{name}:7443" for name in self.controllers)
-        ids = SimIds(f"{seed}/nodes")
-        names = [f"n{number}" for number in range(1, nodes + 1)]
-        self.machines = {name: Machine(name, ids.new("node"), index) for index, name in enumerate(names, 1)}
+        self.authority: Authority | None = None
+        self.machines: dict[str, Machine] = {}
+        for number in range(1, nodes + 1):
+            self.add_machine(f"n{number}")
         self.processes: dict[str, Process] = {}
         self._lives: dict[str, int] = {}
         self.client = self.connect("admin")
@@ -182,6 +146,25 @@ class World:
         transport = SimTransport(self.network, f"user-{name}", Identity("user", name), ids)
         return SimClient(transport, self.endpoints, ids, self.note)
 
+    def add_machine(self, name: str) -> Machine:
+        """Put a server into the rack; it is no node yet."""
+        machine = self.machines[name] = Machine(name, len(self.machines) + 1)
+        machine.changed, machine.accepted = self._host_changed, self._ledger_changed
+        return machine
+
+    def _host_changed(self, machine: Machine) -> None:
+        if machine.id:
+            self.referee.host(machine.picture())
+
+    def _ledger_changed(self, machine: Machine) -> None:
+        if machine.id:
+            self.referee.ledger(machine.picture())
+
+    def look(self) -> None:
+        """Show the referee all machines as they are now."""
+        for machine in self.machines.values():
+            self._host_changed(machine)
+
     # --- life and death ------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
@@ -193,16 +176,36 @@ class World:
 
     async def _enrol(self) -> None:
         store, view, now = MemoryStore(self.backend), LiveView(), timestamp(START)
+        ids = SimIds(f"{self.seed}/nodes")
         for machine in self.machines.values():
+            machine.id = ids.new("node")
             node = Node(id=machine.id, name=machine.name, create_time=now, update_time=now)
             node.spec.index = machine.index
             txn = Txn("api").create(kinds.NODE, node.id, node)
             resolution.claim(txn, view, nouns.NODE, "", machine.name, node.id)
             await store.commit(txn)
+        self.look()
 
     def alive(self, name: str) -> bool:
         """Tell whether a process lives."""
         return name in self.processes
+
+    def life_of(self, name: str) -> int:
+        """Return the number of a process's newest life."""
+        return self._lives.get(name, 0)
+
+    def calm(self) -> None:
+        """End every fault: from now on nothing disturbs, and whoever is dead lives again."""
+        self.network.faults = Faults()
+        self.network.heal()
+        self.store_faults.calm()
+        self.loop.snuff_fuses()
+        for process in self.processes.values():
+            if process.store is not None:
+                process.store.mend()
+        for machine in self.machines.values():
+            machine.calm()
+        self.restart_all()
 
     def restart(self, name: str) -> None:
         """Begin the next life of a process."""
@@ -217,7 +220,8 @@ class World:
         make = self._controller if name in self.controllers else self._agent
         what = context.run(make, name, label, clock)
         task = self.loop.create_task(self._live(label, what), name=label, context=context)
-        self.processes[name] = Process(name, life, what, clock, task)
+        store = what.store if isinstance(what, Controller) else None
+        self.processes[name] = Process(name, life, what, clock, task, store if isinstance(store, SimStore) else None)
 
     async def _live(self, label: str, what: Controller | Agent) -> None:
         try:
@@ -253,18 +257,21 @@ class World:
         self.machines[name].lose_power(self.random.randrange(64))
 
     def restart_all(self) -> None:
-        """Whoever is dead lives again."""
+        """Whoever is dead lives again; who left stays away."""
         for name in (*self.controllers, *self.machines):
-            self.restart(name)
+            if name in self.controllers or not self.machines[name].away:
+                self.restart(name)
 
     def _controller(self, name: str, label: str, clock: SimClock) -> Controller:
-        ids = SimIds(f"{self.seed}/{label}")
+        ids = SimIds(f"{self.seed}/{label}", self.referee.cloud.secrets)
         transport = SimTransport(self.network, name, Identity("controller", name), ids)
+        drawn = random.Random(f"{self.seed}/store/{label}")
+        store = SimStore(self.backend, drawn, self.store_faults, name=label, trace=self.note)
         config = Config(
             name=name, listen=(f"{name}:7443",), etcd_endpoints=("store:2379",),
             etcd_ca="", etcd_cert="", etcd_key="", ca="", cert="", key="",
         )  # fmt: skip
-        return Controller(config, self._make_store(name, self.backend), transport, clock, ids)
+        return Controller(config, store, transport, clock, ids, authority=self.authority)
 
     def _agent(self, name: str, label: str, clock: SimClock) -> Agent:
         machine, ids = self.machines[name], SimIds(f"{self.seed}/{label}")
@@ -280,7 +287,7 @@ class World:
             FakeImages(machine.pool),
             FakeDataplane(machine.net, machine.net_knobs, latency_s=0.01),
             FakeGuestServices(),
-            SimInventory(),
+            SimInventory(machine.threads, machine.memory_bytes),
             membership=Membership(machine.id, self.endpoints),
             files=FakeGuestFiles(machine.files),
             boot_id=f"boot-{machine.boots}",

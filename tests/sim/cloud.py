@@ -1,0 +1,169 @@
+"""The cloud as a stranger sees it: the records in the store, and what really is on each host. What checkers look at.
+
+Both are pictures made of what was observed; nothing here asks the product. In the simulation they come from the store's
+backend and from the machines; against real servers from etcd, libvirt and the kernel.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from cairn.proto import kinds
+from cairn.proto.v1.agent_pb2 import SyncResponse, Version
+
+Position = tuple[int, int]
+_HEAD: Final = struct.Struct(">II")
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A network card of a guest, as its definition says."""
+
+    port: str
+    subnet: str
+    address: str
+    mac: str
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """A guest that exists as a process. executing: its first instruction was executed and it is not paused."""
+
+    id: str
+    executing: bool
+    cpus: int
+    memory_bytes: int
+    cards: tuple[Card, ...] = ()
+    # Volumes open read-write.
+    volumes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What is on one node."""
+
+    node: str
+    name: str
+    # Live guests by VM id; configurations without a process are in `defined` only.
+    guests: Mapping[str, Guest] = field(default_factory=dict)
+    defined: frozenset[str] = frozenset()
+    # Volume id -> size in bytes.
+    volumes: Mapping[str, int] = field(default_factory=dict)
+    # Digests of images.
+    images: frozenset[str] = frozenset()
+    # VPC id -> ports whose frames flow there, and ports elsewhere it can reach (port -> tunnel address).
+    ports: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    forwards: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    # VM ids with a seed image or console log.
+    files: frozenset[str] = frozenset()
+    # What the node's ledger durably holds: key -> version it came with; and the version of the whole.
+    ledger: Mapping[str, Position] = field(default_factory=dict)
+    held: Position = (0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """A record before and after; None: absent."""
+
+    kind: str
+    id: str
+    before: Any
+    after: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """One revision of the store. writers: key -> component; empty when nobody knows (a lease ran out, a real etcd)."""
+
+    revision: int
+    changes: tuple[Changed, ...]
+    writers: Mapping[str, str]
+
+
+@dataclass
+class Cloud:
+    """Everything. Hosts are by node id."""
+
+    records: dict[str, dict[str, Any]] = field(default_factory=lambda: {kind.name: {} for kind in kinds.ALL})
+    revision: int = 0
+    hosts: dict[str, Host] = field(default_factory=dict)
+    # Secrets that were made: none of them may be seen anywhere.
+    secrets: set[str] = field(default_factory=set)
+
+    def all(self, kind: str) -> dict[str, Any]:
+        """Return the records of a kind by id."""
+        return self.records[kind]
+
+    def get(self, kind: str, id: str) -> Any:
+        """Return a record or None."""
+        return self.records[kind].get(id)
+
+    def name_of(self, node: str) -> str:
+        """Return a node's name, for sentences."""
+        host = self.hosts.get(node)
+        return host.name if host is not None else node
+
+    def commit(self, revision: int, changes: Iterable[tuple[str, bytes | None]], writers: Mapping[str, str]) -> Commit:
+        """Take a revision in: (key, value or None where deleted)."""
+        taken = []
+        for key, value in changes:
+            kind, id = kinds.split(key)
+            table = self.records[kind.name]
+            before = table.pop(id, None)
+            after = None if value is None else kind.message.FromString(value)
+            if after is not None:
+                table[id] = after
+            taken.append(Changed(kind.name, id, before, after))
+        self.revision = revision
+        return Commit(revision, tuple(taken), writers)
+
+    def running(self) -> list[tuple[str, str]]:
+        """Return (VM, node) of every guest that executes."""
+        return sorted((id, node) for node, host in self.hosts.items() for id, guest in host.guests.items() if guest.executing)
+
+
+class LedgerReader:
+    """Reads a ledger's bytes: key -> version, and the newest version. A reader of our own, for agent/ledger.py's format.
+
+    Frames of length and CRC-32 (two big-endian 32-bit numbers); a payload begins with M (SyncResponse), S (Version), N or C.
+    """
+
+    def __init__(self) -> None:
+        self.keys: dict[str, Position] = {}
+        self.held: Position = (0, 0)
+        self._content, self._at = b"", 0
+
+    def read(self, content: bytes) -> None:
+        """Take in what the file durably holds now; what was only added to is read from there."""
+        if content is self._content:
+            return
+        if not content.startswith(self._content):
+            self.keys, self.held, self._at = {}, (0, 0), 0
+        self._content = content
+        while self._at + _HEAD.size <= len(content):
+            length, checksum = _HEAD.unpack_from(content, self._at)
+            payload = content[self._at + _HEAD.size : self._at + _HEAD.size + length]
+            if len(payload) < length or zlib.crc32(payload) != checksum:
+                return
+            self._at += _HEAD.size + length
+            self._take(payload[:1], payload[1:])
+
+    def _take(self, kind: bytes, body: bytes) -> None:
+        if kind == b"S":
+            self.held = max(self.held, _position(Version.FromString(body)))
+        elif kind == b"M":
+            message = SyncResponse.FromString(body)
+            if message.HasField("upsert"):
+                at = self.keys[message.upsert.key] = _position(message.upsert.version)
+            else:
+                at = _position(message.remove.version)
+                self.keys.pop(message.remove.key, None)
+            self.held = max(self.held, at)
+
+
+def _position(version: Version) -> Position:
+    return version.epoch, version.revision

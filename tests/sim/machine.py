@@ -1,0 +1,161 @@
+"""A simulated server: what of a node is there whatever happens to its agent, and the picture of it that checkers see.
+
+The drivers' fakes hold their truth apart from the agent (FakeHost, FakePool, FakeNetHost, files, a disk that forgets what was
+not synced). `changed` is told whenever a guest came, went or changed state, `accepted` whenever the ledger became durable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from cairn.agent.hypervisor.base import FaultKnobs
+from cairn.agent.hypervisor.events import Notices
+from cairn.agent.hypervisor.fake import FakeHost
+from cairn.agent.ledger import NAME as LEDGER
+from cairn.net import fake as net_fake
+from cairn.net.fake import FakeNetHost
+from cairn.proto.v1.node_pb2 import NodeFacts
+from cairn.storage.fake import FakePool
+
+from tests.sim.cloud import Card, Guest, Host, LedgerReader
+from tests.unit.agent_kit import MemoryDisk
+
+GIB: Final = 1 << 30
+
+
+class ToldNotices(Notices):
+    """A hypervisor's notices, also told to whoever watches the machine."""
+
+    def __init__(self, told: Callable[[], None]) -> None:
+        super().__init__()
+        self._told = told
+
+    def tell(self, id: str) -> None:
+        """Tell every listener, then the watcher."""
+        super().tell(id)
+        self._told()
+
+
+@dataclass
+class SimDisk(MemoryDisk):
+    """A disk that tells when something became durable, and can refuse the next writes (`errors`: how many)."""
+
+    durable_changed: Callable[[], None] = lambda: None
+    errors: int = 0
+
+    def replace(self, name: str, content: bytes) -> None:
+        """Write durably."""
+        self._fault()
+        super().replace(name, content)
+        self.durable_changed()
+
+    def append(self, name: str, content: bytes) -> None:
+        """Add bytes."""
+        self._fault()
+        super().append(name, content)
+
+    def sync(self, name: str) -> None:
+        """Make durable."""
+        self._fault()
+        super().sync(name)
+        self.durable_changed()
+
+    def _fault(self) -> None:
+        if self.errors > 0:
+            self.errors -= 1
+            raise OSError(5, "Input/output error")
+
+
+class SimInventory:
+    """A server with some threads and memory."""
+
+    def __init__(self, threads: int, memory_bytes: int) -> None:
+        self._threads, self._memory_bytes = threads, memory_bytes
+
+    async def collect(self) -> NodeFacts:
+        """Return what it has."""
+        facts = NodeFacts(arch="x86_64", memory_bytes=self._memory_bytes)
+        facts.cpu.threads = self._threads
+        return facts
+
+
+@dataclass
+class Machine:
+    """See the module."""
+
+    name: str
+    index: int
+    # Node id; empty before it has joined.
+    id: str = ""
+    threads: int = 8
+    memory_bytes: int = 16 * GIB
+    pool: FakePool = field(default_factory=FakePool)
+    net: FakeNetHost = field(default_factory=FakeNetHost)
+    files: dict[str, bytes] = field(default_factory=dict)
+    disk: SimDisk = field(default_factory=SimDisk)
+    knobs: FaultKnobs = field(default_factory=FaultKnobs)
+    net_knobs: net_fake.FaultKnobs = field(default_factory=net_fake.FaultKnobs)
+    boots: int = 1
+    # It left the cloud, or never came: nobody expects anything of it.
+    away: bool = False
+    changed: Callable[[Machine], None] = lambda _machine: None
+    accepted: Callable[[Machine], None] = lambda _machine: None
+
+    def __post_init__(self) -> None:
+        notices = ToldNotices(lambda: self.changed(self))
+        self.host = FakeHost(taps=self.net.taps, boot_s=2.0, shutdown_s=3.0, notices=notices)
+        self.disk.durable_changed = lambda: self.accepted(self)
+        self._reader = LedgerReader()
+
+    def running(self) -> list[str]:
+        """Return the guests that execute instructions."""
+        return sorted(id for id, guest in self.host.guests.items() if guest.live is not None and not guest.live.paused)
+
+    def lose_power(self, torn: int) -> None:
+        """Guests, networks and unsynced bytes are gone."""
+        self.host.power_off()
+        self.net.networks.clear()
+        self.net.taps.clear()
+        self.disk.lose_power(torn)
+        self.boots += 1
+
+    def calm(self) -> None:
+        """Nothing fails on purpose any more."""
+        for knobs in (self.knobs, self.net_knobs):
+            for knob in (knobs.fail_before, knobs.fail_after, knobs.hang):
+                knob.clear()
+        self.pool.faults.clear()
+        self.disk.errors = 0
+
+    def picture(self) -> Host:
+        """Return what is there now."""
+        self._reader.read(self.disk.durable.get(LEDGER, b""))
+        networks = self.net.networks
+        return Host(
+            node=self.id,
+            name=self.name,
+            guests={guest.id: guest for guest in self._guests()},
+            defined=frozenset(self.host.guests),
+            volumes={id: volume.size_bytes for id, volume in self.pool.volumes.items()},
+            images=frozenset(self.pool.images),
+            ports={vpc: frozenset(port for port in net.bound if self.net.is_bound(port)) for vpc, net in networks.items()},
+            forwards={vpc: {port: each.vtep for port, each in net.forwards.items()} for vpc, net in networks.items()},
+            files=frozenset(self.files),
+            ledger=dict(self._reader.keys),
+            held=self._reader.held,
+        )
+
+    def _guests(self) -> list[Guest]:
+        found = []
+        for id, guest in self.host.guests.items():
+            live = guest.live
+            if live is None:
+                continue
+            cards = tuple(
+                Card(nic.port, nic.subnet, nic.address, nic.mac) for nic in guest.spec.vm.nics if nic.tap in live.taps
+            )
+            vm = guest.spec.vm
+            found.append(Guest(id, not live.paused, vm.cpus, vm.memory_bytes, cards, tuple(live.disks)))
+        return found

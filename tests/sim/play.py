@@ -1,0 +1,154 @@
+"""Plays a story on a new world, and judges it.
+
+    outcome = play(story)           # raises what went wrong, with the seed in a note
+
+First the cloud comes up and is given an image and a subnet, in peace. Then users and faults play their events. Then everything
+that disturbs ends, and within REST_S of virtual time the cloud must come to rest: every user answered, everything as asked, no
+action left to do. Then everything is deleted, and nothing may be left. Checkers watch throughout.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+from tests.sim import cast
+from tests.sim.loop import Outcome, SimLoop, run
+from tests.sim.referee import Referee
+from tests.sim.story import FAULT, Event, Story, draw_story
+from tests.sim.user import IMAGE, SUBNET, User
+from tests.sim.world import World
+
+REST_S: Final = 300.0
+# How long everything must look right before it is believed, and how often it is looked at.
+STILL_S: Final = 5.0
+LOOK_S: Final = 1.0
+
+
+class Restless(AssertionError):
+    """The cloud did not come to rest. `checker` says what kind of unrest."""
+
+    def __init__(self, checker: str, text: str) -> None:
+        super().__init__(f"{checker}: {text}")
+        self.checker = checker
+
+
+def draw(seed: int | str) -> Story:
+    """Return the story of a seed."""
+    return draw_story(seed, cast.WORKLOADS, cast.FAULTS)
+
+
+def play(story: Story) -> Outcome:
+    """Play it. Raises Violation, Restless, Deadlock, Exhausted."""
+
+    async def scenario() -> dict[str, Any]:
+        return await Play(story).run()
+
+    outcome = run(story.seed, scenario)
+    if outcome.faults:
+        error = Restless("fault", outcome.faults[0])
+        error.add_note(f"seed {story.seed}, trace hash {outcome.trace_hash}")
+        raise error
+    return outcome
+
+
+class Play:
+    """One story being played."""
+
+    def __init__(self, story: Story) -> None:
+        size = story.size
+        self.story = story
+        self.world = World(
+            story.seed, controllers=size.controllers, nodes=size.nodes, skew_s=size.skew_s, referee=self._referee
+        )
+        self.asked = self.world.referee.asked
+        self._acts = {**cast.acts(cast.WORKLOADS), **cast.acts(cast.FAULTS)}
+
+    @staticmethod
+    def _referee(loop: SimLoop) -> Referee:
+        return Referee(cast.all_checkers(), loop.fail)
+
+    async def run(self) -> dict[str, Any]:
+        """Play it; return what there is to count."""
+        world = self.world
+        await world.start()
+        await world.client.import_image(IMAGE)
+        await world.client.create_subnet(SUBNET)
+        world.note("the story begins")
+        begin_s = world.loop.time()
+        users = [asyncio.create_task(self._user(name, begin_s), name=name) for name in self.story.size.user_names]
+        await self._disturb(begin_s)
+        world.calm()
+        world.note("all faults have ended")
+        await self._bounded("requests", "not everybody was answered", asyncio.gather(*users))
+        await self._rest("at rest", world.referee.unsettled)
+        world.referee.settled()
+        await self._bounded("requests", "not everything could be deleted", self._empty())
+        await self._rest("empty", world.referee.unemptied)
+        world.referee.emptied()
+        return {"commits": world.backend.revision, "struck": dict(world.store_faults.struck), "seen": world.referee.events}
+
+    # --- who does what -----------------------------------------------------------------------------------------------------
+
+    async def _user(self, name: str, begin_s: float) -> None:
+        """Do what one user does, one thing after the other."""
+        user = User(name, self.world, self.world.connect(name), self.asked)
+        for event in self.story.by(name):
+            await self._until(begin_s + event.at_s)
+            self.world.note(f"{name}: {event.name}{event.args!r}")
+            await self._acts[event.name](user, *event.args)
+
+    async def _disturb(self, begin_s: float) -> None:
+        """Let faults happen at their times; return when the time for faults is over."""
+        tasks = [asyncio.create_task(self._fault(event, begin_s), name=event.name) for event in self.story.by(FAULT)]
+        await self._until(begin_s + self.story.size.duration_s)
+        for task in tasks:
+            task.cancel()
+        for result in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(result, Exception):
+                raise result
+
+    async def _fault(self, event: Event, begin_s: float) -> None:
+        await self._until(begin_s + event.at_s)
+        self.world.note(f"fault: {event.name}{event.args!r}")
+        await self._acts[event.name](self.world, *event.args)
+
+    async def _until(self, time_s: float) -> None:
+        await asyncio.sleep(max(0.0, time_s - self.world.loop.time()))
+
+    # --- judging -------------------------------------------------------------------------------------------------------------
+
+    async def _bounded(self, kind: str, what: str, work: Any) -> None:
+        try:
+            async with asyncio.timeout(REST_S):
+                await work
+        except TimeoutError as error:
+            raise Restless(kind, f"{what} within {REST_S:.0f} s") from error
+
+    async def _rest(self, what: str, complaints: Callable[[], list[str]]) -> None:
+        """Wait until nobody complains, and that stays so for a while."""
+        world, loop = self.world, self.world.loop
+        until_s, quiet_s = loop.time() + REST_S, loop.time()
+        while loop.time() - quiet_s < STILL_S:
+            await asyncio.sleep(LOOK_S)
+            world.look()
+            said = complaints()
+            if said:
+                quiet_s = loop.time()
+                if loop.time() > until_s:
+                    raise Restless(said[0].partition(":")[0], f"not {what} after {REST_S:.0f} s: {'; '.join(said[:4])}")
+
+    async def _empty(self) -> None:
+        """Delete all that was asked for, for good."""
+        async with asyncio.TaskGroup() as group:
+            for vm in list(self.asked.vms.values()):
+                group.create_task(self._erase(self.world.client.delete_vm(vm.id), self.asked.vms, vm.id))
+        async with asyncio.TaskGroup() as group:
+            for volume in list(self.asked.volumes.values()):
+                group.create_task(self._erase(self.world.client.delete_volume(volume.id), self.asked.volumes, volume.id))
+
+    async def _erase(self, call: Coroutine[Any, Any, None], table: dict[str, Any], id: str) -> None:
+        await call
+        del table[id]
+        self.asked.erased[id] = None

@@ -1,0 +1,76 @@
+"""Shows every event to every checker, and stops the story at the first sentence one of them says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from cairn.controller.store.base import Batch, Txn
+
+from tests.sim.asked import Asked
+from tests.sim.checkers.base import Checker, Violation
+from tests.sim.cloud import Cloud, Host
+
+
+class Referee:
+    """Keeps the picture of the cloud and the checkers. fail: is given the violation, at most once."""
+
+    def __init__(self, checkers: Sequence[Checker], fail: Callable[[Violation], None]) -> None:
+        self.cloud = Cloud()
+        self.asked = Asked()
+        self.events = 0
+        self._checkers, self._fail = checkers, fail
+        self._failed = False
+
+    def batch(self, batch: Batch, txn: Txn | None) -> None:
+        """The store has a new revision; txn: what wrote it, if a transaction did."""
+        changes = [(change.key, change.value) for change in batch.changes]
+        writers: Mapping[str, str] = txn.writers if txn is not None else {}
+        commit = self.cloud.commit(batch.revision, changes, writers)
+        self._ask(lambda checker: checker.committed(self.cloud, commit))
+
+    def host(self, host: Host) -> None:
+        """Guests of a node changed."""
+        self.cloud.hosts[host.node] = host
+        self._ask(lambda checker: checker.host_changed(self.cloud, host.node))
+
+    def ledger(self, host: Host) -> None:
+        """A node's ledger became durable."""
+        self.cloud.hosts[host.node] = host
+        self._ask(lambda checker: checker.accepted(self.cloud, host.node))
+
+    def line(self, text: str) -> None:
+        """Something was logged."""
+        self._ask(lambda checker: checker.line(text))
+
+    def settled(self) -> None:
+        """Faults have stopped and the cloud is at rest. Raises Violation."""
+        self._raise(lambda checker: checker.settled(self.cloud, self.asked))
+
+    def emptied(self) -> None:
+        """Everything was deleted. Raises Violation."""
+        self._raise(lambda checker: checker.emptied(self.cloud))
+
+    def unsettled(self) -> list[str]:
+        """Return what checkers would say if the cloud were said to be at rest now."""
+        return [f"{checker.name}: {text}" for checker in self._checkers for text in checker.settled(self.cloud, self.asked)]
+
+    def unemptied(self) -> list[str]:
+        """Return what checkers would say if everything were said to be gone now."""
+        return [f"{checker.name}: {text}" for checker in self._checkers for text in checker.emptied(self.cloud)]
+
+    def _ask(self, look: Callable[[Checker], Iterator[str]]) -> None:
+        self.events += 1
+        if self._failed:
+            return
+        for checker in self._checkers:
+            for text in look(checker):
+                self._failed = True
+                self._fail(Violation(checker.name, text))
+                return
+
+    def _raise(self, look: Callable[[Checker], Iterator[str]]) -> None:
+        for checker in self._checkers:
+            said: list[Any] = list(look(checker))
+            if said:
+                raise Violation(checker.name, "; ".join(said[:5]))
