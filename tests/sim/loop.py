@@ -19,7 +19,8 @@ import hashlib
 import heapq
 import random
 import traceback
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, NoReturn
 
@@ -258,6 +259,20 @@ def _label(callback: Any) -> str:
     return getattr(callback, "__qualname__", type(callback).__name__)
 
 
+_traces: list[Trace] = []
+
+
+@contextmanager
+def traced() -> Iterator[Trace]:
+    """Give the trace of the story run inside, also when it fails."""
+    trace = Trace()
+    _traces.append(trace)
+    try:
+        yield trace
+    finally:
+        _traces.remove(trace)
+
+
 @dataclass
 class Outcome:
     """How a story went."""
@@ -273,6 +288,8 @@ class Outcome:
 def run(seed: int | str, scenario: Callable[[], Coroutine[Any, Any, Any]], *, steps_max: int = STEPS_MAX) -> Outcome:
     """Run a story to its end; what it raises gets a note of the seed."""
     loop = SimLoop(seed, steps_max=steps_max)
+    if _traces:
+        loop.trace = _traces[-1]
     # The collector runs finalizers whenever it likes.
     collecting = gc.isenabled()
     gc.disable()
