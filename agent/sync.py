@@ -4,6 +4,10 @@ One stream at a time. A controller is believed as far as the ledger allows: what
 counts only once its end has arrived. What came in together is made durable together, before anything is done about it.
 A stream on which nothing arrived for a while, not even answers to heartbeats, is dead: the next controller is tried, after a
 pause that grows and is never the same on two nodes.
+
+A node that was removed from its cluster is told so. It destroys nothing by itself: what it may still hold (copies of images,
+networks without guests) stays for whoever takes the machine over. It asks again now and then, since a restored store may know
+it again.
 """
 
 from __future__ import annotations
@@ -26,6 +30,9 @@ HEARTBEAT_S: Final = 3.0
 SILENCE_S: Final = 9.0
 BACKOFF_S: Final = 0.25
 BACKOFF_S_MAX: Final = 5.0
+# Between two tries of a node that was removed.
+REMOVED_S: Final = 60.0
+_REMOVED: Final = f"; nothing on this machine is touched, and it is asked again about every {REMOVED_S:.0f} s"
 
 
 class Disconnected(Exception):
@@ -68,14 +75,16 @@ class SyncClient:
         failures, turn = 0, int(self._ids.jitter() * len(self._controllers))
         while True:
             endpoint = self._controllers[turn % len(self._controllers)]
+            removed = False
             try:
                 await self._connect(endpoint)
             except (Disconnected, StaleVersion, grpc.aio.AioRpcError, OSError, PkiError) as error:
-                self._say_disconnected(endpoint, _reason(error))
+                removed = isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.NOT_FOUND
+                self._say_disconnected(endpoint, _reason(error) + (_REMOVED if removed else ""))
             failures = 0 if self.synced.is_set() else failures + 1
             self.synced.clear()
             turn += 1
-            pause_s = min(BACKOFF_S * 2.0 ** min(failures, 8), BACKOFF_S_MAX)
+            pause_s = REMOVED_S if removed else min(BACKOFF_S * 2.0 ** min(failures, 8), BACKOFF_S_MAX)
             await asyncio.sleep(pause_s * (0.5 + self._ids.jitter()))
 
     def _say_disconnected(self, endpoint: str, reason: str) -> None:

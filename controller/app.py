@@ -28,6 +28,7 @@ from cairn.controller.api.services import add_enrolment, add_services
 from cairn.controller.api.watch import Feed
 from cairn.controller.config import Config, ConfigError
 from cairn.controller.jobs.import_image import ImportImage
+from cairn.controller.jobs.keepers import Keepers
 from cairn.controller.jobs.machine import Jobs
 from cairn.controller.metrics import RuntimeMetrics, SyncMetrics
 from cairn.controller.peers import Peers
@@ -95,7 +96,7 @@ class Controller:
         endpoints = [config.advertised]
         self.peers = Peers(config.name, endpoints, store, self.cache, clock, cluster=config.cluster, version=version)
         leases = Retention(store, EVENT_KEEP_S, LEASE_USE_S)
-        reconcilers: list[Reconciler] = [Ports(), Placements(), Garbage(), Jobs([ImportImage()]), NodeEvents()]
+        reconcilers: list[Reconciler] = [Ports(), Placements(), Garbage(), Jobs([ImportImage()], [Keepers()]), NodeEvents()]
         metrics = RuntimeMetrics(registry)
         self.runtime = Runtime(self.cache, store, self.peers, clock, ids, reconcilers, metrics, leases)
         self.sync = SyncService(

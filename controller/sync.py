@@ -5,6 +5,7 @@
     snapshot    all its objects, between SnapshotBegin and a bookmark
     deltas      what differs from what was sent, then a bookmark; a bookmark also answers each heartbeat
     reports     node_reports.py
+    its end     the node was removed, the agent went, fell silent, or connected elsewhere
 
 Down the stream there is no queue: a stream keeps the set of keys that may differ, and when the agent is ready to read, each is
 computed from the newest view and sent if it is not what was sent before. So a slow agent gets fewer, newer messages; memory is
@@ -105,6 +106,8 @@ class SyncService(AgentServiceServicer):
         for kind, id in change.records:
             if kind is kinds.NODE_SESSION and id in self._streams:
                 self._streams[id].check_session()
+            elif kind is kinds.NODE and id in self._streams:
+                self._streams[id].check_node()
 
     async def Sync(self, request_iterator: AsyncIterator[SyncRequest], context: Any) -> AsyncGenerator[SyncResponse, None]:
         """Serve one agent until it goes, falls silent, or connects elsewhere."""
@@ -143,7 +146,7 @@ class SyncService(AgentServiceServicer):
             raise Denied(f"the certificate is for {identity.uri}: it cannot speak for node {hello.node}")
         await self._caught_up(hello)
         if self.cache.view.get(kinds.NODE, hello.node) is None:
-            raise NotFound("node", hello.node, f"node {hello.node} is not part of this cluster: join it again")
+            raise _removed(hello.node)
         return hello
 
     async def _caught_up(self, hello: Hello) -> None:
@@ -202,8 +205,13 @@ class Stream:
         if self._session.superseded(self._service.cache.view):
             self.end(_Over("the agent has connected elsewhere", revoke=False))
 
+    def check_node(self) -> None:
+        """End the stream of a node that was removed."""
+        if self._service.cache.view.get(kinds.NODE, self.node) is None:
+            self.end(_removed(self.node))
+
     async def open(self) -> None:
-        """Register the node as connected. Raises TryAgain."""
+        """Register the node as connected. Raises TryAgain; NotFound when it was removed meanwhile."""
         view = self._service.cache.view
         facts = self._hello.facts if self._hello.HasField("facts") else None
         if facts is not None and view.get(kinds.NODE_FACTS, self.node) == facts:
@@ -212,6 +220,9 @@ class Stream:
             await self._service.cache.wait_for(await self._session.open(facts))
         except (Unavailable, Indeterminate, LeaseLost) as error:
             raise TryAgain(f"the session of {self.node} could not be written: {error}") from error
+        self.check_node()
+        if isinstance(self._over, Refused):
+            raise self._over
         _log.info("node_connected", node=self.node, endpoint=self._hello.endpoint, agent=self._hello.agent_version)
         for part in (self._session.keep(), self._reports.run(), self._read(), self._watch()):
             task = asyncio.create_task(part)
@@ -233,7 +244,7 @@ class Stream:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        revoke = isinstance(self._over, _Over) and self._over.revoke
+        revoke = isinstance(self._over, NotFound) or (isinstance(self._over, _Over) and self._over.revoke)
         _log.info("node_disconnected", node=self.node, why=str(self._over or "the stream broke"), revoke=revoke)
         await self._session.close(revoke=revoke)
 
@@ -347,6 +358,10 @@ class Stream:
         for response in found:
             self._service.metrics.sent.labels(response.WhichOneof("message")).inc()
         return found
+
+
+def _removed(node: str) -> NotFound:
+    return NotFound("node", node, f"node {node} is not part of this cluster: join it again")
 
 
 def _rank(key: str) -> tuple[int, str]:

@@ -82,7 +82,7 @@ JOB = Kind("job", job_pb2.Job, "jobs", "j", _GARBAGE)
 
 # What nodes report, and who is alive.
 OBSERVED = Kind("observed", agent_pb2.Observed, "sync", "", _GARBAGE)  # id: <node>/<key of the desired object>
-NODE_FACTS = Kind("node_facts", node_pb2.NodeFacts, "sync")
+NODE_FACTS = Kind("node_facts", node_pb2.NodeFacts, "sync", "", _GARBAGE)
 NODE_SESSION = Kind("node_session", node_pb2.NodeSession, "sync")  # leased while the stream lives
 CONTROLLER = Kind("controller", cluster_pb2.ControllerSession, "peers")  # leased
 CLUSTER = Kind("cluster", cluster_pb2.Cluster, "peers")  # id: "self"

@@ -60,7 +60,7 @@ class EnrolmentService(cluster_pb2_grpc.EnrolmentServiceServicer):
             token = self._checked(view, content, name)
             if token.used_by:
                 if hmac.compare_digest(token.used_key_sha256, key):
-                    return token.used_by
+                    return _still_there(view, token.used_by)
                 raise Denied("this token has been used; make a new one with `cairn node token create`")
             txn, node = self._decide(view, token, name, key)
             try:
@@ -96,8 +96,8 @@ class EnrolmentService(cluster_pb2_grpc.EnrolmentServiceServicer):
             raise Exhausted("nodes", f"all {NODE_INDEX_MAX} node numbers are in use")
         node.spec.index = index
         # Two servers joining at once choose the same number; the claim makes one of them choose again.
-        claim = f"{nouns.CLUSTER_WIDE}/node-index/{index:05d}"
-        txn.create(kinds.NAME, claim, NameClaim(kind="node-index", project=nouns.CLUSTER_WIDE, name=f"{index:05d}", id=node.id))
+        claim = NameClaim(kind="node-index", project=nouns.CLUSTER_WIDE, name=f"{index:05d}", id=node.id)
+        txn.create(kinds.NAME, index_claim(index), claim)
         txn.create(kinds.NODE, node.id, node)
         used = JoinToken()
         used.CopyFrom(token)
@@ -105,6 +105,18 @@ class EnrolmentService(cluster_pb2_grpc.EnrolmentServiceServicer):
         txn.check(kinds.JOIN_TOKEN, token.id, view.revision_of(kinds.JOIN_TOKEN, token.id))
         txn.put(kinds.JOIN_TOKEN, token.id, used)
         return txn, node.id
+
+
+def index_claim(index: int) -> str:
+    """Return the id of the claim that keeps a node's number unique."""
+    return f"{nouns.CLUSTER_WIDE}/node-index/{index:05d}"
+
+
+def _still_there(view: View, node: str) -> str:
+    """Return the node a token made. Raises Denied when it has left: it gets no new certificate."""
+    if view.get(kinds.NODE, node) is None:
+        raise Denied("the node this token made was removed; make a new token with `cairn node token create`")
+    return node
 
 
 def controllers(view: View) -> list[str]:

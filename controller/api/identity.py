@@ -32,10 +32,9 @@ class IdentityService(cluster_pb2_grpc.IdentityServiceServicer):
     ) -> cluster_pb2.RenewCertificateResponse:
         """Certify a new key for whoever calls, and for nobody else."""
         identity = peer_identity(context)
-        if identity.kind == "node" and self._core.cache.view.get(kinds.NODE, identity.id) is None:
-            view = await self._core.mutations.freshen()
-            if view.get(kinds.NODE, identity.id) is None:
-                raise Denied(f"node {identity.id!r} is not part of this cluster any more")
+        # On a view as fresh as the store: a node removed through another controller a moment ago is removed.
+        if identity.kind == "node" and (await self._core.mutations.freshen()).get(kinds.NODE, identity.id) is None:
+            raise Denied(f"node {identity.id!r} is not part of this cluster any more")
         try:
             certificate = signer(self._core).sign(request.csr_pem, identity)
         except PkiError as error:

@@ -148,7 +148,7 @@ def receivers_of(view: View, image: str) -> tuple[bool, list[tuple[str, str]]]:
     for id in view.by(kinds.OBSERVED, "key", f"image/{image}"):
         observed = view.get(kinds.OBSERVED, id)
         session = view.get(kinds.NODE_SESSION, observed.node) if observed is not None else None
-        if observed is None or session is None:
+        if observed is None or session is None or view.get(kinds.NODE, observed.node) is None:
             continue
         if observed.report.image.state == ImageReport.STATE_READY:
             ready = True

@@ -1,18 +1,29 @@
-"""Nodes: servers that carry VMs; and the tokens with which new ones join."""
+"""Nodes: servers that carry VMs; and the tokens with which new ones join.
+
+A node leaves only empty, so that nothing of a user's goes with it: what was placed on it, and images whose only copy it holds,
+keep it. Whoever places something checks the node's revision, so the two steps of erasure.py leave no gap. Its record, name
+and number go at once; what was claimed and reported of it is removed by placement.py and garbage.py, and images get another
+keeper from jobs/keepers.py, when they see the record gone. Rejected: removing a lost node by force (its guests may be running:
+that takes a fence proof first).
+"""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 from typing import Any, Final
 
-from cairn.controller.api import nouns, validation
+from cairn.controller.api import nouns, resolution, validation
 from cairn.controller.api.authorise import actor
 from cairn.controller.api.core import Core
 from cairn.controller.api.decision import Decided
+from cairn.controller.api.enrolment import index_claim
+from cairn.controller.api.erasure import Erasure
 from cairn.controller.api.objects import UpdateRules, updated
+from cairn.controller.jobs.keepers import lone
+from cairn.controller.reconcilers.sentences import NAMES_MAX, names, several
 from cairn.controller.store.base import Conflict, Indeterminate, Record, Txn, View
 from cairn.proto import kinds, log
 from cairn.proto.errors import AlreadyExists, BadState, Invalid, TryAgain
@@ -36,6 +47,7 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
 
     def __init__(self, core: Core) -> None:
         self._core = core
+        self._erasure: Erasure[Node] = Erasure(core, nouns.NODE, in_use, release)
 
     async def GetNode(self, request: node_pb2.GetNodeRequest, context: Any) -> Node:
         """Return one."""
@@ -53,6 +65,10 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
             return decided
 
         return await self._core.mutations.run(request, actor(context), decide)
+
+    async def DeleteNode(self, request: node_pb2.DeleteNodeRequest, context: Any) -> Node:
+        """Let one leave that holds nothing."""
+        return await self._erasure.run(request, actor(context))
 
     async def WatchNodes(self, request: node_pb2.WatchNodesRequest, context: Any) -> AsyncIterator[node_pb2.WatchNodesResponse]:
         """Follow them."""
@@ -105,3 +121,37 @@ def amend(_view: View, _txn: Txn, new: Node, _record: Record[Any]) -> None:
         raise Invalid("node.spec.cpu_overcommit", f"{new.spec.cpu_overcommit:g} is not between 1 and {CPU_OVERCOMMIT_MAX:g}")
     if new.spec.HasField("memory_share") and not 0.1 <= new.spec.memory_share <= 1.0:
         raise Invalid("node.spec.memory_share", f"{new.spec.memory_share:g} is not between 0.1 and 1")
+
+
+def in_use(view: View, record: Record[Node]) -> None:
+    """Refuse while something is on it. Raises BadState."""
+    node = record.message
+    held, ways = list[str](), list[str]()
+    for placed, kind, title in ((kinds.PLACEMENT, kinds.VM, "VM"), (kinds.VOLUME_PLACEMENT, kinds.VOLUME, "volume")):
+        # Of what is erased, placement.py is about to remove the place.
+        ids = [id for id in view.by(placed, "node", node.id) if view.get(kind, id) is not None]
+        if ids:
+            held.append(f"{several(len(ids), title)} ({_named(view, kind, ids)})")
+    if held:
+        ways.append("delete what is on it (what is deleted keeps its disks for a while, unless with --purge)")
+    images = lone(view, node.id)
+    if images:
+        held.append(f"{several(len(images), 'image')} no other node keeps ready ({_named(view, kinds.IMAGE, images)})")
+        ways.append(f"`cairn node cordon {node.name}` has imported images copied to another node with room")
+    if held:
+        raise BadState("node", node.name, f"node {node.name!r} still has {' and '.join(held)}: {'; '.join(ways)}")
+
+
+def _named(view: View, kind: Any, ids: Sequence[str]) -> str:
+    records = (view.get(kind, id) for id in ids[:NAMES_MAX])
+    return names([record.name if record is not None else id for record, id in zip(records, ids, strict=False)], len(ids))
+
+
+def release(txn: Txn, view: View, record: Record[Node]) -> None:
+    """Give back its name and its number."""
+    node = record.message
+    resolution.release(txn, view, nouns.NODE, "", node.name, node.id)
+    key = index_claim(node.spec.index)
+    held = view.get(kinds.NAME, key)
+    if held is not None and held.id == node.id:
+        txn.check(kinds.NAME, key, view.revision_of(kinds.NAME, key)).delete(kinds.NAME, key)

@@ -292,6 +292,8 @@ def node(view: View, record: Record[Node]) -> Node:
         result.reconciling = True
     else:
         status.state, status.say = NodeStatus.STATE_DOWN, "its agent does not answer; its guests may be running"
+    if result.HasField("delete_time"):
+        status.say, result.reconciling = "being removed", True
     condition(
         status, "Ready", session is not None, NodeStatus.State.Name(status.state).removeprefix("STATE_").title(), status.say
     )

@@ -182,11 +182,12 @@ def add_show(group: NounGroup, noun: Noun) -> None:
     group.verb("show")(name_argument(noun.name)(run))
 
 
-def add_delete(group: NounGroup, noun: Noun) -> None:
-    """Add `delete NAME`; --purge where objects are kept for a while."""
+def add_delete(group: NounGroup, noun: Noun, verb: str = "delete", help: str = "") -> None:
+    """Add `delete NAME`, under another verb where that says it better; --purge where objects are kept for a while."""
 
     async def run(session: Session, name: str, purge: bool = False) -> None:
-        request = noun.request(f"Delete{noun.message}", id=name, purge=purge)
+        fields = {"purge": purge} if noun.soft_delete else {}
+        request = noun.request(f"Delete{noun.message}", id=name, **fields)
         goal = Goal("gone", gone=True)
         if noun.soft_delete and not purge:
             goal = Goal("deleted", frozenset({"DELETED"}), gone=True)
@@ -200,11 +201,11 @@ def add_delete(group: NounGroup, noun: Noun) -> None:
         end = answer.status.say if kept else ("is gone" if session.settings.wait else "is being deleted")
         session.output.say(f"{noun.title} {answer.name}" + (f" is {end}" if kept else f" {end}"))
 
-    run.__doc__ = f"Delete one {noun.title}."
+    run.__doc__ = help or f"Delete one {noun.title}."
     if noun.soft_delete:
         run.__doc__ += " It is kept for a while (see undelete), unless --purge."
         run = click.option("--purge", is_flag=True, help="Erase it at once, for good.")(run)
-    group.verb("delete", changes=True)(name_argument(noun.name)(run))
+    group.verb(verb, changes=True)(name_argument(noun.name)(run))
 
 
 def add_simple(group: NounGroup, noun: Noun, verb: str, help: str, goal: Goal | None) -> None:

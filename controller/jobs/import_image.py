@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -62,27 +62,28 @@ class ImportImage:
         keepers = candidates(view, image)[:wanted]
         if not keepers:
             return Step(f"waits for a connected node with {size(image.spec.size_bytes)} of disk free")
-        content = _content(view, image.id)
+        content = content_of(view, image.id)
         del content.nodes[:]
         content.nodes.extend(keepers)
-        say = f"waits for its bytes, to be kept on {names([_name(view, node) for node in keepers])}"
-        return Step(say, next="upload", percent=5, txn=_put(view, content), data={})
+        say = f"waits for its bytes, to be kept on {names([node_name(view, node) for node in keepers])}"
+        return Step(say, next="upload", percent=5, txn=put(view, content, keepers), data={})
 
     def upload(self, view: View, job: Job, now: datetime) -> Step:
         """Wait for a keeper to hold it."""
         image = view.get(kinds.IMAGE, job.spec.target)
         if image is None:
             return Step("", fail="the image was deleted")
-        content = _content(view, image.id)
-        reports = {node: seen for node in content.nodes if (seen := _report(view, node, image.id)) is not None}
+        content = content_of(view, image.id)
+        reports = {node: seen for node in content.nodes if (seen := reported(view, node, image.id)) is not None}
         for node, seen in reports.items():
             if seen.state == ImageReport.STATE_READY:
                 content.virtual_size_bytes, content.format = seen.virtual_size_bytes, seen.format
-                return Step(f"verified on {_name(view, node)}", next="replicate", percent=60, txn=_put(view, content), data={})
+                say = f"verified on {node_name(view, node)}"
+                return Step(say, next="replicate", percent=60, txn=put(view, content), data={})
         for node, seen in reports.items():
             if seen.state == ImageReport.STATE_FAILED:
-                return Step("", fail=f"{_name(view, node)}: {seen.error or seen.say}")
-        where = names([_name(view, node) for node in content.nodes])
+                return Step("", fail=f"{node_name(view, node)}: {seen.error or seen.say}")
+        where = names([node_name(view, node) for node in content.nodes])
         if not any(_connected(view, node) for node in content.nodes):
             return _lost(job, now, f"waits for {where}, which does not answer")
         held = max((seen.held_bytes for seen in reports.values()), default=0)
@@ -95,33 +96,33 @@ class ImportImage:
         image = view.get(kinds.IMAGE, job.spec.target)
         if image is None:
             return Step("the image was deleted", next="done")
-        content = _content(view, image.id)
-        seen = {node: _report(view, node, image.id) for node in content.nodes}
+        content = content_of(view, image.id)
+        seen = {node: reported(view, node, image.id) for node in content.nodes}
         there = [node for node, report in seen.items() if report is not None and report.state == ImageReport.STATE_READY]
-        missing = [node for node in content.nodes if node not in there]
+        missing = [node for node in content.nodes if node not in there and view.get(kinds.NODE, node) is not None]
         late = job.spec.cancel_requested or (job.spec.HasField("deadline") and now >= job.spec.deadline.ToDatetime(now.tzinfo))
         if not missing or late:
-            say = f"image {image.name} is kept on {names([_name(view, node) for node in there])}"
+            say = f"image {image.name} is kept on {names([node_name(view, node) for node in there])}"
             if missing:
-                say += f"; {names([_name(view, node) for node in missing])} did not get a copy in time"
+                say += f"; {names([node_name(view, node) for node in missing])} did not get a copy in time"
             event = EventSpec(image.id, image.name, image.project, "ImageAvailable", say, warning=bool(missing))
             return Step(say, next="done", percent=100, events=(event,))
         first = seen[missing[0]]
         why = f" ({first.error})" if first is not None and first.error else ""
         away = "" if _connected(view, missing[0]) else ", which does not answer"
-        return Step(f"usable; waits for a copy on {_name(view, missing[0])}{why}{away}", percent=60)
+        return Step(f"usable; waits for a copy on {node_name(view, missing[0])}{why}{away}", percent=60)
 
     def unwind(self, view: View, job: Job, now: datetime) -> Step:  # noqa: ARG002 - one shape for all steps
         """Let go of what was kept."""
         image = view.get(kinds.IMAGE, job.spec.target)
         if image is None:
             return Step(f"failed: {job.status.error}", next="failed")
-        content = _content(view, image.id)
+        content = content_of(view, image.id)
         content.failed, content.error = True, job.status.error
         del content.nodes[:]
         say = f"image {image.name} could not be imported: {job.status.error}"
         event = EventSpec(image.id, image.name, image.project, "ImageFailed", say, warning=True)
-        return Step(say, next="failed", txn=_put(view, content), events=(event,))
+        return Step(say, next="failed", txn=put(view, content), events=(event,))
 
 
 def start(image: Image, job: str, now: datetime) -> Txn:
@@ -134,14 +135,14 @@ def start(image: Image, job: str, now: datetime) -> Txn:
 
 
 def candidates(view: View, image: Image) -> list[str]:
-    """Return connected nodes with room for an image: first those that hold it, then by free space; never cordoned ones."""
+    """Return connected nodes with room for an image: first those that hold it, then by free space; none that leave."""
     found: list[tuple[bool, int, int, str]] = []
     for node in view.all(kinds.NODE):
         facts = view.get(kinds.NODE_FACTS, node.id)
-        if facts is None or node.spec.cordoned or not _connected(view, node.id):
+        if facts is None or node.spec.cordoned or node.HasField("delete_time") or not _connected(view, node.id):
             continue
         free_bytes = sum(pool.free_bytes for pool in facts.pools if pool.type == LOCAL_POOL)
-        report = _report(view, node.id, image.id)
+        report = reported(view, node.id, image.id)
         holds = report is not None and report.state == ImageReport.STATE_READY
         if holds or free_bytes > image.spec.size_bytes:
             found.append((not holds, -free_bytes, hash_of(f"{image.id}{node.id}"), node.id))
@@ -158,7 +159,8 @@ def _lost(job: Job, now: datetime, say: str) -> Step:
     return Step(say, data=data, again_after_s=(LOST - gone).total_seconds())
 
 
-def _report(view: View, node: str, image: str) -> ImageReport | None:
+def reported(view: View, node: str, image: str) -> ImageReport | None:
+    """Return what a node last said about its copy, or None."""
     observed = view.get(kinds.OBSERVED, f"{node}/image/{image}")
     return observed.report.image if observed is not None else None
 
@@ -167,12 +169,14 @@ def _connected(view: View, node: str) -> bool:
     return view.get(kinds.NODE_SESSION, node) is not None
 
 
-def _name(view: View, node: str) -> str:
+def node_name(view: View, node: str) -> str:
+    """Return a node's name, or its id when its record is gone."""
     record = view.get(kinds.NODE, node)
     return record.name if record is not None else node
 
 
-def _content(view: View, image: str) -> ImageContent:
+def content_of(view: View, image: str) -> ImageContent:
+    """Return a copy of what is stored about an image's content, to be changed."""
     content = ImageContent(image=image)
     stored = view.get(kinds.IMAGE_CONTENT, image)
     if stored is not None:
@@ -180,8 +184,11 @@ def _content(view: View, image: str) -> ImageContent:
     return content
 
 
-def _put(view: View, content: ImageContent) -> Txn:
-    """Write the content, unless the image is deleted meanwhile."""
-    txn = Txn("jobs").check(kinds.IMAGE, content.image, view.revision_of(kinds.IMAGE, content.image))
+def put(view: View, content: ImageContent, chosen: Sequence[str] = ()) -> Txn:
+    """Write the content, unless the image is deleted meanwhile, or a node that was just chosen is removed."""
+    txn = Txn("jobs")
+    for node in chosen:
+        txn.check(kinds.NODE, node, view.revision_of(kinds.NODE, node))
+    txn.check(kinds.IMAGE, content.image, view.revision_of(kinds.IMAGE, content.image))
     revision = view.revision_of(kinds.IMAGE_CONTENT, content.image)
     return txn.check(kinds.IMAGE_CONTENT, content.image, revision).put(kinds.IMAGE_CONTENT, content.image, content)

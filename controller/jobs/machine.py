@@ -75,6 +75,26 @@ class Machine(Protocol):
         ...
 
 
+class Upkeep(Protocol):
+    """Keeps what jobs made as it was asked for, after they have ended. Its keys are told from jobs by their prefix."""
+
+    prefix: str
+    reads: tuple[AnyKind, ...]
+    writes: tuple[AnyKind, ...]
+
+    def keys(self, view: View, kind: AnyKind, id: str) -> Iterable[str]:
+        """Return what to look at since that record changed."""
+        ...
+
+    def all_keys(self, view: View) -> Iterable[str]:
+        """Return all there is to look at."""
+        ...
+
+    def reconcile(self, view: View, key: str, now: datetime) -> Outcome:
+        """Decide; by writer "jobs"."""
+        ...
+
+
 def walk(machine: Machine) -> Iterator[tuple[str, str]]:
     """Yield every (state, next state) of a machine's table: what a test has to visit."""
     for name, state in machine.states.items():
@@ -108,13 +128,18 @@ class Jobs:
 
     name = "jobs"
 
-    def __init__(self, machines: Sequence[Machine]) -> None:
+    def __init__(self, machines: Sequence[Machine], upkeep: Sequence[Upkeep] = ()) -> None:
         self._machines = {machine.kind: machine for machine in machines}
-        self.reads: tuple[AnyKind, ...] = (kinds.JOB, *{kind for machine in machines for kind in machine.reads})
-        self.writes: tuple[AnyKind, ...] = (kinds.JOB, *{kind for machine in machines for kind in machine.writes})
+        self._upkeep = {each.prefix: each for each in upkeep}
+        parts: list[Machine | Upkeep] = [*machines, *upkeep]
+        self.reads: tuple[AnyKind, ...] = (kinds.JOB, *{kind for part in parts for kind in part.reads})
+        self.writes: tuple[AnyKind, ...] = (kinds.JOB, *{kind for part in parts for kind in part.writes})
 
     def keys(self, view: View, kind: AnyKind, id: str) -> Iterable[str]:
-        """The job, or the unfinished jobs on the targets concerned."""
+        """The job, or the unfinished jobs on the targets concerned; and what is to be kept up."""
+        for upkeep in self._upkeep.values():
+            if kind in upkeep.reads:
+                yield from upkeep.keys(view, kind, id)
         if kind is kinds.JOB:
             yield id
             return
@@ -124,15 +149,20 @@ class Jobs:
                     yield from (job for job in view.by(kinds.JOB, "target", target) if _open(view, job))
 
     def all_keys(self, view: View) -> Iterable[str]:
-        """All unfinished jobs."""
-        return [job.id for job in view.all(kinds.JOB) if not job.status.done]
+        """All unfinished jobs, and all that is to be kept up."""
+        yield from (job.id for job in view.all(kinds.JOB) if not job.status.done)
+        for upkeep in self._upkeep.values():
+            yield from upkeep.all_keys(view)
 
     def shard(self, key: str) -> str:
-        """By the job."""
+        """By the key."""
         return key
 
     def reconcile(self, view: View, key: str, now: datetime) -> Outcome:
         """Take one step."""
+        upkeep = self._upkeep.get(key.partition("-")[0])
+        if upkeep is not None:
+            return upkeep.reconcile(view, key, now)
         job = view.get(kinds.JOB, key)
         if job is None or job.status.done:
             return NOTHING

@@ -7,6 +7,7 @@ Keys are "<kind>/<id>". Erasing goes in two steps, so that no record vanishes wh
 
 A VM or disk that was never placed counts as absent. The removing transaction checks where everything is placed, so a
 placement made at that moment wins. The room on the nodes is given back by placement.py when it sees the records gone.
+What a node had reported goes when the node was removed.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ _LOOKED_AT: Final[tuple[AnyKind, ...]] = (
     kinds.VM, kinds.VOLUME, kinds.PURGE, kinds.IMAGE_CONTENT, kinds.VNI, kinds.NAME, kinds.JOB, kinds.JOIN_TOKEN,
 )  # fmt: skip
 _HOLDERS: Final = (kinds.VPC, kinds.SUBNET)
+# Records of which a node is the first part of the id.
+_OF_NODES: Final[tuple[AnyKind, ...]] = (kinds.NODE, kinds.NODE_FACTS, kinds.OBSERVED)
+# Removed at once, below what one transaction takes.
+REPORTS_MAX: Final = 100
 
 
 class Garbage:
@@ -37,15 +42,17 @@ class Garbage:
     name = "garbage"
     reads: tuple[AnyKind, ...] = (
         kinds.VM, kinds.VOLUME, kinds.PURGE, kinds.PLACEMENT, kinds.VOLUME_PLACEMENT, kinds.OBSERVED, kinds.IMAGE, kinds.JOB,
-        kinds.JOIN_TOKEN,
+        kinds.JOIN_TOKEN, kinds.NODE, kinds.NODE_FACTS,
     )  # fmt: skip
     writes: tuple[AnyKind, ...] = (
         kinds.PURGE, kinds.VM, kinds.VOLUME, kinds.PORT, kinds.OBSERVED, kinds.IMAGE_CONTENT, kinds.VNI, kinds.NAME, kinds.JOB,
-        kinds.JOIN_TOKEN,
+        kinds.JOIN_TOKEN, kinds.NODE_FACTS,
     )  # fmt: skip
 
     def keys(self, view: View, kind: AnyKind, id: str) -> Iterable[str]:
         """The object, and the VM a disk goes with."""
+        if kind in _OF_NODES and view.get(kinds.NODE, id.partition("/")[0]) is None:
+            return (f"node/{id.partition('/')[0]}",)
         if kind is kinds.OBSERVED:
             _, _, key = id.partition("/")
             kind_name, _, id = key.partition("/")
@@ -67,6 +74,8 @@ class Garbage:
         """Everything that could have to go."""
         for kind in _LOOKED_AT:
             yield from (f"{kind.name}/{id}" for id in view.ids(kind))
+        nodes = dict.fromkeys(id.partition("/")[0] for kind in (kinds.NODE_FACTS, kinds.OBSERVED) for id in view.ids(kind))
+        yield from (f"node/{node}" for node in nodes if view.get(kinds.NODE, node) is None)
 
     def shard(self, key: str) -> str:
         """By the object."""
@@ -220,6 +229,18 @@ def _join_token(view: View, id: str, now: datetime) -> Outcome:
     return _drop(view, kinds.JOIN_TOKEN, id, f"join token {id} expired long ago")
 
 
+def _node(view: View, id: str, now: datetime) -> Outcome:  # noqa: ARG001 - one shape for all rules
+    """What a node that was removed had reported; some at a time, as each removal wakes this again."""
+    if view.get(kinds.NODE, id) is not None:
+        return NOTHING
+    txn = Txn("garbage").check(kinds.NODE, id, 0)
+    if view.get(kinds.NODE_FACTS, id) is not None:
+        txn.delete(kinds.NODE_FACTS, id)
+    for observed in view.by(kinds.OBSERVED, "node", id)[:REPORTS_MAX]:
+        txn.delete(kinds.OBSERVED, observed)
+    return Outcome(txn, f"node {id} has left: what it reported is removed") if txn else NOTHING
+
+
 _RULES: Final[dict[str, Callable[[View, str, datetime], Outcome]]] = {
     kinds.VM.name: _vm,
     kinds.VOLUME.name: _volume,
@@ -229,4 +250,5 @@ _RULES: Final[dict[str, Callable[[View, str, datetime], Outcome]]] = {
     kinds.NAME.name: _name,
     kinds.JOB.name: _job,
     kinds.JOIN_TOKEN.name: _join_token,
+    kinds.NODE.name: _node,
 }

@@ -1,15 +1,16 @@
 """Every VM that is to exist has a node with room for it, what it takes there is claimed, and nothing is claimed without a use.
 
-Keys are ids of VMs, and of volumes (to give back the room of one that is gone). A placement, the claim it makes on its
-node, and the places of its disks are one transaction that checks the claims' revision: two controllers that choose the same
-node at the same moment conflict, and the second decides again on what is left. The claims of a node therefore never exceed
-its capacity. Where the VM goes and why is decided in fit.py, on the table of candidates.py.
+Keys are ids of VMs, of volumes (to give back the room of one that is gone), and of nodes that were removed. A placement, the
+claim it makes on its node, and the places of its disks are one transaction that checks the claims' revision: two controllers
+that choose the same node at the same moment conflict, and the second decides again on what is left. The claims of a node
+therefore never exceed its capacity. Where the VM goes and why is decided in fit.py, on the table of candidates.py.
 
     no placement, or one without a node     decide; none fits: remember why, and look again when a node gets room
     deleted, and its node says ABSENT       give CPU and memory back; its disks keep their room until they are erased
     brought back                            decide again; the disks hold it on their node
     gone                                    give back what is left, remove the placement
     asks for more or less than it has       change the claim if the node has room; else the decision says what is missing
+    its node was removed                    it had nothing there any more (api/nodes.py): the node's claims go too
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from cairn.proto.v1.volume_pb2 import Volume, VolumePlacement
 __all__ = ["Placements", "capacity"]
 
 _VOLUME: Final = f"{kinds.VOLUME.id_prefix}-"
+_NODE: Final = f"{kinds.NODE.id_prefix}-"
 # Begins the sentence of a VM that cannot have what it asks for.
 _STAYS: Final = "stays as it is"
 
@@ -79,6 +81,8 @@ class Placements:
             vm = id.partition("/vm/")[2]
             known = view.get(kinds.VM, vm) if vm else None
             return (vm,) if known is not None and known.HasField("delete_time") else ()
+        if _orphaned(view, id):
+            return (id, *view.by(kinds.PLACEMENT, "node", ""))
         if kind is kinds.NODE_CLAIMS and not self._gave_back(view, id):
             return ()
         return view.by(kinds.PLACEMENT, "node", "") if kind in ROW_KINDS else ()
@@ -91,10 +95,11 @@ class Placements:
         return now.cpus < before.cpus or now.memory_bytes < before.memory_bytes or now.disk_bytes < before.disk_bytes
 
     def all_keys(self, view: View) -> Iterable[str]:
-        """All VMs, placements, and places of volumes."""
+        """All VMs, placements, places of volumes, and claims on nodes that are gone."""
         for claims in view.all(kinds.NODE_CLAIMS):
             self._claimed[claims.node] = _Taken(claims.cpus, claims.memory_bytes, claims.disk_bytes)
-        yield from set(view.ids(kinds.VM)) | set(view.ids(kinds.PLACEMENT))
+        yield from (id for id in view.ids(kinds.NODE_CLAIMS) if _orphaned(view, id))
+        yield from dict.fromkeys((*view.ids(kinds.VM), *view.ids(kinds.PLACEMENT)))
         for id in view.ids(kinds.VOLUME_PLACEMENT):
             volume = view.get(kinds.VOLUME, id)
             if volume is None or not volume.spec.vm:
@@ -108,6 +113,8 @@ class Placements:
         """Look at one VM or volume."""
         if key.startswith(_VOLUME):
             return self._volume(view, key)
+        if key.startswith(_NODE):
+            return _left(view, key)
         record, placement = view.record(kinds.VM, key), view.get(kinds.PLACEMENT, key)
         if record is None:
             return _gone(view, key, placement)
@@ -249,6 +256,19 @@ def _gone(view: View, id: str, placement: Placement | None) -> Outcome:
     if placement.node and not placement.released:
         claim(txn, view, placement.node, cpus=-placement.cpus, memory_bytes=-placement.memory_bytes, vms=-1)
     return Outcome(txn, f"VM {id} is gone: its placement is removed")
+
+
+def _orphaned(view: View, node: str) -> bool:
+    return view.get(kinds.NODE, node) is None and view.get(kinds.NODE_CLAIMS, node) is not None
+
+
+def _left(view: View, node: str) -> Outcome:
+    """The node was removed: so are its claims."""
+    if not _orphaned(view, node):
+        return NOTHING
+    txn = Txn("placement").check(kinds.NODE, node, 0)
+    txn.check(kinds.NODE_CLAIMS, node, view.revision_of(kinds.NODE_CLAIMS, node)).delete(kinds.NODE_CLAIMS, node)
+    return Outcome(txn, f"node {node} has left: its claims are removed")
 
 
 def _deleted(view: View, record: Record[Vm], placement: Placement | None) -> Outcome:

@@ -50,6 +50,11 @@ class NodeServiceStub:
                 request_serializer=cairn_dot_proto_dot_v1_dot_node__pb2.UpdateNodeRequest.SerializeToString,
                 response_deserializer=cairn_dot_proto_dot_v1_dot_node__pb2.Node.FromString,
                 _registered_method=True)
+        self.DeleteNode = channel.unary_unary(
+                '/cairn.v1.NodeService/DeleteNode',
+                request_serializer=cairn_dot_proto_dot_v1_dot_node__pb2.DeleteNodeRequest.SerializeToString,
+                response_deserializer=cairn_dot_proto_dot_v1_dot_node__pb2.Node.FromString,
+                _registered_method=True)
         self.WatchNodes = channel.unary_stream(
                 '/cairn.v1.NodeService/WatchNodes',
                 request_serializer=cairn_dot_proto_dot_v1_dot_node__pb2.WatchNodesRequest.SerializeToString,
@@ -84,6 +89,13 @@ class NodeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteNode(self, request, context):
+        """The node leaves for good. FAILED_PRECONDITION while a VM, a volume or the only copy of an image is on it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchNodes(self, request, context):
         """The current objects, a bookmark, then every change. Resume with the last revision seen.
         """
@@ -114,6 +126,11 @@ def add_NodeServiceServicer_to_server(servicer, server):
             'UpdateNode': grpc.unary_unary_rpc_method_handler(
                     servicer.UpdateNode,
                     request_deserializer=cairn_dot_proto_dot_v1_dot_node__pb2.UpdateNodeRequest.FromString,
+                    response_serializer=cairn_dot_proto_dot_v1_dot_node__pb2.Node.SerializeToString,
+            ),
+            'DeleteNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteNode,
+                    request_deserializer=cairn_dot_proto_dot_v1_dot_node__pb2.DeleteNodeRequest.FromString,
                     response_serializer=cairn_dot_proto_dot_v1_dot_node__pb2.Node.SerializeToString,
             ),
             'WatchNodes': grpc.unary_stream_rpc_method_handler(
@@ -208,6 +225,33 @@ class NodeService:
             target,
             '/cairn.v1.NodeService/UpdateNode',
             cairn_dot_proto_dot_v1_dot_node__pb2.UpdateNodeRequest.SerializeToString,
+            cairn_dot_proto_dot_v1_dot_node__pb2.Node.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cairn.v1.NodeService/DeleteNode',
+            cairn_dot_proto_dot_v1_dot_node__pb2.DeleteNodeRequest.SerializeToString,
             cairn_dot_proto_dot_v1_dot_node__pb2.Node.FromString,
             options,
             channel_credentials,

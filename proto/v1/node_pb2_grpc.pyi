@@ -36,6 +36,8 @@ class NodeServiceStub:
     GetNode: _grpc.UnaryUnaryMultiCallable[_node_pb2.GetNodeRequest, _node_pb2.Node]
     ListNodes: _grpc.UnaryUnaryMultiCallable[_node_pb2.ListNodesRequest, _node_pb2.ListNodesResponse]
     UpdateNode: _grpc.UnaryUnaryMultiCallable[_node_pb2.UpdateNodeRequest, _node_pb2.Node]
+    DeleteNode: _grpc.UnaryUnaryMultiCallable[_node_pb2.DeleteNodeRequest, _node_pb2.Node]
+    """The node leaves for good. FAILED_PRECONDITION while a VM, a volume or the only copy of an image is on it."""
     WatchNodes: _grpc.UnaryStreamMultiCallable[_node_pb2.WatchNodesRequest, _node_pb2.WatchNodesResponse]
     """The current objects, a bookmark, then every change. Resume with the last revision seen."""
     CreateJoinToken: _grpc.UnaryUnaryMultiCallable[_node_pb2.CreateJoinTokenRequest, _node_pb2.CreateJoinTokenResponse]
@@ -49,6 +51,8 @@ class NodeServiceAsyncStub(NodeServiceStub):
     GetNode: _aio.UnaryUnaryMultiCallable[_node_pb2.GetNodeRequest, _node_pb2.Node]  # type: ignore[assignment]
     ListNodes: _aio.UnaryUnaryMultiCallable[_node_pb2.ListNodesRequest, _node_pb2.ListNodesResponse]  # type: ignore[assignment]
     UpdateNode: _aio.UnaryUnaryMultiCallable[_node_pb2.UpdateNodeRequest, _node_pb2.Node]  # type: ignore[assignment]
+    DeleteNode: _aio.UnaryUnaryMultiCallable[_node_pb2.DeleteNodeRequest, _node_pb2.Node]  # type: ignore[assignment]
+    """The node leaves for good. FAILED_PRECONDITION while a VM, a volume or the only copy of an image is on it."""
     WatchNodes: _aio.UnaryStreamMultiCallable[_node_pb2.WatchNodesRequest, _node_pb2.WatchNodesResponse]  # type: ignore[assignment]
     """The current objects, a bookmark, then every change. Resume with the last revision seen."""
     CreateJoinToken: _aio.UnaryUnaryMultiCallable[_node_pb2.CreateJoinTokenRequest, _node_pb2.CreateJoinTokenResponse]  # type: ignore[assignment]
@@ -77,6 +81,14 @@ class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _node_pb2.UpdateNodeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_node_pb2.Node, _abc.Awaitable[_node_pb2.Node]]: ...
+
+    @_abc_1.abstractmethod
+    def DeleteNode(
+        self,
+        request: _node_pb2.DeleteNodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_node_pb2.Node, _abc.Awaitable[_node_pb2.Node]]:
+        """The node leaves for good. FAILED_PRECONDITION while a VM, a volume or the only copy of an image is on it."""
 
     @_abc_1.abstractmethod
     def WatchNodes(

@@ -10,6 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import grpc
 import grpc.aio
 import pytest
 from cairn.agent import sync
@@ -50,6 +51,7 @@ from cairn.proto.v1.cluster_pb2_grpc import (
     add_IdentityServiceServicer_to_server,
 )
 from cairn.storage.fake import FakeImages, FakeVolumes
+from structlog.testing import capture_logs
 
 from tests.unit.agent_kit import CONTENT, DIGEST, Machine, NoInventory, image, until, vm_objects
 
@@ -242,6 +244,37 @@ async def test_a_silent_stream_is_left(ca: Authority, monkeypatch: pytest.Monkey
         agent_of(ca, Machine(), [address]),
     ):
         await until("a second stream", lambda: len(controller.hellos) >= 2, 20)
+
+
+async def test_a_removed_node_keeps_what_it_has_says_so_and_asks_again(ca: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Estranged(Controller):
+        async def Sync(self, request_iterator: Any, context: Any) -> AsyncIterator[SyncResponse]:
+            if not self.objects:
+                self.hellos.append(await anext(request_iterator))
+                await context.abort(grpc.StatusCode.NOT_FOUND, "node node-00000001 is not part of this cluster: join it again")
+            async for response in super().Sync(request_iterator, context):
+                yield response
+
+    monkeypatch.setattr(sync, "REMOVED_S", 0.3)
+    machine = Machine()
+    machine.hold_image()
+    controller = Estranged(vm_objects())
+    async with (
+        serving(ca, controller, add_AgentServiceServicer_to_server) as address,
+        agent_of(ca, machine, [address]) as agent,
+    ):
+        await until("running", lambda: controller.state() == VmReport.STATE_RUNNING, 20)
+        with capture_logs() as logs:
+            controller.objects = {}
+            await controller.outbox.put(None)
+            await until("it has been told", lambda: len(controller.hellos) >= 2, 20)
+            monkeypatch.setattr(sync, "BACKOFF_S", 3600.0)
+            monkeypatch.setattr(sync, "BACKOFF_S_MAX", 3600.0)
+            await until("it has asked again, at its own pace", lambda: len(controller.hellos) >= 4, 20)
+        said = [str(entry["reason"]) for entry in logs if entry["event"] == "disconnected"]
+        assert any("not part of this cluster" in reason and "nothing on this machine is touched" in reason for reason in said)
+        assert machine.running() == {VM}
+        assert agent.ledger.object(f"vm/{VM}") is not None
 
 
 async def test_an_image_is_pulled_from_another_node_and_goes_on_where_it_broke(ca: Authority) -> None:

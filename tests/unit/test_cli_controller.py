@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -10,8 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cairn.controller.store.memory import MemoryStore
+from cairn.proto import kinds
 
-from tests.unit.cli_real import RealCloud
+from tests.unit.cli_real import START_S, RealCloud
 from tests.unit.cli_run import Ran, run
 from tests.unit.test_cli_image import qcow2
 
@@ -151,6 +154,31 @@ def test_nodes(cloud: RealCloud) -> None:
     assert "default" in done(cloud, "project", "list").out
     status = done(cloud, "cluster", "status", "-o", "json").json
     assert status["nodes_ready"] == 2
+
+
+def test_a_node_comes_and_leaves(cloud: RealCloud) -> None:
+    token = done(cloud, "node", "token", "create", "--node", "n3").out
+    cloud.do(cloud.join("n3", token))
+    done(cloud, "vm", "create", "passing", *VM, "--node", "n3")
+    refused = run(cloud, "node", "remove", "n3")
+    assert refused.code == 1
+    assert "node 'n3' still has 1 VM (passing) and 1 volume" in refused.err
+    done(cloud, "vm", "delete", "passing", "--purge")
+    assert "would delete node n3" in done(cloud, "node", "remove", "n3", "--plan").out
+    assert "n3 is gone" in done(cloud, "node", "remove", "n3").err
+    assert run(cloud, "node", "show", "n3").code == 4
+    removed = cloud.nodes["n3"]
+    cloud.do(nothing_left_of(cloud, removed.agent.membership.node))
+    assert not removed.agent.sync.synced.is_set()
+    assert done(cloud, "node", "list", "-o", "name").out == "n1\nn2\n"
+
+
+async def nothing_left_of(cloud: RealCloud, node: str) -> None:
+    """Wait until no record has the node in its key."""
+    store = MemoryStore(cloud.backend)
+    async with asyncio.timeout(START_S):
+        while [item.key for item in (await store.read(kinds.ROOT))[0] if node in item.key]:
+            await asyncio.sleep(0.02)
 
 
 def test_a_controller_dies_while_a_vm_is_made(cloud: RealCloud) -> None:

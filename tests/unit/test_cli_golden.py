@@ -92,6 +92,16 @@ def nowhere(_request: Any) -> ExplainVmResponse:
     return ExplainVmResponse(vm="i-000000db", vm_name="db", decision=decision(""), say="waits for a node with room")
 
 
+STILL_HAS = BadState("node", "n1", "node 'n1' still has 1 VM (web): delete what is on it")
+
+
+def planned_removal(_request: Any) -> Any:
+    made = node()
+    made.plan.say, made.plan.plan_id = "would delete node n1", "plan-00000002"
+    made.plan.changes.add(action="delete", kind="node", id=made.id, name="n1")
+    return made
+
+
 def refusing(error: Exception) -> Callable[[Any], Any]:
     def refuse(_request: Any) -> Any:
         raise error
@@ -119,6 +129,10 @@ CASES: dict[str, list[tuple[str, dict[str, Callable[[Any], Any]]]]] = {
         ("node list -o wide", {}),
         ("node show n1", {}),
         ("node label n1 --set rack=b --remove x", {}),
+        ("node remove n1 --plan", {"DeleteNode": planned_removal}),
+        ("node remove n1", {"DeleteNode": refusing(STILL_HAS)}),
+        ("node remove n1", {}),
+        ("node show n1", {}),
     ],
     "network": [
         ("vpc list", {}),

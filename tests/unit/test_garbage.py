@@ -74,6 +74,34 @@ def test_waits_for_every_node_to_say_absent() -> None:
     assert (claims.cpus, claims.disk_bytes) == (0, 0)
 
 
+def test_what_a_node_reported_goes_when_it_has_left() -> None:
+    cloud, vm = cloud_with_vm()
+    other = cloud.node("n2")
+    for number in range(OPERATIONS_MAX):
+        cloud.report("node-000000n1", f"image/img-{number:08d}")
+    cloud.report(other, "image/img-00000000")
+    cloud.settle(ALL)
+    assert cloud.view.count(kinds.OBSERVED) == OPERATIONS_MAX + 1
+    cloud.delete_vm(vm, purge=True)
+    absent_everywhere(cloud, [vm])
+    cloud.settle(ALL)
+    garbage = Garbage()
+    assert garbage.reconcile(cloud.view, "node/node-000000n1", cloud.now).txn is None, "it is there"
+    cloud.take()
+    cloud.delete(kinds.NODE, "node-000000n1")
+    ((kind, id),) = cloud.take()
+    assert list(garbage.keys(cloud.view, kind, id)) == ["node/node-000000n1"]
+    outcome = cloud.decide(garbage, "node/node-000000n1")
+    assert outcome.txn is not None
+    assert outcome.txn.size <= OPERATIONS_MAX
+    check_writers(garbage, outcome.txn)
+    woken = {key for changed in cloud.take() for key in garbage.keys(cloud.view, *changed)}
+    assert woken == {"node/node-000000n1"}, "what is left of it is looked at again"
+    cloud.settle(ALL)
+    assert [id.partition("/")[0] for id in cloud.view.ids(kinds.OBSERVED)] == [other]
+    assert list(cloud.view.ids(kinds.NODE_FACTS)) == [other]
+
+
 def test_never_placed_needs_no_node() -> None:
     cloud = Cloud()
     vm = cloud.vm("web")

@@ -8,8 +8,10 @@ from cairn.controller.reconcilers.placement import Placements
 from cairn.controller.runtime import check_writers
 from cairn.controller.store.base import Conflict
 from cairn.proto import kinds
+from cairn.proto.seams import timestamp
 from cairn.proto.v1.agent_pb2 import VmReport
 from cairn.proto.v1.common_pb2 import Decision
+from cairn.proto.v1.vm_pb2 import NodeClaims
 
 from tests.unit.cloud_kit import GIB, MIB, NOW, Cloud, absent_everywhere
 
@@ -240,6 +242,46 @@ def test_two_controllers_on_one_node_conflict_and_the_second_decides_again() -> 
     with pytest.raises(Conflict):
         cloud.commit(two.txn)
     assert "n1 lacks memory" in place(cloud, second).say
+
+
+def test_a_node_that_leaves_at_that_moment_makes_the_placement_conflict() -> None:
+    cloud = Cloud()
+    cloud.node("n1", memory=GIB)
+    better = cloud.node("n2")
+    vm = cloud.vm("a")
+    chosen = Placements().reconcile(cloud.view, vm, NOW)
+    assert chosen.say.startswith("on n2")
+    assert chosen.txn is not None
+    marked = cloud.edit(kinds.NODE, better)
+    marked.delete_time.CopyFrom(timestamp(NOW))
+    cloud.put(kinds.NODE, better, marked)
+    with pytest.raises(Conflict):
+        cloud.commit(chosen.txn)
+    assert place(cloud, vm).say == "on n1, the only one of 2 nodes that fits"
+
+
+def test_the_claims_of_a_node_that_left_go() -> None:
+    cloud = Cloud()
+    stays, leaves = cloud.node("n1"), cloud.node("n2")
+    vm = cloud.vm("a", node=leaves)
+    placements = Placements()
+    cloud.settle([placements])
+    cloud.delete(kinds.VM, vm)
+    cloud.delete(kinds.VOLUME, "vol-0000000a")
+    cloud.settle([placements])
+    waiting = cloud.vm("b", node=leaves, cpus=64)
+    cloud.settle([placements])
+    cloud.put(kinds.NODE_CLAIMS, stays, NodeClaims(node=stays))
+    assert placements.reconcile(cloud.view, leaves, NOW).txn is None, "it is there"
+    cloud.take()
+    cloud.delete(kinds.NODE, leaves)
+    ((kind, id),) = cloud.take()
+    assert list(placements.keys(cloud.view, kind, id)) == [leaves, waiting]
+    outcome = placements.reconcile(cloud.view, leaves, NOW)
+    assert outcome.txn is not None
+    check_writers(placements, outcome.txn)
+    cloud.settle([placements])
+    assert list(cloud.view.ids(kinds.NODE_CLAIMS)) == [stays]
 
 
 def test_a_followed_table_decides_like_a_fresh_one() -> None:

@@ -8,7 +8,9 @@ from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import pytest
+from cairn.controller import node_session
 from cairn.controller.metrics import SyncMetrics
+from cairn.controller.node_session import Session
 from cairn.controller.nodespec import node_objects
 from cairn.controller.presence import Presence
 from cairn.controller.reconcilers.placement import Placements
@@ -367,6 +369,38 @@ async def test_a_broken_connection_leaves_the_session_to_run_out() -> None:
         again = agent(at)
         await at.until(lambda: again.bookmarks)
         await again.break_off()
+
+
+async def test_a_node_that_is_removed_is_told_so_and_not_let_in_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_session, "TTL_S", 3600.0)
+    async with world(services=2) as at:
+        here = agent(at)
+        await at.until(lambda: here.bookmarks)
+        objects = dict(here.objects)
+        at.cloud.delete(kinds.NODE, N1)
+        await at.copy()
+        told = await here.ended()
+        assert isinstance(told, NotFound)
+        assert "is not part of this cluster" in told.say
+        assert here.objects == objects, "it is not told to let go of anything"
+        await at.until(lambda: at.cache.view.get(kinds.NODE_SESSION, N1) is None)
+        assert isinstance(await agent(at, service=1).ended(), NotFound)
+        assert at.cache.view.get(kinds.NODE_SESSION, N1) is None
+
+
+async def test_a_node_removed_between_hello_and_session_is_not_connected(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with world() as at:
+        opened = Session.open
+
+        async def removed_meanwhile(session: Session, facts: NodeFacts | None) -> int:
+            await at.store.commit(Txn("api").delete(kinds.NODE, N1))
+            return await opened(session, facts)
+
+        monkeypatch.setattr(Session, "open", removed_meanwhile)
+        here = agent(at)
+        assert isinstance(await here.ended(), NotFound)
+        assert not here.received
+        await at.until(lambda: at.cache.view.get(kinds.NODE_SESSION, N1) is None)
 
 
 async def test_silence_ends_the_session() -> None:
