@@ -57,9 +57,8 @@ def many(seeds: range, jobs: int) -> int:
             say = f"{played} of {len(seeds)} seeds, {len(failed)} failed, {told_s - begin_s:.0f} s"
             print(say, file=sys.stderr, flush=True)
     took_s = time.monotonic() - begin_s
-    print(
-        f"{played} seeds in {took_s:.0f} s: {virtual_s / 3600:.1f} hours of cloud, {events} events checked, {len(failed)} failed"
-    )
+    said = f"{virtual_s / 3600:.1f} hours of cloud, {events} events checked, {len(failed)} failed"
+    print(f"{played} seeds in {took_s:.0f} s: {said}")
     for result in sorted(failed, key=lambda each: str(each.seed)):
         print(f"  {result}\n    replay: make sim SEED={result.seed}    shortest story: make sim SHRINK={result.seed}")
     return 1 if failed else 0
