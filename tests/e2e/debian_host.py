@@ -37,10 +37,12 @@ INCLUDE = (
     "kmod",
 )
 ADMIN_ADDRESS, HOST_ADDRESS = "172.31.200.1", "172.31.200.2"
+# Here and on the server, as on hardened machines: the roles, not the umask, must say who may read what they make.
+STRICT_UMASK = 0o077
 
 # Process 1 of the server, after the shell that prepares its file systems. $1: the tree. $2: its name.
 BOOT = r"""
-set -e
+set -e; umask 022
 tree=$1; mount --make-rprivate /; hostname "$2"
 mount -t proc proc "$tree/proc"; mount -t sysfs -o ro sysfs "$tree/sys"
 mount -t tmpfs -o mode=755 tmpfs "$tree/dev"; mkdir "$tree/dev/pts" "$tree/dev/shm" "$tree/dev/net"
@@ -52,7 +54,7 @@ ln -s pts/ptmx "$tree/dev/ptmx"; ln -s /proc/self/fd "$tree/dev/fd"
 mount -t tmpfs -o mode=755 tmpfs "$tree/run"; mount -t tmpfs tmpfs "$tree/tmp"
 mount -t tmpfs tmpfs "$tree/sys/fs/cgroup"; mount -t cgroup2 cgroup2 "$tree/sys/fs/cgroup"
 cd "$tree"; mkdir -p .old; pivot_root . .old; umount -l /.old
-exec env -i container=unshare PATH=/usr/sbin:/usr/bin:/sbin:/bin /sbin/init --log-target=console --log-level=warning
+exec env -i container=unshare PATH=/usr/sbin:/usr/bin:/sbin:/bin /sbin/init --log-target=journal --log-level=warning
 """
 
 
@@ -145,6 +147,23 @@ class DebianHost:
         )
         return self.in_admin("ssh", *options, f"root@{HOST_ADDRESS}", *command, check=check, timeout=timeout_s)
 
+    def symptoms(self) -> str:
+        """What an administrator would look at first: the units in trouble, their journals, the console. Never raises."""
+        console = self.folder / "console.log"
+        found = [f"== console\n{tail(console.read_text(errors='replace') if console.exists() else '')}"]
+        try:
+            # A unit between two attempts of Restart= has not failed yet.
+            states = "--state=failed,auto-restart,activating"
+            listed = self.ssh("systemctl", "list-units", "--all", "--plain", "--no-legend", states, check=False)
+            for unit in [line.split()[0] for line in listed.stdout.splitlines()]:
+                status = self.ssh("systemctl", "status", "--no-pager", "--full", "--lines=0", unit, check=False)
+                journal = self.ssh("journalctl", "--no-pager", "--lines=40", "--unit", unit, check=False)
+                found.append(f"== {unit}\n{status.stdout}{tail(journal.stdout)}")
+            found.append(f"== asking the server\n{listed.stderr}" if listed.returncode else "")
+        except subprocess.TimeoutExpired as error:
+            found.append(f"== asking the server\n{error}")
+        return "\n".join(found)
+
     @classmethod
     @contextmanager
     def running(cls, name: str, folder: Path, packages: Sequence[str]) -> Iterator[DebianHost]:
@@ -168,7 +187,10 @@ class DebianHost:
                     stderr=console,
                     start_new_session=True,
                 )
-            wait_until(f"the server (see {folder}/console.log)", lambda: host.ssh("true", check=False).returncode == 0, 60)
+            try:
+                wait_until("the server", lambda: host.ssh("true", check=False).returncode == 0, 60)
+            except AssertionError as error:
+                raise AssertionError(f"{error}\n{host.symptoms()}") from error
             yield host
         finally:
             if process is not None:
@@ -180,6 +202,11 @@ class DebianHost:
             )
             for namespace in (wire, admin):
                 run("ip", "netns", "del", namespace, check=False)
+
+
+def tail(text: str) -> str:
+    """What of a log fits into an error: its last lines, none of them endless."""
+    return "\n".join(line[:500] for line in text.splitlines()[-40:])
 
 
 def _plug(wire: str, admin: str) -> None:
@@ -195,15 +222,20 @@ def _plug(wire: str, admin: str) -> None:
 def _mount(tree: Path, folder: Path) -> None:
     for sub in ("root", "upper", "work"):
         (folder / sub).mkdir(parents=True)
+    # The upper folder's mode is that of the server's "/", where every user must get in, whatever the umask here.
+    (folder / "upper").chmod(0o755)
     layers = f"lowerdir={tree},upperdir={folder / 'upper'},workdir={folder / 'work'}"
     run("mount", "-t", "overlay", "-o", layers, "overlay", folder / "root")
 
 
 def _authorise(host: DebianHost, root: Path) -> None:
-    """Give the administrator a key the server knows, and the server's key to the administrator."""
+    """Give the administrator a key the server knows, and the server's key to the administrator; sessions, a strict umask."""
     run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", host.key)
     (root / "root/.ssh").mkdir(mode=0o700, exist_ok=True)
     shutil.copy(host.key.with_suffix(".pub"), root / "root/.ssh/authorized_keys")
     public = (root / "etc/ssh/ssh_host_ed25519_key.pub").read_text()
     host.known_hosts.write_text(f"{HOST_ADDRESS} {public}")
     (root / "etc/hostname").write_text(host.name + "\n")
+    settings = root / "etc/systemd/system/ssh.service.d/umask.conf"
+    settings.parent.mkdir()
+    settings.write_text(f"[Service]\nUMask={STRICT_UMASK:04o}\n")

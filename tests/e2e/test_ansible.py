@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.e2e.debian_host import HOST_ADDRESS, REPOSITORY, DebianHost, missing, run, wait_until
+from tests.e2e.debian_host import HOST_ADDRESS, REPOSITORY, STRICT_UMASK, DebianHost, missing, run, tail, wait_until
 
 ANSIBLE = REPOSITORY / "ansible"
 BINARIES = REPOSITORY / ".venv" / "bin"
@@ -62,7 +62,9 @@ class Cluster:
         settings = {"CONFIG": ANSIBLE / "ansible.cfg", "HOME": self.folder / "ansible", "NOCOLOR": "1", "FORCE_COLOR": "0"}
         environment = {**kept, **{f"ANSIBLE_{name}": str(value) for name, value in settings.items()}}
         command = [PLAYBOOK, "-i", self.folder / "inventory.yml", ANSIBLE / "site.yml", *options]
-        return self.host.in_admin(*command, env=environment, timeout=900, cwd=ANSIBLE).stdout
+        done = self.host.in_admin(*command, check=False, env=environment, timeout=900, cwd=ANSIBLE, umask=STRICT_UMASK)
+        assert done.returncode == 0, f"== site.yml\n{tail(done.stdout)}\n{tail(done.stderr)}\n{self.host.symptoms()}"
+        return done.stdout
 
     def cairn(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run the command line with the administrator's certificate."""
@@ -78,7 +80,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("ansible")
     with DebianHost.running("node1", folder / "host", debian_packages()) as host:
         cluster = Cluster(host, folder)
-        run(ANSIBLE / "bundle", folder / "bundle.tar")
+        run(ANSIBLE / "bundle", folder / "bundle.tar", umask=STRICT_UMASK)
         cluster.write_inventory()
         (folder / "first.log").write_text(cluster.play("-v"))
         yield cluster
