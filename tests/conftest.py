@@ -1,0 +1,22 @@
+"""What holds for every test: it leaves the process as it found it.
+
+A program's entry point sets its process's umask, as it may. Called by a test it sets pytest's own, and a file that a later test
+means for all to read is then root's alone. So the mask is put back after each test, its fixtures included.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+
+import pytest
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Generator[None, object, object]:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    try:
+        return (yield)
+    finally:
+        os.umask(mask)
