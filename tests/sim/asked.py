@@ -1,11 +1,12 @@
 """What users asked for and were told would be: the measure of what the cloud must look like once it is at rest.
 
 Written by the workloads' acts when an answer came, never by looking at the cloud. An object is owned by the user who made it;
-what several users fight for is checked by name.
+what several users fight for is a Contest, decided by name: exactly one of them wins.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 
@@ -16,13 +17,31 @@ class AskedVm:
     id: str
     name: str
     owner: str
+    # Whether its guest must run once the cloud is at rest.
     running: bool = True
+    # It may as well be off: what its guest and its node did leaves both open.
+    may_be_off: bool = False
+    # The power state its user asked for last, whatever the guest did since.
+    power_on: bool = True
+    # Its guest is not started again after a crash, or after its node was restarted.
+    never_restarts: bool = False
+    # Its guest is started again also after it shut itself down.
+    always_restarts: bool = False
     cpus: int = 1
     memory_bytes: int = 0
     # Ids of data volumes attached to it.
     volumes: set[str] = field(default_factory=set)
+    # Ids of the subnets it has a card in; empty: the one everybody has.
+    subnets: tuple[str, ...] = ()
+    # Id of the image it was made of; empty: the one everybody has.
+    image: str = ""
     # Deleted, and may be brought back: must not run, keeps its disks.
     deleted: bool = False
+
+    def switch(self, *, on: bool) -> None:
+        """Its user asked for this power state, and was told that it will be."""
+        self.power_on = self.running = on
+        self.may_be_off = on and self.never_restarts
 
 
 @dataclass
@@ -37,14 +56,47 @@ class AskedVolume:
 
 
 @dataclass
+class AskedSubnet:
+    """A subnet of a VPC of its own. used: a VM was ever made in it."""
+
+    id: str
+    name: str
+    owner: str
+    vpc: str
+    used: bool = False
+
+
+@dataclass
+class AskedImage:
+    """An image whose bytes were accepted. used: a VM was ever made from it."""
+
+    id: str
+    name: str
+    owner: str
+    used: bool = False
+
+
+@dataclass
+class Contest:
+    """Something that only one of several users can get."""
+
+    asked: int = 0
+    won: list[str] = field(default_factory=list)
+    lost: int = 0
+
+
+@dataclass
 class Asked:
     """All of it. Objects erased for good are in `erased`: no trace of them may be left."""
 
     vms: dict[str, AskedVm] = field(default_factory=dict)
     volumes: dict[str, AskedVolume] = field(default_factory=dict)
+    subnets: dict[str, AskedSubnet] = field(default_factory=dict)
+    images: dict[str, AskedImage] = field(default_factory=dict)
     erased: dict[str, None] = field(default_factory=dict)
     # Request id -> id of the object it was answered with: the same id must be answered the same.
     answers: dict[str, str] = field(default_factory=dict)
+    contests: dict[str, Contest] = field(default_factory=dict)
     # Sentences about answers that contradicted each other.
     contradictions: list[str] = field(default_factory=list)
 
@@ -52,12 +104,44 @@ class Asked:
         """Return a user's VMs in the order they were asked for."""
         return [vm for vm in self.vms.values() if vm.owner == owner and vm.deleted == deleted]
 
-    def volumes_of(self, owner: str) -> list[AskedVolume]:
+    def volumes_of(self, owner: str, *, deleted: bool = False) -> list[AskedVolume]:
         """Return a user's data volumes."""
-        return [volume for volume in self.volumes.values() if volume.owner == owner and not volume.deleted]
+        return [volume for volume in self.volumes.values() if volume.owner == owner and volume.deleted == deleted]
+
+    def subnets_of(self, owner: str) -> list[AskedSubnet]:
+        """Return a user's subnets."""
+        return [subnet for subnet in self.subnets.values() if subnet.owner == owner]
+
+    def images_of(self, owner: str) -> list[AskedImage]:
+        """Return a user's images."""
+        return [image for image in self.images.values() if image.owner == owner]
+
+    def erase_vm(self, id: str) -> None:
+        """Its user was told that it will be erased."""
+        del self.vms[id]
+        self.erased[id] = None
+
+    def erase_volume(self, id: str) -> None:
+        """The same of a volume."""
+        del self.volumes[id]
+        self.erased[id] = None
 
     def answered(self, request_id: str, object_id: str) -> None:
         """Note an answer."""
         before = self.answers.setdefault(request_id, object_id)
         if before != object_id:
-            self.contradictions.append(f"request {request_id} was answered with {before} and with {object_id}")
+            self.contradict(f"request {request_id} was answered with {before} and with {object_id}")
+
+    def contest(self, name: str) -> Contest:
+        """Return the contest of that name."""
+        return self.contests.setdefault(name, Contest())
+
+    def contradict(self, text: str) -> None:
+        """An answer cannot be true."""
+        self.contradictions.append(text)
+
+    def undecided(self) -> Iterator[str]:
+        """Once everybody was answered: what is said of contests that not exactly one has won."""
+        for name, contest in self.contests.items():
+            if len(contest.won) + contest.lost == contest.asked and len(contest.won) != 1:
+                yield f"{name}: {contest.asked} asked, won by {contest.won or 'nobody'}"

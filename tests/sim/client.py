@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from typing import Any, Final
 
 import grpc
@@ -39,14 +39,29 @@ class SimClient:
         # Calls that have not been answered yet.
         self.waiting = 0
 
-    async def call(self, service: Any, method: str, request: Any) -> Any:
-        """Call until answered."""
-        if "request_id" in request.DESCRIPTOR.fields_by_name and not request.request_id:
-            request.request_id = self._ids.uuid()
-        return await self._repeat(method, lambda channel: getattr(service(channel), method)(request, timeout=CALL_S))
+    def request_id(self) -> str:
+        """Return a fresh one."""
+        return str(self._ids.uuid())
 
-    async def _repeat(self, method: str, begin: Callable[[Any], Any]) -> Any:
-        turn, self.waiting = int(self._ids.jitter() * len(self._endpoints)), self.waiting + 1
+    async def call(
+        self, service: Any, method: str, request: Any, *, first: int | None = None, final: Collection[grpc.StatusCode] = ()
+    ) -> Any:
+        """Call until answered. first: number of the controller to begin with; final: codes that are an answer here."""
+        if "request_id" in request.DESCRIPTOR.fields_by_name and not request.request_id:
+            request.request_id = self.request_id()
+        begin = lambda channel: getattr(service(channel), method)(request, timeout=CALL_S)  # noqa: E731
+        return await self._repeat(method, begin, first=first, final=final)
+
+    async def _repeat(
+        self,
+        method: str,
+        begin: Callable[[Any], Any],
+        *,
+        first: int | None = None,
+        final: Collection[grpc.StatusCode] = (),
+    ) -> Any:
+        turn = int(self._ids.jitter() * len(self._endpoints)) if first is None else first
+        self.waiting += 1
         try:
             while True:
                 turn = (turn + 1) % len(self._endpoints)
@@ -58,7 +73,7 @@ class SimClient:
                     return answer
                 except grpc.aio.AioRpcError as error:
                     self._note(f"{method} {error.code().name} {error.details()}")
-                    if error.code() not in PASSING:
+                    if error.code() not in PASSING or error.code() in final:
                         raise
                 finally:
                     await channel.close()
@@ -66,54 +81,163 @@ class SimClient:
         finally:
             self.waiting -= 1
 
-    # --- what people do ------------------------------------------------------------------------------------------------------
+    # --- images and networks -------------------------------------------------------------------------------------------------
 
-    async def import_image(self, name: str) -> str:
-        """Make an image and upload its bytes."""
-        spec = image_pb2.ImageSpec(
-            digest=DIGEST, size_bytes=len(CONTENT), format=image_pb2.ImageFormat.IMAGE_FORMAT_RAW, arch="x86_64"
-        )
-        request = image_pb2.CreateImageRequest(image=image_pb2.Image(name=name, spec=spec))
-        image = await self.call(ImageServiceStub, "CreateImage", request)
-
-        async def parts() -> AsyncIterator[image_pb2.UploadImageRequest]:
-            yield image_pb2.UploadImageRequest(image=image.id)
-            for start in range(0, len(CONTENT), MIB // 4):
-                yield image_pb2.UploadImageRequest(chunk=CONTENT[start : start + MIB // 4])
-
-        await self._repeat("UploadImage", lambda channel: ImageServiceStub(channel).UploadImage(parts(), timeout=CALL_S * 6))
+    async def import_image(self, name: str, content: bytes = CONTENT, digest: str = "") -> str:
+        """Make an image and upload its bytes. digest: promise this one, whatever the bytes are."""
+        image = await self.create_image(name, content, digest)
+        await self.upload_image(image.id, content)
         return str(image.id)
 
-    async def create_subnet(self, name: str) -> str:
-        """Make a VPC with one subnet."""
-        vpc = vpc_pb2.Vpc(name=name, spec=vpc_pb2.VpcSpec(cidr="10.1.0.0/16"))
-        await self.call(VpcServiceStub, "CreateVpc", vpc_pb2.CreateVpcRequest(vpc=vpc))
-        subnet = subnet_pb2.Subnet(name=name, spec=subnet_pb2.SubnetSpec(vpc=name, cidr="10.1.1.0/24"))
-        made = await self.call(SubnetServiceStub, "CreateSubnet", subnet_pb2.CreateSubnetRequest(subnet=subnet))
-        return str(made.id)
+    async def create_image(self, name: str, content: bytes, digest: str = "") -> Any:
+        """Announce an image."""
+        spec = image_pb2.ImageSpec(
+            digest=digest or digest_of(content),
+            size_bytes=len(content),
+            format=image_pb2.ImageFormat.IMAGE_FORMAT_RAW,
+            arch="x86_64",
+        )
+        request = image_pb2.CreateImageRequest(image=image_pb2.Image(name=name, spec=spec))
+        return await self.call(ImageServiceStub, "CreateImage", request)
 
-    async def create_vm(
-        self, name: str, *, image: str = "demo", subnet: str = "demo", cpus: int = 1, memory_mib: int = 256
-    ) -> Vm:
-        """Make a VM."""
-        spec = vm_pb2.VmSpec(cpus=cpus, memory_bytes=memory_mib * MIB, image=image, nics=[vm_pb2.Nic(subnet=subnet)])
-        vm: Vm = await self.call(VmServiceStub, "CreateVm", vm_pb2.CreateVmRequest(vm=Vm(name=name, spec=spec)))
+    async def upload_image(self, id: str, content: bytes) -> Any:
+        """Send its bytes."""
+
+        async def parts() -> AsyncIterator[image_pb2.UploadImageRequest]:
+            yield image_pb2.UploadImageRequest(image=id)
+            for start in range(0, len(content), MIB // 4):
+                yield image_pb2.UploadImageRequest(chunk=content[start : start + MIB // 4])
+
+        upload = lambda channel: ImageServiceStub(channel).UploadImage(parts(), timeout=CALL_S * 6)  # noqa: E731
+        return await self._repeat("UploadImage", upload)
+
+    async def image(self, id: str) -> Any:
+        """Return it."""
+        return await self.call(ImageServiceStub, "GetImage", image_pb2.GetImageRequest(id=id))
+
+    async def delete_image(self, id: str) -> Any:
+        """Remove it."""
+        return await self.call(ImageServiceStub, "DeleteImage", image_pb2.DeleteImageRequest(id=id))
+
+    async def create_subnet(self, name: str, cidr: str = "10.1.0.0/16", subnet: str = "10.1.1.0/24") -> str:
+        """Make a VPC with one subnet."""
+        await self.create_vpc(name, cidr)
+        return str((await self.create_subnet_in(name, name, subnet)).id)
+
+    async def create_vpc(self, name: str, cidr: str) -> Any:
+        """Make a VPC."""
+        vpc = vpc_pb2.Vpc(name=name, spec=vpc_pb2.VpcSpec(cidr=cidr))
+        return await self.call(VpcServiceStub, "CreateVpc", vpc_pb2.CreateVpcRequest(vpc=vpc))
+
+    async def create_subnet_in(self, vpc: str, name: str, cidr: str) -> Any:
+        """Make a subnet of a VPC."""
+        subnet = subnet_pb2.Subnet(name=name, spec=subnet_pb2.SubnetSpec(vpc=vpc, cidr=cidr))
+        return await self.call(SubnetServiceStub, "CreateSubnet", subnet_pb2.CreateSubnetRequest(subnet=subnet))
+
+    async def delete_subnet(self, id: str) -> Any:
+        """Remove it."""
+        return await self.call(SubnetServiceStub, "DeleteSubnet", subnet_pb2.DeleteSubnetRequest(id=id))
+
+    async def delete_vpc(self, id: str) -> Any:
+        """Remove it."""
+        return await self.call(VpcServiceStub, "DeleteVpc", vpc_pb2.DeleteVpcRequest(id=id))
+
+    # --- VMs ----------------------------------------------------------------------------------------------------------------
+
+    async def create_vm(self, name: str, **more: Any) -> Vm:
+        """Make a VM (see vm_of)."""
+        vm: Vm = await self.call(VmServiceStub, "CreateVm", vm_pb2.CreateVmRequest(vm=vm_of(name, **more)))
         return vm
 
-    async def delete_vm(self, id: str) -> None:
-        """Delete one for good."""
-        await self.call(VmServiceStub, "DeleteVm", vm_pb2.DeleteVmRequest(id=id, purge=True))
+    async def start_vm(self, id: str) -> Vm:
+        """Run it."""
+        vm: Vm = await self.call(VmServiceStub, "StartVm", vm_pb2.StartVmRequest(id=id))
+        return vm
 
-    async def delete_volume(self, id: str) -> None:
-        """Delete a data volume for good."""
-        await self.call(VolumeServiceStub, "DeleteVolume", volume_pb2.DeleteVolumeRequest(id=id, purge=True))
+    async def stop_vm(self, id: str, *, force: bool = False) -> Vm:
+        """Ask its guest to shut down, or cut its power."""
+        vm: Vm = await self.call(VmServiceStub, "StopVm", vm_pb2.StopVmRequest(id=id, force=force))
+        return vm
 
-    async def vm(self, id: str) -> Vm:
-        """Return it."""
-        vm: Vm = await self.call(VmServiceStub, "GetVm", vm_pb2.GetVmRequest(id=id))
+    async def reboot_vm(self, id: str, *, force: bool = False) -> Vm:
+        """Restart its guest."""
+        vm: Vm = await self.call(VmServiceStub, "RebootVm", vm_pb2.RebootVmRequest(id=id, force=force))
+        return vm
+
+    async def update_vm(self, vm: Vm, *paths: str, stale: bool = True) -> Vm:
+        """Change these fields; stale: whatever revision is there, else an old etag is refused (ABORTED)."""
+        request = vm_pb2.UpdateVmRequest(vm=vm, allow_stale=stale)
+        request.update_mask.paths.extend(paths)
+        changed: Vm = await self.call(VmServiceStub, "UpdateVm", request, final=() if stale else (grpc.StatusCode.ABORTED,))
+        return changed
+
+    async def delete_vm(self, id: str, *, purge: bool = True) -> Any:
+        """Delete one, for good or for a while."""
+        return await self.call(VmServiceStub, "DeleteVm", vm_pb2.DeleteVmRequest(id=id, purge=purge))
+
+    async def undelete_vm(self, id: str) -> Vm:
+        """Bring it back."""
+        vm: Vm = await self.call(VmServiceStub, "UndeleteVm", vm_pb2.UndeleteVmRequest(id=id))
+        return vm
+
+    async def vm(self, id: str, revision: int = 0) -> Vm:
+        """Return it, at least as fresh as that revision."""
+        vm: Vm = await self.call(VmServiceStub, "GetVm", vm_pb2.GetVmRequest(id=id, read_revision=revision))
         return vm
 
     async def vms(self) -> list[Vm]:
         """Return all of them."""
         answer = await self.call(VmServiceStub, "ListVms", vm_pb2.ListVmsRequest())
         return list(answer.vms)
+
+    # --- volumes ------------------------------------------------------------------------------------------------------------
+
+    async def create_volume(self, name: str, size_bytes: int, vm: str = "") -> Any:
+        """Make a data volume, attached when a VM is given."""
+        spec = volume_pb2.VolumeSpec(size_bytes=size_bytes, vm=vm)
+        request = volume_pb2.CreateVolumeRequest(volume=volume_pb2.Volume(name=name, spec=spec))
+        return await self.call(VolumeServiceStub, "CreateVolume", request)
+
+    async def update_volume(self, id: str, *, vm: str | None = None, size_bytes: int | None = None) -> Any:
+        """Attach it, detach it (vm empty), grow it."""
+        volume, paths = volume_pb2.Volume(id=id), []
+        if vm is not None:
+            volume.spec.vm = vm
+            paths.append("spec.vm")
+        if size_bytes is not None:
+            volume.spec.size_bytes = size_bytes
+            paths.append("spec.size_bytes")
+        request = volume_pb2.UpdateVolumeRequest(volume=volume, allow_stale=True)
+        request.update_mask.paths.extend(paths)
+        return await self.call(VolumeServiceStub, "UpdateVolume", request)
+
+    async def delete_volume(self, id: str, *, purge: bool = True) -> Any:
+        """Delete a data volume, for good or for a while."""
+        return await self.call(VolumeServiceStub, "DeleteVolume", volume_pb2.DeleteVolumeRequest(id=id, purge=purge))
+
+    async def undelete_volume(self, id: str) -> Any:
+        """Bring it back."""
+        return await self.call(VolumeServiceStub, "UndeleteVolume", volume_pb2.UndeleteVolumeRequest(id=id))
+
+
+def digest_of(content: bytes) -> str:
+    """Return what an image of these bytes is known by."""
+    return "sha256:" + hashlib.sha256(content).hexdigest()
+
+
+def vm_of(
+    name: str,
+    *,
+    image: str = "demo",
+    subnet: str = "demo",
+    subnets: Sequence[str] = (),
+    address: str = "",
+    cpus: int = 1,
+    memory_mib: int = 256,
+    volumes: Sequence[str] = (),
+    **more: Any,
+) -> Vm:
+    """Return a VM to be asked for. subnets: one card in each, instead of one in `subnet`; more: fields of its spec."""
+    nics = [vm_pb2.Nic(subnet=each) for each in subnets] or [vm_pb2.Nic(subnet=subnet, address=address)]
+    spec = vm_pb2.VmSpec(cpus=cpus, memory_bytes=memory_mib * MIB, image=image, nics=nics, volumes=volumes, **more)
+    return Vm(name=name, spec=spec)
