@@ -43,14 +43,23 @@ class Guest:
 
 
 @dataclass(frozen=True, slots=True)
+class Definition:
+    """What a guest will be the next time it is started."""
+
+    cpus: int
+    memory_bytes: int
+    volumes: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class Host:
     """What is on one node."""
 
     node: str
     name: str
-    # Live guests by VM id; configurations without a process are in `defined` only.
+    # Live guests by VM id, each as it was started; configurations without a process are in `definitions` only.
     guests: Mapping[str, Guest] = field(default_factory=dict)
-    defined: frozenset[str] = frozenset()
+    definitions: Mapping[str, Definition] = field(default_factory=dict)
     # Volume id -> size in bytes.
     volumes: Mapping[str, int] = field(default_factory=dict)
     # Digests of images.
@@ -58,11 +67,24 @@ class Host:
     # VPC id -> ports whose frames flow there, and ports elsewhere it can reach (port -> tunnel address).
     ports: Mapping[str, frozenset[str]] = field(default_factory=dict)
     forwards: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    # VPC id -> its subnets there, and tunnel addresses of the other nodes it knows of.
+    subnets: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    peers: Mapping[str, frozenset[str]] = field(default_factory=dict)
     # VM ids with a seed image or console log.
     files: frozenset[str] = frozenset()
     # What the node's ledger durably holds: key -> version it came with; and the version of the whole.
     ledger: Mapping[str, Position] = field(default_factory=dict)
     held: Position = (0, 0)
+    # First instructions executed there, and effects of any kind the host has ever felt.
+    boots: int = 0
+    effects: int = 0
+    # It has left the cloud: nobody expects anything of it.
+    away: bool = False
+
+    @property
+    def defined(self) -> frozenset[str]:
+        """Guests that have a configuration, live or not."""
+        return frozenset(self.definitions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +96,24 @@ class Changed:
     before: Any
     after: Any
 
+    @property
+    def key(self) -> str:
+        """Kind and id."""
+        return f"{self.kind}/{self.id}"
+
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """One revision of the store. writers: key -> component; empty when nobody knows (a lease ran out, a real etcd)."""
+    """One revision of the store.
+
+    writers: "<kind>/<id>" -> component; empty when no transaction made it (a lease ran out). checked: the keys whose revision
+    it named. None for both: nobody knows (a real etcd).
+    """
 
     revision: int
     changes: tuple[Changed, ...]
-    writers: Mapping[str, str]
+    writers: Mapping[str, str] | None = None
+    checked: frozenset[str] | None = None
 
 
 @dataclass
@@ -107,8 +139,14 @@ class Cloud:
         host = self.hosts.get(node)
         return host.name if host is not None else node
 
-    def commit(self, revision: int, changes: Iterable[tuple[str, bytes | None]], writers: Mapping[str, str]) -> Commit:
-        """Take a revision in: (key, value or None where deleted)."""
+    def commit(
+        self,
+        revision: int,
+        changes: Iterable[tuple[str, bytes | None]],
+        writers: Mapping[str, str] | None = None,
+        checked: Iterable[str] | None = None,
+    ) -> Commit:
+        """Take a revision in: (key, value or None where deleted). Keys are those of the store."""
         taken = []
         for key, value in changes:
             kind, id = kinds.split(key)
@@ -119,7 +157,12 @@ class Cloud:
                 table[id] = after
             taken.append(Changed(kind.name, id, before, after))
         self.revision = revision
-        return Commit(revision, tuple(taken), writers)
+        return Commit(
+            revision,
+            tuple(taken),
+            {key.removeprefix(kinds.ROOT): writer for key, writer in writers.items()} if writers is not None else None,
+            frozenset(key.removeprefix(kinds.ROOT) for key in checked) if checked is not None else None,
+        )
 
     def running(self) -> list[tuple[str, str]]:
         """Return (VM, node) of every guest that executes."""

@@ -1,14 +1,15 @@
 """A simulated server: what of a node is there whatever happens to its agent, and the picture of it that checkers see.
 
 The drivers' fakes hold their truth apart from the agent (FakeHost, FakePool, FakeNetHost, files, a disk that forgets what was
-not synced). `changed` is told whenever a guest came, went or changed state, `accepted` whenever the ledger became durable.
+not synced). `changed` is told of every effect on guests, volumes, networks and files, `accepted` whenever the ledger became
+durable.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from cairn.agent.hypervisor.base import FaultKnobs
 from cairn.agent.hypervisor.events import Notices
@@ -19,7 +20,7 @@ from cairn.net.fake import FakeNetHost
 from cairn.proto.v1.node_pb2 import NodeFacts
 from cairn.storage.fake import FakePool
 
-from tests.sim.cloud import Card, Guest, Host, LedgerReader
+from tests.sim.cloud import Card, Definition, Guest, Host, LedgerReader
 from tests.unit.agent_kit import MemoryDisk
 
 GIB: Final = 1 << 30
@@ -36,6 +37,42 @@ class ToldNotices(Notices):
         """Tell every listener, then the watcher."""
         super().tell(id)
         self._told()
+
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class ToldDict(dict[K, V]):
+    """A table that tells of every change."""
+
+    told: Callable[[], None] = staticmethod(lambda: None)
+
+    def __setitem__(self, key: K, value: V) -> None:
+        same = key in self and self[key] == value
+        super().__setitem__(key, value)
+        if not same:
+            self.told()
+
+    def pop(self, key: K, *default: Any) -> Any:
+        """Remove."""
+        there = key in self
+        value = super().pop(key, *default)
+        if there:
+            self.told()
+        return value
+
+
+@dataclass(slots=True)
+class ToldNet(FakeNetHost):
+    """A kernel that tells of every action done to it."""
+
+    told: Callable[[], None] = lambda: None
+
+    def perform(self, action: Any) -> None:
+        """Do it, then tell."""
+        FakeNetHost.perform(self, action)
+        self.told()
 
 
 @dataclass
@@ -89,11 +126,11 @@ class Machine:
     index: int
     # Node id; empty before it has joined.
     id: str = ""
-    threads: int = 8
-    memory_bytes: int = 16 * GIB
+    threads: int = 16
+    memory_bytes: int = 24 * GIB
     pool: FakePool = field(default_factory=FakePool)
-    net: FakeNetHost = field(default_factory=FakeNetHost)
-    files: dict[str, bytes] = field(default_factory=dict)
+    net: ToldNet = field(default_factory=ToldNet)
+    files: ToldDict[str, bytes] = field(default_factory=ToldDict)
     disk: SimDisk = field(default_factory=SimDisk)
     knobs: FaultKnobs = field(default_factory=FaultKnobs)
     net_knobs: net_fake.FaultKnobs = field(default_factory=net_fake.FaultKnobs)
@@ -104,10 +141,24 @@ class Machine:
     accepted: Callable[[Machine], None] = lambda _machine: None
 
     def __post_init__(self) -> None:
-        notices = ToldNotices(lambda: self.changed(self))
+        notices = ToldNotices(self._feel)
+        self.pool.volumes = volumes = ToldDict(self.pool.volumes)
+        self.pool.images = images = ToldDict(self.pool.images)
+        volumes.told = images.told = self.files.told = self.net.told = self._feel
+        # Guest -> its process and the configuration it was started with: a new one counts from the next start.
+        self._started: dict[str, tuple[Any, Any]] = {}
+        self.effects = 0
         self.host = FakeHost(taps=self.net.taps, boot_s=2.0, shutdown_s=3.0, notices=notices)
         self.disk.durable_changed = lambda: self.accepted(self)
         self._reader = LedgerReader()
+
+    def _feel(self) -> None:
+        """Something was done to this server."""
+        self.effects += 1
+        for id, guest in self.host.guests.items():
+            if guest.live is not None and self._started.get(id, (None, None))[0] is not guest.live:
+                self._started[id] = (guest.live, guest.spec.vm)
+        self.changed(self)
 
     def running(self) -> list[str]:
         """Return the guests that execute instructions."""
@@ -137,15 +188,24 @@ class Machine:
             node=self.id,
             name=self.name,
             guests={guest.id: guest for guest in self._guests()},
-            defined=frozenset(self.host.guests),
+            definitions={id: self._definition(guest) for id, guest in self.host.guests.items()},
             volumes={id: volume.size_bytes for id, volume in self.pool.volumes.items()},
             images=frozenset(self.pool.images),
             ports={vpc: frozenset(port for port in net.bound if self.net.is_bound(port)) for vpc, net in networks.items()},
             forwards={vpc: {port: each.vtep for port, each in net.forwards.items()} for vpc, net in networks.items()},
+            subnets={vpc: frozenset(subnet.id for subnet in net.network.subnets) for vpc, net in networks.items()},
+            peers={vpc: frozenset(peer.vtep for peer in net.network.peers) for vpc, net in networks.items()},
             files=frozenset(self.files),
             ledger=dict(self._reader.keys),
             held=self._reader.held,
+            boots=len(self.host.boots),
+            effects=self.effects,
+            away=self.away,
         )
+
+    @staticmethod
+    def _definition(guest: Any) -> Definition:
+        return Definition(guest.spec.vm.cpus, guest.spec.vm.memory_bytes, frozenset(guest.disks))
 
     def _guests(self) -> list[Guest]:
         found = []
@@ -153,9 +213,7 @@ class Machine:
             live = guest.live
             if live is None:
                 continue
-            cards = tuple(
-                Card(nic.port, nic.subnet, nic.address, nic.mac) for nic in guest.spec.vm.nics if nic.tap in live.taps
-            )
-            vm = guest.spec.vm
+            vm = self._started[id][1]
+            cards = tuple(Card(nic.port, nic.subnet, nic.address, nic.mac) for nic in vm.nics if nic.tap in live.taps)
             found.append(Guest(id, not live.paused, vm.cpus, vm.memory_bytes, cards, tuple(live.disks)))
         return found

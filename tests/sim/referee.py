@@ -26,11 +26,11 @@ class Referee:
         """The store has a new revision; txn: what wrote it, if a transaction did."""
         changes = [(change.key, change.value) for change in batch.changes]
         writers: Mapping[str, str] = txn.writers if txn is not None else {}
-        commit = self.cloud.commit(batch.revision, changes, writers)
+        commit = self.cloud.commit(batch.revision, changes, writers, txn.checks if txn is not None else ())
         self._ask(lambda checker: checker.committed(self.cloud, commit))
 
     def host(self, host: Host) -> None:
-        """Guests of a node changed."""
+        """Something on a node changed."""
         self.cloud.hosts[host.node] = host
         self._ask(lambda checker: checker.host_changed(self.cloud, host.node))
 
@@ -41,11 +41,19 @@ class Referee:
 
     def line(self, text: str) -> None:
         """Something was logged."""
-        self._ask(lambda checker: checker.line(text))
+        self._ask(lambda checker: checker.line(self.cloud, text))
 
     def settled(self) -> None:
         """Faults have stopped and the cloud is at rest. Raises Violation."""
         self._raise(lambda checker: checker.settled(self.cloud, self.asked))
+
+    def listed(self, who: str, kind: str, objects: Sequence[Any]) -> None:
+        """A controller was asked for all objects of a kind, at rest. Raises Violation."""
+        self._raise(lambda checker: checker.listed(self.cloud, who, kind, objects))
+
+    def resting(self, on: bool) -> None:
+        """From now on nothing may change; off: it may again. Raises Violation."""
+        self._raise(lambda checker: checker.resting(self.cloud, on))
 
     def emptied(self) -> None:
         """Everything was deleted. Raises Violation."""

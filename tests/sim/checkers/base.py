@@ -3,18 +3,22 @@
 A checker knows the vocabulary (records are proto messages) and nothing of the product's code. It is told of every event:
 
     committed(cloud, commit)    the store has a new revision; `cloud` shows it already
-    host_changed(cloud, node)   guests of a node came, went or changed state; `cloud.hosts[node]` is the new picture
+    host_changed(cloud, node)   something on a node changed: guests, volumes, networks, files; cloud.hosts[node] shows it
     accepted(cloud, node)       a node's ledger became durable
-    line(text)                  a line of the trace: everything any process logged, sent events and faults
-    settled(cloud, asked)       faults stopped, the cloud came to rest: now everything must be as asked
+    line(cloud, text)           a line of the trace: everything any process logged, sent events and faults
+    settled(cloud, asked)       faults stopped, the cloud came to rest: now everything must be as asked; asked again and again
+    listed(cloud, who, kind, objects)   at rest, a controller listed the objects of a kind
+    resting(cloud, on)          on: from now on nothing may change, whoever is restarted; off: no more
     emptied(cloud)              everything was deleted: nothing may be left
 
-Each yields sentences; one sentence fails the story. State of its own is allowed: a story has its own instances.
+Each yields sentences; one sentence fails the story. State of its own is allowed: a story has its own instances. A checker
+costs what changed, not what there is, except at rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from tests.sim.asked import Asked
 from tests.sim.cloud import Cloud, Commit
@@ -45,10 +49,16 @@ class Checker:
     def accepted(self, cloud: Cloud, node: str) -> Iterator[str]:
         yield from ()
 
-    def line(self, text: str) -> Iterator[str]:
+    def line(self, cloud: Cloud, text: str) -> Iterator[str]:
         yield from ()
 
     def settled(self, cloud: Cloud, asked: Asked) -> Iterator[str]:
+        yield from ()
+
+    def listed(self, cloud: Cloud, who: str, kind: str, objects: Sequence[Any]) -> Iterator[str]:
+        yield from ()
+
+    def resting(self, cloud: Cloud, on: bool) -> Iterator[str]:
         yield from ()
 
     def emptied(self, cloud: Cloud) -> Iterator[str]:

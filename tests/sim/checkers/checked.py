@@ -1,0 +1,33 @@
+"""What was decided on a record is written only over that record: a transaction that overwrites names the revision it saw.
+
+Without that, two controllers that decide at the same moment undo each other. Reports are no decisions: they are the newest of
+one stream, whose session the transaction names instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tests.sim.checkers.base import Checker
+from tests.sim.cloud import Cloud, Commit
+
+# Written on the word of a node's own stream, or of the process it tells of.
+_TOLD = ("observed", "node_facts", "node_session", "controller")
+
+
+class Checked(Checker):
+    """Looks at what each transaction checked."""
+
+    def committed(self, cloud: Cloud, commit: Commit) -> Iterator[str]:
+        """Every record that was overwritten or made was checked."""
+        if commit.checked is None:
+            return
+        for change in commit.changes:
+            if change.after is None or change.kind in _TOLD or change.kind == "event" or change.key in commit.checked:
+                continue
+            yield f"{change.key} was {'made' if change.before is None else 'overwritten'} without looking"
+        for change in commit.changes:
+            if change.kind in ("observed", "node_facts") and change.after is not None and commit.writers:
+                session = f"node_session/{change.id.partition('/')[0]}"
+                if session not in commit.checked and session not in commit.writers:
+                    yield f"{change.key} was written by a stream that did not look whether it still speaks for its node"

@@ -1,0 +1,47 @@
+"""Every job ends. One that failed says why, and what it worked on says so too; an image whose import went well can be used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from tests.sim.asked import Asked
+from tests.sim.checkers.base import Checker
+from tests.sim.cloud import Cloud
+
+
+class JobsEnd(Checker):
+    """Looks at the jobs at rest."""
+
+    def settled(self, cloud: Cloud, asked: Asked) -> Iterator[str]:
+        """None is under way. An import whose bytes nobody sends waits for them, until its deadline."""
+        for job in cloud.all("job").values():
+            image, content = cloud.get("image", job.spec.target), cloud.get("image_content", job.spec.target)
+            if not job.status.done:
+                if not _awaits_bytes(cloud, content):
+                    yield f"job {job.id} has not ended: {job.status.state}, {job.status.say}"
+            elif job.status.failed:
+                if not job.status.error:
+                    yield f"job {job.id} failed and does not say why"
+                if image is not None and (content is None or not content.failed or not content.error):
+                    yield f"job {job.id} failed ({job.status.error}) and image {image.name} does not show it"
+            elif image is not None:
+                yield from _usable(cloud, image, content)
+
+
+def _awaits_bytes(cloud: Cloud, content: Any) -> bool:
+    if content is None or content.virtual_size_bytes or content.failed or not content.nodes:
+        return False
+    image = cloud.get("image", content.image)
+    return image is not None and not any(image.spec.digest in host.images for host in cloud.hosts.values())
+
+
+def _usable(cloud: Cloud, image: Any, content: Any) -> Iterator[str]:
+    if content is None or content.failed or not content.virtual_size_bytes:
+        yield f"the import of {image.name} is done, and nobody knows its size"
+        return
+    if not content.nodes:
+        yield f"the import of {image.name} is done, and no node keeps it"
+    for node in content.nodes:
+        if node in cloud.hosts and not cloud.hosts[node].away and image.spec.digest not in cloud.hosts[node].images:
+            yield f"{cloud.name_of(node)} is to keep image {image.name} and has it not"

@@ -1,0 +1,53 @@
+"""At rest nobody has anything to do: whoever is restarted looks at everything anew and changes nothing.
+
+`plan(apply(plan))` is empty: while all must rest no host feels any effect, no ledger's objects change, and nothing is written
+but who is alive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tests.sim.checkers.base import Checker
+from tests.sim.cloud import Cloud, Commit
+
+# Who is alive, and what is told of it.
+_MAY_CHANGE = ("controller", "node_session", "event", "request")
+
+
+class NoPlan(Checker):
+    """Watches while everything must stay as it is."""
+
+    def __init__(self) -> None:
+        self._resting = False
+        # Node -> effects felt, first instructions executed, keys in the ledger.
+        self._were: dict[str, tuple[int, int, frozenset[str]]] = {}
+
+    def resting(self, cloud: Cloud, on: bool) -> Iterator[str]:
+        """Begin or end."""
+        if not on:
+            for node in cloud.hosts:
+                yield from self.host_changed(cloud, node)
+        self._resting = on
+        self._were = {node: self._now(cloud, node) for node in cloud.hosts} if on else {}
+
+    def committed(self, cloud: Cloud, commit: Commit) -> Iterator[str]:
+        """Nothing is decided or reported anew."""
+        if self._resting:
+            for change in commit.changes:
+                if change.kind not in _MAY_CHANGE:
+                    yield f"{change.key} was written though all was at rest"
+
+    def host_changed(self, cloud: Cloud, node: str) -> Iterator[str]:
+        """Nothing is done."""
+        if self._resting and node in self._were and self._now(cloud, node) != self._were[node]:
+            yield f"{cloud.name_of(node)} did something though all was at rest"
+
+    def accepted(self, cloud: Cloud, node: str) -> Iterator[str]:
+        """Nothing is told to a node that it did not know."""
+        yield from self.host_changed(cloud, node)
+
+    @staticmethod
+    def _now(cloud: Cloud, node: str) -> tuple[int, int, frozenset[str]]:
+        host = cloud.hosts[node]
+        return host.effects, host.boots, frozenset(host.ledger)

@@ -1,0 +1,38 @@
+"""No secret is ever logged: not one that was made, not one a user gave, and no private key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from tests.sim.checkers.base import Checker
+from tests.sim.cloud import Cloud, Commit
+
+# Stored as a user gave it, for the guest to read.
+_MAY_HOLD = ("vm",)
+
+
+class NoSecret(Checker):
+    """Looks at every line, and at records."""
+
+    def line(self, cloud: Cloud, text: str) -> Iterator[str]:
+        """Look for each secret."""
+        if "PRIVATE KEY" in text:
+            yield f"a private key was logged: {text[:60]}..."
+        for secret in cloud.secrets:
+            if secret in text:
+                yield f"a secret was logged: {text.replace(secret, '***')[:200]}"
+
+    def committed(self, cloud: Cloud, commit: Commit) -> Iterator[str]:
+        """Records hold hashes of secrets."""
+        for change in commit.changes if cloud.secrets else ():
+            if change.after is not None and change.kind not in _MAY_HOLD:
+                content: bytes = change.after.SerializeToString()
+                if any(secret.encode() in content for secret in cloud.secrets):
+                    yield f"{change.key} holds a secret"
+
+    def listed(self, cloud: Cloud, who: str, kind: str, objects: Any) -> Iterator[str]:
+        """Lists show none either, but what the user gave."""
+        for each in objects if kind not in _MAY_HOLD else ():
+            if any(secret in str(each) for secret in cloud.secrets):
+                yield f"{who} shows a secret in {kind} {each.id}"

@@ -1,0 +1,44 @@
+"""A volume is open in at most one guest, only of a VM it was attached to, and is not taken away or changed under it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tests.sim.checkers.base import Checker
+from tests.sim.cloud import Cloud, Commit
+
+
+class OneAttachment(Checker):
+    """Keeps which VM each volume was ever attached to, and each node's volumes as they were."""
+
+    def __init__(self) -> None:
+        self._attached: set[tuple[str, str]] = set()
+        self._sizes: dict[str, dict[str, int]] = {}
+        self._open: dict[str, set[tuple[str, str]]] = {}
+
+    def committed(self, cloud: Cloud, commit: Commit) -> Iterator[str]:
+        """Learn who is attached to whom."""
+        for change in commit.changes:
+            if change.kind == "volume" and change.after is not None and change.after.spec.vm:
+                self._attached.add((change.id, change.after.spec.vm))
+        yield from ()
+
+    def host_changed(self, cloud: Cloud, node: str) -> Iterator[str]:
+        """Look at the volumes the node's guests have open."""
+        host = cloud.hosts[node]
+        holders = {
+            volume: id for other in cloud.hosts.values() for id, guest in other.guests.items() for volume in guest.volumes
+        }
+        before, now = self._open.get(node, set()), set[tuple[str, str]]()
+        for id, guest in host.guests.items():
+            for volume in guest.volumes:
+                now.add((volume, id))
+                if holders[volume] != id:
+                    yield f"volume {volume} is open in {id} and in {holders[volume]}"
+                if (volume, id) not in self._attached:
+                    yield f"volume {volume} is open in {id}, to which it was never attached"
+        sizes = self._sizes.get(node, {})
+        for volume, id in sorted(before & now):
+            if volume in sizes and host.volumes.get(volume) != sizes[volume]:
+                yield f"volume {volume} was {sizes[volume]} bytes, is {host.volumes.get(volume)}, and {id} has it open"
+        self._open[node], self._sizes[node] = now, dict(host.volumes)

@@ -1,0 +1,74 @@
+"""Whatever a record refers to exists, in every revision; and a VM and its volumes agree about who is attached to whom."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from tests.sim.checkers.base import Checker
+from tests.sim.cloud import Cloud, Commit
+from tests.sim.rules import deleted
+
+
+class References(Checker):
+    """Keeps who refers to whom."""
+
+    def __init__(self) -> None:
+        # Key -> keys it refers to; and the other way round.
+        self._to: dict[str, set[str]] = {}
+        self._from: dict[str, set[str]] = {}
+
+    def committed(self, cloud: Cloud, commit: Commit) -> Iterator[str]:
+        """Look at what changed, from both sides."""
+        for change in commit.changes:
+            for target in self._to.pop(change.key, set()):
+                self._from[target].discard(change.key)
+            if change.after is not None:
+                targets = self._to[change.key] = set(_references(change.kind, change.after))
+                for target in targets:
+                    self._from.setdefault(target, set()).add(change.key)
+        for change in commit.changes:
+            for target in sorted(self._to.get(change.key, ())):
+                if cloud.get(*target.split("/", 1)) is None:
+                    yield f"{change.key} refers to {target}, which is not there"
+            if change.after is None and (users := self._from.get(change.key)):
+                yield f"{change.key} was removed while {', '.join(sorted(users))} refers to it"
+        yield from self._attachments(cloud, commit)
+
+    def _attachments(self, cloud: Cloud, commit: Commit) -> Iterator[str]:
+        vms: dict[str, None] = {}
+        for change in commit.changes:
+            if change.kind == "vm":
+                vms[change.id] = None
+            elif change.kind == "volume":
+                vms |= {each.spec.vm: None for each in (change.before, change.after) if each is not None and each.spec.vm}
+        for id in vms:
+            vm = cloud.get("vm", id)
+            if vm is None or deleted(vm):
+                continue
+            listed = {vm.spec.root_volume, *vm.spec.volumes}
+            attached = {volume.id for volume in cloud.all("volume").values() if volume.spec.vm == id}
+            if listed != attached:
+                yield f"VM {id} lists the volumes {sorted(listed)}, attached to it are {sorted(attached)}"
+
+
+def _references(kind: str, record: Any) -> Iterator[str]:
+    spec = getattr(record, "spec", None)
+    match kind:
+        case "vm":
+            yield f"image/{spec.image}"
+            yield f"volume/{spec.root_volume}"
+            yield from (f"volume/{volume}" for volume in spec.volumes)
+            yield from (f"subnet/{nic.subnet}" for nic in spec.nics)
+            yield from (f"port/{nic.port}" for nic in spec.nics)
+        case "volume":
+            yield from (f"vm/{vm}" for vm in [spec.vm] if vm)
+            yield from (f"image/{image}" for image in [spec.image] if image)
+        case "port":
+            yield f"vpc/{spec.vpc}"
+            yield f"subnet/{spec.subnet}"
+            yield from (f"vm/{vm}" for vm in [spec.vm] if vm)
+        case "subnet":
+            yield f"vpc/{spec.vpc}"
+        case "placement" | "volume_placement":
+            yield from (f"node/{node}" for node in [record.node] if node)

@@ -1,0 +1,88 @@
+"""At rest every controller tells the truth: what it lists is what the store holds, and says of each what is so in the world."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from cairn.proto.v1.image_pb2 import ImageStatus
+from cairn.proto.v1.node_pb2 import NodeStatus
+from cairn.proto.v1.vm_pb2 import VmStatus
+from cairn.proto.v1.volume_pb2 import VolumeStatus
+
+from tests.sim import rules
+from tests.sim.checkers.base import Checker
+from tests.sim.cloud import Cloud
+
+# What records and answers have in common.
+_SAME = ("name", "project", "labels", "spec", "create_time", "update_time", "delete_time", "purge_time")
+
+
+class Views(Checker):
+    """Compares lists with records and hosts."""
+
+    def listed(self, cloud: Cloud, who: str, kind: str, objects: Sequence[Any]) -> Iterator[str]:
+        """Look at each object of a list."""
+        records, shown = cloud.all(kind), {each.id: each for each in objects}
+        if len(shown) != len(objects):
+            yield f"{who} lists a {kind} twice"
+        if shown.keys() != records.keys():
+            yield f"{who} lists {kind} {sorted(shown)}, there are {sorted(records)}"
+            return
+        for id, each in shown.items():
+            differ = [name for name in _SAME if _part(each, name) != _part(records[id], name)]
+            if differ:
+                yield f"{who} shows another {', '.join(differ)} of {kind} {id} than the store holds"
+            state = _STATES[kind](cloud, each) if kind in _STATES else ""
+            if state:
+                yield f"{who} says of {kind} {each.name}: {state}"
+
+
+def _part(message: Any, name: str) -> Any:
+    return getattr(message, name) if name in message.DESCRIPTOR.fields_by_name else None
+
+
+def _vm(cloud: Cloud, vm: Any) -> str:
+    nodes = [host.name for host in cloud.hosts.values() if vm.id in host.guests and host.guests[vm.id].executing]
+    runs = vm.status.state in (VmStatus.STATE_RUNNING, VmStatus.STATE_STOPPING)
+    if runs != bool(nodes) or (runs and nodes != [vm.status.node]):
+        return f"{VmStatus.State.Name(vm.status.state)} on {vm.status.node or 'no node'}, it runs on {nodes}"
+    if rules.deleted(vm) != (vm.status.state in (VmStatus.STATE_DELETED, VmStatus.STATE_DELETING)):
+        return f"{VmStatus.State.Name(vm.status.state)}"
+    for nic in vm.status.nics:
+        binding = cloud.get("port_binding", nic.port)
+        if nic.address != (binding.address if binding is not None else ""):
+            return f"address {nic.address}"
+    return "" if vm.status.say else "nothing"
+
+
+def _volume(cloud: Cloud, volume: Any) -> str:
+    nodes = [host.name for host in cloud.hosts.values() if volume.id in host.volumes]
+    if [node for node in [volume.status.node] if node] != nodes:
+        return f"on {volume.status.node or 'no node'}, it is on {nodes}"
+    if rules.deleted(volume) != (volume.status.state in (VolumeStatus.STATE_DELETED, VolumeStatus.STATE_DELETING)):
+        return f"{VolumeStatus.State.Name(volume.status.state)}"
+    return ""
+
+
+def _image(cloud: Cloud, image: Any) -> str:
+    nodes = sorted(host.name for host in cloud.hosts.values() if image.spec.digest in host.images and not host.away)
+    available = image.status.state == ImageStatus.STATE_AVAILABLE
+    if available and list(image.status.nodes) != nodes:
+        return f"kept on {list(image.status.nodes)}, it is on {nodes}"
+    return ""
+
+
+def _node(cloud: Cloud, node: Any) -> str:
+    host = cloud.hosts.get(node.id)
+    up = host is not None and not host.away and cloud.get("node_session", node.id) is not None
+    if up != (node.status.state == NodeStatus.STATE_READY):
+        return NodeStatus.State.Name(node.status.state)
+    claimed = rules.claimed(cloud, node.id)
+    shown = node.status.claims
+    if rules.Amounts(shown.cpus, shown.memory_bytes, shown.disk_bytes, shown.vms) != claimed:
+        return f"claims {shown}, what is placed there is {claimed}"
+    return ""
+
+
+_STATES = {"vm": _vm, "volume": _volume, "image": _image, "node": _node}
