@@ -6,6 +6,7 @@ nobody mentions is left alone and told as an event.
 
 from __future__ import annotations
 
+from cairn.agent.hypervisor.base import DomainState
 from cairn.agent.ledger import Ledger
 from cairn.agent.reports import Reports
 from cairn.agent.work import Again
@@ -74,7 +75,9 @@ class Volumes:
             self._world.mark(Part.VOLUMES)
 
     def _is_open(self, volume: str) -> bool:
-        return any(volume in domain.volumes for domain in self._world.domains.values())
+        """Whether a guest that is on has it: a configuration alone opens nothing."""
+        domains = self._world.domains.values()
+        return any(volume in domain.volumes for domain in domains if domain.state is not DomainState.SHUT_OFF)
 
     def _say_in_use(self, key: str, desired: DesiredVolume) -> None:
         held = self._world.volumes[desired.id]

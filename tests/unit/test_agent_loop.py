@@ -274,6 +274,34 @@ def test_disks_are_plugged_live_and_a_new_size_waits_for_the_restart() -> None:
     run(scenario)
 
 
+def test_a_volume_grows_once_its_guest_is_off() -> None:
+    """Found by simulation: the configuration of a stopped guest was taken for a guest that has its disks open."""
+
+    async def scenario() -> None:
+        machine = Machine()
+        machine.hold_image()
+        agent = machine.agent()
+        await agent.start()
+        machine.snapshot(agent, vm_objects())
+        await ran(agent, VM)
+        larger = root_volume()
+        larger.size_bytes *= 2
+        machine.upsert(agent, {"volume/vol-00000001": Desired(volume=larger)})
+
+        def report() -> VolumeReport:
+            latest = agent.reports.latest("volume/vol-00000001")
+            return latest.volume if latest is not None else VolumeReport()
+
+        await until("told", lambda: report().say == "grows when its guest is off")
+        assert machine.pool.volumes["vol-00000001"].size_bytes < larger.size_bytes
+        machine.upsert(agent, {KEY: vm_objects(power_state=POWER_STATE_STOPPED, spec_revision=6)[KEY]})
+        await until("grown", lambda: report().size_bytes == larger.size_bytes)
+        assert state_of(agent, VM) == VmReport.STATE_STOPPED
+        await agent.stop()
+
+    run(scenario)
+
+
 def test_a_guest_that_clings_to_a_disk_can_still_be_rebooted_and_removed() -> None:
     async def scenario() -> None:
         machine = Machine()
