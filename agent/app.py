@@ -75,7 +75,9 @@ class Agent:
         boot_id: str = "",
         identify: Callable[[Any], Identity] = peer_identity,
         extend: Callable[[grpc.aio.Server], Awaitable[Any]] | None = None,
+        version: str = "",
     ) -> None:
+        self._version = version or agent_version()
         files = files or GuestFolders(config.state_path / "seeds", config.state_path / "console")
         self.membership, self._config, self._transport = membership, config, transport
         self._volumes, self._extend = volumes, extend
@@ -95,6 +97,7 @@ class Agent:
             self.reports,
             vtep=config.tunnel_address,
             underlay_mtu=config.underlay_mtu,
+            version=self._version,
         )
         self._boot_id, self._endpoint = boot_id, config.endpoint
         self.sync = SyncClient(
@@ -172,7 +175,7 @@ class Agent:
         return Hello(
             node=self.membership.node,
             boot_id=self._boot_id,
-            agent_version=agent_version(),
+            agent_version=self._version,
             endpoint=self._endpoint,
             facts=self.reports.facts,
         )

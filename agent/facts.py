@@ -42,9 +42,10 @@ class Facts:
         *,
         vtep: str,
         underlay_mtu: int,
+        version: str,
     ) -> None:
         self._inventory, self._hypervisor, self._volumes, self._reports = inventory, hypervisor, volumes, reports
-        self._vtep, self._underlay_mtu = vtep, underlay_mtu
+        self._vtep, self._underlay_mtu, self._version = vtep, underlay_mtu, version
         self._hardware = NodeFacts()
         self._hardware_s = self._pools_s = self._hypervisor_s = float("-inf")
 
@@ -68,7 +69,7 @@ class Facts:
             facts.CopyFrom(self._hardware)
             facts.hypervisor.CopyFrom(hypervisor)
             facts.pools.extend(pools)
-            facts.vtep, facts.underlay_mtu, facts.agent_version = self._vtep, self._underlay_mtu, agent_version()
+            facts.vtep, facts.underlay_mtu, facts.agent_version = self._vtep, self._underlay_mtu, self._version
             pool = await self._volumes.facts()
             if now_s - self._pools_s >= POOLS_EVERY_S or _moved(pools[0] if pools else StoragePool(), pool):
                 self._pools_s = now_s

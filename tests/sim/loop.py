@@ -77,9 +77,40 @@ class SimTask(asyncio.Task[Any]):
     """A task whose place in a set depends on the order of making, not on its address."""
 
     number = 0
+    # Its name in the trace, whatever it is renamed to.
+    label = ""
 
     def __hash__(self) -> int:
         return self.number
+
+
+async def _gathered(futures: Sequence[asyncio.Future[Any]], *, return_exceptions: bool) -> list[Any]:
+    try:
+        if futures:
+            await asyncio.wait(futures, return_when=asyncio.ALL_COMPLETED if return_exceptions else asyncio.FIRST_EXCEPTION)
+    except asyncio.CancelledError:
+        for future in futures:
+            future.cancel()
+        raise
+    if not return_exceptions:
+        for future in futures:
+            if future.done():
+                future.result()
+        return [future.result() for future in futures]
+    return [_result(future) for future in futures]
+
+
+def _result(future: asyncio.Future[Any]) -> Any:
+    try:
+        return future.result()
+    except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - what gather returns
+        return error
+
+
+def gather(*awaitables: Any, return_exceptions: bool = False) -> asyncio.Future[Any]:
+    """Do what asyncio.gather does, in the same steps on every Python: the library's own takes other steps since 3.12."""
+    futures = [asyncio.ensure_future(each) for each in awaitables]
+    return asyncio.ensure_future(_gathered(futures, return_exceptions=return_exceptions))
 
 
 class SimFuture(asyncio.Future[Any]):
@@ -203,9 +234,9 @@ class SimLoop(asyncio.BaseEventLoop):
         """Make a task that is named after its place in the story."""
         self._check_closed()  # type: ignore[attr-defined]
         self._numbers += 1
-        name = f"{name or getattr(coro, '__qualname__', 'task')}"
-        task = SimTask(coro, loop=self, name=f"{name}#{self._numbers}", context=context)
-        task.number = self._numbers
+        label = f"{getattr(coro, '__qualname__', 'task')}#{self._numbers}"
+        task = SimTask(coro, loop=self, name=name or label, context=context)
+        task.number, task.label = self._numbers, label
         return task
 
     def create_future(self) -> Any:
@@ -254,8 +285,8 @@ def where(task: asyncio.Task[Any]) -> str:
 
 def _label(callback: Any) -> str:
     owner = getattr(callback, "__self__", None)
-    if isinstance(owner, asyncio.Task):
-        return owner.get_name()
+    if isinstance(owner, SimTask):
+        return owner.label
     return getattr(callback, "__qualname__", type(callback).__name__)
 
 
@@ -293,6 +324,7 @@ def run(seed: int | str, scenario: Callable[[], Coroutine[Any, Any, Any]], *, st
     # The collector runs finalizers whenever it likes.
     collecting = gc.isenabled()
     gc.disable()
+    original, asyncio.gather = asyncio.gather, gather  # type: ignore[assignment]
     try:
         with asyncio.Runner(loop_factory=lambda: loop) as runner:
             try:
@@ -304,6 +336,7 @@ def run(seed: int | str, scenario: Callable[[], Coroutine[Any, Any, Any]], *, st
                 outcome = Outcome(loop.trace.hash, loop.steps, loop.time(), list(loop.faults), loop.trace.lines)
                 loop.clean_up()
     finally:
+        asyncio.gather = original
         # A World sends the product's log lines to its trace.
         structlog.reset_defaults()
         if collecting:

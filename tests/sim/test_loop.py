@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-from tests.sim.loop import Deadlock, run
-from tests.sim.play import draw, play
+from tests.sim.loop import Deadlock, run, traced
+from tests.sim.swarm import judge_seed
+
+
+def story_hash(seed: int) -> str:
+    with traced() as trace:
+        judge_seed(seed)
+    return trace.hash
 
 
 def test_the_same_seed_tells_the_same_story() -> None:
-    outcome = play(draw(1))
-    assert play(draw(1)).trace_hash == outcome.trace_hash
-    assert play(draw(2)).trace_hash != outcome.trace_hash
-    command = [sys.executable, "-c", "from tests.sim.play import draw, play; print(play(draw(1)).trace_hash)"]
-    environment = {**os.environ, "PYTHONHASHSEED": "4711", "PYTHONPATH": "."}
-    root = Path(__file__).parent.parent.parent
-    ran = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=True)
-    assert ran.stdout.split()[-1] == outcome.trace_hash
+    assert story_hash(1) == story_hash(1)
+    assert story_hash(2) != story_hash(1)
 
 
 def test_a_deadlock_tells_who_waits_where() -> None:

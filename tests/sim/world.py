@@ -291,6 +291,7 @@ class World:
             membership=Membership(machine.id, self.endpoints),
             files=FakeGuestFiles(machine.files),
             boot_id=f"boot-{machine.boots}",
+            version="simulated",
         )
 
     # --- what a stranger sees ------------------------------------------------------------------------------------------------
