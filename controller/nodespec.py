@@ -84,7 +84,9 @@ def _vm(view: View, _presence: Presence, node: str, id: str) -> Desired | None:
         return None
     vm = record.message
     if vm.HasField("delete_time") or placement.released:
-        return Desired(vm=DesiredVm(id=id, name=vm.name, project=vm.project, absent=True))
+        # One that was brought back and is not placed again yet: what is absent is its life before.
+        generation = vm.spec.power_generation if vm.HasField("delete_time") else 0
+        return Desired(vm=DesiredVm(id=id, name=vm.name, project=vm.project, absent=True, power_generation=generation))
     nics = _nics(view, node, vm)
     if nics is None:
         return None

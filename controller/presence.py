@@ -14,10 +14,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from cairn.controller.reconcilers.absence import removed
 from cairn.controller.reconcilers.base import AnyKind, Changed
 from cairn.controller.store.base import View
 from cairn.proto import kinds
-from cairn.proto.v1.agent_pb2 import ImageReport, VmReport
+from cairn.proto.v1.agent_pb2 import ImageReport
 
 # Node id -> keys of desired objects ("vm/i-1234abcd").
 Affected = dict[str, set[str]]
@@ -55,10 +56,8 @@ def seat_of(view: View, port: str) -> Seat | None:
     vm, placement = view.get(kinds.VM, record.spec.vm), view.get(kinds.PLACEMENT, record.spec.vm)
     if vm is None or placement is None or not placement.node or placement.released:
         return None
-    if vm.HasField("delete_time"):
-        observed = view.get(kinds.OBSERVED, f"{placement.node}/vm/{vm.id}")
-        if observed is not None and observed.report.vm.state == VmReport.STATE_ABSENT:
-            return None
+    if vm.HasField("delete_time") and removed(view, vm, placement.node):
+        return None
     return Seat(binding.vpc or record.spec.vpc, placement.node)
 
 

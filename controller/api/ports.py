@@ -99,7 +99,8 @@ def fill(view: View, txn: Txn, port: Port, subnet: Subnet, address: str, field: 
         vm = view.get(kinds.VM, other.spec.vm) if other is not None else None
         who = f"VM {vm.name!r}" if vm is not None else f"port {holder}"
         raise BadState("address", wanted, f"{field}: {wanted} in subnet {subnet.name!r} is taken by {who}")
-    txn.check(kinds.ADDRESS, key, 0)
+    # Writing the subnet makes two ports conflict that ask for one address at the same moment.
+    txn.check(kinds.ADDRESS, key, 0).put(kinds.SUBNET, subnet.id, subnet)
     port.spec.address = wanted
 
 

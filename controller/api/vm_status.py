@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TypeAlias
 
 from cairn.controller.api.status import answers, clock_time, condition, copied, node_name, percent, report
+from cairn.controller.reconcilers.absence import is_absent
 from cairn.controller.store.base import Record, View
 from cairn.proto import kinds
 from cairn.proto.ids import mac_of
@@ -78,7 +79,7 @@ def _unplaced(view: View, vm: Vm, placement: Placement | None) -> str:
 
 def _deleted(view: View, vm: Vm, node: str, seen: VmReport | None) -> tuple[State, str]:
     """Return state and sentence of a VM with a delete_time."""
-    if node and (seen is None or seen.state != VmReport.STATE_ABSENT):
+    if node and not is_absent(vm, seen):
         silent = "" if answers(view, node) else ", which does not answer"
         return VmStatus.STATE_DELETING, f"being removed from {vm.status.node}{silent}"
     if view.get(kinds.PURGE, vm.id) is not None:

@@ -145,8 +145,8 @@ class VmService(vm_pb2_grpc.VmServiceServicer):
         record = addressed(view, nouns.VM, request, deleted=True)
         vm = _copy(record)
         txn = revived(view, record, vm, nouns.VM, self._core.clock)
-        if vm.spec.power_state != POWER_STATE_STOPPED:
-            vm.spec.power_generation += 1
+        # Also of one that stays off: what its node says of the life before must not count for this one.
+        vm.spec.power_generation += 1
         txn.put(kinds.VM, vm.id, vm)
         for id in view.by(kinds.VOLUME, "vm", vm.id):
             held = view.record(kinds.VOLUME, id)

@@ -16,11 +16,12 @@ from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+from cairn.controller.reconcilers.absence import removed
 from cairn.controller.reconcilers.base import NOTHING, AnyKind, EventSpec, Outcome
 from cairn.controller.store.base import Record, Txn, View
 from cairn.proto import kinds
 from cairn.proto.seams import moment, timestamp
-from cairn.proto.v1.agent_pb2 import VmReport, VolumeReport
+from cairn.proto.v1.agent_pb2 import VolumeReport
 from cairn.proto.v1.vm_pb2 import Vm
 from cairn.proto.v1.volume_pb2 import Purge, Volume
 
@@ -103,7 +104,7 @@ def _vm(view: View, id: str, now: datetime) -> Outcome:
     own = [disk for disk in disks if disk.message.spec.delete_with_vm]
     txn = Txn("garbage").check(kinds.VM, id, record.mod_revision)
     txn.check(kinds.PLACEMENT, id, view.revision_of(kinds.PLACEMENT, id))
-    if not _vm_absent(view, id):
+    if not _vm_absent(view, vm):
         return Outcome(None, "its node has not removed it yet")
     for disk in own:
         if not _volume_absent(view, disk.message.id):
@@ -147,12 +148,9 @@ def _purge(view: View, kind: AnyKind, record: Record[Any], now: datetime) -> Out
     return Outcome(txn, f"{kind.name} {message.name} is to be erased now")
 
 
-def _vm_absent(view: View, id: str) -> bool:
-    placement = view.get(kinds.PLACEMENT, id)
-    if placement is None or not placement.node:
-        return True
-    observed = view.get(kinds.OBSERVED, f"{placement.node}/vm/{id}")
-    return observed is not None and observed.report.vm.state == VmReport.STATE_ABSENT
+def _vm_absent(view: View, vm: Vm) -> bool:
+    placement = view.get(kinds.PLACEMENT, vm.id)
+    return placement is None or not placement.node or removed(view, vm, placement.node)
 
 
 def _volume_absent(view: View, id: str) -> bool:

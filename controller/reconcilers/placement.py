@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
+from cairn.controller.reconcilers.absence import removed
 from cairn.controller.reconcilers.base import NOTHING, AnyKind, Changed, EventSpec, Outcome
 from cairn.controller.reconcilers.candidates import ROW_KINDS, Candidates, capacity
 from cairn.controller.reconcilers.fit import Wanted, decide
@@ -27,7 +28,6 @@ from cairn.controller.reconcilers.sentences import several, size
 from cairn.controller.store.base import Record, Txn, View
 from cairn.proto import kinds
 from cairn.proto.seams import timestamp
-from cairn.proto.v1.agent_pb2 import VmReport
 from cairn.proto.v1.common_pb2 import Decision
 from cairn.proto.v1.node_pb2 import NodeCapacity
 from cairn.proto.v1.vm_pb2 import NodeClaims, Placement, Vm
@@ -275,8 +275,7 @@ def _deleted(view: View, record: Record[Vm], placement: Placement | None) -> Out
     vm = record.message
     if placement is None or not placement.node or placement.released:
         return Outcome(None, "deleted; holds no CPU or memory")
-    observed = view.get(kinds.OBSERVED, f"{placement.node}/vm/{vm.id}")
-    if observed is None or observed.report.vm.state != VmReport.STATE_ABSENT:
+    if not removed(view, vm, placement.node):
         return Outcome(None, "deleted; its node has not removed it yet")
     released = Placement()
     released.CopyFrom(placement)

@@ -170,11 +170,15 @@ class Cloud:
         vm = self.edit(kinds.VM, id)
         vm.ClearField("delete_time")
         vm.ClearField("purge_time")
+        vm.spec.power_generation += 1
         self.put(kinds.VM, id, vm)
 
     def report(self, node: str, key: str, **said: Any) -> None:
-        """What sync.py writes."""
-        kind = key.partition("/")[0]
+        """What sync.py writes. A VM is said to be absent as it was last asked for, unless said otherwise."""
+        kind, _, id = key.partition("/")
+        vm = self.view.get(kinds.VM, id) if kind == "vm" and said.get("state") == VmReport.STATE_ABSENT else None
+        if vm is not None:
+            said.setdefault("power_generation", vm.spec.power_generation)
         report = Report(key=key)
         of = {"vm": VmReport, "volume": VolumeReport, "image": ImageReport}[kind]
         getattr(report, kind).CopyFrom(of(**said))

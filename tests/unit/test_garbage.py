@@ -74,6 +74,22 @@ def test_waits_for_every_node_to_say_absent() -> None:
     assert (claims.cpus, claims.disk_bytes) == (0, 0)
 
 
+def test_what_a_node_said_of_an_earlier_life_erases_nothing() -> None:
+    cloud, vm = cloud_with_vm()
+    node = "node-000000n1"
+    cloud.delete_vm(vm)
+    cloud.report(node, f"vm/{vm}", state=VmReport.STATE_ABSENT)
+    cloud.undelete_vm(vm)
+    cloud.delete_vm(vm, purge=True)
+    cloud.settle(ALL)
+    cloud.report(node, "volume/vol-00000web", state=VolumeReport.STATE_ABSENT)
+    cloud.settle(ALL)
+    assert cloud.view.get(kinds.VM, vm) is not None, "its guest may run: the node has not said anything of it since"
+    cloud.report(node, f"vm/{vm}", state=VmReport.STATE_ABSENT)
+    cloud.settle(ALL)
+    assert left(cloud) == []
+
+
 def test_what_a_node_reported_goes_when_it_has_left() -> None:
     cloud, vm = cloud_with_vm()
     other = cloud.node("n2")

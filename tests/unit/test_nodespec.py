@@ -97,6 +97,17 @@ def test_a_deleted_vm_is_sent_as_absent_and_keeps_its_network_until_it_is_gone()
     assert "forward/rtr-0000000v/nic-00000vm0" not in objects(cloud, nodes[1])
 
 
+def test_a_vm_brought_back_and_not_placed_again_is_absent_in_the_life_before() -> None:
+    cloud, nodes, vms = two_vms()
+    cloud.delete_vm(vms[0])
+    assert objects(cloud, nodes[0])[f"vm/{vms[0]}"].vm.power_generation == cloud.edit(kinds.VM, vms[0]).spec.power_generation
+    cloud.report(nodes[0], f"vm/{vms[0]}", state=VmReport.STATE_ABSENT)
+    cloud.settle([Placements()])
+    cloud.undelete_vm(vms[0])
+    sent = objects(cloud, nodes[0])[f"vm/{vms[0]}"].vm
+    assert (sent.absent, sent.power_generation) == (True, 0)
+
+
 def test_a_purged_disk_is_sent_as_absent_and_its_image_is_not_needed() -> None:
     cloud, nodes, vms = two_vms()
     cloud.delete_vm(vms[0], purge=True)

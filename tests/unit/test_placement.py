@@ -171,6 +171,20 @@ def test_deleted_vm_brought_back_returns_to_its_disks() -> None:
     assert (claims.cpus, claims.disk_bytes, claims.vms) == (1, GIB, 1)
 
 
+def test_what_a_node_said_of_an_earlier_life_gives_nothing_back() -> None:
+    cloud = Cloud()
+    cloud.node("n1")
+    vm = cloud.vm("web")
+    place(cloud, vm)
+    cloud.delete_vm(vm)
+    absent_everywhere(cloud, [vm])
+    cloud.undelete_vm(vm)
+    cloud.delete_vm(vm)
+    assert cloud.decide(Placements(), vm).txn is None, "its guest may run: the node has not said anything since"
+    absent_everywhere(cloud, [vm])
+    assert [event.reason for event in cloud.decide(Placements(), vm).events] == ["Released"]
+
+
 def test_everything_is_given_back_when_records_are_gone() -> None:
     cloud = Cloud()
     node = cloud.node("n1")
