@@ -149,13 +149,16 @@ class Reports:
             if before is not None and _same(before.report, report):
                 continue
             observed = Observed(key=key, node=self._node, report=report, observe_time=timestamp(now))
-            txn.put(kinds.OBSERVED, id, observed)
+            # Checked, though nobody else writes it: a commit given up as in doubt may still arrive, after newer reports.
+            txn.check(kinds.OBSERVED, id, view.revision_of(kinds.OBSERVED, id)).put(kinds.OBSERVED, id, observed)
             told += lifecycle(view, self._node, before.report if before is not None else Report(), report)
         for key in gone:
-            if view.get(kinds.OBSERVED, f"{self._node}/{key}") is not None:
-                txn.delete(kinds.OBSERVED, f"{self._node}/{key}")
+            id = f"{self._node}/{key}"
+            if view.get(kinds.OBSERVED, id) is not None:
+                txn.check(kinds.OBSERVED, id, view.revision_of(kinds.OBSERVED, id)).delete(kinds.OBSERVED, id)
         if facts is not None and view.get(kinds.NODE_FACTS, self._node) != facts:
-            txn.put(kinds.NODE_FACTS, self._node, facts)
+            revision = view.revision_of(kinds.NODE_FACTS, self._node)
+            txn.check(kinds.NODE_FACTS, self._node, revision).put(kinds.NODE_FACTS, self._node, facts)
         fresh = {id: event for id, event in events.items() if view.get(kinds.EVENT, id) is None}
         if told or fresh:
             lease = await self._leases.lease()

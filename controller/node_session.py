@@ -9,6 +9,7 @@ wrote.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
 
 from cairn.controller.store.base import Indeterminate, Lease, LeaseLost, Store, Txn, Unavailable, View
@@ -22,6 +23,8 @@ _log = logger("sync")
 WRITER: Final = "sync"
 TTL_S: Final = 10.0
 RETRY_S: Final = 0.5
+# How often the record is looked at.
+LOOK_S: Final = 2.0
 
 
 class Session:
@@ -55,11 +58,14 @@ class Session:
         self._lease = lease
         return self.revision
 
-    async def keep(self) -> None:
-        """Write the record again whenever its lease is lost; runs until cancelled."""
+    async def keep(self, view: Callable[[], View]) -> None:
+        """Write the record again whenever its lease is lost, or it is not as we wrote it; runs until cancelled.
+
+        A commit of ours that was given up as in doubt may arrive late, and put the record under a lease nobody keeps alive.
+        """
         while True:
             if self._lease is not None:
-                await self._lease.wait_lost()
+                await self._until_gone(self._lease, view)
                 _log.warning("session_lost", node=self.node)
                 await self._lease.close(revoke=False)
                 self._lease = None
@@ -68,6 +74,18 @@ class Session:
             except (Unavailable, Indeterminate, LeaseLost) as error:
                 _log.warning("session_not_renewed", node=self.node, error=str(error))
                 await asyncio.sleep(RETRY_S)
+
+    async def _until_gone(self, lease: Lease, view: Callable[[], View]) -> None:
+        while not lease.lost:
+            try:
+                async with asyncio.timeout(LOOK_S):
+                    await lease.wait_lost()
+            except TimeoutError:
+                seen = view()
+                changed = seen.revision >= self.revision and seen.revision_of(kinds.NODE_SESSION, self.node) != self.revision
+                # A stream that was superseded ends soon: it must not take the record back.
+                if changed and not self.superseded(seen):
+                    return
 
     def superseded(self, view: View) -> bool:
         """Tell whether another stream speaks for the node now."""

@@ -26,6 +26,8 @@ CLUSTER_ID: Final = "self"
 SESSION_TTL_S: Final = 6.0
 RETRY_S: Final = 0.5
 FAREWELL_S: Final = 2.0
+# How often the record is looked at.
+LOOK_S: Final = 2.0
 
 
 def winner(names: Iterable[str], shard_key: str) -> str:
@@ -91,13 +93,27 @@ class Peers:
         lease = await self._store.lease(SESSION_TTL_S)
         try:
             # Replaces the record a previous life of this controller may have left under its own lease.
-            await self._store.commit(Txn(WRITER).put(kinds.CONTROLLER, self.name, self._session, lease=lease.id))
+            revision = await self._store.commit(Txn(WRITER).put(kinds.CONTROLLER, self.name, self._session, lease=lease.id))
             _log.info("registered", name=self.name, lease=lease.id)
             self.registered.set()
-            await lease.wait_lost()
+            await self._until_gone(lease, revision)
         finally:
             self.registered.clear()
             await self._leave(lease)
+
+    async def _until_gone(self, lease: Lease, revision: int) -> None:
+        """Return when the lease is lost, or the record is not as we wrote it.
+
+        An earlier registration that was given up as in doubt may arrive late, under a lease nobody keeps alive.
+        """
+        while not lease.lost:
+            try:
+                async with asyncio.timeout(LOOK_S):
+                    await lease.wait_lost()
+            except TimeoutError:
+                view = self._cache.view
+                if view.revision >= revision and view.revision_of(kinds.CONTROLLER, self.name) != revision:
+                    return
 
     async def _leave(self, lease: Lease) -> None:
         if lease.lost:

@@ -224,7 +224,7 @@ class Stream:
         if isinstance(self._over, Refused):
             raise self._over
         _log.info("node_connected", node=self.node, endpoint=self._hello.endpoint, agent=self._hello.agent_version)
-        for part in (self._session.keep(), self._reports.run(), self._read(), self._watch()):
+        for part in (self._session.keep(lambda: self._service.cache.view), self._reports.run(), self._read(), self._watch()):
             task = asyncio.create_task(part)
             task.add_done_callback(self._part_ended)
             self._tasks.append(task)

@@ -7,7 +7,10 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import pytest
+from cairn.controller import peers
 from cairn.controller.peers import Peers, winner
+from cairn.controller.store.base import Txn
 from cairn.controller.store.cache import Cache
 from cairn.controller.store.memory import MemoryBackend, MemoryStore
 from cairn.proto import kinds
@@ -91,3 +94,15 @@ async def test_a_lost_lease_is_replaced() -> None:
         assert peer.peers.registered.is_set()
         (again,) = (await peer.store.read(kinds.CONTROLLER.key("a")))[0]
         assert again.lease != item.lease
+
+
+async def test_a_record_that_a_late_commit_put_under_a_dead_lease_is_written_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "LOOK_S", 0.05)
+    async with controllers("a", "b") as (here, there):
+        record = here.cache.view.get(kinds.CONTROLLER, "a")
+        assert record is not None
+        lease = await here.store.lease(60)
+        await here.store.commit(Txn("peers").put(kinds.CONTROLLER, "a", record, lease=lease.id))
+        await lease.close()
+        await there.sees(["b"])
+        await there.sees(["a", "b"])
