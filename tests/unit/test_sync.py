@@ -389,6 +389,8 @@ async def test_a_session_that_a_late_commit_put_under_a_dead_lease_is_written_ag
 
 async def test_a_late_commit_of_old_reports_changes_nothing() -> None:
     async with world() as at:
+        key = f"vm/{at.cloud.vm('a', node=N1)}"
+        await at.decided()
         here = agent(at)
         await at.until(lambda: here.bookmarks)
         commit, late = at.store.commit, list[Txn]()
@@ -400,7 +402,6 @@ async def test_a_late_commit_of_old_reports_changes_nothing() -> None:
             return await commit(txn)
 
         at.store.commit = lost  # type: ignore[method-assign]
-        key = next(key for key in here.objects if key.startswith("vm/"))
         here.report(key, vm=VmReport(state=VmReport.STATE_PREPARING))
         await at.until(lambda: late)
         here.report(key, vm=VmReport(state=VmReport.STATE_RUNNING))
