@@ -93,6 +93,12 @@ def mentions(text: str, path: str) -> bool:
     return any(comparison.path == path for comparison in parse(text))
 
 
+def pinned(text: str) -> str:
+    """Return the id of the only object that can pass a filter; empty: several can."""
+    ids = (each.value for each in parse(text) if (each.path, each.op) == ("id", "=") and "*" not in each.value)
+    return next(ids, "")
+
+
 def _compile(comparison: Comparison, descriptor: Descriptor) -> Predicate:
     """Resolve the path once; the rest is attribute access per message."""
     steps: list[str] = []

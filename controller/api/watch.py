@@ -3,17 +3,19 @@
 Level-triggered like all of Cairn: what is kept per watcher is the set of ids to look at, never a queue of states, so a slow
 reader costs a set and misses nothing but intermediate states. Every controller keeps the last changes in memory, so a
 watcher may resume at any controller from a revision of a moment ago; from an older one it is told OUT_OF_RANGE and lists
-again.
+again. Who watches one object by its id looks at nothing else: a hundred waits for a VM each must not cost a hundred looks at
+each VM.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
+from cairn.controller.api import filter
 from cairn.controller.api.decision import Views
 from cairn.controller.api.dependents import affected
 from cairn.controller.api.listing import Listings
@@ -31,18 +33,21 @@ BOOKMARK_EVERY_S: Final = 20.0
 
 
 class Subscription:
-    """Ids one watcher has still to look at."""
+    """Ids one watcher has still to look at. only: the one id it may look at; empty: any."""
 
-    def __init__(self, kind: str, revision: int) -> None:
-        self.kind = kind
+    def __init__(self, kind: str, revision: int, only: str = "") -> None:
+        self.kind, self._only = kind, only
         self.revision = revision
         self._pending: dict[str, None] = {}
         self._wake = asyncio.Event()
 
-    def add(self, ids: Iterable[str], revision: int) -> None:
+    def add(self, ids: Collection[str], revision: int) -> None:
         """Note ids that changed up to a revision."""
         before = len(self._pending)
-        self._pending.update(dict.fromkeys(ids))
+        if not self._only:
+            self._pending.update(dict.fromkeys(ids))
+        elif self._only in ids:
+            self._pending[self._only] = None
         self.revision = revision
         if len(self._pending) > before:
             self._wake.set()
@@ -79,11 +84,11 @@ class Feed:
             subscription.add(touched.get(subscription.kind, ()), revision)
 
     @contextmanager
-    def subscribe(self, kind: str, after: int) -> Iterator[Subscription]:
-        """Follow a kind of object from a revision on. Raises OutOfRange."""
+    def subscribe(self, kind: str, after: int, only: str = "") -> Iterator[Subscription]:
+        """Follow a kind of object, or one object, from a revision on. Raises OutOfRange."""
         if after < self._floor:
             raise OutOfRange(f"changes after revision {after} are no longer kept: list again and watch from there")
-        subscription = Subscription(kind, self.revision)
+        subscription = Subscription(kind, self.revision, only)
         for revision, touched in self._history:
             if revision > after:
                 subscription.add(touched.get(kind, ()), self.revision)
@@ -106,13 +111,14 @@ class Watches:
         after = request.after_revision
         view = await self._listings.view(after)
         passes = self._listings.selection(view, noun, request, watching=True)
+        only = filter.pinned(request.filter)
         feed = self._feed()
         shown: dict[str, str] = {}
-        with feed.subscribe(field, after or feed.revision) as subscription:
+        with feed.subscribe(field, after or feed.revision, only) as subscription:
             if not after:
                 # While these are sent the picture moves on; what changes after `start` is sent again below.
                 start = feed.revision
-                for projected in _current(self._cache.view, noun, passes):
+                for projected in _current(self._cache.view, noun, [only] if only else None, passes):
                     shown[projected.id] = getattr(projected, "name", "")
                     yield response(type=ChangeType.CHANGE_TYPE_UPSERT, revision=start, **{field: projected})
                 yield response(type=ChangeType.CHANGE_TYPE_BOOKMARK, revision=start)
@@ -135,9 +141,9 @@ class Watches:
                         yield response(type=ChangeType.CHANGE_TYPE_DELETE, revision=revision, **{field: gone})
 
 
-def _current(view: View, noun: Noun[Any], passes: Callable[[Any], bool]) -> Iterator[Any]:
-    """Yield the objects a new watcher starts with."""
-    for id in sorted(view.ids(noun.kind)):
+def _current(view: View, noun: Noun[Any], ids: Iterable[str] | None, passes: Callable[[Any], bool]) -> Iterator[Any]:
+    """Yield the objects a new watcher starts with. ids: which of them; None: all."""
+    for id in sorted(view.ids(noun.kind)) if ids is None else ids:
         projected = noun.of(view, id)
         if projected is not None and passes(projected):
             yield projected

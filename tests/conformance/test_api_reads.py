@@ -201,6 +201,22 @@ async def test_a_filtered_watch_drops_what_no_longer_passes(world: World) -> Non
     watch.close()
 
 
+async def test_who_watches_one_object_is_not_woken_by_others(world: World) -> None:
+    from cairn.proto.v1.vpc_pb2 import WatchVpcsRequest
+
+    one, two = await vpc(world, "one"), await vpc(world, "two")
+    watch = Watcher(world.api.vpcs.WatchVpcs(WatchVpcsRequest(filter=f'id = "{two.id}"')))
+    await watch.until(lambda answer: answer.type == CHANGE_TYPE_BOOKMARK)
+    assert [each.vpc.id for each in watch.seen[:-1]] == [two.id]
+    with world.feed.subscribe("vpc", world.feed.revision, two.id) as subscription:
+        await world.api.vpcs.DeleteVpc(DeleteVpcRequest(id=one.id))
+        await world.api.vpcs.DeleteVpc(DeleteVpcRequest(id=two.id))
+        await watch.until(lambda answer: answer.type == CHANGE_TYPE_DELETE and answer.vpc.id == two.id)
+        assert (await subscription.take())[0] == [two.id]
+    watch.close()
+    assert one.id not in {each.vpc.id for each in watch.seen}
+
+
 async def test_nodes_may_not_use_the_api_and_strangers_do_not_get_in(world: World) -> None:
     node = world.stubs(Identity("node", "node-0000000a"))
     assert (await refused(node.vms.ListVms(ListVmsRequest()))).code() is grpc.StatusCode.PERMISSION_DENIED

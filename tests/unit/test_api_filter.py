@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 
 import pytest
-from cairn.controller.api.filter import mentions, parse, predicate
+from cairn.controller.api.filter import mentions, parse, pinned, predicate
 from cairn.proto.errors import Invalid
 from cairn.proto.v1.event_pb2 import Event
 from cairn.proto.v1.image_pb2 import Image
@@ -107,3 +107,19 @@ def test_mentions_sees_paths_not_values() -> None:
     assert mentions("delete_time:* AND name=x", "delete_time")
     assert not mentions("name=delete_time", "delete_time")
     assert [comparison.value for comparison in parse("a=2026-01-02T03:04:05Z b=1")] == ["2026-01-02T03:04:05Z", "1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "only"),
+    [
+        ('id = "i-1"', "i-1"),
+        ("name=web AND id=i-1", "i-1"),
+        ("", ""),
+        ("id=i-*", ""),
+        ("id:i-1", ""),
+        ("id!=i-1", ""),
+        ("name=i-1", ""),
+    ],
+)
+def test_a_filter_for_one_id_is_known(text: str, only: str) -> None:
+    assert pinned(text) == only
