@@ -223,12 +223,15 @@ def _binds(wanted: Wanted, observed: Observed, started_taps: Collection[str] | N
 
 
 def _forwards(wanted: Wanted, observed: Observed) -> Iterator[Action]:
+    # (VPC, subnet) -> whether all its forwards are lost; None: it is not wanted. Looked up once: forwards are many.
+    remade: dict[tuple[str, str], bool | None] = {}
     for id, forward in sorted(wanted.forwards.items()):
-        network = wanted.networks.get(forward.vpc)
-        subnet = _subnet(network, forward.subnet)
-        if network is None or subnet is None:
-            continue
-        if observed.forwards.get(id) != forward or _is_remade(network, subnet, observed):
+        place = (forward.vpc, forward.subnet)
+        if place not in remade:
+            network = wanted.networks.get(forward.vpc)
+            subnet = _subnet(network, forward.subnet)
+            remade[place] = None if network is None or subnet is None else _is_remade(network, subnet, observed)
+        if remade[place] is not None and (remade[place] or observed.forwards.get(id) != forward):
             yield AddForward(forward)
 
 
