@@ -12,7 +12,7 @@ from typing import Final
 
 from cairn.proto.log import logger
 from cairn.proto.seams import Clock, timestamp
-from cairn.proto.v1.agent_pb2 import AgentEvent, Report, SyncRequest
+from cairn.proto.v1.agent_pb2 import AgentEvent, Report, SyncRequest, VmReport
 from cairn.proto.v1.node_pb2 import NodeFacts
 
 EVENTS_MAX: Final = 256
@@ -54,8 +54,15 @@ class Reports:
         self._unsent.pop(key, None)
 
     def put_facts(self, facts: NodeFacts) -> None:
-        """Take new facts."""
+        """Take new facts, also into what was told of guests before they were known."""
         self.facts, self._facts_unsent = facts, True
+        accelerator = facts.hypervisor.accelerator
+        for report in list(self._latest.values()):
+            if report.vm.state == VmReport.STATE_RUNNING and report.vm.accelerator != accelerator:
+                again = Report()
+                again.CopyFrom(report)
+                again.vm.accelerator = accelerator
+                self.put(again)
         self.some.set()
 
     def event(self, object: str, reason: str, message: str, *, warning: bool = False) -> None:

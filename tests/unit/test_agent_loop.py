@@ -8,6 +8,7 @@ import itertools
 import pytest
 from cairn.agent.hypervisor.base import ExitCause
 from cairn.proto.v1.agent_pb2 import Desired, DesiredVm, ImageReport, PortReport, VmDisk, VmReport, VolumeReport
+from cairn.proto.v1.node_pb2 import NodeFacts
 from cairn.proto.v1.vm_pb2 import (
     POWER_STATE_RUNNING,
     POWER_STATE_STOPPED,
@@ -57,6 +58,29 @@ def test_nothing_is_done_again_once_all_is_well() -> None:
         await elapse(100)
         await settled(agent)
         assert (agent.guests.actions, agent.networks.actions, agent.ledger.held, machine.disk.syncs) == before
+        await agent.stop()
+
+    run(scenario)
+
+
+def test_facts_that_come_late_are_told_of_guests_already_reported() -> None:
+    """Found by simulation: an agent started anew told of its guests without their accelerator, until its next scan."""
+
+    async def scenario() -> None:
+        machine = Machine()
+        machine.hold_image()
+        agent = machine.agent()
+        await agent.start()
+        machine.snapshot(agent, vm_objects())
+        await ran(agent, VM)
+        known = agent.reports.facts
+        agent.reports.put_facts(NodeFacts())
+        told = agent.reports.latest(KEY)
+        assert told is not None
+        assert told.vm.accelerator == ""
+        agent.reports.take()
+        agent.reports.put_facts(known)
+        assert [each.report.vm.accelerator for each in agent.reports.take() if each.report.key == KEY] == ["tcg"]
         await agent.stop()
 
     run(scenario)
