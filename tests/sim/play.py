@@ -4,7 +4,8 @@
 
 First the cloud comes up and is given an image and a subnet, in peace. Then users and faults play their events. Then everything
 that disturbs ends, and within REST_S of virtual time the cloud must come to rest: every user answered, everything as asked, no
-action left to do. Then everything is deleted, and nothing may be left. Checkers watch throughout.
+action left to do. Every controller is asked what it sees; every process is restarted, looks at everything anew, and must change
+nothing. Then everything is deleted, and nothing may be left. Checkers watch throughout.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
-from tests.sim import cast
+from tests.sim import audit, cast
 from tests.sim.loop import Outcome, SimLoop, run
 from tests.sim.referee import Referee
 from tests.sim.story import FAULT, Event, Story, draw_story
@@ -84,6 +85,8 @@ class Play:
         await self._bounded("requests", "not everybody was answered", asyncio.gather(*users))
         await self._rest("at rest", world.referee.unsettled)
         world.referee.settled()
+        await self._bounded("requests", "not every controller could be asked", self._ask_all())
+        await self._again()
         await self._bounded("requests", "not everything could be deleted", self._empty())
         await self._rest("empty", world.referee.unemptied)
         world.referee.emptied()
@@ -138,6 +141,32 @@ class Play:
                 quiet_s = loop.time()
                 if loop.time() > until_s:
                     raise Restless(said[0].partition(":")[0], f"not {what} after {REST_S:.0f} s: {'; '.join(said[:4])}")
+
+    async def _ask_all(self) -> None:
+        """Have each controller list everything."""
+        for name in self.world.controllers:
+            for kind, objects in (await audit.everything(self.world, name)).items():
+                self.world.referee.listed(name, kind, objects)
+
+    async def _again(self) -> None:
+        """Restart everybody while all is at rest."""
+        world, before = self.world, self.world.sessions()
+        world.note("everybody is restarted")
+        world.look()
+        world.referee.resting(True)
+        for name in list(world.processes):
+            world.crash(name)
+        world.restart_all()
+
+        def again() -> bool:
+            now = world.sessions()
+            return now.keys() == before.keys() and all(now[node] > revision for node, revision in before.items())
+
+        await world.until("all nodes to be connected again", again, REST_S)
+        await asyncio.sleep(STILL_S)
+        world.look()
+        world.referee.resting(False)
+        world.referee.settled()
 
     async def _empty(self) -> None:
         """Delete all that was asked for, for good."""

@@ -300,6 +300,11 @@ class World:
         """Return ids of the nodes with a session in the store."""
         return [item.key.rpartition("/")[2] for item in self.backend.scan(*_range(kinds.NODE_SESSION.prefix), 0, 0)]
 
+    def sessions(self) -> dict[str, int]:
+        """Return node id -> revision its session was written at."""
+        items = self.backend.scan(*_range(kinds.NODE_SESSION.prefix), 0, 0)
+        return {item.key.rpartition("/")[2]: item.mod_revision for item in items}
+
     def count(self, kind: Any) -> int:
         """Return how many records of a kind the store holds."""
         return len(self.backend.scan(*_range(kind.prefix), 0, 0))

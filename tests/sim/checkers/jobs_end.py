@@ -9,6 +9,9 @@ from tests.sim.asked import Asked
 from tests.sim.checkers.base import Checker
 from tests.sim.cloud import Cloud
 
+# ImageSpec's comment.
+REPLICAS = 2
+
 
 class JobsEnd(Checker):
     """Looks at the jobs at rest."""
@@ -40,8 +43,11 @@ def _usable(cloud: Cloud, image: Any, content: Any) -> Iterator[str]:
     if content is None or content.failed or not content.virtual_size_bytes:
         yield f"the import of {image.name} is done, and nobody knows its size"
         return
-    if not content.nodes:
-        yield f"the import of {image.name} is done, and no node keeps it"
+    could = [
+        id for id, node in cloud.all("node").items() if cloud.get("node_session", id) is not None and not node.spec.cordoned
+    ]
+    if len(content.nodes) < min(image.spec.replicas or REPLICAS, len({*could, *content.nodes})):
+        yield f"{image.name} is kept on {len(content.nodes)} nodes, {len(could)} could keep it"
     for node in content.nodes:
         if node in cloud.hosts and not cloud.hosts[node].away and image.spec.digest not in cloud.hosts[node].images:
             yield f"{cloud.name_of(node)} is to keep image {image.name} and has it not"

@@ -66,7 +66,8 @@ def _volume(cloud: Cloud, volume: Any) -> str:
 
 
 def _image(cloud: Cloud, image: Any) -> str:
-    nodes = sorted(host.name for host in cloud.hosts.values() if image.spec.digest in host.images and not host.away)
+    keepers = [host for host in cloud.hosts.values() if image.id in rules.images_on(cloud, host.node) and not host.away]
+    nodes = sorted(host.name for host in keepers if image.spec.digest in host.images)
     available = image.status.state == ImageStatus.STATE_AVAILABLE
     if available and list(image.status.nodes) != nodes:
         return f"kept on {list(image.status.nodes)}, it is on {nodes}"

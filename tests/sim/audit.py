@@ -1,0 +1,50 @@
+"""Asks one controller, and no other, for everything it knows."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from cairn.proto.pki import Identity
+from cairn.proto.v1 import image_pb2, job_pb2, node_pb2, port_pb2, subnet_pb2, vm_pb2, volume_pb2, vpc_pb2
+from cairn.proto.v1.image_pb2_grpc import ImageServiceStub
+from cairn.proto.v1.job_pb2_grpc import JobServiceStub
+from cairn.proto.v1.node_pb2_grpc import NodeServiceStub
+from cairn.proto.v1.port_pb2_grpc import PortServiceStub
+from cairn.proto.v1.subnet_pb2_grpc import SubnetServiceStub
+from cairn.proto.v1.vm_pb2_grpc import VmServiceStub
+from cairn.proto.v1.volume_pb2_grpc import VolumeServiceStub
+from cairn.proto.v1.vpc_pb2_grpc import VpcServiceStub
+
+from tests.sim.client import SimClient
+from tests.sim.transport import SimTransport
+from tests.sim.world import SimIds, World
+
+PAGE: Final = 1000
+ALL_PROJECTS: Final = "-"
+# Kind -> service, method, request, and the field of the answer that holds the objects.
+_LISTS: Final[dict[str, tuple[Any, str, Any, str]]] = {
+    "vm": (VmServiceStub, "ListVms", vm_pb2.ListVmsRequest(show_deleted=True), "vms"),
+    "volume": (VolumeServiceStub, "ListVolumes", volume_pb2.ListVolumesRequest(show_deleted=True), "volumes"),
+    "port": (PortServiceStub, "ListPorts", port_pb2.ListPortsRequest(), "ports"),
+    "vpc": (VpcServiceStub, "ListVpcs", vpc_pb2.ListVpcsRequest(), "vpcs"),
+    "subnet": (SubnetServiceStub, "ListSubnets", subnet_pb2.ListSubnetsRequest(), "subnets"),
+    "image": (ImageServiceStub, "ListImages", image_pb2.ListImagesRequest(), "images"),
+    "job": (JobServiceStub, "ListJobs", job_pb2.ListJobsRequest(), "jobs"),
+    "node": (NodeServiceStub, "ListNodes", node_pb2.ListNodesRequest(), "nodes"),
+}
+
+
+async def everything(world: World, controller: str) -> dict[str, list[Any]]:
+    """Return kind -> objects, as that controller shows them without being asked to be fresh."""
+    ids = SimIds(f"{world.seed}/auditor/{controller}/{world.loop.time()}")
+    transport = SimTransport(world.network, "user-auditor", Identity("user", "auditor"), ids)
+    client = SimClient(transport, (f"{controller}:7443",), ids, lambda _text: None)
+    found = {}
+    for kind, (service, method, request, field) in _LISTS.items():
+        asked = type(request)()
+        asked.CopyFrom(request)
+        asked.page_size, asked.project = PAGE, ALL_PROJECTS
+        answer = await client.call(service, method, asked)
+        assert not answer.next_page_token, f"more than {PAGE} of {kind}"
+        found[kind] = list(getattr(answer, field))
+    return found
