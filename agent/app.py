@@ -1,4 +1,4 @@
-"""The agent's composition root: the only file that chooses drivers. `cairn-agent run` and `cairn-agent join`.
+"""The agent's composition root: the only file that chooses drivers of real nodes. `cairn-agent run` and `cairn-agent join`.
 
 `Agent` is the whole of it but for what touches the machine: given drivers, a transport, a clock and a disk, it runs in any
 process, also many of them on virtual time. Dropping it harms no guest; the next one finds everything in the ledger and on

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any, Final
@@ -260,16 +260,37 @@ class MetricsServer:
             self._server = None
 
 
-async def serve(config: Config, authority: Authority | None, ca_pem: bytes, clock: Clock, ids: Ids) -> None:
-    """Run a controller until SIGTERM or SIGINT. Raises OSError, PkiError."""
+def open_etcd(config: Config) -> Store:
+    """Return the store every real controller has."""
+    return EtcdStore(config.etcd_endpoints, FileCredentials(config.etcd_ca, config.etcd_cert, config.etcd_key))
+
+
+async def told_by_signal() -> None:
+    """Return on SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await stop.wait()
+
+
+async def serve(
+    config: Config,
+    authority: Authority | None,
+    ca_pem: bytes,
+    clock: Clock,
+    ids: Ids,
+    *,
+    open_store: Callable[[Config], Store] = open_etcd,
+    told_to_stop: Callable[[], Coroutine[Any, Any, None]] = told_by_signal,
+) -> None:
+    """Run a controller until it is told to stop. Raises OSError, PkiError."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     transport = GrpcTransport(FileCredentials(config.ca, config.cert, config.key), ids=ids)
-    store = EtcdStore(config.etcd_endpoints, FileCredentials(config.etcd_ca, config.etcd_cert, config.etcd_key))
     controller = Controller(
         config,
-        store,
+        open_store(config),
         transport,
         clock,
         ids,
@@ -283,7 +304,7 @@ async def serve(config: Config, authority: Authority | None, ca_pem: bytes, cloc
     try:
         await controller.start()
         metrics.start()
-        await _until_signal(controller, renewal)
+        await _first_end(controller.wait(), renewal.run(), told_to_stop())
     finally:
         metrics.stop()
         await controller.stop()
@@ -295,19 +316,17 @@ def others(controller: Controller) -> list[str]:
     return sorted(each for session in sessions if session.name != controller.config.name for each in session.endpoints)
 
 
-async def _until_signal(controller: Controller, renewal: Renewal) -> None:
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    parts = [asyncio.ensure_future(work) for work in (controller.wait(), renewal.run(), stop.wait())]
+async def _first_end(*parts: Coroutine[Any, Any, None]) -> None:
+    """Run them until one ends; end the others; raise what it raised."""
+    tasks = [asyncio.ensure_future(part) for part in parts]
     try:
-        done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
     finally:
-        for task in parts:
+        for task in tasks:
             task.cancel()
-        await asyncio.wait(parts)
+        await asyncio.wait(tasks)
 
 
 @click.command()

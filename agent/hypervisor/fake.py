@@ -167,7 +167,8 @@ class FakeConsole:
         """Type."""
         if self._ended:
             raise HypervisorError(f"write to the console of {self._id}: it has ended")
-        self.put(data.replace(b"\n", b"\r\n"))
+        # Enter is a carriage return on a terminal, and shows as a new line.
+        self.put(data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n", b"\r\n"))
         for byte in data:
             if byte in b"\r\n":
                 line, self._line = self._line.decode(errors="replace"), bytearray()
@@ -197,7 +198,10 @@ class FakeConsole:
         guest = self._host.guests.get(self._id)
         if guest is None or guest.live is None or guest.live.paused:
             return
-        words = shlex.split(line)
+        try:
+            words = shlex.split(line)
+        except ValueError as error:
+            words = ["echo", f"syntax error: {error}"]
         if words[:1] == ["poweroff"]:
             self._host.later(self._id, self._host.shutdown_s, lambda _guest, _live: self._host.guest_poweroff(self._id))
             return
@@ -205,6 +209,8 @@ class FakeConsole:
             self.put(" ".join(words[1:]).encode() + b"\r\n")
         elif words[:1] == ["hostname"]:
             self.put(guest.live.hostname.encode() + b"\r\n")
+        elif words:
+            self.put(f"{words[0]}: not found; this guest knows echo, hostname and poweroff\r\n".encode())
         self.put(_prompt(guest.live).encode())
 
 

@@ -29,13 +29,14 @@ RETRY_EVERY_S: Final = 0.25
 class Session:
     """One command's conversation with the cloud. Connects at the first call."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, context: Context | None = None) -> None:
+        """context: where the cloud is, when the settings are not to be asked."""
         from cairn.proto.seams import SystemClock, SystemIds
 
         self.settings = settings
         self.clock, self.ids = settings.clock or SystemClock(), SystemIds()
         self.output = Output(settings, self.now)
-        self._context: Context | None = None
+        self._context = context
         self._channel: grpc.aio.Channel | None = None
         self._stubs: dict[str, Any] = {}
 

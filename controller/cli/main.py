@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from importlib import metadata
+from pathlib import Path
 from typing import Final
 
 import click
@@ -64,6 +65,30 @@ def completion(shell: str) -> None:
     if kind is None:
         raise click.UsageError(f"no completion for {shell}")
     click.echo(kind(cairn, {}, "cairn", "_CAIRN_COMPLETE").source())
+
+
+@cairn.command()
+@click.option("--simulated", is_flag=True, help="Real controller and agents on made-up servers: no root, no libvirt.")
+@click.option("--nodes", type=click.IntRange(1, 500), default=100, help="How many servers; 100 unless given.")
+@click.option(
+    "--folder", type=click.Path(file_okay=False, path_type=Path), help="Keep files here, not in a folder that is removed."
+)
+@click.pass_context
+def lab(ctx: click.Context, simulated: bool, nodes: int, folder: Path | None) -> None:
+    """Bring up a whole cloud on this machine, to try things out, until Ctrl-C.
+
+    Its servers are made up, so nothing needs root, but everything the command line does works against it.
+    """
+    from cairn.controller.cli.commands import execute, settings_of
+    from cairn.controller.cli.lab import bring_up
+
+    if not simulated:
+        raise click.UsageError(
+            "say --simulated for a cloud of made-up servers; one of real parts on this machine is brought up by `make up` in "
+            "Cairn's source tree, as root",
+            ctx,
+        )
+    ctx.exit(execute(settings_of(ctx), lambda session: bring_up(session, nodes, folder), "bring up a simulated cloud"))
 
 
 def main() -> None:

@@ -135,3 +135,19 @@ async def test_guests_take_their_time(world: FakeWorld, host: FakeHost) -> None:
     await again.write(b"poweroff\n")
     domain = await domain_when(driver, WEB, lambda domain: domain.state is DomainState.SHUT_OFF)
     assert domain.exit is ExitCause.GUEST, "not the shutdown asked of the boot before"
+
+
+async def test_a_person_can_type_anything_into_the_console(world: FakeWorld, host: FakeHost) -> None:
+    driver = driver_on(host)
+    await driver.define(spec(world, WEB))
+    await start(driver)
+    await driver.resume(WEB)
+    console = await driver.console(WEB)
+    await console.write(b"it's\r")
+    assert "syntax error" in await read_until(console, "# ")
+    await console.write(b"ls -l\r")
+    assert (
+        await read_until(console, "# ")
+        == "ls -l\r\nls: not found; this guest knows echo, hostname and poweroff\r\nroot@web:~# "
+    )
+    await console.close()
