@@ -130,9 +130,9 @@ def looked_up(view: View, noun: Noun[Any], project: str, text: str, field: str) 
 
 
 def mark_deleted(core: Core, message: Any, *, purge: bool) -> None:
-    """Set delete_time (once) and purge_time."""
+    """Set delete_time (once) and purge_time: the same when there is to be no retention, whoever's clock decides about that."""
     now = core.clock.now()
     if not message.HasField("delete_time"):
         message.delete_time.CopyFrom(timestamp(now))
     message.update_time.CopyFrom(timestamp(now))
-    message.purge_time.CopyFrom(timestamp(now if purge else now + RETENTION))
+    message.purge_time.CopyFrom(message.delete_time if purge else timestamp(now + RETENTION))

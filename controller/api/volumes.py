@@ -14,11 +14,12 @@ from cairn.controller.api.core import Core
 from cairn.controller.api.decision import Decided
 from cairn.controller.api.objects import UpdateRules, addressed, begin, looked_up, mark_deleted, updated
 from cairn.controller.api.status import node_name, virtual_size
+from cairn.controller.reconcilers.garbage import kept_for_s
 from cairn.controller.reconcilers.sentences import size
 from cairn.controller.store.base import Record, Txn, View
 from cairn.proto import kinds
 from cairn.proto.errors import BadState, Invalid, NotFound
-from cairn.proto.seams import Clock, moment, timestamp
+from cairn.proto.seams import Clock, timestamp
 from cairn.proto.v1 import volume_pb2, volume_pb2_grpc
 from cairn.proto.v1.image_pb2 import Image
 from cairn.proto.v1.vm_pb2 import Vm
@@ -210,7 +211,7 @@ def revived(view: View, record: Record[Any], message: Any, noun: nouns.Noun[Any]
     if not message.HasField("delete_time"):
         raise BadState(noun.kind.name, message.name, f"{title} is not deleted")
     now = clock.now()
-    if view.get(kinds.PURGE, message.id) is not None or moment(message.purge_time) <= now:
+    if view.get(kinds.PURGE, message.id) is not None or kept_for_s(message, now) <= 0:
         raise BadState(noun.kind.name, message.name, f"{title} is being erased: its retention period is over")
     message.ClearField("delete_time")
     message.ClearField("purge_time")

@@ -88,6 +88,13 @@ class Garbage:
         return _RULES[kind](view, id, now)
 
 
+def kept_for_s(message: Vm | Volume, now: datetime) -> float:
+    """Return for how long a deleted object can still be brought back. Purged, it cannot, by anybody's clock."""
+    if moment(message.purge_time) <= moment(message.delete_time):
+        return 0.0
+    return max(0.0, (moment(message.purge_time) - now).total_seconds())
+
+
 def _going(message: Any) -> bool:
     return message is not None and message.HasField("delete_time")
 
@@ -138,7 +145,7 @@ def _volume(view: View, id: str, now: datetime) -> Outcome:
 def _purge(view: View, kind: AnyKind, record: Record[Any], now: datetime) -> Outcome | None:
     """Wait for the end of retention, then say so in the store; None once that is done."""
     message: Vm | Volume = record.message
-    left_s = (moment(message.purge_time) - now).total_seconds()
+    left_s = kept_for_s(message, now)
     if view.get(kinds.PURGE, message.id) is not None:
         return None
     if left_s > 0:

@@ -56,6 +56,15 @@ def test_waits_for_the_end_of_retention() -> None:
     assert left(cloud) == []
 
 
+def test_what_is_purged_goes_though_the_clock_is_behind() -> None:
+    cloud, vm = cloud_with_vm()
+    cloud.now += timedelta(minutes=10)
+    cloud.delete_vm(vm, purge=True)
+    cloud.now -= timedelta(minutes=10)
+    cloud.settle(ALL)
+    assert cloud.view.get(kinds.PURGE, vm) is not None
+
+
 def test_waits_for_every_node_to_say_absent() -> None:
     cloud, vm = cloud_with_vm()
     cloud.delete_vm(vm, purge=True)
