@@ -35,8 +35,9 @@ class FaultKnobs:
     fail_before: dict[str, int] = field(default_factory=dict)
     # Do it, then raise: the outcome is unknown to the caller.
     fail_after: dict[str, int] = field(default_factory=dict)
-    # Never return.
+    # Do not return until let go.
     hang: dict[str, int] = field(default_factory=dict)
+    hanging: list[asyncio.Event] = field(default_factory=list, repr=False)
 
     def take(self, knob: Mapping[str, int], name: str) -> bool:
         """Use up one of a knob's failures; whether there was one."""
@@ -44,6 +45,18 @@ class FaultKnobs:
         if left and isinstance(knob, dict):
             knob[name] = left - 1
         return left > 0
+
+    async def wait(self, name: str) -> None:
+        """Hang, if it is to."""
+        if self.take(self.hang, name):
+            self.hanging.append(asyncio.Event())
+            await self.hanging[-1].wait()
+
+    def let_go(self) -> None:
+        """Nothing hangs any more; what hung goes on."""
+        self.hang.clear()
+        while self.hanging:
+            self.hanging.pop().set()
 
 
 class FakeTaps(set[str]):
@@ -267,8 +280,7 @@ class FakeDataplane:
 
     async def _enter(self, name: str) -> None:
         await asyncio.sleep(self.latency_s)
-        if self.faults.take(self.faults.hang, name):
-            await asyncio.Event().wait()
+        await self.faults.wait(name)
         if self.faults.take(self.faults.fail_before, name):
             raise NetError(f"{name}: failed on purpose, nothing was done")
 

@@ -2,7 +2,9 @@
 
 pool = FakePool(capacity_bytes=10 << 30)
 images, volumes = FakeImages(pool), FakeVolumes(pool)    # made again after a "crash" of the agent, the pool stays
-pool.faults["create"].append(StorageError("the disk is slow today"))     # the next create raises it
+pool.faults["create"].append(StorageError("the disk is slow today"))     # the next create raises it, and does nothing
+pool.faults_after["delete"].append(StorageError("nobody knows"))         # the next delete raises it, and is done
+pool.hang["list"] = 1                                                    # the next list hangs, until pool.let_go()
 """
 
 from __future__ import annotations
@@ -31,7 +33,11 @@ EMPTY_VOLUME_BYTES: Final = 196_608
 
 @dataclass
 class FakePool:
-    """The truth: what a node's disk holds. Outlives the drivers. `faults`: method name -> errors its next calls raise."""
+    """The truth: what a node's disk holds. Outlives the drivers.
+
+    `faults` and `faults_after`: method name -> errors its next calls raise, before or after what they do; `hang`: how many more
+    of its calls hang.
+    """
 
     capacity_bytes: int = 100 << 30
     # Bytes taken by others; raise it to fill the disk.
@@ -39,6 +45,9 @@ class FakePool:
     # Every method waits this long.
     latency_s: float = 0.0
     faults: defaultdict[str, deque[Exception]] = field(default_factory=lambda: defaultdict(deque))
+    faults_after: defaultdict[str, deque[Exception]] = field(default_factory=lambda: defaultdict(deque))
+    hang: dict[str, int] = field(default_factory=dict)
+    hanging: list[asyncio.Event] = field(default_factory=list, repr=False)
     images: dict[str, tuple[Image, bytes]] = field(default_factory=dict)
     partials: dict[str, bytearray] = field(default_factory=dict)
     volumes: dict[str, Volume] = field(default_factory=dict)
@@ -63,10 +72,25 @@ class FakePool:
         return max(0, self.capacity_bytes - self.used_bytes())
 
     async def enter(self, method: str) -> None:
-        """Wait the latency, then raise the next fault of a method, if any."""
+        """Hang if it is to, wait the latency, then raise the next fault of a method, if any."""
+        if self.hang.get(method, 0) > 0:
+            self.hang[method] -= 1
+            self.hanging.append(asyncio.Event())
+            await self.hanging[-1].wait()
         await asyncio.sleep(self.latency_s)
         if self.faults[method]:
             raise self.faults[method].popleft()
+
+    def leave(self, method: str) -> None:
+        """Raise the next fault of a method that has done its work, if any."""
+        if self.faults_after[method]:
+            raise self.faults_after[method].popleft()
+
+    def let_go(self) -> None:
+        """Nothing hangs any more; what hung goes on."""
+        self.hang.clear()
+        while self.hanging:
+            self.hanging.pop().set()
 
 
 class FakeImages:
@@ -108,6 +132,7 @@ class FakeImages:
                 raise
             self._pool.hold(image, content)
             del self._pool.partials[digest]
+            self._pool.leave("put")
             return image
 
     async def get(self, digest: str, offset: int = 0) -> AsyncIterator[bytes]:
@@ -135,6 +160,7 @@ class FakeImages:
             raise StorageError(f"image {digest} is kept: {len(children)} volumes are its children, such as {children[0]}")
         self._pool.images.pop(digest, None)
         self._pool.partials.pop(digest, None)
+        self._pool.leave("delete_image")
 
     async def _receive(self, digest: str, size_bytes: int, chunks: AsyncIterator[bytes], offset: int) -> None:
         kept = self._pool.partials.setdefault(digest, bytearray())
@@ -191,6 +217,7 @@ class FakeVolumes:
         size = -(-volume.size_bytes // SECTOR_BYTES) * SECTOR_BYTES
         self._pool.volumes[volume.id] = Volume(volume.id, size, EMPTY_VOLUME_BYTES, volume.image_digest)
         self._pool.unfinished.discard(volume.id)
+        self._pool.leave("create")
 
     async def resize(self, id: str, size_bytes: int) -> None:
         """Grow it; shrinking is refused."""
@@ -205,12 +232,14 @@ class FakeVolumes:
         if wanted > self._pool.capacity_bytes:
             raise PoolFull(f"volume {id} of {wanted} bytes is larger than the pool of {self._pool.capacity_bytes} bytes")
         self._pool.volumes[id] = Volume(id, wanted, held.used_bytes, held.image_digest)
+        self._pool.leave("resize")
 
     async def delete(self, id: str) -> None:
         """Remove it; absent: no error."""
         _require_id(id)
         await self._pool.enter("delete")
         self._pool.volumes.pop(id, None)
+        self._pool.leave("delete")
 
     async def attachment(self, id: str) -> Attachment:
         """Return how to open it."""

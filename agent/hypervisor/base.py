@@ -17,6 +17,7 @@ Drivers: libvirt.py and fake.py (shipped, with fault knobs); tests/conformance/t
 
 from __future__ import annotations
 
+import asyncio
 import enum
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -197,5 +198,25 @@ class FaultKnobs:
     fail_before: dict[str, int] = field(default_factory=dict)
     # Do it, then raise: the outcome is unknown to the caller.
     fail_after: dict[str, int] = field(default_factory=dict)
-    # Never return.
+    # Do not return until let go.
     hang: dict[str, int] = field(default_factory=dict)
+    hanging: list[asyncio.Event] = field(default_factory=list, repr=False)
+
+    def take(self, knob: dict[str, int], operation: str) -> bool:
+        """Use up one of a knob's failures; whether there was one."""
+        left = knob.get(operation, 0)
+        if left > 0:
+            knob[operation] = left - 1
+        return left > 0
+
+    async def wait(self, operation: str) -> None:
+        """Hang, if it is to."""
+        if self.take(self.hang, operation):
+            self.hanging.append(asyncio.Event())
+            await self.hanging[-1].wait()
+
+    def let_go(self) -> None:
+        """Nothing hangs any more; what hung goes on."""
+        self.hang.clear()
+        while self.hanging:
+            self.hanging.pop().set()

@@ -399,22 +399,14 @@ class FakeHypervisor:
         return guest, guest.live
 
     async def _do(self, operation: str, id: str, act: Callable[[], T]) -> T:
-        if _take(self.knobs.hang, operation):
-            await asyncio.Event().wait()
+        await self.knobs.wait(operation)
         await asyncio.sleep(self.latency_s)
-        if _take(self.knobs.fail_before, operation):
+        if self.knobs.take(self.knobs.fail_before, operation):
             raise HypervisorError(f"{operation} {id}: failed on purpose, before anything was done")
         result = act()
-        if _take(self.knobs.fail_after, operation):
+        if self.knobs.take(self.knobs.fail_after, operation):
             raise HypervisorError(f"{operation} {id}: failed on purpose, after it was done")
         return result
-
-
-def _take(knob: dict[str, int], operation: str) -> bool:
-    left = knob.get(operation, 0)
-    if left > 0:
-        knob[operation] = left - 1
-    return left > 0
 
 
 def _prompt(live: _Live) -> str:

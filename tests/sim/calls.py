@@ -159,6 +159,11 @@ class ServerCall:
             self.over = True
             self._task.cancel()
 
+    def repeat(self, data: bytes) -> None:
+        """Take a request that came before."""
+        self.requests.push(data)
+        self.requests.push(END)
+
     def granted(self) -> None:
         """The client has read a response."""
         self._responses.grant()
@@ -218,6 +223,11 @@ class ServerCall:
             yield deserialize(data)
 
 
+def _like(listener: Any, other: Any) -> bool:
+    """Tell whether what is meant for one can as well go to another."""
+    return bool(listener.identity.kind == other.identity.kind and listener.mutual == other.mutual)
+
+
 # --- the client's end --------------------------------------------------------------------------------------------------------
 
 
@@ -266,7 +276,7 @@ class ClientCall:
             return
         network = connection.network
         patient = self._timeout_s is not None or self.method.endswith("/Sync")
-        mute = patient and network.happens(network.faults.silence)
+        mute = patient and network.strikes("silence", network.faults.silence)
         if mute:
             network.note(f"silence {connection} {self.method}")
         self._connection = connection
@@ -361,6 +371,24 @@ class ClientCall:
         await self._requests.take_room()
         self._raise_if_done()
         self._post(lambda server: server.requests.push(data))
+        if getattr(request, "request_id", ""):
+            self._perhaps_again(data)
+
+    def _perhaps_again(self, data: bytes) -> None:
+        """A proxy between may send the request a second time, to any controller, and keep the answer to itself."""
+        connection, method = self._connection, self.method
+        if connection is None or not connection.network.strikes("duplicate", connection.network.faults.duplicate):
+            return
+        network = connection.network
+
+        def arrive() -> None:
+            there = [each for each in network.listeners.values() if _like(each, connection.listener)]
+            if there:
+                network.note(f"once more {method}")
+                again = Connection(network, *connection.hosts, connection.caller, network.random.choice(there))
+                ServerCall(again, self, method, self._timeout_s, mute=True).repeat(data)
+
+        network.after(network.random.uniform(0, network.faults.duplicate_s), arrive)
 
     async def done_writing(self) -> None:
         """Send no more."""

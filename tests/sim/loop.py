@@ -138,7 +138,10 @@ class SimLoop(asyncio.BaseEventLoop):
         self._dead: set[str] = set()
         self._limbo: list[asyncio.Handle] = []
         self._fuses: dict[str, tuple[int, Callable[[], None]]] = {}
+        # Process -> how long each of its steps has to wait for its turn.
+        self._slow: dict[str, float] = {}
         self._failure: BaseException | None = None
+        self._nobody = contextvars.Context()
         self._turns: list[asyncio.Handle] = []
         self._ready: Any = self._turns
         self._scheduled: list[asyncio.TimerHandle] = []
@@ -151,13 +154,21 @@ class SimLoop(asyncio.BaseEventLoop):
         self._dead.add(process)
         self._fuses.pop(process, None)
 
+    def slow_down(self, process: str, step_s: float) -> None:
+        """Let each step of a process wait before its turn, as on a host that has no time for it; 0: no more."""
+        if step_s > 0:
+            self._slow[process] = step_s
+        else:
+            self._slow.pop(process, None)
+
     def light_fuse(self, process: str, steps: int, act: Callable[[], None]) -> None:
         """Act after the process has taken that many steps: at any await of it."""
         self._fuses[process] = (steps, act)
 
     def snuff_fuses(self) -> None:
-        """Let none burn on."""
+        """Let none burn on, and nobody be slow."""
         self._fuses.clear()
+        self._slow.clear()
 
     def fail(self, error: BaseException) -> None:
         """End the story with this error, whoever runs now."""
@@ -169,6 +180,7 @@ class SimLoop(asyncio.BaseEventLoop):
         self._failure = None
         self._dead.clear()
         self._fuses.clear()
+        self._slow.clear()
         self._turns.extend(self._limbo)
         self._limbo.clear()
 
@@ -208,12 +220,15 @@ class SimLoop(asyncio.BaseEventLoop):
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
         """Cancelled timers leave when their time comes."""
 
-    def _turn(self, handle: Any) -> None:
+    def _turn(self, handle: Any, waited: bool = False) -> None:
         if handle._cancelled:
             return
         process = handle._context.get(PROCESS, "")
         if process in self._dead:
             self._limbo.append(handle)
+            return
+        if process in self._slow and not waited:
+            self.call_later(self._slow[process], self._turn, handle, True, context=self._nobody)
             return
         self.steps += 1
         if self.steps > self._steps_max:

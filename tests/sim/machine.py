@@ -27,15 +27,17 @@ GIB: Final = 1 << 30
 
 
 class ToldNotices(Notices):
-    """A hypervisor's notices, also told to whoever watches the machine."""
+    """A hypervisor's notices, also told to whoever watches the machine. `lost`: listeners hear of none of them."""
 
     def __init__(self, told: Callable[[], None]) -> None:
         super().__init__()
         self._told = told
+        self.lost = False
 
     def tell(self, id: str) -> None:
         """Tell every listener, then the watcher."""
-        super().tell(id)
+        if not self.lost:
+            super().tell(id)
         self._told()
 
 
@@ -77,10 +79,11 @@ class ToldNet(FakeNetHost):
 
 @dataclass
 class SimDisk(MemoryDisk):
-    """A disk that tells when something became durable, and can refuse the next writes (`errors`: how many)."""
+    """A disk that tells when something became durable, and can refuse the next writes (`errors`: how many), or all (`full`)."""
 
     durable_changed: Callable[[], None] = lambda: None
     errors: int = 0
+    full: bool = False
 
     def replace(self, name: str, content: bytes) -> None:
         """Write durably."""
@@ -103,6 +106,8 @@ class SimDisk(MemoryDisk):
         if self.errors > 0:
             self.errors -= 1
             raise OSError(5, "Input/output error")
+        if self.full:
+            raise OSError(28, "No space left on device")
 
 
 class SimInventory:
@@ -141,7 +146,7 @@ class Machine:
     accepted: Callable[[Machine], None] = lambda _machine: None
 
     def __post_init__(self) -> None:
-        notices = ToldNotices(self._feel)
+        notices = self.notices = ToldNotices(self._feel)
         self.pool.volumes = volumes = ToldDict(self.pool.volumes)
         self.pool.images = images = ToldDict(self.pool.images)
         volumes.told = images.told = self.files.told = self.net.told = self._feel
@@ -175,10 +180,17 @@ class Machine:
     def calm(self) -> None:
         """Nothing fails on purpose any more."""
         for knobs in (self.knobs, self.net_knobs):
-            for knob in (knobs.fail_before, knobs.fail_after, knobs.hang):
-                knob.clear()
+            knobs.fail_before.clear()
+            knobs.fail_after.clear()
+            knobs.let_go()
         self.pool.faults.clear()
-        self.disk.errors = 0
+        self.pool.faults_after.clear()
+        self.pool.let_go()
+        self.pool.foreign_bytes = 0
+        self.host.deaf.clear()
+        self.host.clinging.clear()
+        self.notices.lost = False
+        self.disk.errors, self.disk.full = 0, False
 
     def picture(self) -> Host:
         """Return what is there now."""

@@ -6,7 +6,8 @@
 
 What was sent over one connection arrives in order and once, as over TCP; between connections there is no order. Over a
 blocked link it waits; when the block outlasts the keepalive each side gives the connection up in its own time, so one may
-believe in it while the other does not. An address is "host:port"; links are between hosts.
+believe in it while the other does not. A request that carries a request_id may arrive twice, the second time at any controller
+and long after it was answered. An address is "host:port"; links are between hosts.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import contextvars
 import random
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from cairn.proto.pki import Identity
@@ -39,6 +40,13 @@ class Faults:
     reset: float = 0.0
     # A call is accepted and never answered.
     silence: float = 0.0
+    # A request that carries a request_id arrives a second time, up to `duplicate_s` later, at any controller.
+    duplicate: float = 0.0
+    duplicate_s: float = 1.0
+    # How long a silent connection is believed in.
+    keepalive_s: tuple[float, float] = KEEPALIVE_S
+    # Host -> by how much all it sends and is sent is late.
+    slow_s: dict[str, float] = field(default_factory=dict)
 
 
 class Party(Protocol):
@@ -63,6 +71,8 @@ class Connection:
         self.network, self.hosts, self.caller, self.listener = network, (client, server), caller, listener
         self.number = network.next_number()
         self.open = [True, True]
+        # One side has given it up and the other cannot hear that: what either sends is lost.
+        self.parted = False
         self._parties: tuple[dict[Party, None], dict[Party, None]] = ({}, {})
         self._arrive_s = [0.0, 0.0]
         self._under_way: tuple[deque[Callable[[], None]], deque[Callable[[], None]]] = (deque(), deque())
@@ -84,7 +94,9 @@ class Connection:
         network = self.network
         if not self.open[side]:
             return
-        if network.happens(network.faults.reset):
+        if self.parted:
+            return
+        if network.strikes("reset", network.faults.reset):
             network.note(f"reset {self}")
             self.fail(0, "connection reset")
             self.fail(1, "connection reset")
@@ -96,12 +108,14 @@ class Connection:
     def _pass_on(self, side: int, deliver: Callable[[], None]) -> None:
         loop, network = self.network.loop, self.network
         self._under_way[side].append(deliver)
-        self._arrive_s[side] = max(self._arrive_s[side], loop.time() + network.delay_s())
+        self._arrive_s[side] = max(self._arrive_s[side], loop.time() + network.delay_s(*self.hosts))
         network.after(self._arrive_s[side] - loop.time(), self._arrive, side)
 
     def _arrive(self, side: int) -> None:
         # The first that was sent, whichever timer this is: timers of the same moment have no order.
         deliver = self._under_way[side].popleft()
+        if self.parted:
+            return
         if self.open[1 - side]:
             deliver()
         elif self.open[side]:
@@ -116,10 +130,17 @@ class Connection:
                 for deliver in held:
                     self._pass_on(side, deliver)
 
+    def part(self, side: int) -> None:
+        """One side gives it up; the other believes in it until its keepalive has run out."""
+        if all(self.open):
+            self.parted = True
+            self.fail(side, "given up")
+            self.network.after(self.network.keepalive_s(), self.fail, 1 - side, "keepalive timed out")
+
     def doubt(self) -> None:
         """The link is blocked: unless that ends, each side gives up in its own time."""
         for side in (0, 1):
-            self.network.after(self.network.random.uniform(*KEEPALIVE_S), self._give_up, side, self.network.blocks)
+            self.network.after(self.network.keepalive_s(), self._give_up, side, self.network.blocks)
 
     def _give_up(self, side: int, blocks: int) -> None:
         first, second = self.hosts
@@ -127,7 +148,7 @@ class Connection:
         if still and blocks == self.network.blocks:
             self.fail(side, "keepalive timed out")
         elif still:
-            self.network.after(self.network.random.uniform(*KEEPALIVE_S), self._give_up, side, self.network.blocks)
+            self.network.after(self.network.keepalive_s(), self._give_up, side, self.network.blocks)
 
     def fail(self, side: int, why: str) -> None:
         """This side knows that it is over; the other hears of it as far as the network lets it."""
@@ -141,7 +162,7 @@ class Connection:
             party.broken(why)
         self._parties[side].clear()
         first, second = self.hosts[side], self.hosts[1 - side]
-        if self.open[1 - side] and not self.network.blocked(first, second):
+        if self.open[1 - side] and not self.parted and not self.network.blocked(first, second):
             self.network.after(self.network.delay_s(), self.fail, 1 - side, "connection closed by the other side")
 
 
@@ -153,6 +174,8 @@ class Network:
         self.faults = Faults()
         self.listeners: dict[str, Any] = {}
         self.connections: dict[int, Connection] = {}
+        # How often each fault struck.
+        self.struck: dict[str, int] = {}
         # Counts changes of what is blocked.
         self.blocks = 0
         self._blocked: dict[tuple[str, str], None] = {}
@@ -173,10 +196,26 @@ class Network:
         """Draw whether a fault happens; nothing is drawn for what never does."""
         return share > 0 and self.random.random() < share
 
-    def delay_s(self) -> float:
-        """Draw how long a message takes."""
-        late_s = self.random.uniform(0, self.faults.late_s) if self.happens(self.faults.late) else 0.0
-        return self.random.uniform(*self.faults.delay_s) + late_s
+    def strikes(self, kind: str, share: float) -> bool:
+        """The same, counted."""
+        struck = self.happens(share)
+        if struck:
+            self.count(kind)
+        return struck
+
+    def count(self, kind: str) -> None:
+        """Count a fault of any kind that struck, also of other than the network's."""
+        self.struck[kind] = self.struck.get(kind, 0) + 1
+
+    def delay_s(self, *hosts: str) -> float:
+        """Draw how long a message between hosts takes."""
+        late_s = self.random.uniform(0, self.faults.late_s) if self.strikes("late", self.faults.late) else 0.0
+        slow_s = sum(self.faults.slow_s.get(host, 0.0) for host in hosts) if self.faults.slow_s else 0.0
+        return self.random.uniform(*self.faults.delay_s) + late_s + slow_s
+
+    def keepalive_s(self) -> float:
+        """Draw how long a silent connection is believed in."""
+        return self.random.uniform(*self.faults.keepalive_s)
 
     def after(self, delay_s: float, act: Callable[..., None], *arguments: Any) -> None:
         """Do something a little later, whoever lives then."""
@@ -211,6 +250,14 @@ class Network:
         for connection in list(self.connections.values()):
             connection.release()
 
+    def part(self, host: str, count: int) -> None:
+        """A host gives up some of its connections, and those at their other ends do not hear of it."""
+        theirs = [each for each in self.connections.values() if host in each.hosts and all(each.open)]
+        for connection in self.random.sample(theirs, min(count, len(theirs))):
+            self.note(f"part {connection}")
+            self.count("parted")
+            connection.part(connection.hosts.index(host))
+
     def lose(self, host: str, *, silently: bool) -> None:
         """A process is gone: its kernel resets its connections, or the power went and nobody says anything."""
         self.listeners = {address: each for address, each in self.listeners.items() if each.host != host}
@@ -220,7 +267,7 @@ class Network:
             side = connection.hosts.index(host)
             if silently:
                 connection.open[side] = False
-                self.after(self.random.uniform(*KEEPALIVE_S), connection.fail, 1 - side, "keepalive timed out")
+                self.after(self.keepalive_s(), connection.fail, 1 - side, "keepalive timed out")
             else:
                 connection.open[side] = False
                 self.after(self.delay_s(), connection.fail, 1 - side, "connection reset")

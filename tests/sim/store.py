@@ -103,6 +103,7 @@ class SimLease:
     def __init__(self, store: SimStore, ttl_s: float) -> None:
         self._store = store
         self._id, self._ttl_s = store.backend.grant(ttl_s)
+        self.ttl_s = ttl_s
         self._loop = asyncio.get_running_loop()
         self._renewed_s = self._loop.time()
         self._gone = asyncio.Event()
@@ -183,10 +184,11 @@ class SimStore:
         self._cut = False
         self._come_back()
 
-    def expire_leases(self) -> None:
-        """End all leases of this client though it lives and keeps them."""
+    def expire_leases(self, ttl_s_max: float = float("inf")) -> None:
+        """End leases of this client, those with no longer a life, though it lives and keeps them."""
         for lease in self._leases:
-            self.backend.revoke(lease.id)
+            if lease.ttl_s <= ttl_s_max:
+                self.backend.revoke(lease.id)
 
     @property
     def lost(self) -> bool:

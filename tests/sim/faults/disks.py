@@ -1,0 +1,48 @@
+"""Disks: the ledger cannot be written for a while, the pool is full. (A torn tail comes with the loss of power.)"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterable
+
+from tests.sim.story import FAULT, Event, Size, spread
+from tests.sim.world import World
+
+
+def draw(draw: random.Random, size: Size) -> Iterable[Event]:
+    """Each on one node."""
+    for at_s in spread(draw, size, max(1, size.faults // 2) if size.faults else 0):
+        node, for_s = draw.choice(size.node_names), draw.choice((2.0, 10.0, 30.0))
+        match draw.choice(("ledger_full", "ledger_errors", "pool_full")):
+            case "ledger_errors":
+                yield Event(at_s, FAULT, "ledger_errors", (node, draw.choice((1, 2, 5))))
+            case act:
+                yield Event(at_s, FAULT, act, (node, for_s))
+
+
+async def ledger_full(world: World, node: str, for_s: float) -> None:
+    """There is no room for the ledger: nothing new can be accepted."""
+    disk = world.machines[node].disk
+    disk.full = True
+    world.network.count("ledger_full")
+    await asyncio.sleep(for_s)
+    disk.full = False
+
+
+async def ledger_errors(world: World, node: str, count: int) -> None:
+    """The next writes fail."""
+    world.machines[node].disk.errors = count
+    world.network.count("ledger_errors")
+
+
+async def pool_full(world: World, node: str, for_s: float) -> None:
+    """Somebody else's bytes fill the pool."""
+    pool = world.machines[node].pool
+    pool.foreign_bytes = pool.capacity_bytes
+    world.network.count("pool_full")
+    await asyncio.sleep(for_s)
+    pool.foreign_bytes = 0
+
+
+ACTS = {"ledger_full": ledger_full, "ledger_errors": ledger_errors, "pool_full": pool_full}

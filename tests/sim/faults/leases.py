@@ -1,0 +1,44 @@
+"""Leases that end though their holder lives and keeps them, and history that is compacted under those who watch."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterable
+from typing import Final
+
+from tests.sim.story import FAULT, Event, Size, spread
+from tests.sim.world import World
+
+# Sessions live no longer; requests and events are remembered for hours.
+SESSION_S_MAX: Final = 120.0
+
+
+def draw(draw: random.Random, size: Size) -> Iterable[Event]:
+    """Once, or several times in a row."""
+    for at_s in spread(draw, size, max(1, size.faults // 2) if size.faults else 0):
+        if draw.random() < 0.6:
+            yield Event(
+                at_s, FAULT, "leases_end", (draw.choice(size.controller_names), draw.choice((1, 1, 3)), draw.choice((0.1, 2.0)))
+            )
+        else:
+            yield Event(at_s, FAULT, "compacted", ())
+
+
+async def leases_end(world: World, name: str, times: int, pause_s: float) -> None:
+    """A controller's own session and those of its nodes; what is to be remembered for hours is."""
+    for _ in range(times):
+        process = world.processes.get(name)
+        if process is not None and process.store is not None:
+            process.store.expire_leases(SESSION_S_MAX)
+            world.network.count("leases_end")
+        await asyncio.sleep(pause_s)
+
+
+async def compacted(world: World) -> None:
+    """The store forgets all but the present: who is behind has to list again."""
+    world.backend.compact(world.backend.revision)
+    world.network.count("compacted")
+
+
+ACTS = {"leases_end": leases_end, "compacted": compacted}

@@ -1,0 +1,87 @@
+"""A careless operator: what he does by hand on a host, behind the agent's back, and what the agent sets right again."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+
+from cairn.agent.hypervisor.base import ExitCause
+from cairn.agent.hypervisor.fake import FakeHypervisor
+
+from tests.sim.machine import Machine
+from tests.sim.story import FAULT, Event, Size, spread
+from tests.sim.user import pick
+from tests.sim.world import SimClock, World
+
+
+def draw(draw: random.Random, size: Size) -> Iterable[Event]:
+    """Guests and networks, one at a time."""
+    for at_s in spread(draw, size, size.faults):
+        act = draw.choice(("rules_flushed", "paused_by_hand", "killed_by_hand", "undefined_by_hand", "started_by_hand"))
+        yield Event(at_s, FAULT, act, (draw.choice(size.node_names), draw.randrange(8)))
+
+
+async def rules_flushed(world: World, node: str, index: int) -> None:
+    """The rules of a network are gone."""
+    machine = world.machines[node]
+    vpc = pick(sorted(machine.net.networks), index)
+    if vpc is not None:
+        machine.net.damage(vpc)
+        world.network.count("rules_flushed")
+
+
+async def paused_by_hand(world: World, node: str, index: int) -> None:
+    """A guest that runs is paused."""
+    machine = world.machines[node]
+    id = pick(machine.running(), index)
+    live = machine.host.guests[id].live if id is not None else None
+    if id is not None and live is not None:
+        live.paused = True
+        machine.host.notices.tell(id)
+        world.network.count("paused_by_hand")
+
+
+async def killed_by_hand(world: World, node: str, index: int) -> None:
+    """A guest that runs loses its power."""
+    machine = world.machines[node]
+    id = pick(machine.running(), index)
+    if id is not None:
+        machine.host.end(id, ExitCause.STOPPED)
+        world.network.count("killed_by_hand")
+
+
+async def undefined_by_hand(world: World, node: str, index: int) -> None:
+    """A guest's configuration is removed, and the guest with it."""
+    machine = world.machines[node]
+    id = pick(sorted(machine.host.guests), index)
+    if id is not None:
+        await _by_hand(world, machine).undefine(id)
+        world.network.count("undefined_by_hand")
+
+
+async def started_by_hand(world: World, node: str, index: int) -> None:
+    """A guest that is off is started: one that is to be off is stopped again, one that went off by itself may run."""
+    machine, vms = world.machines[node], world.referee.asked.vms
+    off = [id for id, guest in machine.host.guests.items() if guest.live is None and id in vms and not vms[id].deleted]
+    id = pick(sorted(off), index)
+    if id is None:
+        return
+    vm, mark, hand = vms[id], machine.host.guests[id].mark, _by_hand(world, machine)
+    if vm.power_on:
+        vm.running = vm.may_be_off = True
+    await hand.start(id, power_generation=mark.power_generation, reboot_generation=mark.reboot_generation)
+    await hand.resume(id)
+    world.network.count("started_by_hand")
+
+
+def _by_hand(world: World, machine: Machine) -> FakeHypervisor:
+    return FakeHypervisor(machine.host, SimClock(world.loop, 0.0))
+
+
+ACTS = {
+    "rules_flushed": rules_flushed,
+    "paused_by_hand": paused_by_hand,
+    "killed_by_hand": killed_by_hand,
+    "undefined_by_hand": undefined_by_hand,
+    "started_by_hand": started_by_hand,
+}
