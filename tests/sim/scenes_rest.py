@@ -1,0 +1,550 @@
+"""What must be at rest, and when all is gone, checker by checker; see stage.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cairn.proto.v1.agent_pb2 import ImageReport, PortReport, VmReport, VolumeReport
+from cairn.proto.v1.cluster_pb2 import RequestRecord
+from cairn.proto.v1.vm_pb2 import Nic
+from cairn.proto.v1.volume_pb2 import Purge
+
+from tests.sim.asked import Asked, AskedVolume
+from tests.sim.stage import (
+    DIGEST,
+    GIB,
+    IMAGE,
+    NODE,
+    OTHER,
+    PORT,
+    SCENES,
+    SUBNET,
+    VM,
+    VOLUME,
+    VPC,
+    Stage,
+    asked,
+    binding,
+    card,
+    claim,
+    claims,
+    content,
+    defined,
+    facts,
+    guest,
+    image,
+    job,
+    node,
+    place,
+    placement,
+    port,
+    said,
+    scene,
+    session,
+    subnet,
+    vm,
+    volume,
+    vpc,
+)
+
+__all__ = ["SCENES"]
+
+
+# --- as_asked ------------------------------------------------------------------------------------------------------------------
+
+
+def _placed(stage: Stage, **spec: Any) -> None:
+    """One VM with its root volume on a node that has its name."""
+    stage.commit(image(), content(NODE), node(), facts(), session(), placement(), place())
+    stage.commit(vm(image=IMAGE, root_volume=VOLUME, **spec), volume(vm=VM, boot=True, delete_with_vm=True))
+
+
+def _runs(stage: Stage, cpus: int = 1, volumes: tuple[str, ...] = (VOLUME,), **more: Any) -> None:
+    made = {"guests": guest(volumes=volumes, cpus=cpus), "definitions": defined(VM, *volumes), "volumes": {VOLUME: GIB}, **more}
+    stage.host(**made)
+
+
+@scene("as_asked")
+def it_runs(stage: Stage) -> None:
+    _placed(stage)
+    _runs(stage)
+    stage.settle(asked())
+
+
+@scene("as_asked", "does not run")
+def it_does_not_run(stage: Stage) -> None:
+    _placed(stage)
+    stage.host()
+    stage.settle(asked())
+
+
+@scene("as_asked", "runs and shall not")
+def it_runs_though_stopped(stage: Stage) -> None:
+    _placed(stage)
+    _runs(stage)
+    stage.settle(asked(running=False))
+
+
+@scene("as_asked")
+def it_is_off(stage: Stage) -> None:
+    _placed(stage)
+    _runs(stage, guests={})
+    stage.settle(asked(running=False))
+
+
+@scene("as_asked", "nobody asked for it")
+def nobody_asked(stage: Stage) -> None:
+    _placed(stage)
+    _runs(stage)
+    stage.settle()
+
+
+@scene("as_asked", "nobody says that they are to change")
+def it_has_too_many_cpus(stage: Stage) -> None:
+    _placed(stage)
+    _runs(stage, cpus=2)
+    stage.commit(said("vm/i-1", vm=VmReport(say="running")))
+    stage.settle(asked())
+
+
+@scene("as_asked")
+def it_gets_its_cpus_at_the_next_start(stage: Stage) -> None:
+    _placed(stage)
+    _runs(stage, cpus=2)
+    stage.commit(said("vm/i-1", vm=VmReport(say="running; its new configuration takes effect when it is restarted")))
+    stage.settle(asked())
+
+
+@scene("as_asked", "is defined with 2 CPUs")
+def its_configuration_is_old(stage: Stage) -> None:
+    _placed(stage)
+    _runs(stage, definitions=defined(VM, VOLUME, cpus=2))
+    stage.settle(asked())
+
+
+@scene("as_asked", "has the volumes")
+def it_lacks_a_volume(stage: Stage) -> None:
+    _placed(stage)
+    _runs(stage)
+    stage.settle(asked(volumes={"vol-2"}))
+
+
+def _no_room(stage: Stage, say: str, threads: int) -> Asked:
+    stage.commit(image(), node(), facts(threads=threads), session(), vm(image=IMAGE, root_volume=VOLUME), volume(vm=VM))
+    stage.commit(placement(node="", say=say), claims())
+    stage.host()
+    return asked()
+
+
+@scene("as_asked")
+def no_node_has_room_and_it_says_so(stage: Stage) -> None:
+    stage.settle(_no_room(stage, "no node fits", threads=0))
+
+
+@scene("as_asked", "is placed nowhere and is not told why")
+def no_node_has_room_and_nobody_says_so(stage: Stage) -> None:
+    stage.settle(_no_room(stage, "", threads=0))
+
+
+@scene("as_asked", "does not run")
+def a_node_has_room_and_it_is_nowhere(stage: Stage) -> None:
+    stage.settle(_no_room(stage, "no node fits", threads=1))
+
+
+@scene("as_asked", "does not run")
+def without_an_address_though_some_are_free(stage: Stage) -> None:
+    _placed(stage, nics=[Nic(subnet=SUBNET, port=PORT)])
+    stage.commit(vpc(), subnet(), port(), binding(address=""))
+    stage.host(volumes={VOLUME: GIB})
+    stage.settle(asked())
+
+
+@scene("as_asked", "is not on n1, where it is kept")
+def a_deleted_vm_lost_its_disk(stage: Stage) -> None:
+    _placed(stage)
+    stage.commit(vm(gone=True, root_volume=VOLUME), placement(released=True))
+    stage.host()
+    stage.settle(asked(deleted=True))
+
+
+@scene("as_asked", "still holds CPU and memory")
+def a_deleted_vm_holds_memory(stage: Stage) -> None:
+    _placed(stage)
+    stage.commit(vm(gone=True, root_volume=VOLUME))
+    stage.host(volumes={VOLUME: GIB})
+    stage.settle(asked(deleted=True))
+
+
+@scene("as_asked", "has 1073741824 bytes, not 2147483648")
+def a_volume_did_not_grow(stage: Stage) -> None:
+    stage.commit(volume())
+    stage.settle(Asked(volumes={VOLUME: AskedVolume(VOLUME, "vol1", "u", 2 * GIB)}))
+
+
+@scene("as_asked", "is attached to i-1, not to")
+def a_volume_is_attached_to_another(stage: Stage) -> None:
+    stage.commit(volume(vm=VM))
+    stage.settle(Asked(volumes={VOLUME: AskedVolume(VOLUME, "vol1", "u", GIB)}))
+
+
+@scene("as_asked", "still runs on n1")
+def it_runs_when_all_is_gone(stage: Stage) -> None:
+    stage.host(guests=guest())
+    stage.empty()
+
+
+# --- orphans, answers, contests, jobs_end --------------------------------------------------------------------------------------
+
+
+@scene("orphans")
+def nothing_left(stage: Stage) -> None:
+    stage.commit(node(), claims())
+    stage.host(images=frozenset({DIGEST}), ports={VPC: frozenset()})
+    stage.empty()
+
+
+def _left(what: str, says: str, **fields: Any) -> None:
+    def play(stage: Stage) -> None:
+        stage.host(**fields)
+        stage.empty()
+
+    play.__name__ = f"{what}_left"
+    scene("orphans", says)(play)
+
+
+_left("a_configuration", "configurations are left on n1", definitions=defined())
+_left("a_file", "files are left on n1", files=frozenset({VM}))
+_left("a_volume", "volumes are left on n1", volumes={VOLUME: GIB})
+_left("a_port", "ports are left on n1", ports={VPC: frozenset({PORT})})
+
+
+@scene("orphans", "record placement/i-1 is left")
+def a_record_left(stage: Stage) -> None:
+    stage.commit(placement())
+    stage.empty()
+
+
+@scene("orphans", "is still claimed")
+def a_claim_left(stage: Stage) -> None:
+    stage.commit(claims(cpus=1))
+    stage.empty()
+
+
+@scene("answers")
+def told_and_true(stage: Stage) -> None:
+    stage.commit(vm(), ("request", "r", RequestRecord(object="vm/i-1")))
+    stage.settle(Asked(vms=asked().vms, answers={"r": VM}, erased={"i-2": None}))
+
+
+@scene("answers", "nobody erased it, and it is gone")
+def what_was_made_is_gone(stage: Stage) -> None:
+    stage.settle(asked())
+
+
+@scene("answers", "is deleted, which is not what was asked for")
+def deleted_by_nobody(stage: Stage) -> None:
+    stage.commit(vm(gone=True))
+    stage.settle(asked())
+
+
+@scene("answers", "i-1 was to be erased and is there")
+def erased_and_there(stage: Stage) -> None:
+    stage.commit(vm())
+    stage.settle(Asked(erased={VM: None}))
+
+
+@scene("answers", "was answered with vm/i-1, then with vm/i-2")
+def answered_twice(stage: Stage) -> None:
+    stage.commit(("request", "r", RequestRecord(object="vm/i-1")))
+    stage.commit(("request", "r", RequestRecord(object="vm/i-2")))
+
+
+@scene("answers", "its record says vm/i-2")
+def answered_with_another(stage: Stage) -> None:
+    stage.commit(("request", "r", RequestRecord(object="vm/i-2")))
+    stage.settle(Asked(answers={"r": VM}))
+
+
+@scene("answers", "contradiction")
+def contradicted(stage: Stage) -> None:
+    stage.settle(Asked(contradictions=["a contradiction"]))
+
+
+@scene("contests")
+def one_winner(stage: Stage) -> None:
+    told = Asked()
+    contest = told.contest("the name web")
+    contest.asked, contest.won, contest.lost = 2, [VM], 1
+    stage.settle(told)
+
+
+@scene("contests", "the name web")
+def two_winners(stage: Stage) -> None:
+    told = Asked()
+    contest = told.contest("the name web")
+    contest.asked, contest.won = 2, [VM, "i-2"]
+    stage.settle(told)
+
+
+@scene("jobs_end")
+def imported(stage: Stage) -> None:
+    stage.commit(image(), content(NODE), job(done=True), node(), session())
+    stage.host(images=frozenset({DIGEST}))
+    stage.settle()
+
+
+@scene("jobs_end")
+def waits_for_its_bytes(stage: Stage) -> None:
+    stage.commit(image(), content(NODE, virtual_size_bytes=0), job(state="upload"))
+    stage.host()
+    stage.settle()
+
+
+@scene("jobs_end", "job j-1 has not ended: replicate")
+def under_way(stage: Stage) -> None:
+    stage.commit(image(), content(NODE), job(state="replicate"))
+    stage.settle()
+
+
+@scene("jobs_end", "does not say why")
+def failed_silently(stage: Stage) -> None:
+    stage.commit(job(done=True, failed=True))
+    stage.settle()
+
+
+@scene("jobs_end", "does not show it")
+def failed_and_the_image_is_well(stage: Stage) -> None:
+    stage.commit(image(), content(NODE), job(done=True, failed=True, error="wrong digest"))
+    stage.settle()
+
+
+@scene("jobs_end", "is to keep image demo and has it not")
+def a_copy_is_missing(stage: Stage) -> None:
+    stage.commit(image(), content(NODE), job(done=True))
+    stage.host()
+    stage.settle()
+
+
+@scene("jobs_end", "is kept on 1 nodes, 2 could keep it")
+def too_few_copies(stage: Stage) -> None:
+    stage.commit(image(), content(NODE), job(done=True), node(), node(OTHER), session(), session(OTHER))
+    stage.host(images=frozenset({DIGEST}))
+    stage.settle()
+
+
+# --- agree ---------------------------------------------------------------------------------------------------------------------
+
+
+def _two_nodes(stage: Stage) -> None:
+    """A VM on each of two nodes, in one subnet; all records of it."""
+    stage.commit(image(), content(), vpc(), subnet())
+    for number, at in ((1, NODE), (2, OTHER)):
+        id, disk, nic, address, mac = (
+            f"i-{number}",
+            f"vol-{number}",
+            f"nic-{number}",
+            f"10.0.0.{number + 1}",
+            f"02:00:00:00:00:0{number}",
+        )
+        stage.commit(node(at, number), facts(at), session(at), placement(id, at), place(disk, at))
+        stage.commit(
+            vm(id, image=IMAGE, root_volume=disk, nics=[Nic(subnet=SUBNET, port=nic)]), volume(disk, vm=id, image=IMAGE)
+        )
+        stage.commit(port(nic, id), binding(nic, address, mac), claim(nic, address))
+        stage.commit(
+            said(f"vm/{id}", at, vm=VmReport(state=VmReport.STATE_RUNNING)),
+            said(f"volume/{disk}", at, volume=VolumeReport(state=VolumeReport.STATE_READY, size_bytes=GIB)),
+            said(f"image/{IMAGE}", at, image=ImageReport(state=ImageReport.STATE_READY)),
+            said(f"port/{nic}", at, port=PortReport(state=PortReport.STATE_ACTIVE)),
+        )
+
+
+def _host(number: int, at: str, **other: Any) -> dict[str, Any]:
+    id, disk, nic = f"i-{number}", f"vol-{number}", f"nic-{number}"
+    there = {"n": 3 - number, "vtep": f"vtep-{OTHER if at == NODE else NODE}"}
+    return {
+        "node": at,
+        "guests": guest(id, [card(nic, f"10.0.0.{number + 1}", f"02:00:00:00:00:0{number}")], [disk]),
+        "definitions": defined(id, disk),
+        "files": frozenset({id}),
+        "volumes": {disk: GIB},
+        "images": frozenset({DIGEST}),
+        "ports": {VPC: frozenset({nic})},
+        "forwards": {VPC: {f"nic-{there['n']}": there["vtep"]}},
+        "subnets": {VPC: frozenset({SUBNET})},
+        "peers": {VPC: frozenset({there["vtep"]})},
+        **other,
+    }
+
+
+@scene("agree")
+def as_recorded(stage: Stage) -> None:
+    _two_nodes(stage)
+    stage.host(**_host(1, NODE))
+    stage.host(**_host(2, OTHER))
+    stage.settle()
+
+
+def _disagrees(what: str, says: str, *records: Any, **other: Any) -> None:
+    def play(stage: Stage) -> None:
+        _two_nodes(stage)
+        stage.commit(*records)
+        stage.host(**_host(1, NODE, **other))
+        stage.host(**_host(2, OTHER))
+        stage.settle()
+
+    play.__name__ = what
+    scene("agree", says)(play)
+
+
+_disagrees("a_volume_missing", r"volumes on n1: missing \['vol-1'\]", volumes={})
+_disagrees("a_volume_too_many", r"volumes on n1: missing \[\], too many \['vol-9'\]", volumes={"vol-1": GIB, "vol-9": GIB})
+_disagrees("a_volume_too_large", "has 2147483648 bytes, not 1073741824", volumes={"vol-1": 2 * GIB})
+_disagrees("a_volume_too_small", "has 5 bytes", guests={}, volumes={"vol-1": 5})
+_disagrees("an_image_missing", "images .* are not on n1", images=frozenset())
+_disagrees("an_image_too_many", "images nobody needs are on n1", images=frozenset({DIGEST, "sha256:2"}))
+_disagrees("a_guest_undefined", r"guests on n1: missing \['i-1'\]", definitions={}, guests={})
+_disagrees("a_guest_defined_otherwise", "is defined on n1 with", definitions=defined(VM))
+_disagrees("files_left", r"guests' files on n1: missing \[\], too many \['i-9'\]", files=frozenset({VM, "i-9"}))
+_disagrees("a_port_unbound", r"ports of rtr-1 on n1: missing \['nic-1'\]", ports={VPC: frozenset()})
+_disagrees("a_way_missing", "n1 knows the ways {} in rtr-1", forwards={VPC: {}})
+_disagrees("a_way_to_nowhere", "n1 knows the ways", forwards={VPC: {"nic-2": "elsewhere"}})
+_disagrees("a_peer_missing", "peers in rtr-1 on n1", peers={VPC: frozenset()})
+_disagrees("a_subnet_missing", "subnets of rtr-1 on n1", subnets={VPC: frozenset()})
+_disagrees("a_network_missing", "networks on n1", ports={}, forwards={}, subnets={}, peers={})
+_disagrees("still_erasing", "i-1 is still being erased", ("purge", VM, Purge(id=VM)))
+_disagrees("a_place_left", "record placement/i-9 is left of a vm that is gone", placement("i-9"))
+_disagrees("not_connected", "n1 is not connected", ("node_session", NODE, None))
+_disagrees("a_report_missing", r"reports on n1: missing \['vm/i-1'\]", ("observed", f"{NODE}/vm/i-1", None))
+_disagrees("a_report_left", r"reports on n1: missing \[\], too many \['vm/i-9'\]", said("vm/i-9", vm=VmReport()))
+_disagrees("a_guest_said_off", "says STATE_STOPPED of i-1", said("vm/i-1", vm=VmReport(state=VmReport.STATE_STOPPED)))
+_disagrees("a_guest_said_gone", "says STATE_ABSENT of i-1", said("vm/i-1", vm=VmReport(state=VmReport.STATE_ABSENT)))
+_disagrees(
+    "a_volume_said_otherwise", "of volume vol-1", said("volume/vol-1", volume=VolumeReport(state=VolumeReport.STATE_READY))
+)
+_disagrees("an_image_said_coming", "of image img-1", said("image/img-1", image=ImageReport(state=ImageReport.STATE_FETCHING)))
+_disagrees(
+    "a_port_said_idle", "says STATE_READY of port nic-1", said("port/nic-1", port=PortReport(state=PortReport.STATE_READY))
+)
+
+
+# --- no_plan, views ------------------------------------------------------------------------------------------------------------
+
+
+def _at_rest(stage: Stage) -> None:
+    stage.commit(vm(), node(), facts())
+    stage.host(effects=3, boots=1, ledger={"vm/i-1": (1, 1)})
+    stage.said += stage.checker.resting(stage.cloud, True)
+
+
+@scene("no_plan")
+def nothing_changes(stage: Stage) -> None:
+    _at_rest(stage)
+    stage.commit(session())
+    fuller = facts()
+    fuller[2].pools[0].used_bytes = 5
+    stage.commit(fuller)
+    stage.host(effects=3, boots=1, ledger={"vm/i-1": (1, 9)})
+    stage.said += stage.checker.resting(stage.cloud, False)
+    stage.host(effects=4)
+    stage.commit(vm(name="new"))
+
+
+@scene("no_plan", "n1 did something")
+def a_host_felt_something(stage: Stage) -> None:
+    _at_rest(stage)
+    stage.host(effects=4, boots=1, ledger={"vm/i-1": (1, 1)})
+
+
+@scene("no_plan", "n1 did something")
+def a_node_was_told_something_new(stage: Stage) -> None:
+    _at_rest(stage)
+    stage.host(effects=3, boots=1, ledger={"vm/i-1": (1, 1), "vm/i-2": (1, 2)})
+
+
+@scene("no_plan", "placement/i-1 was written")
+def something_was_decided(stage: Stage) -> None:
+    _at_rest(stage)
+    stage.commit(placement())
+
+
+@scene("no_plan", "node_facts/node-1 was written")
+def a_node_became_another(stage: Stage) -> None:
+    _at_rest(stage)
+    stage.commit(facts(threads=9))
+
+
+def _listed(stage: Stage, kind: str, *objects: Any) -> None:
+    stage.said += stage.checker.listed(stage.cloud, "c1", kind, objects)
+
+
+def _shown_vm(**status: Any) -> Any:
+    made = vm()[2]
+    for field, value in {"state": made.status.STATE_RUNNING, "node": "n1", "say": "running", **status}.items():
+        setattr(made.status, field, value)
+    return made
+
+
+@scene("views")
+def shown_as_it_is(stage: Stage) -> None:
+    stage.commit(vm(), volume(), image(), content(NODE), node(), session(), claims())
+    stage.host(guests=guest(), volumes={VOLUME: GIB}, images=frozenset({DIGEST}))
+    _listed(stage, "vm", _shown_vm())
+    disk, kept, server = volume()[2], image()[2], node()[2]
+    disk.status.node = "n1"
+    kept.status.state, kept.status.nodes[:] = kept.status.STATE_AVAILABLE, ["n1"]
+    server.status.state = server.status.STATE_READY
+    for kind, each in (("volume", disk), ("image", kept), ("node", server)):
+        _listed(stage, kind, each)
+
+
+@scene("views", "c1 lists vm .*, there are")
+def one_is_not_listed(stage: Stage) -> None:
+    stage.commit(vm())
+    _listed(stage, "vm")
+
+
+@scene("views", "c1 lists a vm twice")
+def one_is_listed_twice(stage: Stage) -> None:
+    stage.commit(vm())
+    stage.host(guests=guest())
+    _listed(stage, "vm", _shown_vm(), _shown_vm())
+
+
+@scene("views", "shows another spec of vm i-1")
+def an_old_spec_is_shown(stage: Stage) -> None:
+    stage.commit(vm(power_generation=2))
+    stage.host(guests=guest())
+    _listed(stage, "vm", _shown_vm())
+
+
+@scene("views", "STATE_RUNNING on n1, it runs on")
+def said_to_run(stage: Stage) -> None:
+    stage.commit(vm())
+    stage.host()
+    _listed(stage, "vm", _shown_vm())
+
+
+@scene("views", "says of volume vol1: on no node")
+def a_volume_shown_nowhere(stage: Stage) -> None:
+    stage.commit(volume())
+    stage.host(volumes={VOLUME: GIB})
+    _listed(stage, "volume", volume()[2])
+
+
+@scene("views", "kept on")
+def an_image_shown_elsewhere(stage: Stage) -> None:
+    stage.commit(image(), content(NODE))
+    stage.host(images=frozenset({DIGEST}))
+    shown = image()[2]
+    shown.status.state = shown.status.STATE_AVAILABLE
+    _listed(stage, "image", shown)
+
+
+@scene("views", "says of node node-1")
+def a_node_shown_down(stage: Stage) -> None:
+    stage.commit(node(), session())
+    stage.host()
+    shown = node()[2]
+    shown.status.state = shown.status.STATE_DOWN
+    _listed(stage, "node", shown)
