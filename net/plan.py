@@ -8,10 +8,11 @@ out of use: a guest that moved here from another node loses its forward before i
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from cairn.net.base import Action, Observed, PortState, Wanted
+from cairn.proto.ids import tap_of
 from cairn.proto.v1.agent_pb2 import DesiredForward, DesiredNetwork, DesiredPort, DesiredSubnet
 
 
@@ -121,11 +122,13 @@ def plan(wanted: Wanted, observed: Observed, *, started_taps: Collection[str] | 
     removable = {
         vpc for vpc in observed.networks if vpc not in wanted.networks and not _is_held(vpc, observed)
     }  # fmt: skip
+    binds = list(_binds(wanted, observed, started_taps))
     return [
         *_stale_forwards(wanted, observed, removable),
         *_stale_ports(wanted, observed, removable),
         *_networks(wanted, observed),
-        *_binds(wanted, observed, started_taps),
+        *binds,
+        *_vacated(wanted, observed, binds),
         *_forwards(wanted, observed),
         *(RemoveNetwork(vpc) for vpc in sorted(removable)),
     ]
@@ -188,6 +191,18 @@ def _networks(wanted: Wanted, observed: Observed) -> Iterator[Action]:
             yield SetPeers(network)
 
 
+def _vacated(wanted: Wanted, observed: Observed, binds: Iterable[BindPort]) -> Iterator[Action]:
+    """Remove subnets that are not wanted and whose every TAP has just been bound in another."""
+    bound = {bind.port.tap for bind in binds}
+    for vpc, network in sorted(wanted.networks.items()):
+        have, keep = observed.networks.get(vpc), {subnet.id for subnet in network.subnets}
+        strays = observed.stray_taps.get(vpc, frozenset())
+        for subnet in () if have is None else normal(have).subnets:
+            held = {tap_of(p.id) for p in observed.ports.values() if (p.vpc, p.subnet) == (vpc, subnet.id) and p.tap_present}
+            if subnet.id not in keep and (held or strays) and held | strays <= bound:
+                yield RemoveSubnet(vpc, subnet.id)
+
+
 def _has_tap(vpc: str, subnet: str, observed: Observed) -> bool:
     if observed.stray_taps.get(vpc):
         return True
@@ -207,7 +222,7 @@ def _subnet(network: DesiredNetwork | None, id: str) -> DesiredSubnet | None:
     return next((s for s in network.subnets if s.id == id), None) if network is not None else None
 
 
-def _binds(wanted: Wanted, observed: Observed, started_taps: Collection[str] | None) -> Iterator[Action]:
+def _binds(wanted: Wanted, observed: Observed, started_taps: Collection[str] | None) -> Iterator[BindPort]:
     for id, port in sorted(wanted.ports.items()):
         network, have = wanted.networks.get(port.vpc), observed.networks.get(port.vpc)
         if network is None or _subnet(network, port.subnet) is None:
