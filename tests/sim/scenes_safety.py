@@ -302,7 +302,7 @@ def more_disk_than_there_is(stage: Stage) -> None:
     stage.commit(place(size=96 * GIB), claims(disk_bytes=96 * GIB))
 
 
-# --- never_back, ledger_first --------------------------------------------------------------------------------------------------
+# --- never_back, ledger_first -------------------------------------------------------------------------------------------------
 
 
 @scene("never_back")
@@ -381,7 +381,7 @@ def a_way_nobody_ever_told(stage: Stage) -> None:
     stage.host(forwards={VPC: {PORT: "192.0.2.2"}})
 
 
-# --- sole_writer, checked, no_secret -------------------------------------------------------------------------------------------
+# --- sole_writer, checked, no_secret ------------------------------------------------------------------------------------------
 
 
 @scene("sole_writer")

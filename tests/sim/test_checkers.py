@@ -1,7 +1,7 @@
 """Each checker can speak, and can be silent: shown on hand-made clouds, without any simulation.
 
 A scene names a checker, what it must say ("": nothing), and is played on a Stage. They are in scenes_safety.py (what must never
-be) and scenes_rest.py (what must be at rest).
+be) and scenes_rest.py and scenes_agree.py (what must be at rest).
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import re
 
 import pytest
 
-from tests.sim import cast, scenes_rest, scenes_safety
+from tests.sim import cast, scenes_agree, scenes_rest, scenes_safety
 from tests.sim.stage import SCENES, Scene, Stage
 
-assert scenes_safety.SCENES is scenes_rest.SCENES is SCENES
+assert scenes_safety.SCENES is scenes_rest.SCENES is scenes_agree.SCENES is SCENES
 CHECKERS = {checker.name: type(checker) for checker in cast.all_checkers()}
 
 
