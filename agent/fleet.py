@@ -4,8 +4,8 @@
 
 A line is JSON: {"number": 7, "name": "n7", "token": "..."}. The node joins as any server does (a key made in FOLDER/n7, a
 one-time token, a certificate) or finds that it has joined, and runs an `Agent` until the process ends. Only the machine is made
-up: guests, volumes, networks and hardware are the shipped fakes. The ledger is a file, so nodes of a fleet started anew on the
-same folder know at once what they must run; their disks are memory, so they come back empty.
+up: guests, volumes, networks and hardware are the shipped fakes. Their disks are memory, so nodes of a fleet that is started
+anew come back empty, as servers with new disks would: they keep their identity, forget their ledger, and are told again.
 
 Why many to a process: a process each costs 70 MiB and half a second of start; as a task, a node costs a quarter of a MiB.
 Nodes share nothing but the loop and the bytes of equal images.
@@ -28,6 +28,7 @@ from cairn.agent.config import Config
 from cairn.agent.guestfiles import FakeGuestFiles
 from cairn.agent.hypervisor.fake import FACTS, FakeHost, FakeHypervisor
 from cairn.agent.identity import Files, JoinError, Membership, Renewal
+from cairn.agent.ledger import NAME as LEDGER
 from cairn.hardware.fake import FakeInventory, Model, model_of
 from cairn.net.fake import FakeDataplane, FakeGuestServices, FakeNetHost
 from cairn.proto import lifeline, log
@@ -131,6 +132,8 @@ class Fleet:
     def _agent(self, order: Order, membership: Membership, transport: GrpcTransport) -> Agent:
         model = model_of(order.number)
         machine, folder = Machine(model, self._pools), self._folder / order.name
+        ledger = UnsyncedDisk(folder / "ledger")
+        ledger.remove(LEDGER)
         config = Config(
             name=order.name,
             listen="127.0.0.1:0",
@@ -145,7 +148,7 @@ class Fleet:
             transport,
             self._clock,
             self._ids,
-            UnsyncedDisk(folder / "ledger"),
+            ledger,
             FakeHypervisor(machine.host, self._clock, latency_s=HYPERVISOR_S),
             FakeVolumes(machine.pool),
             FakeImages(machine.pool),

@@ -1,10 +1,14 @@
 """Volumes of this node, one at a time: made, grown, removed, through storage/plan.py.
 
 User data is safe: a volume is removed only when the controller says `absent`, and not while a guest has it open. One that
-nobody mentions is left alone and told as an event.
+nobody mentions is left alone and told as an event. One that was here and is gone (a pool that is not mounted, a file somebody
+deleted) is never made again, empty or from its image, behind its owner's back: it is told as lost until it is here again. That
+it was here is a note in the ledger.
 """
 
 from __future__ import annotations
+
+from typing import Final
 
 from cairn.agent.hypervisor.base import DomainState
 from cairn.agent.ledger import Ledger
@@ -14,6 +18,11 @@ from cairn.agent.world import Part, World
 from cairn.proto.v1.agent_pb2 import DesiredVolume, ImageReport, Report, VolumeReport
 from cairn.storage.base import StorageError, VolumeDriver
 from cairn.storage.plan import CreateVolume, DeleteVolume, GrowVolume, plan
+
+LOST: Final = "was here and is gone: is its pool mounted? Bring its file back, or delete it; it is not made again by itself"
+LOOK_AGAIN_S: Final = 10.0
+# Name in a volume's note.
+_HERE: Final = "here"
 
 
 class Volumes:
@@ -40,6 +49,9 @@ class Volumes:
             self.in_use.add(key)
             self._say_in_use(key, desired)
             return Again()
+        if held is None and not desired.absent and self._was_here(key):
+            self._report(key, VolumeReport(state=VolumeReport.STATE_FAILED, say=LOST, error=LOST))
+            return Again(after_s=LOOK_AGAIN_S)
         try:
             for action in actions:
                 if not isinstance(action, CreateVolume | GrowVolume | DeleteVolume):
@@ -54,6 +66,9 @@ class Volumes:
         await self._world.refresh(Part.VOLUMES)
         self._conclude(key, desired)
         return Again()
+
+    def _was_here(self, key: str) -> bool:
+        return bool(self._ledger.note(key).get(_HERE))
 
     def tell_unknown(self) -> None:
         """Tell, once, which volumes are here that nobody mentions."""
@@ -70,6 +85,7 @@ class Volumes:
                 case GrowVolume():
                     await self._driver.resize(action.id, action.size_bytes)
                 case DeleteVolume():
+                    self._ledger.write_note(f"volume/{action.id}", None)
                     await self._driver.delete(action.id)
         finally:
             self._world.mark(Part.VOLUMES)
@@ -88,6 +104,8 @@ class Volumes:
     def _conclude(self, key: str, desired: DesiredVolume) -> None:
         held = self._world.volumes.get(desired.id)
         if held is not None:
+            if key in self._ledger.desired and not desired.absent:
+                self._ledger.write_note(key, {_HERE: True})
             body = VolumeReport(state=VolumeReport.STATE_READY, size_bytes=held.size_bytes, used_bytes=self._used_bytes(key))
         elif desired.absent:
             body = VolumeReport(state=VolumeReport.STATE_ABSENT, say="removed")
