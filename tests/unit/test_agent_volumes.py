@@ -20,8 +20,9 @@ def test_a_lost_volume_is_not_made_again(*, restarted: bool) -> None:
         machine.snapshot(agent, vm_objects())
         await ran(agent, VM)
         await settled(agent)
-        # The power goes; the pool is not mounted when it is back.
+        # The pool's file system is gone; then the power goes.
         kept = machine.pool.volumes.pop(VOLUME)
+        await elapse(40)
         machine.host.power_off()
         if restarted:
             await agent.stop()
