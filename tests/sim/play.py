@@ -25,6 +25,8 @@ REST_S: Final = 300.0
 # How long everything must look right before it is believed, and how often it is looked at.
 STILL_S: Final = 5.0
 LOOK_S: Final = 1.0
+# By when a controller has heard of everything: longer than any silence of its watch (store.py).
+HEAR_S: Final = 30.0
 
 
 class Restless(AssertionError):
@@ -90,7 +92,11 @@ class Play:
         await self._bounded("requests", "not everything could be deleted", self._empty())
         await self._rest("empty", world.referee.unemptied)
         world.referee.emptied()
-        return {"commits": world.backend.revision, "struck": dict(world.store_faults.struck), "seen": world.referee.events}
+        return {
+            "commits": world.backend.revision,
+            "struck": {**world.store_faults.struck, **world.network.struck},
+            "seen": world.referee.events,
+        }
 
     # --- who does what -----------------------------------------------------------------------------------------------------
 
@@ -143,10 +149,17 @@ class Play:
                     raise Restless(said[0].partition(":")[0], f"not {what} after {REST_S:.0f} s: {'; '.join(said[:4])}")
 
     async def _ask_all(self) -> None:
-        """Have each controller list everything."""
-        for name in self.world.controllers:
-            for kind, objects in (await audit.everything(self.world, name)).items():
-                self.world.referee.listed(name, kind, objects)
+        """Have each controller list everything; a watch that was silent when the faults ended may be so a little longer."""
+        until_s = self.world.loop.time() + HEAR_S
+        while said := [text for name in self.world.controllers for text in await self._ask(name)]:
+            if self.world.loop.time() > until_s:
+                raise Restless(said[0].partition(":")[0], f"not told truly after {HEAR_S:.0f} s: {'; '.join(said[:4])}")
+            await asyncio.sleep(LOOK_S)
+
+    async def _ask(self, controller: str) -> list[str]:
+        """Return what is wrong with a controller's lists."""
+        lists = await audit.everything(self.world, controller)
+        return [text for kind, objects in lists.items() for text in self.world.referee.listed(controller, kind, objects)]
 
     async def _again(self) -> None:
         """Restart everybody while all is at rest."""

@@ -127,7 +127,8 @@ class World:
         loop.trace.listeners.append(self.referee.line)
         self.controllers = [f"c{number}" for number in range(1, controllers + 1)]
         self.endpoints = tuple(f"{name}:7443" for name in self.controllers)
-        self.authority: Authority | None = None
+        # Its key comes from the operating system: nothing that is drawn or told depends on it.
+        self.authority = Authority.create("sim", SimClock(loop, 0.0), SimIds(f"{seed}/authority"))
         self.machines: dict[str, Machine] = {}
         for number in range(1, nodes + 1):
             self.add_machine(f"n{number}")
@@ -145,6 +146,10 @@ class World:
         ids = SimIds(f"{self.seed}/client/{name}")
         transport = SimTransport(self.network, f"user-{name}", Identity("user", name), ids)
         return SimClient(transport, self.endpoints, ids, self.note)
+
+    def stranger(self, name: str) -> SimTransport:
+        """Return what a server has that is no node yet."""
+        return SimTransport(self.network, name, Identity("node", "none"), SimIds(f"{self.seed}/stranger/{name}"))
 
     def add_machine(self, name: str) -> Machine:
         """Put a server into the rack; it is no node yet."""
@@ -208,8 +213,8 @@ class World:
         self.restart_all()
 
     def restart(self, name: str) -> None:
-        """Begin the next life of a process."""
-        if name in self.processes:
+        """Begin the next life of a process; of one that has left, there is none."""
+        if name in self.processes or (name in self.machines and self.machines[name].away):
             return
         life = self._lives[name] = self._lives.get(name, 0) + 1
         label = f"{name}.{life}"
@@ -259,8 +264,7 @@ class World:
     def restart_all(self) -> None:
         """Whoever is dead lives again; who left stays away."""
         for name in (*self.controllers, *self.machines):
-            if name in self.controllers or not self.machines[name].away:
-                self.restart(name)
+            self.restart(name)
 
     def _controller(self, name: str, label: str, clock: SimClock) -> Controller:
         ids = SimIds(f"{self.seed}/{label}", self.referee.cloud.secrets)
@@ -268,10 +272,10 @@ class World:
         drawn = random.Random(f"{self.seed}/store/{label}")
         store = SimStore(self.backend, drawn, self.store_faults, name=label, trace=self.note)
         config = Config(
-            name=name, listen=(f"{name}:7443",), etcd_endpoints=("store:2379",),
+            name=name, listen=(f"{name}:7443",), enrol_listen=f"{name}:7444", etcd_endpoints=("store:2379",),
             etcd_ca="", etcd_cert="", etcd_key="", ca="", cert="", key="",
         )  # fmt: skip
-        return Controller(config, store, transport, clock, ids, authority=self.authority)
+        return Controller(config, store, transport, clock, ids, authority=self.authority, ca_pem=self.authority.cert_pem)
 
     def _agent(self, name: str, label: str, clock: SimClock) -> Agent:
         machine, ids = self.machines[name], SimIds(f"{self.seed}/{label}")

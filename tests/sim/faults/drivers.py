@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from cairn.storage.base import StorageError
@@ -16,13 +17,13 @@ from tests.sim.world import World
 
 _OPERATIONS = {
     "hypervisor": (
-        "define", "start", "start", "resume", "stop", "reboot", "undefine", "attach_disk", "detach_disk", "list", "facts",
+        "define", "start", "resume", "stop", "reboot", "undefine", "attach_disk", "detach_disk", "list", "facts",
     ),
-    "volume": ("create", "create", "resize", "delete", "delete", "list"),
+    "volume": ("create", "resize", "delete", "list"),
     "image": ("list_images", "put", "get", "put_chunk", "get_chunk", "delete_image"),
     "dataplane": (
-        "observe", "apply", "EnsureNetwork", "BindPort", "BindPort", "UnbindPort", "AddForward", "RemoveForward",
-        "RemoveNetwork", "SetPeers",
+        "observe", "apply", "EnsureNetwork", "BindPort", "UnbindPort", "AddForward", "RemoveForward", "RemoveNetwork",
+        "SetPeers",
     ),
 }  # fmt: skip
 
@@ -31,16 +32,11 @@ def draw(draw: random.Random, size: Size) -> Iterable[Event]:
     """Mostly calls that fail, on one node at a time."""
     for at_s in spread(draw, size, 2 * size.faults):
         node, for_s = draw.choice(size.node_names), draw.choice((2.0, 10.0, 30.0))
-        match draw.choice(("call_fails", "call_fails", "call_fails", "daemon_restarts", "events_lost", "deaf", "clinging")):
-            case "call_fails":
-                driver = draw.choice(sorted(_OPERATIONS))
-                how = draw.choice(("before", "before", "after", "after", "hang"))
-                yield Event(
-                    at_s,
-                    FAULT,
-                    "call_fails",
-                    (node, driver, draw.choice(_OPERATIONS[driver]), how, draw.choice((1, 3, 10)), for_s),
-                )
+        match draw.choice(("calls_fail", "calls_fail", "calls_fail", "daemon_restarts", "events_lost", "deaf", "clinging")):
+            case "calls_fail":
+                driver, how = draw.choice(sorted(_OPERATIONS)), draw.choice(("before", "before", "after", "after", "hang"))
+                some = draw.sample(_OPERATIONS[driver], draw.choice((1, 2, len(_OPERATIONS[driver]))))
+                yield Event(at_s, FAULT, "calls_fail", (node, driver, tuple(some), how, draw.choice((1, 3, 10)), for_s))
             case "daemon_restarts":
                 yield Event(at_s, FAULT, "daemon_restarts", (node,))
             case "events_lost":
@@ -49,18 +45,19 @@ def draw(draw: random.Random, size: Size) -> Iterable[Event]:
                 yield Event(at_s, FAULT, act, (node, draw.randrange(8), for_s))
 
 
-async def call_fails(world: World, node: str, driver: str, operation: str, how: str, times: int, for_s: float) -> None:
+async def calls_fail(
+    world: World, node: str, driver: str, operations: tuple[str, ...], how: str, times: int, for_s: float
+) -> None:
     """The next calls fail before or after their effect, or hang; after a while they do not any more, and go on."""
     machine = world.machines[node]
-    if driver in ("volume", "image"):
-        left = await _storage_fails(machine, operation, how, times, for_s)
-    else:
-        left = await _knobs_fail(machine.knobs if driver == "hypervisor" else machine.net_knobs, operation, how, times, for_s)
-    if left < times:
+    fail = _storage_fails if driver in ("volume", "image") else partial(_knobs_fail, driver)
+    left = await asyncio.gather(*(fail(machine, operation, how, times, for_s) for operation in operations))
+    if sum(left) < times * len(operations):
         world.network.count(f"{driver} {how}")
 
 
-async def _knobs_fail(knobs: Any, operation: str, how: str, times: int, for_s: float) -> int:
+async def _knobs_fail(driver: str, machine: Machine, operation: str, how: str, times: int, for_s: float) -> int:
+    knobs: Any = machine.knobs if driver == "hypervisor" else machine.net_knobs
     knob = {"before": knobs.fail_before, "after": knobs.fail_after, "hang": knobs.hang}[how]
     knob[operation] = times
     await asyncio.sleep(for_s)
@@ -125,7 +122,7 @@ async def clinging(world: World, node: str, index: int, for_s: float) -> None:
 
 
 ACTS = {
-    "call_fails": call_fails,
+    "calls_fail": calls_fail,
     "daemon_restarts": daemon_restarts,
     "events_lost": events_lost,
     "deaf": deaf,

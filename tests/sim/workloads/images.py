@@ -16,6 +16,8 @@ from tests.sim.story import Event, Size, spread
 from tests.sim.user import SUBNET, Code, User, pick
 
 _BYTES = 64 << 10
+# The node that was to take the bytes has a full disk; so the import has failed.
+_REFUSED = (Code.RESOURCE_EXHAUSTED, Code.FAILED_PRECONDITION)
 
 
 def draw(draw: random.Random, size: Size) -> Iterable[Event]:
@@ -39,7 +41,7 @@ async def import_image(user: User, name: str, content: int) -> None:
     """Import one, and wait until VMs can be made of it. A node whose disk is full refuses the bytes: then it is removed."""
     image = await user.client.create_image(name, _content(content))
     sent = user.client.upload_image(image.id, _content(content))
-    if await user.attempt(sent, Code.RESOURCE_EXHAUSTED, Code.FAILED_PRECONDITION) is not None and await _ready(user, image.id):
+    if await user.attempt(sent, *_REFUSED) is not None and await _ready(user, image.id):
         user.asked.images[image.id] = AskedImage(image.id, name, user.name)
     else:
         await user.client.delete_image(image.id)
@@ -49,7 +51,7 @@ async def import_wrong(user: User, name: str, content: int) -> None:
     """Send other bytes than the digest promised: refused, and no VM can be made of it."""
     image = await user.client.create_image(name, _content(content + 10), digest_of(_content(content + 20)))
     sent = user.client.upload_image(image.id, _content(content + 10))
-    if await user.attempt(sent, Code.INVALID_ARGUMENT, Code.FAILED_PRECONDITION) is not None:
+    if await user.attempt(sent, Code.INVALID_ARGUMENT, *_REFUSED) is not None:
         user.asked.contradict(f"{name} ({image.id}) was accepted though its bytes are not what was promised")
     made = user.client.create_vm(f"of-{name}", image=image.id, subnet=SUBNET, memory_mib=64)
     if await user.attempt(made, Code.FAILED_PRECONDITION) is not None:
@@ -61,7 +63,7 @@ async def import_cancelled(user: User, name: str, content: int, sent: bool) -> N
     """Cancel the import, before or after the bytes were sent: then they are there already, and stay."""
     image = await user.client.create_image(name, _content(content + 30))
     if sent:
-        await user.client.upload_image(image.id, _content(content + 30))
+        await user.attempt(user.client.upload_image(image.id, _content(content + 30)), *_REFUSED)
     request = CancelJobRequest(id=image.status.job)
     await user.attempt(user.client.call(JobServiceStub, "CancelJob", request), Code.FAILED_PRECONDITION)
     await user.client.delete_image(image.id)

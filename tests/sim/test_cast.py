@@ -1,0 +1,74 @@
+"""Everybody who could play does: no act that no seed draws, no fault that never strikes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from types import ModuleType
+
+import pytest
+
+from tests.sim import cast
+from tests.sim.play import draw, play
+from tests.sim.story import FAULT, Size, Story, draw_story
+
+SEEDS = range(1, 301)
+BUSY = Size(controllers=3, nodes=2, users=2, rounds=4, faults=12, duration_s=60.0, skew_s=0.5)
+PLAYED_MAX = 30
+_DRIVERS = ("hypervisor", "volume", "image", "dataplane")
+# What each module of faults counts, or has counted, when it strikes.
+STRIKES = {
+    "clocks": {"clock_jumps", "clock_drifts"},
+    "disks": {"ledger_full", "ledger_errors", "pool_full"},
+    "drivers": {
+        *(f"{driver} {how}" for driver in _DRIVERS for how in ("before", "after", "hang")),
+        "daemon_restarts", "events_lost", "deaf", "clinging",
+    },
+    "leases": {"leases_end", "compacted"},
+    "links": {"reset", "silence", "late"},
+    "operator": {"rules_flushed", "paused_by_hand", "killed_by_hand", "undefined_by_hand", "started_by_hand"},
+    "slow": {"slow_host", "slow_process", "parted", "patience", "duplicate"},
+    "store": {
+        "lost_answer", "lost_request", "late_commit", "unavailable", "silent_watch", "compacted_watch", "member_loss",
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def stories() -> list[Story]:
+    return [draw(seed) for seed in SEEDS]
+
+
+@pytest.mark.parametrize("module", [*cast.WORKLOADS, *cast.FAULTS], ids=lambda module: module.__name__.rpartition(".")[2])
+def test_every_act_is_drawn(module: ModuleType, stories: list[Story]) -> None:
+    drawn = Counter(event.name for story in stories for event in story.events)
+    assert {name: drawn[name] for name in module.ACTS if not drawn[name]} == {}
+
+
+def test_nothing_is_drawn_that_nobody_can_play(stories: list[Story]) -> None:
+    users, nobody = cast.acts(cast.WORKLOADS), cast.acts(cast.FAULTS)
+    for story in stories:
+        for event in story.events:
+            assert event.name in (nobody if event.actor == FAULT else users), event
+            assert event.actor in (FAULT, *story.size.user_names), event
+            assert event.at_s >= 0, event
+
+
+@pytest.mark.parametrize("name", STRIKES)
+def test_every_fault_strikes(name: str) -> None:
+    """Plays busy stories with one kind of fault until each of its forms has struck."""
+    faults = [module for module in cast.FAULTS if module.__name__.endswith(f".{name}")]
+    struck: Counter[str] = Counter()
+    for seed in range(PLAYED_MAX):
+        story = draw_story(f"{name}-{seed}", cast.WORKLOADS, faults, BUSY)
+        struck.update(play(story).result["struck"])
+        if struck.keys() >= STRIKES[name]:
+            return
+    assert STRIKES[name] - struck.keys() == set()
+
+
+def test_every_module_of_faults_is_known_here() -> None:
+    assert {module.__name__.rpartition(".")[2] for module in cast.FAULTS} == {*STRIKES, "processes"}
+
+
+def test_a_story_is_drawn_the_same_again(stories: list[Story]) -> None:
+    assert [draw(story.seed) for story in stories[:20]] == stories[:20]

@@ -1,0 +1,109 @@
+"""Servers come and go: they join with a token, are closed to new VMs for a while, leave when nothing of a user's is on them."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import grpc.aio
+from cairn.agent import identity
+from cairn.agent.identity import Files, JoinError
+from cairn.proto.v1.node_pb2 import CreateJoinTokenRequest, DeleteNodeRequest, Node, UpdateNodeRequest
+from cairn.proto.v1.node_pb2_grpc import NodeServiceStub
+
+from tests.sim.client import PASSING
+from tests.sim.machine import Machine
+from tests.sim.story import Event, Size, spread
+from tests.sim.user import Code, User, pick
+
+
+def draw(draw: random.Random, size: Size) -> Iterable[Event]:
+    """One user looks after the servers."""
+    user = draw.choice(size.user_names)
+    for number, at_s in enumerate(spread(draw, size, max(2, size.rounds // 2))):
+        match draw.choice(("join", "join", "visit", "cordon", "leave", "leave")):
+            case "join":
+                yield Event(at_s, user, "join", (f"m{number}",))
+            case "visit":
+                yield Event(at_s, user, "visit", (f"m{number}", draw.choice((0.0, 1.0, 5.0))))
+            case "cordon":
+                yield Event(at_s, user, "cordon", (draw.randrange(8), draw.choice((0.5, 5.0, 15.0))))
+            case "leave":
+                yield Event(at_s, user, "leave", (draw.randrange(8),))
+
+
+async def join(user: User, name: str) -> None:
+    """A new server becomes a node."""
+    world = user.world
+    machine = world.add_machine(name)
+    machine.away = True
+    request = CreateJoinTokenRequest(node_name=name)
+    token = (await user.client.call(NodeServiceStub, "CreateJoinToken", request)).token
+    with tempfile.TemporaryDirectory() as folder:
+        while True:
+            try:
+                membership = await identity.join(Files(Path(folder)), name, token, lambda _ca_pem: world.stranger(name))
+                break
+            except JoinError as error:
+                # Nobody answered for a minute: whoever installs the server tries again.
+                if not isinstance(error.__cause__, grpc.aio.AioRpcError) or error.__cause__.code() not in PASSING:
+                    raise
+                world.note(f"{name} cannot join yet: {error}")
+    machine.id, machine.away = membership.node, False
+    world.look()
+    world.restart(name)
+
+
+async def cordon(user: User, index: int, for_s: float) -> None:
+    """Close a node to new VMs, and open it again."""
+    machine = pick(_members(user), index)
+    if machine is not None:
+        await _cordon(user, machine, on=True)
+        await asyncio.sleep(for_s)
+        await _cordon(user, machine, on=False)
+
+
+async def leave(user: User, index: int) -> None:
+    """Remove a node that holds nothing of a user's; else it stays, and is open again."""
+    machine = pick(_members(user), index)
+    if machine is not None:
+        await _cordon(user, machine, on=True)
+        await _leave(user, machine)
+
+
+async def visit(user: User, name: str, for_s: float) -> None:
+    """A server joins, is closed to VMs at once, and leaves soon."""
+    await join(user, name)
+    machine = user.world.machines[name]
+    await _cordon(user, machine, on=True)
+    await asyncio.sleep(for_s)
+    await _leave(user, machine)
+
+
+async def _leave(user: User, machine: Machine) -> None:
+    world = user.world
+    gone = user.client.call(NodeServiceStub, "DeleteNode", DeleteNodeRequest(id=machine.id))
+    if await user.attempt(gone, Code.FAILED_PRECONDITION) is None:
+        await _cordon(user, machine, on=False)
+        return
+    world.note(f"{machine.name} has left")
+    machine.away = True
+    world.crash(machine.name)
+    world.look()
+
+
+async def _cordon(user: User, machine: Machine, *, on: bool) -> None:
+    request = UpdateNodeRequest(node=Node(id=machine.id), allow_stale=True)
+    request.node.spec.cordoned = on
+    request.update_mask.paths.append("spec.cordoned")
+    await user.client.call(NodeServiceStub, "UpdateNode", request)
+
+
+def _members(user: User) -> list[Machine]:
+    return [machine for machine in user.world.machines.values() if machine.id and not machine.away]
+
+
+ACTS = {"join": join, "cordon": cordon, "leave": leave, "visit": visit}
