@@ -89,6 +89,7 @@ class Play:
         world.referee.settled()
         await self._bounded("requests", "not every controller could be asked", self._ask_all())
         await self._again()
+        await self._afterwards()
         await self._bounded("requests", "not everything could be deleted", self._empty())
         await self._rest("empty", world.referee.unemptied)
         world.referee.emptied()
@@ -180,6 +181,13 @@ class Play:
         world.look()
         world.referee.resting(False)
         world.referee.settled()
+
+    async def _afterwards(self) -> None:
+        """What the story has left for when nobody is at work."""
+        for act in self.world.at_rest:
+            await act()
+            await self._rest("at rest again", self.world.referee.unsettled)
+            self.world.referee.settled()
 
     async def _empty(self) -> None:
         """Delete all that was asked for, for good."""

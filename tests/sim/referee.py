@@ -47,9 +47,10 @@ class Referee:
         """Faults have stopped and the cloud is at rest. Raises Violation."""
         self._raise(lambda checker: checker.settled(self.cloud, self.asked))
 
-    def listed(self, who: str, kind: str, objects: Sequence[Any]) -> None:
-        """A controller was asked for all objects of a kind, at rest. Raises Violation."""
-        self._raise(lambda checker: checker.listed(self.cloud, who, kind, objects))
+    def listed(self, who: str, kind: str, objects: Sequence[Any]) -> list[str]:
+        """A controller was asked for all objects of a kind, at rest. Return what checkers say to its answer."""
+        said = ((each.name, each.listed(self.cloud, who, kind, objects)) for each in self._checkers)
+        return [f"{name}: {text}" for name, texts in said for text in texts]
 
     def resting(self, on: bool) -> None:
         """From now on nothing may change; off: it may again. Raises Violation."""
