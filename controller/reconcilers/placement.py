@@ -15,6 +15,7 @@ therefore never exceed its capacity. Where the VM goes and why is decided in fit
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -39,6 +40,7 @@ _VOLUME: Final = f"{kinds.VOLUME.id_prefix}-"
 _NODE: Final = f"{kinds.NODE.id_prefix}-"
 # Begins the sentence of a VM that cannot have what it asks for.
 _STAYS: Final = "stays as it is"
+_FREE: Final = re.compile(r", [^,;]+ free")
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,7 +310,10 @@ def _adjust(view: View, record: Record[Vm], placement: Placement, now: datetime)
         txn, view, vm.id, node, free.disk_bytes, after.cpus - placement.cpus, after.memory_bytes - placement.memory_bytes
     )
     if short:
-        after.decision.say = f"{_STAYS} on {_node_name(view, node)}: {'; '.join(short)}; ask for less or free some there"
+        stays = f"{_STAYS} on {_node_name(view, node)}: {'; '.join(short)}; ask for less or free some there"
+        # How much is free there changes with its neighbours: that alone is nothing new.
+        if _FREE.sub("", stays) != _FREE.sub("", placement.decision.say):
+            after.decision.say = stays
     elif cpus or memory:
         after.decision.say = (
             f"resized on {_node_name(view, node)}: {several(after.cpus, 'CPU')}, {size(after.memory_bytes)} of memory"

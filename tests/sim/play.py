@@ -5,7 +5,8 @@
 First the cloud comes up and is given an image and a subnet, in peace. Then users and faults play their events. Then everything
 that disturbs ends, and within REST_S of virtual time the cloud must come to rest: every user answered, everything as asked, no
 action left to do. Every controller is asked what it sees; every process is restarted, looks at everything anew, and must change
-nothing. Then everything is deleted, and nothing may be left. Checkers watch throughout.
+nothing. What the story has left for then happens (world.at_rest). Then everything is deleted, and nothing may be left. Checkers
+watch throughout.
 """
 
 from __future__ import annotations

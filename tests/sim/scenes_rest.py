@@ -449,3 +449,20 @@ def a_node_shown_down(stage: Stage) -> None:
     shown = node()[2]
     shown.status.state = shown.status.STATE_DOWN
     _listed(stage, "node", shown)
+
+
+# --- as_claimed --------------------------------------------------------------------------------------------------------------
+
+
+@scene("as_claimed")
+def it_has_what_was_claimed_for_it(stage: Stage) -> None:
+    stage.commit(vm(), placement())
+    stage.host(definitions=defined())
+    stage.settle()
+
+
+@scene("as_claimed", "is defined on n1 with 2 CPUs")
+def it_has_more_than_was_claimed_for_it(stage: Stage) -> None:
+    stage.commit(vm(), placement())
+    stage.host(definitions=defined(cpus=2))
+    stage.settle()

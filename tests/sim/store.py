@@ -43,6 +43,10 @@ class SimBackend(MemoryBackend):
         finally:
             self._applying = None
 
+    def load(self, puts: dict[str, Put]) -> None:
+        """Fill it from a dump, untold."""
+        super()._write(puts, set())
+
     def _write(self, puts: dict[str, Put], deletes: set[str]) -> int:
         before = self.revision
         revision = super()._write(puts, deletes)

@@ -23,9 +23,11 @@ STRIKES = {
         *(f"{driver} {how}" for driver in _DRIVERS for how in ("before", "after", "hang")),
         "daemon_restarts", "events_lost", "deaf", "clinging",
     },
+    "impostor": {"impostor"},
     "leases": {"leases_end", "compacted"},
     "links": {"reset", "silence", "late"},
     "operator": {"rules_flushed", "paused_by_hand", "killed_by_hand", "undefined_by_hand", "started_by_hand"},
+    "restore": {"restore_store"},
     "slow": {"slow_host", "slow_process", "parted", "patience", "duplicate"},
     "store": {
         "lost_answer", "lost_request", "late_commit", "unavailable", "silent_watch", "compacted_watch", "member_loss",

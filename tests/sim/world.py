@@ -17,7 +17,7 @@ import asyncio
 import base64
 import contextvars
 import random
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Coroutine, MutableMapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -133,6 +133,8 @@ class World:
         for number in range(1, nodes + 1):
             self.add_machine(f"n{number}")
         self.processes: dict[str, Process] = {}
+        # What is still to happen once the story is over and all is at rest.
+        self.at_rest: list[Callable[[], Coroutine[Any, Any, None]]] = []
         self._lives: dict[str, int] = {}
         self.client = self.connect("admin")
         self._log_to_trace()

@@ -222,6 +222,8 @@ def test_resize_changes_the_claim_or_says_what_is_missing() -> None:
     assert placement is not None
     assert placement.memory_bytes == 2 * GIB
     assert cloud.decide(Placements(), vm).txn is None
+    place(cloud, cloud.vm("neighbour", memory=GIB))
+    assert cloud.decide(Placements(), vm).txn is None, "less is free there, and it still stays as it is: nothing new"
     resize(cloud, vm, cpus=1, memory=GIB)
     assert place(cloud, vm).say == "resized on n1: 1 CPU, 1 GiB of memory"
 

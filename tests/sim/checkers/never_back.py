@@ -28,16 +28,19 @@ class NeverBack(Checker):
     """Keeps the furthest positions seen."""
 
     def __init__(self) -> None:
-        self._revision = 0
+        # Epoch and revision of the store: a restored one has a new epoch.
+        self._at: Position = (0, 0)
         self._held: dict[str, Position] = {}
         self._keys: dict[tuple[str, str], Position] = {}
         self._sizes: dict[tuple[str, str], int] = {}
 
     def committed(self, cloud: Cloud, commit: Commit) -> Iterator[str]:
         """Revisions, and what records count."""
-        if commit.revision <= self._revision:
-            yield f"revision {commit.revision} came after {self._revision}"
-        self._revision = commit.revision
+        cluster = cloud.get("cluster", "self")
+        at = cluster.epoch if cluster is not None else 0, commit.revision
+        if at <= self._at:
+            yield f"revision {commit.revision} came after {self._at[1]}, both of epoch {at[0]}"
+        self._at = at
         for change in commit.changes:
             if change.kind in _GROWS and change.before is not None and change.after is not None:
                 grows = _GROWS[change.kind]
