@@ -13,6 +13,7 @@ rejected because a long-lived stream gains nothing and every client would hold c
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import stat
@@ -283,6 +284,10 @@ def time_left_s(context: grpc.aio.ServicerContext[Any, Any], most_s: float) -> f
     return most_s if left is None else max(0.0, min(left, most_s))
 
 
+# How long a refusal waits for a client that is still sending.
+READ_ON_S: Final = 2.0
+
+
 class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Turns what a handler raises into a status.
 
@@ -306,7 +311,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         in_stream, out_stream = bool(handler.request_streaming), bool(handler.response_streaming)
         attribute, make = _SHAPES[in_stream, out_stream]
         behaviour = getattr(handler, attribute)
-        wrapped = self._streaming(method, behaviour) if out_stream else self._unary(method, behaviour)
+        wrapped = self._streaming(method, behaviour) if out_stream else self._unary(method, behaviour, in_stream=in_stream)
         return cast(
             "grpc.RpcMethodHandler[Any, Any]",
             make(
@@ -316,13 +321,15 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             ),
         )
 
-    def _unary(self, method: str, behaviour: Any) -> Any:
+    def _unary(self, method: str, behaviour: Any, *, in_stream: bool) -> Any:
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             try:
                 return await behaviour(request, context)
             except grpc.aio.AbortError:
                 raise
             except Exception as error:  # noqa: BLE001 - the boundary: every failure becomes a status
+                if in_stream:
+                    await _read_on(request)
                 await self._answer(method, context, error)
 
         return call
@@ -354,6 +361,20 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         incident = self._ids.new("err")
         logger("rpc").error("call_failed", method=method, incident=incident, exc_info=error)
         await context.abort(grpc.StatusCode.INTERNAL, f"an error on our side; the controller's log has more under {incident}")
+
+
+async def _read_on(requests: AsyncIterator[Any]) -> None:
+    """Take for a while what a client still sends, to no use.
+
+    A client of grpc.aio whose write fails because the call has ended forgets the status that came with the end and shows
+    INTERNAL instead (grpc/grpc issue 36066): a refusal waits until the client has sent all, or for READ_ON_S.
+    """
+    try:
+        async with asyncio.timeout(READ_ON_S):
+            async for _ in requests:
+                await asyncio.sleep(0)
+    except (TimeoutError, grpc.aio.BaseError, grpc.aio.UsageError) as error:
+        logger("rpc").debug("stopped_reading", error=repr(error))
 
 
 _OPAQUE: Final = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED})
