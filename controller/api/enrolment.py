@@ -26,6 +26,7 @@ from cairn.proto.v1.node_pb2 import JoinToken, Node
 
 _log = log.logger("api")
 ATTEMPTS_MAX: Final = 32
+SHA256_BYTES: Final = 32
 
 
 class EnrolmentService(cluster_pb2_grpc.EnrolmentServiceServicer):
@@ -76,7 +77,7 @@ class EnrolmentService(cluster_pb2_grpc.EnrolmentServiceServicer):
         """Return the token's record when its holder may use it. Raises Denied, which never says which part was wrong."""
         token = view.get(kinds.JOIN_TOKEN, content.id)
         secret = hashlib.sha256(content.secret.encode()).digest()
-        if token is None or not hmac.compare_digest(token.secret_sha256, secret):
+        if token is None or not _is_among(token.secret_sha256, secret):
             raise Denied("this token is not valid here; make a new one with `cairn node token create`")
         if not token.used_by and moment(token.expire_time) <= self._core.clock.now():
             raise Denied("this token has expired; make a new one with `cairn node token create`")
@@ -105,6 +106,12 @@ class EnrolmentService(cluster_pb2_grpc.EnrolmentServiceServicer):
         txn.check(kinds.JOIN_TOKEN, token.id, view.revision_of(kinds.JOIN_TOKEN, token.id))
         txn.put(kinds.JOIN_TOKEN, token.id, used)
         return txn, node.id
+
+
+def _is_among(hashes: bytes, one: bytes) -> bool:
+    """Tell whether a hash is among those of a token, in a time that does not tell which."""
+    starts = range(0, len(hashes), SHA256_BYTES)
+    return sum(hmac.compare_digest(hashes[start : start + SHA256_BYTES], one) for start in starts) > 0
 
 
 def index_claim(index: int) -> str:

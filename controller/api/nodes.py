@@ -19,7 +19,7 @@ from cairn.controller.api import nouns, resolution, validation
 from cairn.controller.api.authorise import actor
 from cairn.controller.api.core import Core
 from cairn.controller.api.decision import Decided
-from cairn.controller.api.enrolment import index_claim
+from cairn.controller.api.enrolment import SHA256_BYTES, index_claim
 from cairn.controller.api.erasure import Erasure
 from cairn.controller.api.objects import UpdateRules, updated
 from cairn.controller.jobs.keepers import lone
@@ -39,6 +39,8 @@ RULES = UpdateRules(
 TOKEN_TTL_S_DEFAULT: Final = 3600
 TOKEN_TTL_S_MAX: Final = 604_800
 SECRET_BYTES: Final = 32
+# Secrets of one token: the newest of so many repeated calls.
+SECRETS_MAX: Final = 8
 CPU_OVERCOMMIT_MAX: Final = 64.0
 
 
@@ -76,7 +78,10 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
             yield response
 
     async def CreateJoinToken(self, request: node_pb2.CreateJoinTokenRequest, context: Any) -> node_pb2.CreateJoinTokenResponse:
-        """Make a one-time token. Only its hash is stored, so a repeated call cannot return it: it renews the same token."""
+        """Make a one-time token. Only the hash of its secret is stored, so a repeated call adds a secret to the same token.
+
+        Each answer is good, whichever of them came last: the first call may be carried out after the second was answered.
+        """
         who = actor(context)
         if request.request_id:
             validation.request_id(request.request_id)
@@ -108,6 +113,9 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
             raise BadState("join_token", token.id, f"this token was used by {held.used_by}: make a new one")
         if token.node_name and view.get(kinds.NAME, f"{nouns.CLUSTER_WIDE}/node/{token.node_name}") is not None:
             raise AlreadyExists("node", token.node_name)
+        if held is not None:
+            known = held.secret_sha256[-(SECRETS_MAX - 1) * SHA256_BYTES :]
+            token.secret_sha256 = known + token.secret_sha256
         txn = Txn("api").check(kinds.JOIN_TOKEN, token.id, view.revision_of(kinds.JOIN_TOKEN, token.id))
         try:
             await self._core.store.commit(txn.put(kinds.JOIN_TOKEN, token.id, token))

@@ -308,7 +308,7 @@ class JoinToken(_message.Message):
     USED_KEY_SHA256_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     secret_sha256: _builtins.bytes
-    """SHA-256 of the secret."""
+    """SHA-256 of the secret; of each, one after the other, when the request was repeated."""
     node_name: _builtins.str
     used_by: _builtins.str
     """Set once used."""

@@ -70,6 +70,19 @@ async def test_a_server_joins_once(world: World) -> None:
     assert await world.count(kinds.NODE) == 1
 
 
+async def test_each_answer_to_a_repeated_request_lets_in_and_only_one_server(world: World) -> None:
+    stranger = world.stubs(None, world.enrolment)
+    request_id = "00000000-0000-4000-8000-00000000000a"
+    answers = [await token(world, node_name="n1", request_id=request_id) for _ in range(3)]
+    assert len(set(answers)) == 3
+    request = JoinNodeRequest(token=answers[0], node_name="n1", csr_pem=make_csr("n1").cert_pem)
+    joined = await stranger.enrolment.JoinNode(request)
+    for other in answers[1:]:
+        again = JoinNodeRequest(token=other, node_name="n1", csr_pem=make_csr("n1").cert_pem)
+        assert await code_of(stranger.enrolment.JoinNode(again)) is DENIED
+    assert (await stranger.enrolment.JoinNode(request)).node == joined.node
+
+
 async def test_tokens_that_do_not_let_in(world: World) -> None:
     stranger = world.stubs(None, world.enrolment)
 
