@@ -64,6 +64,11 @@ class Underlay:
         run("ip", "-n", self.namespace, "link", "add", "underlay", "mtu", str(UNDERLAY_MTU), "type", "bridge")
         run("ip", "-n", self.namespace, "link", "set", "underlay", "up")
 
+    def attend(self, address: str) -> None:
+        """Give whoever is in the underlay's namespace an address there, to see the hosts from outside."""
+        run("ip", "-n", self.namespace, "addr", "replace", f"{address}/24", "dev", "underlay")
+        run("ip", "-n", self.namespace, "link", "set", "lo", "up")
+
     def plug(self, index: int, namespace: str, address: str) -> None:
         """Give a host its network card."""
         port = f"u{index}"
@@ -149,8 +154,12 @@ class Host:
 
     def stop(self, service: str, timeout_s: float = 15.0) -> None:
         """Stop a service and keep it stopped."""
-        (self.folder / "down" / service).touch()
+        self.hold(service)
         wait_until(f"{service} on {self.name} to stop", lambda: self.pid_of(service) == 0, timeout_s)
+
+    def hold(self, service: str) -> None:
+        """Keep a service that was just killed from being started again until `start`."""
+        (self.folder / "down" / service).touch()
 
     def start(self, service: str) -> None:
         """Let a service run."""

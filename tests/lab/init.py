@@ -98,6 +98,7 @@ class Services:
             for name, process in list(self.running.items()):
                 if process.pid == pid:
                     process.returncode = os.waitstatus_to_exitcode(status)
+                    print(f"{name} {pid} ended: {process.returncode}", flush=True)
                     del self.running[name]
                     (self.folder / "pid" / name).unlink(missing_ok=True)
                     self.not_before[name] = time.monotonic() + RESTART_DELAY_S

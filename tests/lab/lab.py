@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -46,12 +46,21 @@ class Lab:
 
     @cached_property
     def hosts(self) -> list[Host]:
-        return [self._host(index) for index in range(1, self.nodes + 1)]
+        hosts = [self._host(index) for index in range(1, self.nodes + 1)]
+        control = hosts[: self._control_count]
+        members = {host.name: host.address for host in control}
+        for host in control:
+            host.services |= self._control_services(host.name, members)
+        return hosts
 
     @property
     def control(self) -> list[Host]:
         """The servers that carry etcd and a controller."""
-        return self.hosts[: CONTROL_NODES_MAX if self.nodes >= CONTROL_NODES_MAX else 1]
+        return self.hosts[: self._control_count]
+
+    @property
+    def _control_count(self) -> int:
+        return CONTROL_NODES_MAX if self.nodes >= CONTROL_NODES_MAX else 1
 
     def host(self, name: str) -> Host:
         return next(host for host in self.hosts if host.name == name)
@@ -137,8 +146,7 @@ class Lab:
         run(str(BINARIES / "cairn"), "cluster", "init", *arguments)
 
     def _prepare_control(self, host: Host) -> None:
-        """Give a server its etcd member and its controller."""
-        members = {each.name: each.address for each in self.control}
+        """Give a server what its etcd member and its controller need."""
         data = host.folder / "data"
         for sub in ("etc/pki", "lib/etcd", "run"):
             (data / sub).mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -154,14 +162,12 @@ class Lab:
         for source, target in copies.items():
             place(data / "etc" / "pki" / target, (self.pki / source).read_bytes())
         place(data / "etc" / "controller.toml", self._controller_config(host).encode())
-        host.services["etcd"] = {
-            "argv": etcd.member_argv(host.name, members, Path("/var/lib/cairn/etcd"), Path("/etc/cairn/pki")),
-            "drop": True,
-        }
-        host.services["controller"] = {
-            "argv": [str(BINARIES / "cairn-controller"), "--config", "/etc/cairn/controller.toml"],
-            "drop": True,
-        }
+
+    @staticmethod
+    def _control_services(name: str, members: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+        controller = [str(BINARIES / "cairn-controller"), "--config", "/etc/cairn/controller.toml"]
+        member = etcd.member_argv(name, members, Path("/var/lib/cairn/etcd"), Path("/etc/cairn/pki"))
+        return {"etcd": {"argv": member, "drop": True}, "controller": {"argv": controller, "drop": True}}
 
     def _controller_config(self, host: Host) -> str:
         endpoints = [f"{each.address}:2379" for each in self.control]

@@ -38,7 +38,11 @@ async def everything(world: World, controller: str) -> dict[str, list[Any]]:
     """Return kind -> objects, as that controller shows them without being asked to be fresh."""
     ids = SimIds(f"{world.seed}/auditor/{controller}/{world.loop.time()}")
     transport = SimTransport(world.network, "user-auditor", Identity("user", "auditor"), ids)
-    client = SimClient(transport, (f"{controller}:7443",), ids, lambda _text: None)
+    return await listed(SimClient(transport, (f"{controller}:7443",), ids, lambda _text: None))
+
+
+async def listed(client: SimClient) -> dict[str, list[Any]]:
+    """Return kind -> objects, as whoever answers this client shows them."""
     found = {}
     for kind, (service, method, request, field) in _LISTS.items():
         asked = type(request)()

@@ -54,7 +54,10 @@ class NoPlan(Checker):
 
 
 def _measured(change: Changed) -> bool:
-    """Whether it only tells anew how full a pool is: that is looked at now and then, and when an agent starts."""
+    """Whether it only tells anew what the machine is like: that is looked at now and then, and when an agent starts.
+
+    How full a pool is, and how much memory a NUMA node has: a real machine's grows when memory is put online.
+    """
     if change.kind != "node_facts" or change.before is None or change.after is None:
         return False
     facts = [type(each).FromString(each.SerializeToString()) for each in (change.before, change.after)]
@@ -62,6 +65,8 @@ def _measured(change: Changed) -> bool:
         for pool in each.pools:
             pool.ClearField("used_bytes")
             pool.ClearField("free_bytes")
+        for numa in each.numa:
+            numa.ClearField("memory_bytes")
     return bool(facts[0] == facts[1])
 
 
