@@ -4,7 +4,7 @@ V := .venv/bin
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PYTEST := $(V)/pytest
 
-.PHONY: dev check test release-protos sim twin e2e bench proto demo up down clean
+.PHONY: dev check test release-protos sim mutants twin e2e bench proto demo up down clean
 
 .dev/ready: pyproject.toml requirements.lock ansible/files/apt-dev.txt tests/lab/install.sh
 	tests/lab/install.sh
@@ -36,6 +36,9 @@ release-protos: .dev/ready ## Promise today's protos: later wire-breaking change
 sim: .dev/ready ## The whole cloud on virtual time: SEEDS=10000, SEED=n (again), SHRINK=n (the shortest story), FIRST=n, JOBS=n.
 	@$(V)/python -m tests.sim $(if $(SEED),--seed $(SEED),$(if $(SHRINK),--shrink $(SHRINK),--seeds $(or $(SEEDS),300) \
 	  $(if $(FIRST),--first $(FIRST)) $(if $(JOBS),--jobs $(JOBS)))) $(if $(TRACE),--trace)
+
+mutants: .dev/ready ## Can the simulation fail? Each known bug in a copy of the product, until a seed catches it: SEEDS=300, ONLY="a b", JOBS=n.
+	@$(V)/python -m tests.sim.mutants --seeds $(or $(SEEDS),300) $(if $(ONLY),--only $(ONLY)) $(if $(JOBS),--jobs $(JOBS))
 
 twin: .dev/ready ## The same users, faults and checkers on real servers, etcd, libvirt and QEMU: MINUTES=10 SEED=1.
 	@$(V)/python -m tests.twin $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))

@@ -315,6 +315,18 @@ def failed_and_the_image_is_well(stage: Stage) -> None:
     stage.settle()
 
 
+@scene("jobs_end", "nodes are still to keep")
+def failed_and_not_unwound(stage: Stage) -> None:
+    stage.commit(image(), content(NODE, failed=True, error="wrong digest"), job(done=True, failed=True, error="wrong digest"))
+    stage.settle()
+
+
+@scene("jobs_end")
+def failed_and_unwound(stage: Stage) -> None:
+    stage.commit(image(), content(failed=True, error="wrong digest"), job(done=True, failed=True, error="wrong digest"))
+    stage.settle()
+
+
 @scene("jobs_end", "is to keep image demo and has it not")
 def a_copy_is_missing(stage: Stage) -> None:
     stage.commit(image(), content(NODE), job(done=True))

@@ -28,6 +28,8 @@ class JobsEnd(Checker):
                     yield f"job {job.id} failed and does not say why"
                 if image is not None and (content is None or not content.failed or not content.error):
                     yield f"job {job.id} failed ({job.status.error}) and image {image.name} does not show it"
+                if content is not None and content.nodes:
+                    yield f"job {job.id} failed, and {len(content.nodes)} nodes are still to keep what it worked on"
             elif image is not None:
                 yield from _usable(cloud, image, content)
 
