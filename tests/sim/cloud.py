@@ -70,6 +70,8 @@ class Host:
     # VPC id -> its subnets there, and tunnel addresses of the other nodes it knows of.
     subnets: Mapping[str, frozenset[str]] = field(default_factory=dict)
     peers: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    # VPCs whose rules somebody damaged.
+    damaged: frozenset[str] = frozenset()
     # VM ids with a seed image or console log.
     files: frozenset[str] = frozenset()
     # What the node's ledger durably holds: key -> version it came with; and the version of the whole.

@@ -207,6 +207,7 @@ class Machine:
             forwards={vpc: {port: each.vtep for port, each in net.forwards.items()} for vpc, net in networks.items()},
             subnets={vpc: frozenset(subnet.id for subnet in net.network.subnets) for vpc, net in networks.items()},
             peers={vpc: frozenset(peer.vtep for peer in net.network.peers) for vpc, net in networks.items()},
+            damaged=frozenset(vpc for vpc, net in networks.items() if not net.complete),
             files=frozenset(self.files),
             ledger=dict(self._reader.keys),
             held=self._reader.held,

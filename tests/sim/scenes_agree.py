@@ -120,6 +120,7 @@ _disagrees("a_way_to_nowhere", "n1 knows the ways", forwards={VPC: {"nic-2": "el
 _disagrees("a_peer_missing", "peers in rtr-1 on n1", peers={VPC: frozenset()})
 _disagrees("a_subnet_missing", "subnets of rtr-1 on n1", subnets={VPC: frozenset()})
 _disagrees("a_network_missing", "networks on n1", ports={}, forwards={}, subnets={}, peers={})
+_disagrees("rules_flushed", "rules of rtr-1 on n1 are damaged", damaged=frozenset({VPC}))
 _disagrees("still_erasing", "i-1 is still being erased", ("purge", VM, Purge(id=VM)))
 _disagrees("a_place_left", "record placement/i-9 is left of a vm that is gone", placement("i-9"))
 _disagrees("not_connected", "n1 is not connected", ("node_session", NODE, None))

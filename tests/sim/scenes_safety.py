@@ -243,9 +243,22 @@ def a_volume_made_where_it_is_not_placed(stage: Stage) -> None:
 @scene("references")
 def all_there(stage: Stage) -> None:
     made = vm(image="img-1", root_volume=VOLUME)
-    stage.commit(made, volume(vm=VM, image="img-1"), image(), vpc(), subnet(), port(), node(), placement())
+    stage.commit(made, volume(vm=VM, image="img-1"), image(), vpc(), subnet(), port(), node(), placement(), place("vol-9"))
     stage.commit(("port", PORT, None))
     stage.commit(("subnet", SUBNET, None), ("vpc", VPC, None))
+
+
+@scene("references")
+def a_node_removed_before_the_place_of_what_was_erased(stage: Stage) -> None:
+    stage.commit(node(), volume(), place())
+    stage.commit(("volume", VOLUME, None))
+    stage.commit(("node", NODE, None))
+
+
+@scene("references", "node/node-1 was removed while volume_placement/vol-1")
+def a_node_removed_under_a_volume(stage: Stage) -> None:
+    stage.commit(node(), volume(), place())
+    stage.commit(("node", NODE, None))
 
 
 @scene("references", "volume/vol-1 refers to vm/i-1, which is not there")

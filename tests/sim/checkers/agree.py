@@ -69,6 +69,7 @@ class Agree(Checker):
         meshes = {vpc: rules.seats(cloud, vpc) for vpc in cloud.all("vpc")}
         present = {vpc for vpc, seats in meshes.items() if host.node in seats.values()}
         yield from _differ(host, "networks", present, host.ports)
+        yield from (f"the rules of {vpc} on {host.name} are damaged" for vpc in sorted(host.damaged))
         for vpc in sorted(present & host.ports.keys()):
             seats = meshes[vpc]
             others = {node: _vtep(cloud, node) for node in seats.values() if node != host.node}

@@ -29,10 +29,11 @@ class References(Checker):
                     self._from.setdefault(target, set()).add(change.key)
         for change in commit.changes:
             for target in sorted(self._to.get(change.key, ())):
-                if cloud.get(*target.split("/", 1)) is None:
+                if cloud.get(*target.split("/", 1)) is None and not _ending(cloud, change.key):
                     yield f"{change.key} refers to {target}, which is not there"
-            if change.after is None and (users := self._from.get(change.key)):
-                yield f"{change.key} was removed while {', '.join(sorted(users))} refers to it"
+            users = [key for key in sorted(self._from.get(change.key, ())) if not _ending(cloud, key)]
+            if change.after is None and users:
+                yield f"{change.key} was removed while {', '.join(users)} refers to it"
         yield from self._attachments(cloud, commit)
 
     def _attachments(self, cloud: Cloud, commit: Commit) -> Iterator[str]:
@@ -50,6 +51,13 @@ class References(Checker):
             attached = {volume.id for volume in cloud.all("volume").values() if volume.spec.vm == id}
             if listed != attached:
                 yield f"VM {id} lists the volumes {sorted(listed)}, attached to it are {sorted(attached)}"
+
+
+def _ending(cloud: Cloud, key: str) -> bool:
+    """Whether it is the place of something that is gone: it follows as soon as that is seen."""
+    kind, _, id = key.partition("/")
+    of = {"placement": "vm", "volume_placement": "volume"}.get(kind)
+    return of is not None and cloud.get(of, id) is None
 
 
 def _references(kind: str, record: Any) -> Iterator[str]:
