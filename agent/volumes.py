@@ -45,7 +45,7 @@ class Volumes:
         held = self._world.volumes.get(desired.id)
         image = self._world.images.get(desired.image_digest)
         actions = plan([], [desired], [image] if image else [], [held] if held else [])
-        if self._is_open(desired.id) and any(isinstance(action, DeleteVolume | GrowVolume) for action in actions):
+        if any(self._is_held_from(action) for action in actions):
             self.in_use.add(key)
             self._say_in_use(key, desired)
             return Again()
@@ -90,10 +90,16 @@ class Volumes:
         finally:
             self._world.mark(Part.VOLUMES)
 
-    def _is_open(self, volume: str) -> bool:
-        """Whether a guest that is on has it: a configuration alone opens nothing."""
+    def _is_held_from(self, action: object) -> bool:
+        """Whether a guest keeps a volume from an action: from growing one that is on, from removal also one about to start."""
         domains = self._world.domains.values()
-        return any(volume in domain.volumes for domain in domains if domain.state is not DomainState.SHUT_OFF)
+        match action:
+            case DeleteVolume(id=id):
+                return any(id in domain.volumes for domain in domains)
+            case GrowVolume(id=id):
+                return any(id in domain.volumes for domain in domains if domain.state is not DomainState.SHUT_OFF)
+            case _:
+                return False
 
     def _say_in_use(self, key: str, desired: DesiredVolume) -> None:
         held = self._world.volumes[desired.id]
