@@ -89,7 +89,7 @@ class Connection:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._pool, act, connection)
         except libvirt.libvirtError as error:
-            if not connection.isAlive():
+            if not _is_alive(connection):
                 self._forget(connection)
             raise failure(what, error) from error
 
@@ -177,6 +177,14 @@ class Connection:
                 act()
             except libvirt.libvirtError as error:
                 log.debug("libvirt disconnect", error=str(error))
+
+
+def _is_alive(connection: Any) -> bool:
+    """Whether calls can still be made. One whose end was noticed while a call was under way is closed already."""
+    try:
+        return bool(connection.isAlive())
+    except libvirt.libvirtError:
+        return False
 
 
 def _tell(loop: asyncio.AbstractEventLoop, act: Callable[..., None], *arguments: Any) -> None:

@@ -1,0 +1,44 @@
+"""The connection to libvirt when its daemon goes away during a call: on libvirt's own test driver, without a daemon."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+libvirt = pytest.importorskip("libvirt")
+from cairn.agent.hypervisor.base import HypervisorError  # noqa: E402
+from cairn.agent.hypervisor.connection import Connection  # noqa: E402
+
+
+class TestDriverConnection(Connection):
+    """Opens the test driver, which knows no close callbacks."""
+
+    __test__ = False
+    opened = 0
+
+    def _connect(self, loop: asyncio.AbstractEventLoop) -> Any:
+        connection = libvirt.open(self.uri)
+        self._registrations[connection] = 0
+        self.opened += 1
+        return connection
+
+
+def test_a_call_that_fails_on_a_connection_closed_meanwhile_says_so_and_the_next_connects_again() -> None:
+    """The end of the connection is told to another thread, which closes it before the call that failed looks at it."""
+
+    def dies(connection: Any) -> None:
+        connection.close()
+        connection.getHostname()
+
+    async def scenario() -> None:
+        connection = TestDriverConnection("test:///default", lambda _name, _event: None, lambda: None)
+        with pytest.raises(HypervisorError, match="undefine i-1: invalid connection pointer") as caught:
+            await connection.call("undefine i-1", dies)
+        assert caught.value.retryable
+        assert await connection.call("list", lambda each: each.listAllDomains()[0].name()) == "test"
+        assert connection.opened == 2
+        await connection.close()
+
+    asyncio.run(scenario())
