@@ -13,6 +13,8 @@ from tests.sim.cloud import Cloud
 
 OURS: Final = ("agent", "controller")
 _KILLED: Final = "-9"
+# Of each end of a long line.
+SHOWN: Final = 800
 
 
 class Untroubled(Checker):
@@ -21,7 +23,7 @@ class Untroubled(Checker):
     def line(self, cloud: Cloud, text: str) -> Iterator[str]:
         """Look for what the interpreter says of an exception nobody caught, and for what we log of one."""
         if "Traceback" in text or '"level": "error"' in text or '"level": "critical"' in text:
-            yield text[:2000]
+            yield text if len(text) < 2 * SHOWN else f"{text[:SHOWN]} ... {text[-SHOWN:]}"
 
 
 class Tail:
