@@ -2,15 +2,20 @@
 
 What is remembered durably is written before anything is done. After acting the guest is looked at again, until there is nothing
 to do. An action that fails ends the round; the report says which and why, and the loop comes back later.
+
+A volume is open in one guest at most: one that another guest has not let go of yet, though it is this one's now, is waited for.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict
+from weakref import WeakValueDictionary
 
 from cairn.agent.guestfiles import GuestFiles
-from cairn.agent.hypervisor.base import Disk, DomainSpec, Hypervisor, HypervisorError
+from cairn.agent.hypervisor.base import Disk, DomainSpec, DomainState, Hypervisor, HypervisorError
 from cairn.agent.ledger import Ledger
 from cairn.agent.networks import Networks
 from cairn.agent.plan import (
@@ -62,6 +67,8 @@ class Guests:
         self._hypervisor, self._files, self._world, self._networks = hypervisor, files, world, networks
         self._ledger, self._reports = ledger, reports
         self._memories: dict[str, Memory] = {}
+        # Of volumes a guest is just opening.
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self.actions = 0
 
     async def settle(self, key: str) -> Again:
@@ -128,30 +135,30 @@ class Guests:
             return
         for action in plan_gone(id, Found(self._world.domains.get(id), id in self._world.files)):
             logger("guests").info("orphan_removed", vm=id, action=type(action).__name__)
-            await self._act(action, ())
+            await self._act(action, DesiredVm())
         self.forget(id)
 
     async def _apply(self, key: str, vm: DesiredVm, verdict: Verdict) -> None:
-        taps = tuple(nic.tap for nic in vm.nics)
         for action in verdict.actions:
             try:
-                await self._act(action, taps)
+                await self._act(action, vm)
             except DriverError as error:
                 self._report_failure(key, vm, verdict, action, error)
                 raise
             self.actions += 1
             logger("guests").info("done", vm=vm.id, action=type(action).__name__)
 
-    async def _act(self, action: Action, taps: tuple[str, ...]) -> None:
+    async def _act(self, action: Action, vm: DesiredVm) -> None:
         id, hypervisor = action.id, self._hypervisor
         try:
             match action:
-                case WriteSeed(vm=vm):
-                    await self._files.write_seed(vm)
+                case WriteSeed():
+                    await self._files.write_seed(action.vm)
                 case Define(spec=spec):
                     await hypervisor.define(spec)
                 case Start():
-                    await self._start(action, taps)
+                    async with self._opening(id, {disk.volume for disk in vm.disks}):
+                        await self._start(action, tuple(nic.tap for nic in vm.nics))
                 case BindPorts(ports=ports):
                     await self._networks.bind(ports)
                 case Resume():
@@ -161,7 +168,8 @@ class Guests:
                 case Reboot(force=force, reboot_generation=generation):
                     await hypervisor.reboot(id, force=force, reboot_generation=generation)
                 case AttachDisk(disk=disk):
-                    await hypervisor.attach_disk(id, disk)
+                    async with self._opening(id, {disk.volume}):
+                        await hypervisor.attach_disk(id, disk)
                 case DetachDisk(volume=volume):
                     await hypervisor.detach_disk(id, volume)
                 case Undefine():
@@ -170,6 +178,19 @@ class Guests:
                     await self._files.remove(id)
         finally:
             self._world.mark(Part.FILES if isinstance(action, WriteSeed | RemoveFiles) else Part.DOMAINS)
+
+    @asynccontextmanager
+    async def _opening(self, id: str, volumes: set[str]) -> AsyncGenerator[None]:
+        """Let nobody else open these volumes meanwhile. HypervisorError when another guest has one of them open."""
+        async with AsyncExitStack() as held:
+            for volume in sorted(volumes):
+                await held.enter_async_context(self._locks.setdefault(volume, asyncio.Lock()))
+            await self._world.refresh(Part.DOMAINS)
+            for other in self._world.domains.values():
+                taken = volumes.intersection(other.volumes) if other.id != id else set()
+                if taken and other.state is not DomainState.SHUT_OFF:
+                    raise HypervisorError(f"guest {other.id} has not let go of {', '.join(sorted(taken))} yet")
+            yield
 
     async def _start(self, action: Start, taps: tuple[str, ...]) -> None:
         self._networks.begin_start(taps)

@@ -1,0 +1,72 @@
+"""A volume that goes from one guest to another is never open in both."""
+
+from __future__ import annotations
+
+from cairn.agent.app import Agent
+from cairn.proto.v1.agent_pb2 import Desired, DesiredVm, DesiredVolume, VmDisk
+
+from tests.unit.agent_kit import MIB, Machine, ran, run, until, vm_objects
+
+DATA = "vol-000000da"
+ONE, TWO = "i-00000001", "i-00000002"
+
+
+def data() -> dict[str, Desired]:
+    return {f"volume/{DATA}": Desired(volume=DesiredVolume(id=DATA, size_bytes=MIB, type="local"))}
+
+
+def guest(number: int, *, data: bool) -> dict[str, Desired]:
+    objects = vm_objects(number)
+    vm: DesiredVm = objects[f"vm/i-{number:08d}"].vm
+    if data:
+        vm.disks.append(VmDisk(volume=DATA))
+    vm.spec_revision = 2 if data else 1
+    return objects
+
+
+def holders(machine: Machine) -> list[str]:
+    return sorted(id for id, found in machine.host.guests.items() if found.live is not None and DATA in found.live.disks)
+
+
+async def both_run(machine: Machine) -> Agent:
+    machine.hold_image()
+    agent = machine.agent(latency_s=0.02)
+    await agent.start()
+    machine.snapshot(agent, {**guest(1, data=True), **guest(2, data=False), **data()})
+    await ran(agent, ONE)
+    await ran(agent, TWO)
+    assert holders(machine) == [ONE]
+    return agent
+
+
+def test_the_next_guest_waits_until_the_one_before_has_let_go() -> None:
+    async def scenario() -> None:
+        machine = Machine()
+        agent = await both_run(machine)
+        machine.host.clinging.add(DATA)
+        machine.upsert(agent, {f"vm/{ONE}": guest(1, data=False)[f"vm/{ONE}"], f"vm/{TWO}": guest(2, data=True)[f"vm/{TWO}"]})
+        await until("the second to be told of", lambda: "has not let go" in agent.reports.latest(f"vm/{TWO}").vm.error)
+        assert holders(machine) == [ONE]
+        machine.host.clinging.clear()
+        await until("it to have the volume", lambda: holders(machine) == [TWO])
+        await agent.stop()
+
+    run(scenario)
+
+
+def test_two_guests_that_open_it_at_the_same_moment_do_so_one_after_the_other() -> None:
+    async def scenario() -> None:
+        machine = Machine()
+        agent = await both_run(machine)
+        seen: list[list[str]] = []
+        tell = machine.host.notices.tell
+        machine.host.notices.tell = lambda id: (seen.append(holders(machine)), tell(id))[1]
+        for _ in range(5):
+            for there, here in ((1, 2), (2, 1)):
+                machine.upsert(agent, {f"vm/i-{there:08d}": guest(there, data=False)[f"vm/i-{there:08d}"]})
+                machine.upsert(agent, {f"vm/i-{here:08d}": guest(here, data=True)[f"vm/i-{here:08d}"]})
+                await until("it to have moved", lambda here=here: holders(machine) == [f"i-{here:08d}"])
+        assert max(len(each) for each in seen) == 1
+        await agent.stop()
+
+    run(scenario)
