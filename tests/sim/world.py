@@ -307,9 +307,11 @@ class World:
         return [item.key.rpartition("/")[2] for item in self.backend.scan(*_range(kinds.NODE_SESSION.prefix), 0, 0)]
 
     def sessions(self) -> dict[str, int]:
-        """Return node id -> revision its session was written at."""
+        """Return node id -> revision its session was written at; those of nodes that have left may linger, and do not count."""
         items = self.backend.scan(*_range(kinds.NODE_SESSION.prefix), 0, 0)
-        return {item.key.rpartition("/")[2]: item.mod_revision for item in items}
+        members = {machine.id for machine in self.machines.values() if not machine.away}
+        found = {item.key.rpartition("/")[2]: item.mod_revision for item in items}
+        return {node: revision for node, revision in found.items() if node in members}
 
     def count(self, kind: Any) -> int:
         """Return how many records of a kind the store holds."""
