@@ -37,7 +37,7 @@ sim: .dev/ready ## The whole cloud on virtual time: SEEDS=10000, SEED=n (again),
 	@$(V)/python -m tests.sim $(if $(SEED),--seed $(SEED),$(if $(SHRINK),--shrink $(SHRINK),--seeds $(or $(SEEDS),300) \
 	  $(if $(FIRST),--first $(FIRST)) $(if $(JOBS),--jobs $(JOBS)))) $(if $(TRACE),--trace)
 
-mutants: .dev/ready ## Can the simulation fail? Each known bug in a copy of the product, until a seed catches it: SEEDS=300, ONLY="a b", JOBS=n.
+mutants: .dev/ready ## Can the simulation fail? Known bugs, each until a seed catches it: SEEDS=300, ONLY="a b", JOBS=n.
 	@$(V)/python -m tests.sim.mutants --seeds $(or $(SEEDS),300) $(if $(ONLY),--only $(ONLY)) $(if $(JOBS),--jobs $(JOBS))
 
 twin: .dev/ready ## The same users, faults and checkers on real servers, etcd, libvirt and QEMU: MINUTES=10 SEED=1.
