@@ -22,7 +22,7 @@ from cairn.proto import kinds
 from cairn.proto.rpc import FileCredentials, GrpcTransport
 from cairn.proto.seams import SystemIds
 
-from tests.lab.hosts import Host
+from tests.lab.hosts import Host, run
 from tests.lab.lab import Lab
 from tests.sim import audit, cast
 from tests.sim.asked import Asked
@@ -136,6 +136,7 @@ class Twin:
         await self._bounded("not everybody was answered", working)
         await self._rest("at rest", self.referee.unsettled)
         await self._ask_all()
+        await self._ask_libvirt()
         await self._again()
         await self._erase_all()
         await self._rest("empty", self.referee.unemptied)
@@ -268,6 +269,16 @@ class Twin:
                     self.referee.listed(f"the controller on {host.name}", kind, objects)
                 except Violation as violation:
                     self._fail(violation)
+
+    async def _ask_libvirt(self) -> None:
+        """Have each server's libvirt list its domains: what it says must be what its files and the processes say."""
+        for host in self.referee.cloud.hosts.values():
+            uri = f"qemu+unix:///system?socket={self.lab.host(host.name).folder}/libvirt/run/libvirt-sock"
+            executing = [id for id, guest in host.guests.items() if guest.executing]
+            for which, seen in (("--state-running", executing), ("--all", host.definitions)):
+                listed = (await asyncio.to_thread(run, "virsh", "-c", uri, "list", "--name", which)).stdout.split()
+                if sorted(listed) != sorted(seen):
+                    self._violated(f"libvirt on {host.name} lists {sorted(listed)} {which}, seen were {sorted(seen)}")
 
     async def _again(self) -> None:
         """Restart everybody while all is at rest: nothing may change."""
