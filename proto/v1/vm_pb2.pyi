@@ -733,7 +733,7 @@ class VmSpec(_message.Message):
     """Place it on this node (id; a name is accepted in requests) or nowhere."""
     power_state: Global___PowerState.ValueType
     power_generation: _builtins.int
-    """Counts `start`; a guest that shut itself down runs again when it grows."""
+    """Counts `start` and `undelete`; a guest that shut itself down runs again when it grows."""
     reboot_generation: _builtins.int
     """Counts `reboot`."""
     force: _builtins.bool

@@ -19,6 +19,8 @@ from tests.sim.network import Connection
 WINDOW: Final = 16
 END: Final = None
 Code = grpc.StatusCode
+# How a call may have ended whose request is sent again.
+_REPEATED: Final = (Code.OK, Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.CANCELLED)
 
 
 @dataclass(frozen=True)
@@ -375,7 +377,10 @@ class ClientCall:
             self._perhaps_again(data)
 
     def _perhaps_again(self, data: bytes) -> None:
-        """A proxy between may send the request a second time, to any controller, and keep the answer to itself."""
+        """A proxy between may send the request a second time, to any controller, and keep the answer to itself.
+
+        Not once it has seen a refusal: a refusal is not remembered, so what was refused may be granted the second time.
+        """
         connection, method = self._connection, self.method
         if connection is None or not connection.network.strikes("duplicate", connection.network.faults.duplicate):
             return
@@ -383,7 +388,8 @@ class ClientCall:
 
         def arrive() -> None:
             there = [each for each in network.listeners.values() if _like(each, connection.listener)]
-            if there:
+            refused = self._status is not None and self._status.code not in _REPEATED
+            if there and not refused:
                 network.note(f"once more {method}")
                 again = Connection(network, *connection.hosts, connection.caller, network.random.choice(there))
                 ServerCall(again, self, method, self._timeout_s, mute=True).repeat(data)
