@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cairn.proto.v1.agent_pb2 import ImageReport, PortReport, VmReport, VolumeReport
+from cairn.proto.v1.node_pb2 import NodeFacts
 from cairn.proto.v1.vm_pb2 import Nic
 from cairn.proto.v1.volume_pb2 import Purge
 
@@ -124,6 +125,7 @@ _disagrees("rules_flushed", "rules of rtr-1 on n1 are damaged", damaged=frozense
 _disagrees("still_erasing", "i-1 is still being erased", ("purge", VM, Purge(id=VM)))
 _disagrees("a_place_left", "record placement/i-9 is left of a vm that is gone", placement("i-9"))
 _disagrees("not_connected", "n1 is not connected", ("node_session", NODE, None))
+_disagrees("not_known", "n1 has not said what it is", ("node_facts", NODE, NodeFacts()))
 _disagrees("a_report_missing", r"reports on n1: missing \['vm/i-1'\]", ("observed", f"{NODE}/vm/i-1", None))
 _disagrees("a_report_left", r"reports on n1: missing \[\], too many \['vm/i-9'\]", said("vm/i-9", vm=VmReport()))
 _disagrees("a_guest_said_off", "says STATE_STOPPED of i-1", said("vm/i-1", vm=VmReport(state=VmReport.STATE_STOPPED)))

@@ -85,6 +85,9 @@ class Agree(Checker):
     def _reports(self, cloud: Cloud, host: Host) -> Iterator[str]:
         if cloud.get("node_session", host.node) is None:
             yield f"{host.name} is not connected"
+        facts = cloud.get("node_facts", host.node)
+        if facts is None or not facts.hypervisor.archs or not facts.pools:
+            yield f"{host.name} has not said what it is"
         said = {key: each.report for key, each in _observed(cloud, host)}
         deleted = {f"vm/{id}" for id, vm in cloud.all("vm").items() if _was_here(cloud, host, id) and rules.deleted(vm)}
         wanted = {f"vm/{id}" for id in rules.guests_on(cloud, host.node)} | deleted
