@@ -120,7 +120,9 @@ class VmService(vm_pb2_grpc.VmServiceServicer):
         resolution.check_etag("etag", record, request.etag, required=False, title="VM")
         vm = _copy(record)
         mark_deleted(self._core, vm, purge=request.purge)
-        vm.spec.ClearField("volumes")
+        # Volumes that go with it stay attached: they are brought back with it.
+        kept = (view.get(kinds.VOLUME, id) for id in vm.spec.volumes)
+        vm.spec.volumes[:] = [volume.id for volume in kept if volume is not None and volume.spec.delete_with_vm]
         txn = Txn("api").check(kinds.VM, vm.id, record.mod_revision).put(kinds.VM, vm.id, vm)
         resolution.release(txn, view, nouns.VM, vm.project, vm.name, vm.id)
         for id in view.by(kinds.VOLUME, "vm", vm.id):
@@ -128,6 +130,8 @@ class VmService(vm_pb2_grpc.VmServiceServicer):
             if held is None:
                 continue
             if held.message.spec.delete_with_vm:
+                # Checked: it may be changed at this moment not to go with the VM.
+                txn.check(kinds.VOLUME, id, held.mod_revision)
                 resolution.release(txn, view, nouns.VOLUME, vm.project, held.message.name, id)
                 continue
             volume = type(held.message)()
@@ -138,7 +142,7 @@ class VmService(vm_pb2_grpc.VmServiceServicer):
         return Decided(txn, nouns.VM, vm.id, vm.name, vm.project, events=said)
 
     async def UndeleteVm(self, request: vm_pb2.UndeleteVmRequest, context: Any) -> Vm:
-        """Bring a deleted VM back, with its disks and addresses; data volumes have to be attached again."""
+        """Bring a deleted VM back, with its disks and addresses; data volumes that stayed have to be attached again."""
         return await self._core.mutations.run(request, actor(context), lambda view: self._undelete(view, request))
 
     def _undelete(self, view: View, request: vm_pb2.UndeleteVmRequest) -> Decided[Vm]:

@@ -203,6 +203,17 @@ async def test_delete_is_soft_and_undelete_brings_back(world: World) -> None:
     assert (await world.api.vms.GetVm(GetVmRequest(id="web"))).id == made.id
 
 
+async def test_a_volume_that_goes_with_its_vm_comes_back_with_it(world: World) -> None:
+    made = await world.vm()
+    data = _volume("data", vm="web")
+    data.spec.delete_with_vm = True
+    volume = await world.api.volumes.CreateVolume(CreateVolumeRequest(volume=data))
+    await world.api.vms.DeleteVm(DeleteVmRequest(id="web"))
+    back = await world.api.vms.UndeleteVm(UndeleteVmRequest(id=made.id))
+    assert list(back.spec.volumes) == [volume.id]
+    assert (await world.api.volumes.GetVolume(GetVolumeRequest(id="data"))).spec.vm == made.id
+
+
 def _volume(name: str, vm: str = "") -> Volume:
     volume = Volume(name=name)
     volume.spec.size_bytes, volume.spec.vm = 64 * MIB, vm

@@ -64,6 +64,8 @@ class Host:
     volumes: Mapping[str, int] = field(default_factory=dict)
     # Digests of images.
     images: frozenset[str] = frozenset()
+    # Of those that came in part only.
+    partials: frozenset[str] = frozenset()
     # VPC id -> ports whose frames flow there, and ports elsewhere it can reach (port -> tunnel address).
     ports: Mapping[str, frozenset[str]] = field(default_factory=dict)
     forwards: Mapping[str, Mapping[str, str]] = field(default_factory=dict)

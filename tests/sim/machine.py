@@ -203,6 +203,7 @@ class Machine:
             definitions={id: self._definition(guest) for id, guest in self.host.guests.items()},
             volumes={id: volume.size_bytes for id, volume in self.pool.volumes.items()},
             images=frozenset(self.pool.images),
+            partials=frozenset(self.pool.partials),
             ports={vpc: frozenset(port for port in net.bound if self.net.is_bound(port)) for vpc, net in networks.items()},
             forwards={vpc: {port: each.vtep for port, each in net.forwards.items()} for vpc, net in networks.items()},
             subnets={vpc: frozenset(subnet.id for subnet in net.network.subnets) for vpc, net in networks.items()},

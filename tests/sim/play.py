@@ -94,6 +94,9 @@ class Play:
         await self._bounded("requests", "not everything could be deleted", self._empty())
         await self._rest("empty", world.referee.unemptied)
         world.referee.emptied()
+        await self._bounded("requests", "not all networks and images could be deleted", self._bare())
+        await self._rest("bare", world.referee.unbared)
+        world.referee.bared()
         return {
             "commits": world.backend.revision,
             "struck": {**world.store_faults.struck, **world.network.struck},
@@ -198,6 +201,15 @@ class Play:
         async with asyncio.TaskGroup() as group:
             for volume in list(self.asked.volumes.values()):
                 group.create_task(self._erase(self.world.client.delete_volume(volume.id), self.asked.volumes, volume.id))
+
+    async def _bare(self) -> None:
+        """Delete all networks and images, in the order that nothing is used by what is left."""
+        found = await audit.listed(self.world.client)
+        client = self.world.client
+        for kind, delete in (("image", client.delete_image), ("subnet", client.delete_subnet), ("vpc", client.delete_vpc)):
+            async with asyncio.TaskGroup() as group:
+                for each in found[kind]:
+                    group.create_task(delete(each.id))
 
     async def _erase(self, call: Coroutine[Any, Any, None], table: dict[str, Any], id: str) -> None:
         await call

@@ -56,6 +56,10 @@ class Referee:
         """From now on nothing may change; off: it may again. Raises Violation."""
         self._raise(lambda checker: checker.resting(self.cloud, on))
 
+    def bared(self) -> None:
+        """Networks and images were deleted too. Raises Violation."""
+        self._raise(lambda checker: checker.bared(self.cloud))
+
     def emptied(self) -> None:
         """Everything was deleted. Raises Violation."""
         self._raise(lambda checker: checker.emptied(self.cloud))
@@ -63,6 +67,10 @@ class Referee:
     def unsettled(self) -> list[str]:
         """Return what checkers would say if the cloud were said to be at rest now."""
         return [f"{checker.name}: {text}" for checker in self._checkers for text in checker.settled(self.cloud, self.asked)]
+
+    def unbared(self) -> list[str]:
+        """Return what checkers would say if only the cloud itself were said to be left now."""
+        return [f"{checker.name}: {text}" for checker in self._checkers for text in checker.bared(self.cloud)]
 
     def unemptied(self) -> list[str]:
         """Return what checkers would say if everything were said to be gone now."""

@@ -97,6 +97,10 @@ class Stage:
         """Be empty."""
         self.said += self.checker.emptied(self.cloud)
 
+    def bare(self) -> None:
+        """Have nothing but the cloud itself."""
+        self.said += self.checker.bared(self.cloud)
+
 
 # --- what there is ---------------------------------------------------------------------------------------------------------
 

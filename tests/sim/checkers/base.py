@@ -9,7 +9,8 @@ A checker knows the vocabulary (records are proto messages) and nothing of the p
     settled(cloud, asked)       faults stopped, the cloud came to rest: now everything must be as asked; asked again and again
     listed(cloud, who, kind, objects)   at rest, a controller listed the objects of a kind
     resting(cloud, on)          on: from now on nothing may change, whoever is restarted; off: no more
-    emptied(cloud)              everything was deleted: nothing may be left
+    emptied(cloud)              all VMs and volumes were deleted: nothing of them may be left
+    bared(cloud)                networks and images were deleted too: only the cloud itself is left
 
 Each yields sentences; one sentence fails the story. State of its own is allowed: a story has its own instances. A checker
 costs what changed, not what there is, except at rest.
@@ -62,4 +63,7 @@ class Checker:
         yield from ()
 
     def emptied(self, cloud: Cloud) -> Iterator[str]:
+        yield from ()
+
+    def bared(self, cloud: Cloud) -> Iterator[str]:
         yield from ()

@@ -1,4 +1,7 @@
-"""When all was deleted, nothing is left: no record, and on no host a guest, a configuration, a file, a volume or a port."""
+"""When all was deleted, nothing is left: no record, and on no host a guest, a configuration, a file, a volume or a port.
+
+When networks and images were deleted too, only the cloud itself is left: its nodes, controllers, projects and history.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,9 @@ from tests.sim.checkers.base import Checker
 from tests.sim.cloud import Cloud
 
 _KINDS = ("vm", "volume", "port", "port_binding", "address", "placement", "volume_placement", "purge")
+_BARE = ("vpc", "subnet", "vni", "image", "image_content", "observed")
+# Kinds of names that outlive what users make.
+_STANDING = ("project", "node", "node-index")
 
 
 class Orphans(Checker):
@@ -28,3 +34,19 @@ class Orphans(Checker):
             ports = sorted(port for each in host.ports.values() for port in each)
             if ports:
                 yield f"ports are left on {host.name}: {ports}"
+
+    def bared(self, cloud: Cloud) -> Iterator[str]:
+        """Look for what is left of networks, images and names."""
+        yield from self.emptied(cloud)
+        for kind in _BARE:
+            for id in sorted(cloud.all(kind)):
+                yield f"the record {kind}/{id} is left"
+        for id, claim in sorted(cloud.all("name").items()):
+            if claim.kind not in _STANDING:
+                yield f"the name {id} is still taken"
+        for host in cloud.hosts.values():
+            if host.away:
+                continue
+            for what, left in (("images", host.images), ("halves of images", host.partials), ("networks", host.ports)):
+                if left:
+                    yield f"{what} are left on {host.name}: {sorted(left)}"

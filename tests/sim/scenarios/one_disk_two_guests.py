@@ -1,5 +1,5 @@
-"""A volume was detached from one VM and attached to another on the same node: the second guest opened it while the first still had
-it open, as it had not let go yet.
+"""A volume was detached from one VM and attached to another on the same node: the second guest opened it while the first still
+had it open, as it had not let go yet.
 
 Mended by: a guest opens a volume only when no other guest that runs has it (agent/guests.py: _opening).
 """
