@@ -40,7 +40,7 @@ class Faults:
     async def run(self, until_s: float) -> None:
         """Let things break until then (the loop's time), and be mended."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._stream("alone", self._alone, until_s, (1.0, 6.0)))
+            group.create_task(self._stream("alone", self._alone, until_s, (0.5, 4.0)))
             group.create_task(self._stream("members", self._members, until_s, (2.0, 10.0)))
 
     async def calm(self) -> None:
@@ -80,12 +80,13 @@ class Faults:
         return lambda: self._die([host], service, down_s)
 
     async def _all_of(self, service: str, down_s: float) -> None:
-        self.struck[f"every {service}"] += 1
         await self._die([host for host in self._lab.hosts if service in host.services], service, down_s)
 
     async def _die(self, hosts: list[Host], service: str, down_s: float) -> None:
         """Kill them; down_s 0: they are started again at once, as a supervisor does."""
         struck = [host for host in hosts if self._kill(host, service)]
+        if struck:
+            self.struck[f"kill {'every ' if len(hosts) > 1 else ''}{service}"] += 1
         for host in struck if down_s else []:
             host.hold(service)
         await asyncio.sleep(down_s)
@@ -97,7 +98,6 @@ class Faults:
         if not pid:
             return False
         self._note(f"kill -9 {service} on {host.name}")
-        self.struck[f"kill {service}"] += 1
         self.killed[host.name, service] += 1
         host.kill(service, signal.SIGKILL)
         return True

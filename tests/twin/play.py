@@ -111,6 +111,8 @@ class Twin:
         for task in (*watchers, play):
             task.cancel()
         results = await asyncio.gather(*watchers, play, return_exceptions=True)
+        # Also when it was cut short: the lab may have more to do.
+        await self.faults.calm()
         self.eyes.close()
         await self.store.close()
         for result in results:
