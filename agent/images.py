@@ -62,7 +62,7 @@ class Images:
         return image
 
     async def collect(self, _key: str = "") -> Again:
-        """Remove images that nobody wants here and no volume is a copy of."""
+        """Remove images that nobody wants here and no volume is a copy of, and halves of such."""
         if not (self._ledger.synced and self._ledger.trusted):
             return Again()
         await self._world.refresh(Part.IMAGES, Part.VOLUMES)
@@ -74,6 +74,7 @@ class Images:
                 self._world.mark(Part.IMAGES)
                 await self._store.delete(action.digest)
                 self._world.mark(Part.IMAGES)
+        await self._store.sweep({each.digest for each in images} | {each.image_digest for each in volumes})
         return Again()
 
     async def _pull(self, key: str, desired: DesiredImage) -> None:

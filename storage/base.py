@@ -14,7 +14,7 @@ Drivers: local.py (qcow2 files) and fake.py; tests/conformance/test_storage.py r
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -143,6 +143,10 @@ class ImageStore(Protocol):
 
     async def partial_bytes(self, digest: str) -> int:
         """Return how many bytes of an unfinished put are kept for resuming; 0: none."""
+        ...
+
+    async def sweep(self, keep: Collection[str]) -> None:
+        """Drop what is kept of unfinished puts, but for these digests and what is being put now."""
         ...
 
     async def delete(self, digest: str) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 from weakref import WeakValueDictionary
@@ -150,6 +150,14 @@ class FakeImages:
         """Return how many bytes of an unfinished put are kept."""
         _require_digest(digest)
         return len(self._pool.partials.get(digest, b""))
+
+    async def sweep(self, keep: Collection[str]) -> None:
+        """Drop what is kept of unfinished puts, but for these digests and what is being put now."""
+        await self._pool.enter("sweep")
+        for digest in [each for each in self._pool.partials if each not in keep]:
+            lock = self._locks.get(digest)
+            if lock is None or not lock.locked():
+                del self._pool.partials[digest]
 
     async def delete(self, digest: str) -> None:
         """Remove it; refused while a volume is its child."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 from typing import Final
 from weakref import WeakValueDictionary
@@ -119,6 +119,11 @@ class LocalImages:
         """Return how many bytes of an unfinished put are kept for resuming."""
         found = await in_thread(head_of, self._pool.partial(digest))
         return found[1].st_size if found else 0
+
+    async def sweep(self, keep: Collection[str]) -> None:
+        """Drop what is kept of unfinished puts, but for these digests and what is being put now."""
+        with attempt("removing unfinished images"):
+            await in_thread(self._pool.drop_partials, keep)
 
     async def delete(self, digest: str) -> None:
         """Remove it and what is kept of an unfinished put; refused while a volume is its child."""

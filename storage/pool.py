@@ -1,7 +1,7 @@
 """The folder a local pool lives in: its paths, its truth about space, its durable renames, and the lock both drivers share.
 
     <pool>/images/<hex>              complete and verified, bytes as uploaded
-    <pool>/images/.<hex>.partial     an unfinished put: a cache, dropped when space is needed
+    <pool>/images/.<hex>.partial     an unfinished put, to go on from; dropped when nobody wants it or space is needed
     <pool>/volumes/vol-….qcow2       a guest's disk
     <pool>/volumes/.vol-….qcow2.new  being made; swept by recover
     <pool>/.lock                     shared: a volume is being made of an image; exclusive: an image is being deleted
@@ -18,7 +18,7 @@ import fcntl
 import os
 import re
 import stat
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -81,11 +81,12 @@ class Pool:
             path=str(self.folder),
         )
 
-    def drop_partials(self) -> bool:
-        """Delete unfinished puts that nobody writes now; return whether any was."""
+    def drop_partials(self, keep: Collection[str] = ()) -> bool:
+        """Delete unfinished puts that nobody writes now, but for these digests; return whether any was."""
         dropped = False
         for path in self.images.iterdir():
-            if PARTIAL_FILE.fullmatch(path.name):
+            found = PARTIAL_FILE.fullmatch(path.name)
+            if found and f"sha256:{found[1]}" not in keep:
                 dropped = _drop_idle(path) or dropped
         return dropped
 

@@ -125,9 +125,30 @@ async def test_a_broken_put_goes_on_where_it_ended(world: World, tmp_path: Path)
     assert await world.images.list() == []
     again = world.again()
     assert await again.images.partial_bytes(digest) == half
+    await again.images.sweep([digest])
+    assert await again.images.partial_bytes(digest) == half
     await put(again.images, content, offset=half)
     assert await collect(again.images.get(digest)) == content
     assert await again.images.partial_bytes(digest) == 0
+
+
+async def test_halves_nobody_wants_are_swept_but_not_from_under_a_put(world: World, tmp_path: Path) -> None:
+    content = make_qcow2(tmp_path)
+    digest, half = digest_of(content), len(content) // 2
+    swept: list[int] = []
+
+    async def broken() -> AsyncIterator[bytes]:
+        yield content[:half]
+        await world.images.sweep([])
+        swept.append(await world.images.partial_bytes(digest))
+        raise ConnectionError("the line went dead")
+
+    with pytest.raises(ConnectionError):
+        await world.images.put(digest, len(content), QCOW2, broken())
+    assert swept == [half]
+    assert await world.images.partial_bytes(digest) == half
+    await world.images.sweep([])
+    assert await world.images.partial_bytes(digest) == 0
 
 
 async def test_a_put_that_ends_early_is_kept_and_may_start_over(world: World, tmp_path: Path) -> None:

@@ -101,8 +101,6 @@ class Road:
     ends: str
     error: str = ""
     stops: Edge | None = None
-    # Part of the bytes stays where it came, as a cache that is dropped when space is needed (storage/pool.py).
-    leaves_partial: bool = False
 
     @property
     def states(self) -> tuple[str, ...]:
@@ -266,7 +264,6 @@ _IMPORT_IMAGE: Final = (
         FAILED,
         "it was cancelled",
         ("upload", CANCEL),
-        leaves_partial=True,
     ),
     Road(
         "late while waiting for bytes",
