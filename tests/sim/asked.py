@@ -37,10 +37,13 @@ class AskedVm:
     image: str = ""
     # Deleted, and may be brought back: must not run, keeps its disks.
     deleted: bool = False
+    # Its revision when its power was last asked for: an older picture does not know of that.
+    revision: int = 0
 
-    def switch(self, *, on: bool) -> None:
+    def switch(self, *, on: bool, revision: int = 0) -> None:
         """Its user asked for this power state, and was told that it will be."""
         self.power_on = self.running = on
+        self.revision = max(self.revision, revision)
         self.may_be_off = on and self.never_restarts
 
 

@@ -63,24 +63,21 @@ async def start(user: User, index: int) -> None:
     """Run one of his VMs."""
     vm = user.vm(index)
     if vm is not None:
-        await user.client.start_vm(vm.id)
-        vm.switch(on=True)
+        vm.switch(on=True, revision=(await user.client.start_vm(vm.id)).revision)
 
 
 async def stop(user: User, index: int) -> None:
     """Ask its guest to shut down."""
     vm = user.vm(index)
     if vm is not None:
-        await user.client.stop_vm(vm.id)
-        vm.switch(on=False)
+        vm.switch(on=False, revision=(await user.client.stop_vm(vm.id)).revision)
 
 
 async def stop_hard(user: User, index: int) -> None:
     """Cut its power."""
     vm = user.vm(index)
     if vm is not None:
-        await user.client.stop_vm(vm.id, force=True)
-        vm.switch(on=False)
+        vm.switch(on=False, revision=(await user.client.stop_vm(vm.id, force=True)).revision)
 
 
 async def reboot(user: User, index: int, *, force: bool = False) -> None:
@@ -92,8 +89,7 @@ async def reboot(user: User, index: int, *, force: bool = False) -> None:
         if await user.attempt(user.client.reboot_vm(vm.id, force=force), Code.FAILED_PRECONDITION) is not None:
             user.asked.contradict(f"{vm.name} ({vm.id}) is to be off and could be rebooted")
         return
-    await user.client.reboot_vm(vm.id, force=force)
-    vm.switch(on=True)
+    vm.switch(on=True, revision=(await user.client.reboot_vm(vm.id, force=force)).revision)
 
 
 async def reboot_hard(user: User, index: int) -> None:
@@ -130,7 +126,8 @@ async def _seen_running(user: User, vm: AskedVm) -> Vm | None:
     if not vm.running:
         return None
     loop = asyncio.get_running_loop()
-    until_s, revision = loop.time() + _PATIENCE_S, (await user.client.vm(vm.id)).revision
+    # A controller may be behind: what was asked for a moment ago through another is to be done first.
+    until_s, revision = loop.time() + _PATIENCE_S, max(vm.revision, (await user.client.vm(vm.id)).revision)
     while loop.time() < until_s:
         seen = await user.client.vm(vm.id, revision)
         if seen.status.state == VmStatus.STATE_RUNNING and not seen.reconciling:
