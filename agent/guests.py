@@ -81,6 +81,9 @@ class Guests:
             if held is None:
                 await self._remove(id)
                 return Again()
+            if self._is_asked_anew(key, held.object.vm):
+                self._world.mark(Part.DOMAINS)
+                await self._world.refresh(Part.DOMAINS)
             wanted = await self._wanted(held.object.vm)
             verdict = self._decide(key, wanted)
             again_after_s = verdict.again_after_s
@@ -93,6 +96,16 @@ class Guests:
     def forget(self, id: str) -> None:
         """Drop what is remembered of a guest that is no longer desired."""
         self._memories.pop(id, None)
+
+    def _is_asked_anew(self, key: str, vm: DesiredVm) -> bool:
+        """Whether a guest is to run again that ran when last seen, which may have been before that was asked for.
+
+        Taken for the answer it would stay off, if it had shut itself down between the two.
+        """
+        domain = self._world.domains.get(vm.id)
+        if domain is None or domain.state is DomainState.SHUT_OFF:
+            return False
+        return vm.power_generation > max(Note(**self._ledger.note(key)).power_generation, domain.power_generation)
 
     def _decide(self, key: str, wanted: Wanted) -> Verdict:
         id = wanted.vm.id
