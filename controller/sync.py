@@ -106,6 +106,8 @@ class SyncService(AgentServiceServicer):
         for kind, id in change.records:
             if kind is kinds.NODE_SESSION and id in self._streams:
                 self._streams[id].check_session()
+            elif kind is kinds.OBSERVED and (node := id.partition("/")[0]) in self._streams:
+                self._streams[node].check_report(id)
             elif kind is kinds.NODE and id in self._streams:
                 self._streams[id].check_node()
 
@@ -177,6 +179,8 @@ class Stream:
         self._session = Session(service.store, service.clock, hello, service.controller)
         # Key -> hash of what was sent last.
         self._sent: dict[str, int] = {}
+        # The snapshot has been sent: what is not in `_sent` the node need not hold.
+        self._told_all = False
         self._touched: dict[str, None] = {}
         self._touched_s: float | None = None
         self._beat = False
@@ -209,6 +213,12 @@ class Stream:
         """End the stream of a node that was removed."""
         if self._service.cache.view.get(kinds.NODE, self.node) is None:
             self.end(_removed(self.node))
+
+    def check_report(self, id: str) -> None:
+        """Have a report removed that is about nothing the node must hold: its commit was in doubt, and came late."""
+        key = id.partition("/")[2]
+        if self._told_all and key not in self._sent and self._service.cache.view.get(kinds.OBSERVED, id) is not None:
+            self._reports.forget(key)
 
     async def open(self) -> None:
         """Register the node as connected. Raises TryAgain; NotFound when it was removed meanwhile."""
@@ -333,10 +343,9 @@ class Stream:
         yield SyncResponse(bookmark=Bookmark(version=version, snapshot_end=True))
         service.metrics.snapshots.inc()
         _log.info("snapshot_sent", node=self.node, objects=len(objects), revision=version.revision)
+        self._told_all = True
         for id in service.cache.view.by(kinds.OBSERVED, "node", self.node):
-            key = id.partition("/")[2]
-            if key not in self._sent:
-                self._reports.forget(key)
+            self.check_report(id)
 
     def _deltas(self) -> list[SyncResponse]:
         """Return the differences of some of the touched objects, computed from one view."""

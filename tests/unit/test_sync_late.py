@@ -55,3 +55,22 @@ async def test_a_late_commit_of_old_reports_changes_nothing() -> None:
         await at.until(lambda: state() == VmReport.STATE_RUNNING)
         with pytest.raises(Conflict):
             await commit(late[0])
+
+
+async def test_a_report_that_comes_late_about_what_has_gone_is_removed() -> None:
+    async with world() as at:
+        vm = at.cloud.vm("a", node=N1)
+        key = f"vm/{vm}"
+        await at.decided()
+        here = agent(at)
+        await at.until(lambda: here.bookmarks)
+        here.report(key, vm=VmReport(state=VmReport.STATE_RUNNING))
+        await at.until(lambda: at.observed(N1, key))
+        observed = at.cache.view.get(kinds.OBSERVED, f"{N1}/{key}")
+        assert observed is not None
+        at.cloud.delete(kinds.VM, vm)
+        await at.copy()
+        await at.until(lambda: key not in here.objects)
+        await at.until(lambda: at.observed(N1, key) is None)
+        await at.cache.wait_for(await at.store.commit(Txn("sync").put(kinds.OBSERVED, f"{N1}/{key}", observed)))
+        await at.until(lambda: at.observed(N1, key) is None)
