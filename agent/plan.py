@@ -160,6 +160,8 @@ class Note:
 
     # The last power generation that was answered; -1: none was.
     power_generation: int = -1
+    # The same for reboots: a configuration that was lost and made again knows of none.
+    reboot_generation: int = -1
     # Why it is off: "", "guest", "crashed" or "stopped".
     exit: str = ""
     # Crashes in a row.
@@ -299,7 +301,8 @@ def _asked_anew(wanted: Wanted, domain: Domain | None, note: Note) -> bool:
     answered = max(note.power_generation, domain.power_generation if domain is not None else -1)
     if 0 <= answered < wanted.vm.power_generation:
         return True
-    return domain is not None and domain.reboot_generation < wanted.vm.reboot_generation
+    rebooted = max(note.reboot_generation, domain.reboot_generation if domain is not None else -1)
+    return domain is not None and rebooted < wanted.vm.reboot_generation
 
 
 def _wait_s(note: Note, memory: Memory, cause: str, now_s: float) -> float:
@@ -347,7 +350,8 @@ def _seen_running(note: Note, vm: DesiredVm, domain: Domain, memory: Memory, now
     """A running guest answers the power generation, whoever started it."""
     steady = memory.running_s is not None and now_s - memory.running_s >= STEADY_S
     generation = max(vm.power_generation, domain.power_generation)
-    return replace(note, exit="", power_generation=generation, crashes=0 if steady else note.crashes)
+    rebooted, crashes = max(note.reboot_generation, domain.reboot_generation), 0 if steady else note.crashes
+    return replace(note, exit="", power_generation=generation, reboot_generation=rebooted, crashes=crashes)
 
 
 def _running(wanted: Wanted, domain: Domain, note: Note, memory: Memory, now_s: float) -> Verdict:

@@ -32,3 +32,26 @@ def test_a_start_asked_for_just_after_the_guest_shut_itself_down_is_not_lost() -
         await agent.stop()
 
     run(scenario)
+
+
+def test_a_guest_that_shut_itself_down_stays_off_though_somebody_undefines_it() -> None:
+    async def scenario() -> None:
+        machine = Machine()
+        machine.hold_image()
+        agent = machine.agent()
+        await agent.start()
+        machine.snapshot(agent, vm_objects(reboot_generation=1))
+        await ran(agent, VM)
+        await settled(agent)
+        machine.host.end(VM, ExitCause.GUEST)
+        await settled(agent)
+        del machine.host.guests[VM]
+        machine.host.notices.tell(VM)
+        await until("its configuration to be there again", lambda: VM in machine.host.guests, 120)
+        await settled(agent)
+        assert machine.host.boots == [VM]
+        machine.upsert(agent, {KEY: vm_objects(reboot_generation=2)[KEY]})
+        await until("the guest to run again", lambda: machine.host.boots == [VM, VM], 120)
+        await agent.stop()
+
+    run(scenario)
