@@ -33,9 +33,9 @@ test: check ## Everything that proves it works.
 release-protos: .dev/ready ## Promise today's protos: later wire-breaking change fails the check.
 	$(V)/buf build -o proto/v1/lock.binpb
 
-sim: .dev/ready ## The whole cloud on virtual time: SEEDS=10000, SEED=n (again), SHRINK=n (the shortest story), FIRST=n, JOBS=n.
+sim: .dev/ready ## The whole cloud on virtual time: SEEDS=10000, BUSY=1 (more faults), SEED=n (again), SHRINK=n (the shortest story), FIRST=n, JOBS=n.
 	@$(V)/python -m tests.sim $(if $(SEED),--seed $(SEED),$(if $(SHRINK),--shrink $(SHRINK),--seeds $(or $(SEEDS),300) \
-	  $(if $(FIRST),--first $(FIRST)) $(if $(JOBS),--jobs $(JOBS)))) $(if $(TRACE),--trace)
+	  $(if $(FIRST),--first $(FIRST)) $(if $(JOBS),--jobs $(JOBS)) $(if $(BUSY),--busy))) $(if $(TRACE),--trace)
 
 mutants: .dev/ready ## Can the simulation fail? Known bugs, each until a seed catches it: SEEDS=300, ONLY="a b", JOBS=n.
 	@$(V)/python -m tests.sim.mutants --seeds $(or $(SEEDS),300) $(if $(ONLY),--only $(ONLY)) $(if $(JOBS),--jobs $(JOBS))

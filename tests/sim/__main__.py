@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from typing import Final
 
 from tests.sim import cast
@@ -26,9 +27,10 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=300, help="how many to play")
     parser.add_argument("--first", type=int, default=1, help="the first of them")
     parser.add_argument("--jobs", type=int, default=0, help="how many at once; 0: one per core")
-    parser.add_argument("--seed", type=int, help="play this one again")
+    parser.add_argument("--busy", action="store_true", help="stories with many more faults: seeds busy-1, busy-2, ...")
+    parser.add_argument("--seed", help="play this one again: 42, or busy-42")
     parser.add_argument("--trace", action="store_true", help="with --seed: print every line")
-    parser.add_argument("--shrink", type=int, help="find the shortest story of a failing seed")
+    parser.add_argument("--shrink", help="find the shortest story of a failing seed")
     parser.add_argument("--scenarios", action="store_true", help="play the named regressions")
     asked = parser.parse_args()
     if asked.seed is not None:
@@ -37,11 +39,12 @@ def main() -> int:
         return shrink(draw(asked.shrink))
     if asked.scenarios:
         return max([replay(module.STORY, name=module.__name__) for module in cast.SCENARIOS], default=0)
-    return many(range(asked.first, asked.first + asked.seeds), asked.jobs)
+    numbers = range(asked.first, asked.first + asked.seeds)
+    return many([f"busy-{number}" for number in numbers] if asked.busy else list(numbers), asked.jobs)
 
 
-def many(seeds: range, jobs: int) -> int:
-    """Play a range of seeds."""
+def many(seeds: Sequence[int | str], jobs: int) -> int:
+    """Play many seeds."""
     begin_s = told_s = time.monotonic()
     failed: list[Result] = []
     played, virtual_s, events = 0, 0.0, 0

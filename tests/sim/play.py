@@ -18,7 +18,7 @@ from typing import Any, Final
 from tests.sim import audit, cast
 from tests.sim.loop import Outcome, SimLoop, run
 from tests.sim.referee import Referee
-from tests.sim.story import FAULT, Event, Story, draw_story
+from tests.sim.story import BUSY, FAULT, Event, Story, draw_story
 from tests.sim.user import IMAGE, SUBNET, User
 from tests.sim.world import World
 
@@ -39,8 +39,8 @@ class Restless(AssertionError):
 
 
 def draw(seed: int | str) -> Story:
-    """Return the story of a seed."""
-    return draw_story(seed, cast.WORKLOADS, cast.FAULTS)
+    """Return the story of a seed; of one like "busy-7" a story with many more faults than usual."""
+    return draw_story(seed, cast.WORKLOADS, cast.FAULTS, BUSY if str(seed).startswith("busy-") else None)
 
 
 def play(story: Story) -> Outcome:

@@ -67,6 +67,10 @@ class Size:
         return [f"n{number}" for number in range(1, self.nodes + 1)]
 
 
+# As much trouble as a small cloud can be given in a minute.
+BUSY: Final = Size(controllers=3, nodes=2, users=2, rounds=4, faults=12, duration_s=60.0, skew_s=0.5)
+
+
 @dataclass(frozen=True, slots=True)
 class Story:
     """A seed, a size, and what happens in order of time."""

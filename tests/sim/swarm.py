@@ -68,7 +68,7 @@ def judge_seed(seed: int | str) -> Result:
     return judge(story)
 
 
-def swarm(seeds: Iterable[int], jobs: int = 0) -> Iterator[Result]:
+def swarm(seeds: Iterable[int | str], jobs: int = 0) -> Iterator[Result]:
     """Yield results as they come. jobs 0: one per core."""
     waiting = iter(seeds)
     jobs = jobs or os.cpu_count() or 1

@@ -9,10 +9,9 @@ import pytest
 
 from tests.sim import cast
 from tests.sim.play import draw, play
-from tests.sim.story import FAULT, Size, Story, draw_story
+from tests.sim.story import BUSY, FAULT, Story, draw_story
 
 SEEDS = range(1, 301)
-BUSY = Size(controllers=3, nodes=2, users=2, rounds=4, faults=12, duration_s=60.0, skew_s=0.5)
 PLAYED_MAX = 30
 _DRIVERS = ("hypervisor", "volume", "image", "dataplane")
 # What each module of faults counts, or has counted, when it strikes.
