@@ -23,7 +23,6 @@ import grpc.aio
 from cairn.controller.api.core import Core
 from cairn.controller.api.interceptor import Gate
 from cairn.controller.api.projects import ensure_default_project
-from cairn.controller.api.retention import Retention
 from cairn.controller.api.services import add_enrolment, add_services
 from cairn.controller.api.watch import Feed
 from cairn.controller.config import Config, ConfigError
@@ -38,6 +37,7 @@ from cairn.controller.reconcilers.node_events import NodeEvents
 from cairn.controller.reconcilers.placement import Placements
 from cairn.controller.reconcilers.ports import Ports
 from cairn.controller.renewal import Renewal
+from cairn.controller.retention import Retention
 from cairn.controller.runtime import Runtime
 from cairn.controller.store.base import Store, Unavailable
 from cairn.controller.store.cache import Cache

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Final, Protocol
 
-from cairn.controller.reconcilers.base import EventSpec
+from cairn.controller.model.happening import EventSpec
 from cairn.controller.store.base import Txn
 from cairn.proto import kinds
 from cairn.proto.seams import ID_ALPHABET, Ids, timestamp
@@ -21,7 +21,7 @@ _RANDOM_DIGITS: Final = 4
 
 
 class Leases(Protocol):
-    """Where leases for records that vanish by themselves come from. controller/api/retention.py is one."""
+    """Where leases for records that vanish by themselves come from. controller/retention.py is one."""
 
     async def lease(self) -> int:
         """Return a lease id. Raises Unavailable."""

@@ -12,11 +12,13 @@ from collections.abc import Container
 from typing import Any, Final
 
 from cairn.controller.events import Leases, event_id, tell
+from cairn.controller.model.happening import EventSpec
+from cairn.controller.model.nodes import node_name
 from cairn.controller.node_session import RETRY_S, WRITER, Session
-from cairn.controller.reconcilers.base import AnyKind, EventSpec
 from cairn.controller.store.base import Conflict, Indeterminate, LeaseLost, Store, StoreError, Txn, Unavailable, View
 from cairn.controller.store.cache import Cache
 from cairn.proto import kinds
+from cairn.proto.kinds import AnyKind
 from cairn.proto.log import logger
 from cairn.proto.seams import Clock, Ids, timestamp
 from cairn.proto.v1.agent_pb2 import AgentEvent, ImageReport, Observed, PortReport, Report, VmReport, VolumeReport
@@ -178,8 +180,8 @@ class Reports:
             object_name=about.name,
             reason=told.reason[:TEXT_MAX],
             message=told.message[:TEXT_MAX],
-            node=_node_name(view, self._node),
-            actor=f"node {_node_name(view, self._node)}",
+            node=node_name(view, self._node),
+            actor=f"node {node_name(view, self._node)}",
             warning=told.warning,
         )
 
@@ -199,11 +201,6 @@ def _clipped(report: Report) -> Report:
     return report
 
 
-def _node_name(view: View, node: str) -> str:
-    record = view.get(kinds.NODE, node)
-    return record.name if record is not None else node
-
-
 def _about(view: View, key: str) -> EventSpec:
     """Return an event without a message about the object of a key."""
     kind_name, _, id = key.partition("/")
@@ -216,7 +213,7 @@ def _about(view: View, key: str) -> EventSpec:
 
 def lifecycle(view: View, node: str, before: Report, after: Report) -> list[EventSpec]:
     """Return what to tell of an object whose report changed."""
-    kind, about, where = after.key.partition("/")[0], _about(view, after.key), _node_name(view, node)
+    kind, about, where = after.key.partition("/")[0], _about(view, after.key), node_name(view, node)
     told: tuple[str, str, bool] | None = None
     if kind == "vm":
         told = _guest(before.vm, after.vm, about.name, where)

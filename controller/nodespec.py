@@ -16,8 +16,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from cairn.controller.presence import Presence, transit_of
-from cairn.controller.reconcilers.candidates import hash_of
+from cairn.controller.model.nodes import hash_of
+from cairn.controller.model.seats import transit_of
+from cairn.controller.presence import Presence
 from cairn.controller.store.base import View
 from cairn.net import ipam
 from cairn.proto import kinds

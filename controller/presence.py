@@ -11,24 +11,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from cairn.controller.reconcilers.absence import removed
-from cairn.controller.reconcilers.base import AnyKind, Changed
-from cairn.controller.store.base import View
+from cairn.controller.model.seats import Seat, Transit, seat_of, transit_of
+from cairn.controller.store.base import Changed, View
 from cairn.proto import kinds
+from cairn.proto.kinds import AnyKind
 from cairn.proto.v1.agent_pb2 import ImageReport
 
 # Node id -> keys of desired objects ("vm/i-1234abcd").
 Affected = dict[str, set[str]]
-
-
-class Seat(NamedTuple):
-    """Where a port is."""
-
-    vpc: str
-    node: str
 
 
 class _Disk(NamedTuple):
@@ -37,36 +29,6 @@ class _Disk(NamedTuple):
     node: str
     image: str
     vm: str
-
-
-@dataclass(frozen=True, slots=True)
-class Transit:
-    """How other nodes reach a node's guests; index 0 or no vtep: they cannot."""
-
-    index: int
-    vtep: str
-    mtu: int
-
-
-def seat_of(view: View, port: str) -> Seat | None:
-    """Return where a port is: on its VM's node, once it has an address, until the VM was removed there."""
-    record, binding = view.get(kinds.PORT, port), view.get(kinds.PORT_BINDING, port)
-    if record is None or binding is None or not binding.address:
-        return None
-    vm, placement = view.get(kinds.VM, record.spec.vm), view.get(kinds.PLACEMENT, record.spec.vm)
-    if vm is None or placement is None or not placement.node or placement.released:
-        return None
-    if vm.HasField("delete_time") and removed(view, vm, placement.node):
-        return None
-    return Seat(binding.vpc or record.spec.vpc, placement.node)
-
-
-def transit_of(view: View, node: str) -> Transit:
-    """Return how a node is reached."""
-    record, facts = view.get(kinds.NODE, node), view.get(kinds.NODE_FACTS, node)
-    if record is None or facts is None:
-        return Transit(0, "", 0)
-    return Transit(record.spec.index, facts.vtep, facts.underlay_mtu)
 
 
 class Presence:

@@ -27,8 +27,9 @@ from typing import Any, Final, Protocol
 
 from cairn.controller.events import Leases, tell
 from cairn.controller.metrics import RuntimeMetrics
-from cairn.controller.reconcilers.base import Changed, EventSpec, Follower, Outcome, Reconciler
-from cairn.controller.store.base import Conflict, Indeterminate, LeaseLost, Store, Txn, Unavailable, View
+from cairn.controller.model.happening import EventSpec
+from cairn.controller.reconcilers.base import Follower, Outcome, Reconciler
+from cairn.controller.store.base import Changed, Conflict, Indeterminate, LeaseLost, Store, Txn, Unavailable, View
 from cairn.controller.store.cache import Cache, Changes, Subscription
 from cairn.controller.store.view import Fork
 from cairn.proto import kinds

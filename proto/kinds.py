@@ -8,7 +8,7 @@ runtime and the API check both at every commit (controller/store/base.py: Txn). 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 from cairn.proto.v1 import (
     agent_pb2,
@@ -52,6 +52,8 @@ class Kind(Generic[M_co]):
         """Key of the record with that id."""
         return f"{ROOT}{self.name}/{id}"
 
+
+AnyKind: TypeAlias = Kind[Any]
 
 _GARBAGE = frozenset({"garbage"})
 

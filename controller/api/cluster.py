@@ -6,8 +6,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from cairn.controller.api import nouns
 from cairn.controller.api.core import Core
-from cairn.controller.reconcilers.sentences import several
 from cairn.controller.store.base import Membership, View
+from cairn.controller.words import several
 from cairn.proto import kinds
 from cairn.proto.v1 import cluster_pb2, cluster_pb2_grpc
 from cairn.proto.v1.cluster_pb2 import GetClusterStatusResponse

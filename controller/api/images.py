@@ -15,8 +15,8 @@ from cairn.controller.api.decision import Decided
 from cairn.controller.api.erasure import Erasure
 from cairn.controller.api.objects import UpdateRules, begin, updated
 from cairn.controller.jobs.import_image import start
-from cairn.controller.reconcilers.sentences import several
 from cairn.controller.store.base import Record, Txn, View
+from cairn.controller.words import several
 from cairn.proto import kinds
 from cairn.proto.errors import BadState, Invalid, TryAgain
 from cairn.proto.pki import node_server_name

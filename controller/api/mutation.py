@@ -21,8 +21,8 @@ from typing import Any, Final, TypeVar
 from cairn.controller.api import nouns, validation
 from cairn.controller.api.decision import Decide, Decided, Views
 from cairn.controller.api.plan import Planner, Touched
-from cairn.controller.api.retention import Retention
 from cairn.controller.events import event_id
+from cairn.controller.retention import Retention
 from cairn.controller.store.base import (
     Conflict,
     Indeterminate,

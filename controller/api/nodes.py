@@ -23,8 +23,8 @@ from cairn.controller.api.enrolment import SHA256_BYTES, index_claim
 from cairn.controller.api.erasure import Erasure
 from cairn.controller.api.objects import UpdateRules, updated
 from cairn.controller.jobs.keepers import lone
-from cairn.controller.reconcilers.sentences import NAMES_MAX, names, several
 from cairn.controller.store.base import Conflict, Indeterminate, Record, Txn, View
+from cairn.controller.words import NAMES_MAX, names, several
 from cairn.proto import kinds, log
 from cairn.proto.errors import AlreadyExists, BadState, Invalid, TryAgain
 from cairn.proto.pki import TokenContent

@@ -17,12 +17,12 @@ from typing import Any, Final, TypeAlias
 
 from cairn.controller.api import nouns
 from cairn.controller.api.decision import Decided, Views
-from cairn.controller.api.retention import Retention
 from cairn.controller.reconcilers.base import Reconciler
 from cairn.controller.reconcilers.placement import Placements
 from cairn.controller.reconcilers.ports import Ports
-from cairn.controller.reconcilers.sentences import several, size
+from cairn.controller.retention import Retention
 from cairn.controller.store.base import Put, Store, Txn, View
+from cairn.controller.words import several, size
 from cairn.proto import kinds
 from cairn.proto.errors import Invalid, Moved
 from cairn.proto.seams import Clock, Ids, moment, timestamp

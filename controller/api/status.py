@@ -12,11 +12,12 @@ from datetime import UTC
 from ipaddress import IPv4Network
 from typing import Any, TypeVar
 
-from cairn.controller.reconcilers.candidates import capacity
-from cairn.controller.reconcilers.sentences import size
+from cairn.controller.model.nodes import capacity, connected, node_name
+from cairn.controller.model.reports import report
 from cairn.controller.store.base import Record, View
+from cairn.controller.words import size
 from cairn.proto import kinds
-from cairn.proto.v1.agent_pb2 import ImageReport, PortReport, Report, VolumeReport
+from cairn.proto.v1.agent_pb2 import ImageReport, PortReport, VolumeReport
 from cairn.proto.v1.event_pb2 import Event
 from cairn.proto.v1.image_pb2 import Image, ImageContent, ImageStatus
 from cairn.proto.v1.job_pb2 import Job
@@ -49,23 +50,6 @@ def condition(status: Any, type: str, holds: bool, reason: str, message: str) ->
 def clock_time(stamp: Timestamp) -> str:
     """Return a time for people: 2026-01-02 03:04 UTC."""
     return stamp.ToDatetime(UTC).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def node_name(view: View, node: str) -> str:
-    """Return a node's name, or its id when its record is gone."""
-    found = view.get(kinds.NODE, node)
-    return found.name if found is not None else node
-
-
-def report(view: View, node: str, key: str) -> Report | None:
-    """Return what a node last reported about an object ("vm/i-..."), or None."""
-    observed = view.get(kinds.OBSERVED, f"{node}/{key}")
-    return observed.report if observed is not None else None
-
-
-def answers(view: View, node: str) -> bool:
-    """Tell whether a node's agent is connected to some controller."""
-    return view.get(kinds.NODE_SESSION, node) is not None
 
 
 def percent(part: int, whole: int) -> int:
@@ -195,7 +179,7 @@ def _volume_state(view: View, volume: Volume, node: str, seen: VolumeReport | No
             return VolumeStatus.STATE_PENDING, f"waits for VM {status.vm_name or volume.spec.vm} to be placed"
         return VolumeStatus.STATE_AVAILABLE, "ready; its space is taken on the node of the first VM it is attached to"
     if seen is None or seen.state in (VolumeReport.STATE_ABSENT, VolumeReport.STATE_UNSPECIFIED):
-        silent = "" if answers(view, node) else ", which does not answer"
+        silent = "" if connected(view, node) else ", which does not answer"
         return VolumeStatus.STATE_CREATING, f"waits for {status.node}{silent}"
     if seen.state == VolumeReport.STATE_FAILED:
         return VolumeStatus.STATE_FAILED, f"{status.node} could not make it: {seen.error or seen.say}"

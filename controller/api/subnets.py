@@ -12,8 +12,8 @@ from cairn.controller.api.decision import Decided
 from cairn.controller.api.erasure import Erasure
 from cairn.controller.api.objects import UpdateRules, begin, looked_up, updated
 from cairn.controller.api.vnis import claim_vni, release_vni
-from cairn.controller.reconcilers.sentences import several
 from cairn.controller.store.base import Record, Txn, View
+from cairn.controller.words import several
 from cairn.proto import kinds
 from cairn.proto.errors import BadState
 from cairn.proto.v1 import subnet_pb2, subnet_pb2_grpc

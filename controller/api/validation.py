@@ -14,7 +14,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 from uuid import UUID
 
-from cairn.controller.reconcilers.sentences import size
+from cairn.controller.words import size
 from cairn.proto.errors import Invalid
 from cairn.proto.v1.image_pb2 import ImageFormat, ImageSpec
 

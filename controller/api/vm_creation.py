@@ -9,11 +9,10 @@ from cairn.controller.api.core import Core
 from cairn.controller.api.decision import Decided
 from cairn.controller.api.objects import begin, looked_up
 from cairn.controller.api.ports import fill, room
-from cairn.controller.api.status import node_name
 from cairn.controller.api.volumes import disk_size
-from cairn.controller.reconcilers.candidates import capacity
-from cairn.controller.reconcilers.sentences import size
+from cairn.controller.model.nodes import capacity, node_name
 from cairn.controller.store.base import Txn, View
+from cairn.controller.words import size
 from cairn.proto import kinds
 from cairn.proto.errors import BadState, Exhausted, Invalid
 from cairn.proto.v1.image_pb2 import Image

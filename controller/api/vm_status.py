@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from cairn.controller.api.status import answers, clock_time, condition, copied, node_name, percent, report
-from cairn.controller.reconcilers.absence import is_absent
+from cairn.controller.api.status import clock_time, condition, copied, percent
+from cairn.controller.model.absence import is_absent
+from cairn.controller.model.nodes import connected, node_name
+from cairn.controller.model.reports import report
 from cairn.controller.store.base import Record, View
 from cairn.proto import kinds
 from cairn.proto.ids import mac_of
@@ -80,7 +82,7 @@ def _unplaced(view: View, vm: Vm, placement: Placement | None) -> str:
 def _deleted(view: View, vm: Vm, node: str, seen: VmReport | None) -> tuple[State, str]:
     """Return state and sentence of a VM with a delete_time."""
     if node and not is_absent(vm, seen):
-        silent = "" if answers(view, node) else ", which does not answer"
+        silent = "" if connected(view, node) else ", which does not answer"
         return VmStatus.STATE_DELETING, f"being removed from {vm.status.node}{silent}"
     if view.get(kinds.PURGE, vm.id) is not None:
         return VmStatus.STATE_DELETING, "its disks are being erased"
@@ -92,7 +94,7 @@ def _placed(view: View, vm: Vm, node: str, seen: VmReport | None) -> tuple[State
     """Return state and sentence of a VM that has a node."""
     name = vm.status.node
     wants_off = vm.spec.power_state == POWER_STATE_STOPPED
-    if not answers(view, node):
+    if not connected(view, node):
         maybe = (
             "the guest may be running" if seen is not None and seen.state == VmReport.STATE_RUNNING else "nothing more is known"
         )

@@ -13,10 +13,11 @@ from cairn.controller.api.authorise import actor
 from cairn.controller.api.core import Core
 from cairn.controller.api.decision import Decided
 from cairn.controller.api.objects import UpdateRules, addressed, begin, looked_up, mark_deleted, updated
-from cairn.controller.api.status import node_name, virtual_size
-from cairn.controller.reconcilers.garbage import kept_for_s
-from cairn.controller.reconcilers.sentences import size
+from cairn.controller.api.status import virtual_size
+from cairn.controller.model.lifetime import kept_for_s
+from cairn.controller.model.nodes import node_name
 from cairn.controller.store.base import Record, Txn, View
+from cairn.controller.words import size
 from cairn.proto import kinds
 from cairn.proto.errors import BadState, Invalid, NotFound
 from cairn.proto.seams import Clock, timestamp

@@ -7,11 +7,13 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from cairn.controller.jobs.machine import State, Step
-from cairn.controller.reconcilers.base import AnyKind, EventSpec
-from cairn.controller.reconcilers.candidates import LOCAL_POOL, hash_of
-from cairn.controller.reconcilers.sentences import names, size
+from cairn.controller.model.happening import EventSpec
+from cairn.controller.model.nodes import LOCAL_POOL, connected, hash_of, node_name
+from cairn.controller.model.reports import image_report
 from cairn.controller.store.base import Txn, View
+from cairn.controller.words import names, size
 from cairn.proto import kinds
+from cairn.proto.kinds import AnyKind
 from cairn.proto.seams import timestamp
 from cairn.proto.v1.agent_pb2 import ImageReport
 from cairn.proto.v1.image_pb2 import Image, ImageContent
@@ -74,7 +76,7 @@ class ImportImage:
         if image is None:
             return Step("", fail="the image was deleted")
         content = content_of(view, image.id)
-        reports = {node: seen for node in content.nodes if (seen := reported(view, node, image.id)) is not None}
+        reports = {node: seen for node in content.nodes if (seen := image_report(view, node, image.id)) is not None}
         for node, seen in reports.items():
             if seen.state == ImageReport.STATE_READY:
                 content.virtual_size_bytes, content.format = seen.virtual_size_bytes, seen.format
@@ -84,7 +86,7 @@ class ImportImage:
             if seen.state == ImageReport.STATE_FAILED:
                 return Step("", fail=f"{node_name(view, node)}: {seen.error or seen.say}")
         where = names([node_name(view, node) for node in content.nodes])
-        if not any(_connected(view, node) for node in content.nodes):
+        if not any(connected(view, node) for node in content.nodes):
             return _lost(job, now, f"waits for {where}, which does not answer")
         held = max((seen.held_bytes for seen in reports.values()), default=0)
         share = min(held, image.spec.size_bytes) * 100 // max(image.spec.size_bytes, 1)
@@ -97,7 +99,7 @@ class ImportImage:
         if image is None:
             return Step("the image was deleted", next="done")
         content = content_of(view, image.id)
-        seen = {node: reported(view, node, image.id) for node in content.nodes}
+        seen = {node: image_report(view, node, image.id) for node in content.nodes}
         there = [node for node, report in seen.items() if report is not None and report.state == ImageReport.STATE_READY]
         missing = [node for node in content.nodes if node not in there and view.get(kinds.NODE, node) is not None]
         late = job.spec.cancel_requested or (job.spec.HasField("deadline") and now >= job.spec.deadline.ToDatetime(now.tzinfo))
@@ -109,7 +111,7 @@ class ImportImage:
             return Step(say, next="done", percent=100, events=(event,))
         first = seen[missing[0]]
         why = f" ({first.error})" if first is not None and first.error else ""
-        away = "" if _connected(view, missing[0]) else ", which does not answer"
+        away = "" if connected(view, missing[0]) else ", which does not answer"
         return Step(f"usable; waits for a copy on {node_name(view, missing[0])}{why}{away}", percent=60)
 
     def unwind(self, view: View, job: Job, now: datetime) -> Step:  # noqa: ARG002 - one shape for all steps
@@ -139,10 +141,10 @@ def candidates(view: View, image: Image) -> list[str]:
     found: list[tuple[bool, int, int, str]] = []
     for node in view.all(kinds.NODE):
         facts = view.get(kinds.NODE_FACTS, node.id)
-        if facts is None or node.spec.cordoned or node.HasField("delete_time") or not _connected(view, node.id):
+        if facts is None or node.spec.cordoned or node.HasField("delete_time") or not connected(view, node.id):
             continue
         free_bytes = sum(pool.free_bytes for pool in facts.pools if pool.type == LOCAL_POOL)
-        report = reported(view, node.id, image.id)
+        report = image_report(view, node.id, image.id)
         holds = report is not None and report.state == ImageReport.STATE_READY
         if holds or free_bytes > image.spec.size_bytes:
             found.append((not holds, -free_bytes, hash_of(f"{image.id}{node.id}"), node.id))
@@ -157,22 +159,6 @@ def _lost(job: Job, now: datetime, say: str) -> Step:
         return Step(f"{say} any more: chooses others", next="choose", data={})
     data = {"lost_time": since or now.isoformat()}
     return Step(say, data=data, again_after_s=(LOST - gone).total_seconds())
-
-
-def reported(view: View, node: str, image: str) -> ImageReport | None:
-    """Return what a node last said about its copy, or None."""
-    observed = view.get(kinds.OBSERVED, f"{node}/image/{image}")
-    return observed.report.image if observed is not None else None
-
-
-def _connected(view: View, node: str) -> bool:
-    return view.get(kinds.NODE_SESSION, node) is not None
-
-
-def node_name(view: View, node: str) -> str:
-    """Return a node's name, or its id when its record is gone."""
-    record = view.get(kinds.NODE, node)
-    return record.name if record is not None else node
 
 
 def content_of(view: View, image: str) -> ImageContent:

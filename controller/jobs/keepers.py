@@ -16,11 +16,15 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Final
 
-from cairn.controller.jobs.import_image import REPLICAS, candidates, content_of, node_name, put, reported
-from cairn.controller.reconcilers.base import NOTHING, AnyKind, EventSpec, Outcome
-from cairn.controller.reconcilers.sentences import names
+from cairn.controller.jobs.import_image import REPLICAS, candidates, content_of, put
+from cairn.controller.model.happening import EventSpec
+from cairn.controller.model.nodes import node_name
+from cairn.controller.model.reports import image_report
+from cairn.controller.reconcilers.base import NOTHING, Outcome
 from cairn.controller.store.base import View
+from cairn.controller.words import names
 from cairn.proto import kinds
+from cairn.proto.kinds import AnyKind
 from cairn.proto.v1.agent_pb2 import ImageReport
 
 # Look again for a node with room.
@@ -90,6 +94,6 @@ def lone(view: View, node: str) -> list[str]:
 
 
 def _ready(view: View, node: str, image: str) -> bool:
-    record, report = view.get(kinds.NODE, node), reported(view, node, image)
+    record, report = view.get(kinds.NODE, node), image_report(view, node, image)
     stays = record is not None and not record.HasField("delete_time")
     return stays and report is not None and report.state == ImageReport.STATE_READY

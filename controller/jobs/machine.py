@@ -24,9 +24,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, Protocol
 
-from cairn.controller.reconcilers.base import NOTHING, AnyKind, EventSpec, Outcome
+from cairn.controller.model.happening import EventSpec
+from cairn.controller.reconcilers.base import NOTHING, Outcome
 from cairn.controller.store.base import Txn, View
 from cairn.proto import kinds
+from cairn.proto.kinds import AnyKind
 from cairn.proto.seams import moment, timestamp
 from cairn.proto.v1.job_pb2 import Job
 

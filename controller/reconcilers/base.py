@@ -18,30 +18,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Protocol, runtime_checkable
 
-from cairn.controller.store.base import Txn, View
-from cairn.proto.kinds import Kind
-
-AnyKind: TypeAlias = Kind[Any]
-# What changed: a record, by kind and id. It may be gone.
-Changed: TypeAlias = tuple[AnyKind, str]
-
-
-@dataclass(frozen=True, slots=True)
-class EventSpec:
-    """Something worth telling people; the runtime gives it an id and a time, and writes it with the transaction it explains."""
-
-    object: str
-    name: str
-    project: str
-    # CamelCase, for example Placed.
-    reason: str
-    # One sentence.
-    message: str
-    # Node name, if one is involved.
-    node: str = ""
-    warning: bool = False
+from cairn.controller.model.happening import EventSpec
+from cairn.controller.store.base import Changed, Txn, View
+from cairn.proto.kinds import AnyKind
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,43 +11,22 @@ many nodes each filter refused), plain Python rows (2,400 decisions a second at 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from hashlib import blake2b
 from typing import Final, TypeAlias
 
 import numpy as np
-from cairn.controller.reconcilers.base import AnyKind
+from cairn.controller.model.nodes import capacity, hash_of
 from cairn.controller.store.base import View
 from cairn.proto import kinds
-from cairn.proto.v1.node_pb2 import Node, NodeCapacity, NodeFacts
+from cairn.proto.kinds import AnyKind
+from cairn.proto.v1.node_pb2 import NodeCapacity
 from cairn.proto.v1.vm_pb2 import NodeClaims
 from numpy.typing import NDArray
 
 Mask: TypeAlias = NDArray[np.bool_]
 Amounts: TypeAlias = NDArray[np.int64]
 
-CPU_OVERCOMMIT: Final = 4.0
-MEMORY_SHARE: Final = 0.9
-DISK_SHARE: Final = 0.95
-LOCAL_POOL: Final = "local"
 # A change of one of these changes a row.
 ROW_KINDS: Final = (kinds.NODE, kinds.NODE_FACTS, kinds.NODE_SESSION, kinds.NODE_CLAIMS)
-
-
-def capacity(node: Node, facts: NodeFacts) -> NodeCapacity:
-    """Return what placements may use of a node: threads times overcommit, a share of memory, and of the local pool."""
-    overcommit = node.spec.cpu_overcommit if node.spec.HasField("cpu_overcommit") else CPU_OVERCOMMIT
-    share = node.spec.memory_share if node.spec.HasField("memory_share") else MEMORY_SHARE
-    pool_bytes = sum(pool.total_bytes for pool in facts.pools if pool.type == LOCAL_POOL)
-    return NodeCapacity(
-        cpus=int(facts.cpu.threads * overcommit),
-        memory_bytes=int(facts.memory_bytes * share),
-        disk_bytes=int(pool_bytes * DISK_SHARE),
-    )
-
-
-def hash_of(id: str) -> int:
-    """Return 64 well-mixed bits of an id, the same everywhere and always."""
-    return int.from_bytes(blake2b(id.encode(), digest_size=8).digest(), "big")
 
 
 class Candidates:

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 import numpy as np
-from cairn.controller.reconcilers.candidates import Amounts, Candidates, Mask, hash_of
-from cairn.controller.reconcilers.sentences import NAMES_MAX, names, several, size
+from cairn.controller.model.nodes import hash_of
+from cairn.controller.reconcilers.candidates import Amounts, Candidates, Mask
+from cairn.controller.words import NAMES_MAX, names, several, size
 from cairn.proto.v1.common_pb2 import Decision
 from numpy.typing import NDArray
 

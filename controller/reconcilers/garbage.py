@@ -16,10 +16,13 @@ from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from cairn.controller.reconcilers.absence import removed
-from cairn.controller.reconcilers.base import NOTHING, AnyKind, EventSpec, Outcome
+from cairn.controller.model.absence import removed
+from cairn.controller.model.happening import EventSpec
+from cairn.controller.model.lifetime import kept_for_s
+from cairn.controller.reconcilers.base import NOTHING, Outcome
 from cairn.controller.store.base import Record, Txn, View
 from cairn.proto import kinds
+from cairn.proto.kinds import AnyKind
 from cairn.proto.seams import moment, timestamp
 from cairn.proto.v1.agent_pb2 import VolumeReport
 from cairn.proto.v1.vm_pb2 import Vm
@@ -86,13 +89,6 @@ class Garbage:
         """Look at one object."""
         kind, _, id = key.partition("/")
         return _RULES[kind](view, id, now)
-
-
-def kept_for_s(message: Vm | Volume, now: datetime) -> float:
-    """Return for how long a deleted object can still be brought back. Purged, it cannot, by anybody's clock."""
-    if moment(message.purge_time) <= moment(message.delete_time):
-        return 0.0
-    return max(0.0, (moment(message.purge_time) - now).total_seconds())
 
 
 def _going(message: Any) -> bool:

@@ -10,9 +10,11 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Final
 
-from cairn.controller.reconcilers.base import NOTHING, AnyKind, EventSpec, Outcome
+from cairn.controller.model.happening import EventSpec
+from cairn.controller.reconcilers.base import NOTHING, Outcome
 from cairn.controller.store.base import Txn, View
 from cairn.proto import kinds
+from cairn.proto.kinds import AnyKind
 from cairn.proto.seams import moment
 
 UP: Final = "NodeUp"

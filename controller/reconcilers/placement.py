@@ -21,13 +21,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from cairn.controller.reconcilers.absence import removed
-from cairn.controller.reconcilers.base import NOTHING, AnyKind, Changed, EventSpec, Outcome
-from cairn.controller.reconcilers.candidates import ROW_KINDS, Candidates, capacity
+from cairn.controller.model.absence import removed
+from cairn.controller.model.happening import EventSpec
+from cairn.controller.model.nodes import capacity, node_name
+from cairn.controller.reconcilers.base import NOTHING, Outcome
+from cairn.controller.reconcilers.candidates import ROW_KINDS, Candidates
 from cairn.controller.reconcilers.fit import Wanted, decide
-from cairn.controller.reconcilers.sentences import several, size
-from cairn.controller.store.base import Record, Txn, View
+from cairn.controller.store.base import Changed, Record, Txn, View
+from cairn.controller.words import several, size
 from cairn.proto import kinds
+from cairn.proto.kinds import AnyKind
 from cairn.proto.seams import timestamp
 from cairn.proto.v1.common_pb2 import Decision
 from cairn.proto.v1.node_pb2 import NodeCapacity
@@ -163,7 +166,7 @@ class Placements:
         more = volume.spec.size_bytes - place.message.disk_bytes
         if more <= 0:
             return NOTHING
-        free_bytes, name = room(view, place.message.node).disk_bytes, _node_name(view, place.message.node)
+        free_bytes, name = room(view, place.message.node).disk_bytes, node_name(view, place.message.node)
         if more > free_bytes:
             return Outcome(None, f"volume {volume.name} needs {size(more)} more on {name}, {size(free_bytes)} is free")
         grown = VolumePlacement(volume=volume.id, node=place.message.node, disk_bytes=volume.spec.size_bytes)
@@ -231,11 +234,6 @@ def _event(vm: Vm, reason: str, say: str, node: str = "", *, warning: bool = Fal
     return EventSpec(vm.id, vm.name, vm.project, reason, f"{vm.name}: {say}", node, warning)
 
 
-def _node_name(view: View, node: str) -> str:
-    record = view.get(kinds.NODE, node)
-    return record.name if record is not None else node
-
-
 def _unplaced(view: View, record: Record[Vm], before: Placement | None, decision: Decision) -> Outcome:
     """No node fits: remember why, once."""
     vm = record.message
@@ -286,7 +284,7 @@ def _deleted(view: View, record: Record[Vm], placement: Placement | None) -> Out
     txn.check(kinds.PLACEMENT, vm.id, view.revision_of(kinds.PLACEMENT, vm.id)).put(kinds.PLACEMENT, vm.id, released)
     claim(txn, view, placement.node, cpus=-placement.cpus, memory_bytes=-placement.memory_bytes, vms=-1)
     say = f"{several(placement.cpus, 'CPU')} and {size(placement.memory_bytes)} of memory given back"
-    return Outcome(txn, say, events=(_event(vm, "Released", say, _node_name(view, placement.node)),))
+    return Outcome(txn, say, events=(_event(vm, "Released", say, node_name(view, placement.node)),))
 
 
 def _adjust(view: View, record: Record[Vm], placement: Placement, now: datetime) -> Outcome:
@@ -310,16 +308,16 @@ def _adjust(view: View, record: Record[Vm], placement: Placement, now: datetime)
         txn, view, vm.id, node, free.disk_bytes, after.cpus - placement.cpus, after.memory_bytes - placement.memory_bytes
     )
     if short:
-        stays = f"{_STAYS} on {_node_name(view, node)}: {'; '.join(short)}; ask for less or free some there"
+        stays = f"{_STAYS} on {node_name(view, node)}: {'; '.join(short)}; ask for less or free some there"
         # How much is free there changes with its neighbours: that alone is nothing new.
         if _FREE.sub("", stays) != _FREE.sub("", placement.decision.say):
             after.decision.say = stays
     elif cpus or memory:
         after.decision.say = (
-            f"resized on {_node_name(view, node)}: {several(after.cpus, 'CPU')}, {size(after.memory_bytes)} of memory"
+            f"resized on {node_name(view, node)}: {several(after.cpus, 'CPU')}, {size(after.memory_bytes)} of memory"
         )
     elif placement.decision.say.startswith(_STAYS):
-        after.decision.say = f"on {_node_name(view, node)}"
+        after.decision.say = f"on {node_name(view, node)}"
     if after != placement:
         after.decision.decide_time.CopyFrom(timestamp(now))
         txn.check(kinds.PLACEMENT, vm.id, view.revision_of(kinds.PLACEMENT, vm.id)).put(kinds.PLACEMENT, vm.id, after)

@@ -13,12 +13,14 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Final
 
-from cairn.controller.reconcilers.base import NOTHING, AnyKind, EventSpec, Outcome
-from cairn.controller.reconcilers.sentences import several
+from cairn.controller.model.happening import EventSpec
+from cairn.controller.reconcilers.base import NOTHING, Outcome
 from cairn.controller.store.base import Record, Txn, View
+from cairn.controller.words import several
 from cairn.net import ipam
 from cairn.proto import kinds
 from cairn.proto.ids import mac_of
+from cairn.proto.kinds import AnyKind
 from cairn.proto.v1.port_pb2 import AddressClaim, Port, PortBinding
 from cairn.proto.v1.subnet_pb2 import Subnet
 

@@ -20,13 +20,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Generic, Protocol, Self, TypeVar
+from typing import Final, Generic, Protocol, Self, TypeAlias, TypeVar
 
-from cairn.proto.kinds import Kind, split
+from cairn.proto.kinds import AnyKind, Kind, split
 from google.protobuf.message import Message
 
 M = TypeVar("M", bound=Message)
-ANY: Final = -1
+# What changed: a record, by kind and id. It may be gone.
+Changed: TypeAlias = tuple[AnyKind, str]
 # etcd's defaults for one transaction (--max-txn-ops, and a margin below --max-request-bytes, which counts framing too).
 OPERATIONS_MAX: Final = 128
 TXN_BYTES_MAX: Final = 1_400_000

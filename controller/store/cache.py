@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
 
-from cairn.controller.store.base import Batch, Compacted, Item, Store, Unavailable
+from cairn.controller.store.base import Batch, Changed, Compacted, Item, Store, Unavailable
 from cairn.controller.store.view import LiveView
 from cairn.proto.kinds import ROOT, Kind, split
 from cairn.proto.log import logger
@@ -37,8 +37,6 @@ RETRY_S: Final = 0.5
 QUEUE_MAX: Final = 1024
 # Records parsed at a time while starting, before others may run.
 CHUNK: Final = 1000
-
-Changed = tuple[Kind[Any], str]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from cairn.controller.reconcilers.placement import Placements, capacity
+from cairn.controller.model.nodes import capacity
+from cairn.controller.reconcilers.placement import Placements
 from cairn.controller.store.base import Conflict, Txn
 from cairn.proto import kinds
 from hypothesis import settings

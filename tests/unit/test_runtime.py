@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from cairn.controller.events import event_id
 from cairn.controller.metrics import RuntimeMetrics
-from cairn.controller.reconcilers.base import AnyKind, EventSpec, Outcome, Reconciler
+from cairn.controller.model.happening import EventSpec
+from cairn.controller.reconcilers.base import Outcome, Reconciler
 from cairn.controller.reconcilers.placement import Placements
 from cairn.controller.reconcilers.ports import Ports
 from cairn.controller.runtime import OPERATIONS_MAX, Queue, Runtime, Unlawful, check_writers
@@ -20,6 +21,7 @@ from cairn.controller.store.base import Conflict, Indeterminate, LeaseLost, Stor
 from cairn.controller.store.cache import Cache
 from cairn.controller.store.memory import MemoryBackend, MemoryStore
 from cairn.proto import kinds
+from cairn.proto.kinds import AnyKind
 from cairn.proto.seams import SystemClock, SystemIds
 from cairn.proto.v1.cluster_pb2 import ControllerSession
 from cairn.proto.v1.volume_pb2 import Purge, Volume

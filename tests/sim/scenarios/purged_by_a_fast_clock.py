@@ -1,6 +1,6 @@
 """A VM was erased through a controller whose clock was ten minutes fast: the others waited ten minutes before they began.
 
-Mended by: purged means that purge_time is delete_time, which asks no clock (reconcilers/garbage.py: kept_for_s).
+Mended by: purged means that purge_time is delete_time, which asks no clock (model/lifetime.py: kept_for_s).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A VM was deleted, brought back and erased before its node had said anything new: that it was ABSENT the first time gave back
 what its running guest held, and erased its records.
 
-Mended by: each life of a VM has a power generation of its own, which the node says with ABSENT (reconcilers/absence.py).
+Mended by: each life of a VM has a power generation of its own, which the node says with ABSENT (model/absence.py).
 """
 
 from __future__ import annotations

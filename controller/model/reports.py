@@ -1,0 +1,19 @@
+"""What nodes said last about the objects they hold."""
+
+from __future__ import annotations
+
+from cairn.controller.store.base import View
+from cairn.proto import kinds
+from cairn.proto.v1.agent_pb2 import ImageReport, Report
+
+
+def report(view: View, node: str, key: str) -> Report | None:
+    """Return what a node last reported about an object ("vm/i-..."), or None."""
+    observed = view.get(kinds.OBSERVED, f"{node}/{key}")
+    return observed.report if observed is not None else None
+
+
+def image_report(view: View, node: str, image: str) -> ImageReport | None:
+    """Return what a node last said about its copy of an image, or None."""
+    found = report(view, node, f"image/{image}")
+    return found.image if found is not None else None

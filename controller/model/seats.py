@@ -1,0 +1,47 @@
+"""Where ports are, and how the nodes they are on reach each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from cairn.controller.model.absence import removed
+from cairn.controller.store.base import View
+from cairn.proto import kinds
+
+
+class Seat(NamedTuple):
+    """Where a port is."""
+
+    vpc: str
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class Transit:
+    """How other nodes reach a node's guests; index 0 or no vtep: they cannot."""
+
+    index: int
+    vtep: str
+    mtu: int
+
+
+def seat_of(view: View, port: str) -> Seat | None:
+    """Return where a port is: on its VM's node, once it has an address, until the VM was removed there."""
+    record, binding = view.get(kinds.PORT, port), view.get(kinds.PORT_BINDING, port)
+    if record is None or binding is None or not binding.address:
+        return None
+    vm, placement = view.get(kinds.VM, record.spec.vm), view.get(kinds.PLACEMENT, record.spec.vm)
+    if vm is None or placement is None or not placement.node or placement.released:
+        return None
+    if vm.HasField("delete_time") and removed(view, vm, placement.node):
+        return None
+    return Seat(binding.vpc or record.spec.vpc, placement.node)
+
+
+def transit_of(view: View, node: str) -> Transit:
+    """Return how a node is reached."""
+    record, facts = view.get(kinds.NODE, node), view.get(kinds.NODE_FACTS, node)
+    if record is None or facts is None:
+        return Transit(0, "", 0)
+    return Transit(record.spec.index, facts.vtep, facts.underlay_mtu)
