@@ -18,12 +18,14 @@ from typing import Final
 
 from cairn.controller.model.nodes import hash_of
 from cairn.controller.model.seats import transit_of
+from cairn.controller.model.where import claimed, needs_permit, vms_on, volume_claimed_bytes, volume_nodes, volumes_on, where
 from cairn.controller.presence import Presence
 from cairn.controller.store.base import View
 from cairn.net import ipam
 from cairn.proto import kinds
 from cairn.proto.ids import mac_of, router_mac, tap_of, transit_address
 from cairn.proto.v1.agent_pb2 import (
+    VM_ROLE_UNSPECIFIED,
     BlobSource,
     Desired,
     DesiredForward,
@@ -61,9 +63,9 @@ def desired(view: View, presence: Presence, node: str, key: str) -> Desired | No
 
 def _keys(view: View, presence: Presence, node: str) -> Iterator[str]:
     """Yield at least the keys of what a node must hold."""
-    yield from (f"vm/{id}" for id in view.by(kinds.PLACEMENT, "node", node))
+    yield from (f"vm/{id}" for id in vms_on(view, node))
     yield from (f"image/{id}" for id in view.by(kinds.IMAGE_CONTENT, "node", node))
-    for id in view.by(kinds.VOLUME_PLACEMENT, "node", node):
+    for id in volumes_on(view, node):
         yield f"volume/{id}"
         volume = view.get(kinds.VOLUME, id)
         if volume is not None and volume.spec.image:
@@ -80,18 +82,19 @@ def mtu(view: View, node: str) -> int:
 
 
 def _vm(view: View, _presence: Presence, node: str, id: str) -> Desired | None:
-    record, placement = view.record(kinds.VM, id), view.get(kinds.PLACEMENT, id)
-    if record is None or placement is None or placement.node != node:
+    record, place = view.record(kinds.VM, id), where(view, id)
+    role = place.role(node)
+    if record is None or role == VM_ROLE_UNSPECIFIED:
         return None
     vm = record.message
-    if vm.HasField("delete_time") or placement.released:
+    if vm.HasField("delete_time") or place.released:
         # One that was brought back and is not placed again yet: what is absent is its life before.
         generation = vm.spec.power_generation if vm.HasField("delete_time") else 0
         return Desired(vm=DesiredVm(id=id, name=vm.name, project=vm.project, absent=True, power_generation=generation))
     nics = _nics(view, node, vm)
     if nics is None:
         return None
-    spec, project = vm.spec, view.get(kinds.PROJECT, vm.project)
+    spec, project, room = vm.spec, view.get(kinds.PROJECT, vm.project), claimed(view, id)
     image = view.get(kinds.IMAGE, spec.image)
     result = DesiredVm(
         id=id,
@@ -99,8 +102,8 @@ def _vm(view: View, _presence: Presence, node: str, id: str) -> Desired | None:
         project=vm.project,
         project_name=project.name if project is not None else "",
         # What was claimed, not what is asked for: a node is never asked for more than it has.
-        cpus=placement.cpus,
-        memory_bytes=placement.memory_bytes,
+        cpus=room.cpus,
+        memory_bytes=room.memory_bytes,
         arch=spec.arch or (image.spec.arch if image is not None else ""),
         disks=_disks(view, node, id),
         nics=nics,
@@ -113,6 +116,8 @@ def _vm(view: View, _presence: Presence, node: str, id: str) -> Desired | None:
         ssh_keys=spec.ssh_keys,
         user_data=spec.user_data,
         spec_revision=record.mod_revision,
+        role=role,
+        needs_permit=needs_permit(view, vm),
     )
     return Desired(vm=result)
 
@@ -143,8 +148,8 @@ def _disks(view: View, node: str, vm: str) -> list[VmDisk]:
     """Return the VM's disks on this node, the boot disk first."""
     disks: list[VmDisk] = []
     for id in view.by(kinds.VOLUME, "vm", vm):
-        volume, place = view.get(kinds.VOLUME, id), view.get(kinds.VOLUME_PLACEMENT, id)
-        if volume is not None and place is not None and place.node == node and not _erased(view, id):
+        volume = view.get(kinds.VOLUME, id)
+        if volume is not None and node in volume_nodes(view, id) and not _erased(view, id):
             disks.append(VmDisk(volume=id, boot=volume.spec.boot))
     return sorted(disks, key=lambda disk: (not disk.boot, disk.volume))
 
@@ -158,13 +163,13 @@ def _erased(view: View, id: str) -> bool:
 
 
 def _volume(view: View, _presence: Presence, node: str, id: str) -> Desired | None:
-    volume, place = view.get(kinds.VOLUME, id), view.get(kinds.VOLUME_PLACEMENT, id)
-    if volume is None or place is None or place.node != node:
+    volume = view.get(kinds.VOLUME, id)
+    if volume is None or node not in volume_nodes(view, id):
         return None
     if _erased(view, id):
         return Desired(volume=DesiredVolume(id=id, absent=True, type=volume.spec.type))
     # Not larger than the room claimed for it.
-    result = DesiredVolume(id=id, size_bytes=place.disk_bytes, type=volume.spec.type)
+    result = DesiredVolume(id=id, size_bytes=volume_claimed_bytes(view, id), type=volume.spec.type)
     image = view.get(kinds.IMAGE, volume.spec.image) if volume.spec.image else None
     if image is not None:
         content = view.get(kinds.IMAGE_CONTENT, image.id)

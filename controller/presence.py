@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from cairn.controller.model.seats import Seat, Transit, seat_of, transit_of
+from cairn.controller.model.where import vms_on, volume_nodes, where
 from cairn.controller.store.base import Changed, View
 from cairn.proto import kinds
 from cairn.proto.kinds import AnyKind
@@ -26,7 +27,7 @@ Affected = dict[str, set[str]]
 class _Disk(NamedTuple):
     """Where a volume is, and what it belongs to."""
 
-    node: str
+    nodes: tuple[str, ...]
     image: str
     vm: str
 
@@ -38,7 +39,7 @@ class Presence:
         self._seats: dict[str, Seat] = {}
         # VPC -> node -> its ports there.
         self.vpcs: dict[str, dict[str, set[str]]] = {}
-        self._vm_nodes: dict[str, str] = {}
+        self._vm_nodes: dict[str, tuple[str, ...]] = {}
         self._disks: dict[str, _Disk] = {}
         # Image -> node -> volumes there that are copies of it.
         self._copies: dict[str, dict[str, set[str]]] = {}
@@ -117,7 +118,7 @@ class Presence:
         """A port that is nowhere may be what its VM waits for."""
         record = view.get(kinds.PORT, port)
         if record is not None:
-            affected[self._vm_nodes.get(record.spec.vm, "")].add(f"vm/{record.spec.vm}")
+            self._vm_changed(record.spec.vm, affected)
 
     def _reseat(self, port: str, old: Seat | None, new: Seat | None) -> None:
         if old is not None:
@@ -159,33 +160,39 @@ class Presence:
     # --- VMs and volumes -------------------------------------------------------------------------------------------------
 
     def _on_vm(self, view: View, id: str, affected: Affected, ports: dict[str, None]) -> None:
-        affected[self._vm_nodes.get(id, "")].add(f"vm/{id}")
+        self._vm_changed(id, affected)
         ports.update(dict.fromkeys(view.by(kinds.PORT, "vm", id)))
 
     def _on_placement(self, view: View, id: str, affected: Affected, ports: dict[str, None]) -> None:
-        affected[self._vm_nodes.pop(id, "")].add(f"vm/{id}")
-        placement = view.get(kinds.PLACEMENT, id)
-        if placement is not None and placement.node:
-            self._vm_nodes[id] = placement.node
+        self._vm_changed(id, affected)
+        self._vm_nodes.pop(id, None)
+        if nodes := where(view, id).nodes:
+            self._vm_nodes[id] = nodes
         self._on_vm(view, id, affected, ports)
+
+    def _vm_changed(self, id: str, affected: Affected) -> None:
+        for node in self._vm_nodes.get(id, ()):
+            affected[node].add(f"vm/{id}")
 
     def _on_volume(self, view: View, id: str, affected: Affected, _ports: dict[str, None]) -> None:
         self._disk_changed(id, affected)
-        place, volume = view.get(kinds.VOLUME_PLACEMENT, id), view.get(kinds.VOLUME, id)
+        nodes, volume = volume_nodes(view, id), view.get(kinds.VOLUME, id)
         old = self._disks.pop(id, None)
         if old is not None:
-            self._copies[old.image][old.node].discard(id)
-        if place is not None and volume is not None:
-            self._disks[id] = _Disk(place.node, volume.spec.image, volume.spec.vm)
-            self._copies.setdefault(volume.spec.image, {}).setdefault(place.node, set()).add(id)
+            for node in old.nodes:
+                self._copies[old.image][node].discard(id)
+        if nodes and volume is not None:
+            self._disks[id] = _Disk(nodes, volume.spec.image, volume.spec.vm)
+            for node in nodes:
+                self._copies.setdefault(volume.spec.image, {}).setdefault(node, set()).add(id)
         self._disk_changed(id, affected)
 
     _on_volume_placement = _on_volume
 
     def _disk_changed(self, id: str, affected: Affected) -> None:
         disk = self._disks.get(id)
-        if disk is not None:
-            affected[disk.node].update((f"volume/{id}", f"image/{disk.image}", f"vm/{disk.vm}"))
+        for node in disk.nodes if disk is not None else ():
+            affected[node].update((f"volume/{id}", f"image/{disk.image}", f"vm/{disk.vm}"))
 
     def _on_purge(self, view: View, id: str, affected: Affected, _ports: dict[str, None]) -> None:
         for disk in (id, *view.by(kinds.VOLUME, "vm", id)):
@@ -237,7 +244,7 @@ class Presence:
             self._network(vpc, nodes, affected)
             for other in nodes:
                 affected[other].update(f"forward/{vpc}/{port}" for port in nodes[id])
-        affected[id].update(f"vm/{vm}" for vm in view.by(kinds.PLACEMENT, "node", id))
+        affected[id].update(f"vm/{vm}" for vm in vms_on(view, id))
 
     _on_node_facts = _on_node
 

@@ -205,3 +205,35 @@ def test_layers_are_enforced(tmp_path: Path) -> None:
     planted = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert planted.returncode != 0
     assert "cairn.controller.planted -> libvirt" in planted.stdout
+
+
+# Who may read where a VM or a volume is from the record itself: the one answer, and the writer of the record.
+WHERE_READERS = {"controller/model/where.py", "controller/reconcilers/placement.py"}
+PLACES = {"PLACEMENT", "VOLUME_PLACEMENT"}
+
+
+def placement_reads(content: ast.AST) -> list[int]:
+    """Return the lines that read a placement's record, or its index, past controller/model/where.py."""
+    return [
+        node.lineno
+        for node in ast.walk(content)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in {"get", "record", "all", "by"}
+        and node.args
+        and isinstance(node.args[0], ast.Attribute)
+        and node.args[0].attr in PLACES
+    ]
+
+
+def test_where_a_vm_is_has_one_answer() -> None:
+    """A reader of `placement.node` assumes that a VM has one node: it must ask controller/model/where.py."""
+    found = [
+        f"{name_of(path)}:{line} reads a placement: ask controller/model/where.py"
+        for path in python_files()
+        if name_of(path).startswith("controller/") and name_of(path) not in WHERE_READERS
+        for line in placement_reads(tree(path))
+    ]
+    assert not found, "\n".join(found)
+    assert placement_reads(ast.parse("node = view.get(kinds.PLACEMENT, id).node")) == [1]
+    assert placement_reads(ast.parse("view.by(kinds.VOLUME_PLACEMENT, 'node', node)")) == [1]

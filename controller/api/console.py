@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from cairn.controller.api import nouns
 from cairn.controller.api.core import Core
 from cairn.controller.api.objects import addressed
+from cairn.controller.model.where import where
 from cairn.proto import kinds
 from cairn.proto.errors import BadState, Invalid
 from cairn.proto.pki import node_server_name
@@ -22,10 +23,10 @@ async def relay_console(core: Core, requests: AsyncIterator[ConsoleVmRequest]) -
         raise Invalid("id", "the first message must say which VM")
     view = await core.mutations.freshen()
     vm = addressed(view, nouns.VM, first).message
-    placement = view.get(kinds.PLACEMENT, vm.id)
-    if placement is None or not placement.node:
+    node = where(view, vm.id).owner
+    if not node:
         raise BadState("vm", vm.name, f"VM {vm.name!r} has no console: it is on no node yet")
-    session = view.get(kinds.NODE_SESSION, placement.node)
+    session = view.get(kinds.NODE_SESSION, node)
     if session is None:
         shown = nouns.VM.of(view, vm.id)
         raise BadState("vm", vm.name, f"the console of VM {vm.name!r} cannot be reached: {shown.status.say if shown else ''}")
@@ -35,6 +36,6 @@ async def relay_console(core: Core, requests: AsyncIterator[ConsoleVmRequest]) -
         async for request in requests:
             yield ConsoleRequest(data=request.data)
 
-    async with core.transport.channel([session.endpoint], server_name=node_server_name(placement.node)) as channel:
+    async with core.transport.channel([session.endpoint], server_name=node_server_name(node)) as channel:
         async for response in HostServiceStub(channel).Console(upwards()):
             yield ConsoleVmResponse(data=response.data)

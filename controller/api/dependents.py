@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from cairn.controller.api.nouns import BY_KIND
+from cairn.controller.model.where import vms_on, volumes_on, where
 from cairn.controller.store.base import View
 from cairn.proto import kinds
 from cairn.proto.kinds import Kind
@@ -30,17 +31,16 @@ def _vm(view: View, id: str) -> Iterator[Affected]:
 
 def _placement(view: View, vm: str) -> Iterator[Affected]:
     yield from _vm(view, vm)
-    placement = view.get(kinds.PLACEMENT, vm)
-    nodes = [placement.node] if placement is not None else list(view.ids(kinds.NODE))
-    for node in nodes:
+    # Where it was before is not known any more: its former node shows one VM less.
+    for node in where(view, vm).nodes or list(view.ids(kinds.NODE)):
         yield "node", node
 
 
 def _node(view: View, id: str) -> Iterator[Affected]:
     yield "node", id
-    for vm in view.by(kinds.PLACEMENT, "node", id):
+    for vm in vms_on(view, id):
         yield from _vm(view, vm)
-    for volume in view.by(kinds.VOLUME_PLACEMENT, "node", id):
+    for volume in volumes_on(view, id):
         yield "volume", volume
 
 
@@ -119,7 +119,7 @@ def _observed(view: View, id: str) -> Iterator[Affected]:
         yield kind, object
     if kind == "image":
         yield "image", object
-        for vm in view.by(kinds.PLACEMENT, "node", node):
+        for vm in vms_on(view, node):
             found = view.get(kinds.VM, vm)
             if found is not None and found.spec.image == object:
                 yield "vm", vm

@@ -23,6 +23,7 @@ from cairn.controller.api.enrolment import SHA256_BYTES, index_claim
 from cairn.controller.api.erasure import Erasure
 from cairn.controller.api.objects import UpdateRules, updated
 from cairn.controller.jobs.keepers import lone
+from cairn.controller.model.where import vms_on, volumes_on
 from cairn.controller.store.base import Conflict, Indeterminate, Record, Txn, View
 from cairn.controller.words import NAMES_MAX, names, several
 from cairn.proto import kinds, log
@@ -135,9 +136,9 @@ def in_use(view: View, record: Record[Node]) -> None:
     """Refuse while something is on it. Raises BadState."""
     node = record.message
     held, ways = list[str](), list[str]()
-    for placed, kind, title in ((kinds.PLACEMENT, kinds.VM, "VM"), (kinds.VOLUME_PLACEMENT, kinds.VOLUME, "volume")):
+    for placed, kind, title in ((vms_on, kinds.VM, "VM"), (volumes_on, kinds.VOLUME, "volume")):
         # Of what is erased, placement.py is about to remove the place.
-        ids = [id for id in view.by(placed, "node", node.id) if view.get(kind, id) is not None]
+        ids = [id for id in placed(view, node.id) if view.get(kind, id) is not None]
         if ids:
             held.append(f"{several(len(ids), title)} ({_named(view, kind, ids)})")
     if held:

@@ -17,6 +17,7 @@ from typing import Any, Final, TypeAlias
 
 from cairn.controller.api import nouns
 from cairn.controller.api.decision import Decided, Views
+from cairn.controller.model.where import decision_of, where
 from cairn.controller.reconcilers.base import Reconciler
 from cairn.controller.reconcilers.placement import Placements
 from cairn.controller.reconcilers.ports import Ports
@@ -153,11 +154,11 @@ class Planner:
             gone = will is None or (will.HasField("delete_time") and not (was is not None and was.HasField("delete_time")))
             action = "delete" if gone else ("update" if was is not None else "create")
             plan.changes.add(action=action, kind=kind.name, id=id, name=shown.name, details=details(after, kind.name, shown))
-        placement = after.get(kinds.PLACEMENT, decided.id)
-        if placement is not None and placement.HasField("decision") and view.get(kinds.PLACEMENT, decided.id) != placement:
-            plan.decision.CopyFrom(placement.decision)
-            if placement.node:
-                details_ = [f"on {placement.decision.node_name or placement.node}"]
+        decision, node = decision_of(after, decided.id), where(after, decided.id).owner
+        if decision is not None and decision != decision_of(view, decided.id):
+            plan.decision.CopyFrom(decision)
+            if node:
+                details_ = [f"on {decision.node_name or node}"]
                 plan.changes.add(action="place", kind="vm", id=decided.id, name=decided.name, details=details_)
         plan.say = plan.decision.say or _summary(plan)
 

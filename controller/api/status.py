@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from cairn.controller.model.nodes import capacity, connected, node_name
 from cairn.controller.model.reports import report
+from cairn.controller.model.where import vms_on, volume_node, where
 from cairn.controller.store.base import Record, View
 from cairn.controller.words import size
 from cairn.proto import kinds
@@ -120,12 +121,12 @@ def port(view: View, record: Record[Port]) -> Port:
     status = result.status
     binding = view.get(kinds.PORT_BINDING, result.id)
     vm = view.get(kinds.VM, result.spec.vm)
-    placement = view.get(kinds.PLACEMENT, result.spec.vm)
+    place = where(view, result.spec.vm)
     home = view.get(kinds.SUBNET, result.spec.subnet)
     status.vm_name = vm.name if vm is not None else ""
     status.subnet_name = home.name if home is not None else ""
-    if placement is not None and placement.node:
-        status.node = node_name(view, placement.node)
+    if place.owner:
+        status.node = node_name(view, place.owner)
     if binding is None:
         status.state, status.say = PortStatus.STATE_PENDING, "waits for an address"
         result.reconciling = True
@@ -135,7 +136,7 @@ def port(view: View, record: Record[Port]) -> Port:
     if not binding.address:
         status.state, status.say = PortStatus.STATE_FAILED, binding.error or "has no address"
         return result
-    seen = report(view, placement.node, f"port/{result.id}") if placement is not None else None
+    seen = report(view, place.owner, f"port/{result.id}")
     if seen is not None and seen.port.state == PortReport.STATE_FAILED:
         status.state, status.say = PortStatus.STATE_FAILED, f"{status.node} could not set it up: {seen.port.error}"
     elif seen is not None and seen.port.state == PortReport.STATE_ACTIVE:
@@ -149,8 +150,7 @@ def volume(view: View, record: Record[Volume]) -> Volume:
     """Project a volume."""
     result: Volume = copied(record)
     status = result.status
-    place = view.get(kinds.VOLUME_PLACEMENT, result.id)
-    node = place.node if place is not None else ""
+    node = volume_node(view, result.id)
     seen = report(view, node, f"volume/{result.id}")
     vm = view.get(kinds.VM, result.spec.vm)
     status.vm_name = vm.name if vm is not None else ""
@@ -267,7 +267,7 @@ def node(view: View, record: Record[Node]) -> Node:
         status.state = NodeStatus.STATE_READY
         status.endpoint = session.endpoint
         status.connect_time.CopyFrom(session.connect_time)
-        count = len(view.by(kinds.PLACEMENT, "node", result.id))
+        count = len(vms_on(view, result.id))
         status.say = f"ready, {count} VM{'' if count == 1 else 's'}" + (
             "; cordoned: takes no new VMs" if result.spec.cordoned else ""
         )

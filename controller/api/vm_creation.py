@@ -11,6 +11,7 @@ from cairn.controller.api.objects import begin, looked_up
 from cairn.controller.api.ports import fill, room
 from cairn.controller.api.volumes import disk_size
 from cairn.controller.model.nodes import capacity, node_name
+from cairn.controller.model.where import volume_node
 from cairn.controller.store.base import Txn, View
 from cairn.controller.words import size
 from cairn.proto import kinds
@@ -43,7 +44,6 @@ def create_vm(view: View, core: Core, given: Vm) -> Decided[Vm]:
     spec.power_generation = 1
     spec.restart_policy = wanted.restart_policy
     spec.node_selector.update(wanted.node_selector)
-    spec.high_availability = wanted.high_availability
     spec.volume_type = validation.one_of("vm.spec.volume_type", wanted.volume_type or "local", validation.VOLUME_TYPES)
     _root_volume(view, core, decided.txn, vm, wanted, image)
     _cards(view, core, decided.txn, vm, wanted)
@@ -68,6 +68,15 @@ def check_spec(spec: VmSpec) -> None:
     validation.labels("vm.spec.node_selector", spec.node_selector)
     if not spec.image:
         raise Invalid("vm.spec.image", "an image is required")
+    refuse_high_availability(spec)
+
+
+def refuse_high_availability(spec: VmSpec) -> None:
+    """Refuse a promise that nothing would keep. Raises Invalid."""
+    if spec.high_availability:
+        why = "no release restarts a VM on another node by itself yet: leave it out"
+        how = "for a service that outlives a node, run it in several VMs, each with `cairn vm create --node NODE`"
+        raise Invalid("vm.spec.high_availability", f"{why}; {how}")
 
 
 def fits_somewhere(view: View, spec: VmSpec) -> None:
@@ -143,9 +152,8 @@ def _data_volumes(view: View, txn: Txn, vm: Vm, wanted: VmSpec) -> None:
             raise BadState("volume", held.name, f"{field}: volume {held.name!r} is attached to VM {name!r}: detach it first")
         if kinds.VOLUME.key(held.id) in txn.puts:
             raise Invalid(field, f"volume {held.name!r} is asked for twice")
-        place = view.get(kinds.VOLUME_PLACEMENT, held.id)
-        if place is not None and place.node:
-            nodes[place.node] = held.name
+        if node := volume_node(view, held.id):
+            nodes[node] = held.name
         volume = Volume()
         volume.CopyFrom(held)
         volume.spec.vm = vm.id

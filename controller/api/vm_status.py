@@ -8,11 +8,13 @@ from cairn.controller.api.status import clock_time, condition, copied, percent
 from cairn.controller.model.absence import is_absent
 from cairn.controller.model.nodes import connected, node_name
 from cairn.controller.model.reports import report
+from cairn.controller.model.where import decision_of, where
 from cairn.controller.store.base import Record, View
 from cairn.proto import kinds
 from cairn.proto.ids import mac_of
 from cairn.proto.v1.agent_pb2 import ImageReport, VmReport
-from cairn.proto.v1.vm_pb2 import POWER_STATE_STOPPED, Placement, Vm, VmStatus
+from cairn.proto.v1.common_pb2 import Decision
+from cairn.proto.v1.vm_pb2 import POWER_STATE_STOPPED, Vm, VmStatus
 
 State: TypeAlias = VmStatus.State.ValueType
 _SETTLED = frozenset({VmStatus.STATE_RUNNING, VmStatus.STATE_STOPPED, VmStatus.STATE_FAILED, VmStatus.STATE_DELETED})
@@ -22,8 +24,7 @@ def vm(view: View, record: Record[Vm]) -> Vm:
     """Project a VM."""
     result: Vm = copied(record)
     status = result.status
-    placement = view.get(kinds.PLACEMENT, result.id)
-    node = placement.node if placement is not None else ""
+    decision, node = decision_of(view, result.id), where(view, result.id).owner
     seen = report(view, node, f"vm/{result.id}") if node else None
     if node:
         status.node = node_name(view, node)
@@ -37,13 +38,13 @@ def vm(view: View, record: Record[Vm]) -> Vm:
             status.start_time.CopyFrom(seen.vm.start_time)
     if result.HasField("delete_time"):
         status.state, status.say = _deleted(view, result, node, seen.vm if seen is not None else None)
-    elif placement is None or not node:
-        status.state, status.say = VmStatus.STATE_PENDING, _unplaced(view, result, placement)
+    elif not node:
+        status.state, status.say = VmStatus.STATE_PENDING, _unplaced(view, result, decision)
     else:
         status.state, status.say = _placed(view, result, node, seen.vm if seen is not None else None)
     behind = seen is None or seen.vm.spec_revision < record.mod_revision
     result.reconciling = status.state not in _SETTLED or (behind and status.state != VmStatus.STATE_DELETED)
-    _conditions(result, placement)
+    _conditions(result, decision, placed=bool(node))
     return result
 
 
@@ -60,22 +61,21 @@ def _fill_nics(view: View, vm: Vm) -> None:
         )
 
 
-def _conditions(vm: Vm, placement: Placement | None) -> None:
-    placed = placement is not None and bool(placement.node)
-    reason = "Placed" if placed else ("NoNodeFits" if placement is not None else "NotDecided")
-    condition(vm.status, "Placed", placed, reason, placement.decision.say if placement is not None else "not decided yet")
+def _conditions(vm: Vm, decision: Decision | None, *, placed: bool) -> None:
+    reason = "Placed" if placed else ("NoNodeFits" if decision is not None else "NotDecided")
+    condition(vm.status, "Placed", placed, reason, decision.say if decision is not None else "not decided yet")
     state = VmStatus.State.Name(vm.status.state).removeprefix("STATE_").title()
     condition(vm.status, "Ready", vm.status.state == VmStatus.STATE_RUNNING, state, vm.status.say)
 
 
-def _unplaced(view: View, vm: Vm, placement: Placement | None) -> str:
+def _unplaced(view: View, vm: Vm, decision: Decision | None) -> str:
     """Say why it is nowhere yet."""
     for nic in vm.spec.nics:
         binding = view.get(kinds.PORT_BINDING, nic.port)
         if binding is not None and not binding.address:
             return f"has no address: {binding.error}"
-    if placement is not None and placement.decision.say:
-        return placement.decision.say
+    if decision is not None and decision.say:
+        return decision.say
     return "waits to be placed"
 
 

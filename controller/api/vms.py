@@ -11,8 +11,9 @@ from cairn.controller.api.console import relay_console
 from cairn.controller.api.core import Core
 from cairn.controller.api.decision import Decided
 from cairn.controller.api.objects import UpdateRules, addressed, mark_deleted, updated
-from cairn.controller.api.vm_creation import create_vm, fits_somewhere
+from cairn.controller.api.vm_creation import create_vm, fits_somewhere, refuse_high_availability
 from cairn.controller.api.volumes import refuse_if_deleted, revived
+from cairn.controller.model.where import decision_of
 from cairn.controller.store.base import Record, Txn, View
 from cairn.proto import kinds
 from cairn.proto.errors import AlreadyExists, BadState, NotFound
@@ -177,9 +178,9 @@ class VmService(vm_pb2_grpc.VmServiceServicer):
             record = addressed(view, nouns.VM, request, deleted=True)
         shown = nouns.VM.project(view, record)
         answer = vm_pb2.ExplainVmResponse(vm=shown.id, vm_name=shown.name, say=shown.status.say)
-        placement = view.get(kinds.PLACEMENT, shown.id)
-        if placement is not None and placement.HasField("decision"):
-            answer.decision.CopyFrom(placement.decision)
+        decision = decision_of(view, shown.id)
+        if decision is not None:
+            answer.decision.CopyFrom(decision)
         return answer
 
     async def ConsoleVm(
@@ -204,6 +205,8 @@ def amend(view: View, _txn: Txn, new: Vm, record: Record[Any]) -> None:
     if (new.spec.cpus, new.spec.memory_bytes) != (old.spec.cpus, old.spec.memory_bytes):
         fits_somewhere(view, new.spec)
     validation.labels("vm.spec.node_selector", new.spec.node_selector)
+    if not old.spec.high_availability:
+        refuse_high_availability(new.spec)
     if new.spec.power_state != old.spec.power_state:
         new.spec.force = False
         if new.spec.power_state == POWER_STATE_RUNNING:

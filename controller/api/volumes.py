@@ -16,6 +16,7 @@ from cairn.controller.api.objects import UpdateRules, addressed, begin, looked_u
 from cairn.controller.api.status import virtual_size
 from cairn.controller.model.lifetime import kept_for_s
 from cairn.controller.model.nodes import node_name
+from cairn.controller.model.where import volume_nodes, where
 from cairn.controller.store.base import Record, Txn, View
 from cairn.controller.words import size
 from cairn.proto import kinds
@@ -175,9 +176,9 @@ def attach(view: View, txn: Txn, volume: Volume, wanted: str) -> None:
     vm = looked_up(view, nouns.VM, volume.project, wanted, "volume.spec.vm")
     data = [id for id in view.by(kinds.VOLUME, "vm", vm.id) if id != vm.spec.root_volume]
     validation.at_most("volume.spec.vm", [*data, volume.id], validation.VOLUMES_MAX, f"data volumes at VM {vm.name!r}")
-    placement, place = view.get(kinds.PLACEMENT, vm.id), view.get(kinds.VOLUME_PLACEMENT, volume.id)
-    if placement is not None and place is not None and placement.node and place.node not in ("", placement.node):
-        there, here = node_name(view, place.node), node_name(view, placement.node)
+    owner, nodes = where(view, vm.id).owner, volume_nodes(view, volume.id)
+    if owner and nodes and owner not in nodes:
+        there, here = node_name(view, nodes[0]), node_name(view, owner)
         say = f"volume {volume.name!r} is local to node {there}, VM {vm.name!r} is on {here}: a local volume cannot follow"
         raise BadState("volume", volume.name, say)
     volume.spec.vm = vm.id

@@ -40,7 +40,7 @@ CREATING_AT_ONCE: Final = 32
 @click.option("--volume-type", default="", metavar="T", help="Driver of its root disk; local unless given.")
 @click.option("--arch", type=click.Choice(["x86_64", "aarch64"]), help="Architecture; the image's unless given.")
 @click.option("--restart", type=click.Choice(["on-failure", "always", "never"]), help="When to start it again by itself.")
-@click.option("--ha", is_flag=True, help="Restart it on another node when its node is lost.")
+@click.option("--ha", is_flag=True, hidden=True, help="Refused: nothing restarts a VM on another node by itself yet.")
 @click.option("--stopped", is_flag=True, help="Do not start it.")
 @click.option("--label", type=PAIR, multiple=True, help="May be repeated.")
 @click.option("--count", type=click.IntRange(1, COUNT_MAX), default=1, help="Make NAME-1 to NAME-N, all alike.")

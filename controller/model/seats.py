@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from cairn.controller.model.absence import removed
+from cairn.controller.model.where import where
 from cairn.controller.store.base import View
 from cairn.proto import kinds
 
@@ -31,12 +32,12 @@ def seat_of(view: View, port: str) -> Seat | None:
     record, binding = view.get(kinds.PORT, port), view.get(kinds.PORT_BINDING, port)
     if record is None or binding is None or not binding.address:
         return None
-    vm, placement = view.get(kinds.VM, record.spec.vm), view.get(kinds.PLACEMENT, record.spec.vm)
-    if vm is None or placement is None or not placement.node or placement.released:
+    vm, node = view.get(kinds.VM, record.spec.vm), where(view, record.spec.vm).runs_on
+    if vm is None or not node:
         return None
-    if vm.HasField("delete_time") and removed(view, vm, placement.node):
+    if vm.HasField("delete_time") and removed(view, vm, node):
         return None
-    return Seat(binding.vpc or record.spec.vpc, placement.node)
+    return Seat(binding.vpc or record.spec.vpc, node)
 
 
 def transit_of(view: View, node: str) -> Transit:

@@ -19,6 +19,8 @@ from typing import Any, Final
 from cairn.controller.model.absence import removed
 from cairn.controller.model.happening import EventSpec
 from cairn.controller.model.lifetime import kept_for_s
+from cairn.controller.model.reports import report
+from cairn.controller.model.where import volume_node, where
 from cairn.controller.reconcilers.base import NOTHING, Outcome
 from cairn.controller.store.base import Record, Txn, View
 from cairn.proto import kinds
@@ -152,16 +154,15 @@ def _purge(view: View, kind: AnyKind, record: Record[Any], now: datetime) -> Out
 
 
 def _vm_absent(view: View, vm: Vm) -> bool:
-    placement = view.get(kinds.PLACEMENT, vm.id)
-    return placement is None or not placement.node or removed(view, vm, placement.node)
+    return all(removed(view, vm, node) for node in where(view, vm.id).nodes)
 
 
 def _volume_absent(view: View, id: str) -> bool:
-    place = view.get(kinds.VOLUME_PLACEMENT, id)
-    if place is None:
+    node = volume_node(view, id)
+    if not node:
         return True
-    observed = view.get(kinds.OBSERVED, f"{place.node}/volume/{id}")
-    return observed is not None and observed.report.volume.state == VolumeReport.STATE_ABSENT
+    seen = report(view, node, f"volume/{id}")
+    return seen is not None and seen.volume.state == VolumeReport.STATE_ABSENT
 
 
 def _erase_volume(txn: Txn, view: View, record: Record[Volume]) -> None:

@@ -23,7 +23,8 @@ INDEXES: Final[dict[str, dict[str, Extract]]] = {
     kinds.VM.name: {"image": lambda _, m: (m.spec.image,), "project": lambda _, m: (m.project,)},
     kinds.PORT_BINDING.name: {"subnet": lambda _, m: (m.subnet,), "vpc": lambda _, m: (m.vpc,)},
     kinds.ADDRESS.name: {"subnet": lambda _, m: (m.subnet,)},
-    kinds.PLACEMENT.name: {"node": lambda _, m: (m.node,)},
+    # Owner and incoming node; "" of one that is nowhere.
+    kinds.PLACEMENT.name: {"node": lambda _, m: (m.node, m.incoming) if m.incoming else (m.node,)},
     kinds.VOLUME_PLACEMENT.name: {"node": lambda _, m: (m.node,)},
     # Desired-object key ("vm/i-…") -> reports about it, from whichever node.
     kinds.OBSERVED.name: {"node": lambda _, m: (m.node,), "key": lambda _, m: (m.key,)},

@@ -28,6 +28,64 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _VmRole:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _VmRoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_VmRole.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    VM_ROLE_UNSPECIFIED: _VmRole.ValueType  # 0
+    """Like OWNER: said by controllers that know no other."""
+    VM_ROLE_OWNER: _VmRole.ValueType  # 1
+    """It runs the guest."""
+    VM_ROLE_INCOMING: _VmRole.ValueType  # 2
+    """It makes all ready for the guest, and never starts or resumes it by itself."""
+    VM_ROLE_OUTGOING: _VmRole.ValueType  # 3
+    """Its guest runs on until it has moved; it is not started, restarted or made anew here."""
+
+class VmRole(_VmRole, metaclass=_VmRoleEnumTypeWrapper):
+    """What a node is to a VM."""
+
+VM_ROLE_UNSPECIFIED: VmRole.ValueType  # 0
+"""Like OWNER: said by controllers that know no other."""
+VM_ROLE_OWNER: VmRole.ValueType  # 1
+"""It runs the guest."""
+VM_ROLE_INCOMING: VmRole.ValueType  # 2
+"""It makes all ready for the guest, and never starts or resumes it by itself."""
+VM_ROLE_OUTGOING: VmRole.ValueType  # 3
+"""Its guest runs on until it has moved; it is not started, restarted or made anew here."""
+Global___VmRole: _TypeAlias = VmRole  # noqa: Y015
+
+class _VmPause:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _VmPauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_VmPause.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    VM_PAUSE_UNSPECIFIED: _VmPause.ValueType  # 0
+    VM_PAUSE_IO_ERROR: _VmPause.ValueType  # 1
+    """The hypervisor stopped it at a disk that could not be written or read."""
+    VM_PAUSE_BY_HAND: _VmPause.ValueType  # 2
+    """Somebody suspended it with the hypervisor's own tools."""
+    VM_PAUSE_MIGRATION: _VmPause.ValueType  # 3
+    """It is being moved."""
+    VM_PAUSE_OTHER: _VmPause.ValueType  # 4
+    """The hypervisor stopped it for something else, or does not say."""
+
+class VmPause(_VmPause, metaclass=_VmPauseEnumTypeWrapper):
+    """Why a guest that is on executes nothing."""
+
+VM_PAUSE_UNSPECIFIED: VmPause.ValueType  # 0
+VM_PAUSE_IO_ERROR: VmPause.ValueType  # 1
+"""The hypervisor stopped it at a disk that could not be written or read."""
+VM_PAUSE_BY_HAND: VmPause.ValueType  # 2
+"""Somebody suspended it with the hypervisor's own tools."""
+VM_PAUSE_MIGRATION: VmPause.ValueType  # 3
+"""It is being moved."""
+VM_PAUSE_OTHER: VmPause.ValueType  # 4
+"""The hypervisor stopped it for something else, or does not say."""
+Global___VmPause: _TypeAlias = VmPause  # noqa: Y015
+
 @_typing.final
 class GetBlobRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -843,6 +901,8 @@ class DesiredVm(_message.Message):
     USER_DATA_FIELD_NUMBER: _builtins.int
     SPEC_REVISION_FIELD_NUMBER: _builtins.int
     PROJECT_NAME_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    NEEDS_PERMIT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     name: _builtins.str
     project: _builtins.str
@@ -861,6 +921,9 @@ class DesiredVm(_message.Message):
     spec_revision: _builtins.int
     """Revision of the VM's spec record this was made from."""
     project_name: _builtins.str
+    role: Global___VmRole.ValueType
+    needs_permit: _builtins.bool
+    """Do not start it before a controller said so since this node booted: another node may run it."""
     @_builtins.property
     def disks(self) -> _containers.RepeatedCompositeFieldContainer[Global___VmDisk]: ...
     @_builtins.property
@@ -889,10 +952,12 @@ class DesiredVm(_message.Message):
         user_data: _builtins.bytes = ...,
         spec_revision: _builtins.int = ...,
         project_name: _builtins.str = ...,
+        role: Global___VmRole.ValueType = ...,
+        needs_permit: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["absent", b"absent", "arch", b"arch", "cpus", b"cpus", "disks", b"disks", "force", b"force", "hostname", b"hostname", "id", b"id", "memory_bytes", b"memory_bytes", "name", b"name", "nics", b"nics", "power_generation", b"power_generation", "power_state", b"power_state", "project", b"project", "project_name", b"project_name", "reboot_generation", b"reboot_generation", "restart_policy", b"restart_policy", "spec_revision", b"spec_revision", "ssh_keys", b"ssh_keys", "user_data", b"user_data"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["absent", b"absent", "arch", b"arch", "cpus", b"cpus", "disks", b"disks", "force", b"force", "hostname", b"hostname", "id", b"id", "memory_bytes", b"memory_bytes", "name", b"name", "needs_permit", b"needs_permit", "nics", b"nics", "power_generation", b"power_generation", "power_state", b"power_state", "project", b"project", "project_name", b"project_name", "reboot_generation", b"reboot_generation", "restart_policy", b"restart_policy", "role", b"role", "spec_revision", b"spec_revision", "ssh_keys", b"ssh_keys", "user_data", b"user_data"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1067,6 +1132,11 @@ class VmReport(_message.Message):
     REBOOT_GENERATION_FIELD_NUMBER: _builtins.int
     SPEC_REVISION_FIELD_NUMBER: _builtins.int
     ACCELERATOR_FIELD_NUMBER: _builtins.int
+    OPEN_VOLUMES_FIELD_NUMBER: _builtins.int
+    PAUSE_FIELD_NUMBER: _builtins.int
+    VOLUME_TROUBLES_FIELD_NUMBER: _builtins.int
+    BOOT_TIME_FIELD_NUMBER: _builtins.int
+    BOOTS_FIELD_NUMBER: _builtins.int
     state: Global___VmReport.State.ValueType
     say: _builtins.str
     """One sentence."""
@@ -1076,8 +1146,24 @@ class VmReport(_message.Message):
     reboot_generation: _builtins.int
     spec_revision: _builtins.int
     accelerator: _builtins.str
+    pause: Global___VmPause.ValueType
+    """Why it does not run although it is on; empty: it does."""
+    boots: _builtins.int
+    """How often it was seen to begin anew since its node knows it."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def open_volumes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Volumes its domain has open (or, while it is off, would open), by id."""
+
+    @_builtins.property
+    def volume_troubles(self) -> _containers.RepeatedCompositeFieldContainer[Global___VolumeTrouble]:
+        """What was wrong with a single volume, by id."""
+
+    @_builtins.property
+    def boot_time(self) -> _timestamp_pb2.Timestamp:
+        """When the guest was last seen to begin anew: a start, or a reboot of its own or ours."""
+
     def __init__(
         self,
         *,
@@ -1090,14 +1176,43 @@ class VmReport(_message.Message):
         reboot_generation: _builtins.int = ...,
         spec_revision: _builtins.int = ...,
         accelerator: _builtins.str = ...,
+        open_volumes: _abc.Iterable[_builtins.str] | None = ...,
+        pause: Global___VmPause.ValueType = ...,
+        volume_troubles: _abc.Iterable[Global___VolumeTrouble] | None = ...,
+        boot_time: _timestamp_pb2.Timestamp | None = ...,
+        boots: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["boot_time", b"boot_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "error", b"error", "exit", b"exit", "power_generation", b"power_generation", "reboot_generation", b"reboot_generation", "say", b"say", "spec_revision", b"spec_revision", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "boot_time", b"boot_time", "boots", b"boots", "error", b"error", "exit", b"exit", "open_volumes", b"open_volumes", "pause", b"pause", "power_generation", b"power_generation", "reboot_generation", b"reboot_generation", "say", b"say", "spec_revision", b"spec_revision", "start_time", b"start_time", "state", b"state", "volume_troubles", b"volume_troubles"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___VmReport: _TypeAlias = VmReport  # noqa: Y015
+
+@_typing.final
+class VolumeTrouble(_message.Message):
+    """What keeps a guest from having, or letting go of, a volume."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    volume: _builtins.str
+    error: _builtins.str
+    def __init__(
+        self,
+        *,
+        volume: _builtins.str = ...,
+        error: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "volume", b"volume"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VolumeTrouble: _TypeAlias = VolumeTrouble  # noqa: Y015
 
 @_typing.final
 class VolumeReport(_message.Message):

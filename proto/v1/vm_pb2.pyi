@@ -740,7 +740,7 @@ class VmSpec(_message.Message):
     """Stop and reboot cut the power."""
     restart_policy: Global___RestartPolicy.ValueType
     high_availability: _builtins.bool
-    """Restart on another node when its node is lost. Kept; acted on by the HA reconciler."""
+    """Restart on another node when its node is lost. Refused, as no release does that yet; kept for the one that will."""
     volume_type: _builtins.str
     """"local": type of the root volume."""
     @_builtins.property
@@ -749,7 +749,7 @@ class VmSpec(_message.Message):
 
     @_builtins.property
     def volumes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Data volumes to attach, by id or name; at most 16."""
+        """Data volumes to attach, by id or name; at most 16. In this order the guest finds them."""
 
     @_builtins.property
     def ssh_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -933,6 +933,7 @@ class Placement(_message.Message):
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     RELEASED_FIELD_NUMBER: _builtins.int
     DECISION_FIELD_NUMBER: _builtins.int
+    INCOMING_FIELD_NUMBER: _builtins.int
     vm: _builtins.str
     node: _builtins.str
     """Node id; empty when no node fits."""
@@ -940,6 +941,8 @@ class Placement(_message.Message):
     memory_bytes: _builtins.int
     released: _builtins.bool
     """cpus and memory have been given back (the VM is deleted, its disks are kept)."""
+    incoming: _builtins.str
+    """Node id: makes ready to take it over, and never starts it by itself; empty: none."""
     @_builtins.property
     def decision(self) -> _common_pb2.Decision: ...
     def __init__(
@@ -951,10 +954,11 @@ class Placement(_message.Message):
         memory_bytes: _builtins.int = ...,
         released: _builtins.bool = ...,
         decision: _common_pb2.Decision | None = ...,
+        incoming: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpus", b"cpus", "decision", b"decision", "memory_bytes", b"memory_bytes", "node", b"node", "released", b"released", "vm", b"vm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpus", b"cpus", "decision", b"decision", "incoming", b"incoming", "memory_bytes", b"memory_bytes", "node", b"node", "released", b"released", "vm", b"vm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,107 @@
+"""Where is it? The one answer to which nodes a VM or a volume concerns. Everybody but the writer of placements asks here.
+
+    where(view, "i-0000001a")          Where(owner="node-a", incoming="", released=False)
+    where(view, vm).role("node-a")     VM_ROLE_OWNER; VM_ROLE_OUTGOING while another node prepares to take it over
+    volume_node(view, "vol-...")       the node whose word counts about its bytes
+    volume_nodes(view, "vol-...")      every node that must be able to open it
+
+A VM has one owner, the only node that may run its guest, and at most one incoming node, which makes all ready for it and never
+starts it by itself. A placement that was released names the node that still holds the disks; nothing runs there. Only
+reconcilers/placement.py reads and writes the fields themselves (tests/test_tidy.py); rejected: readers of `placement.node`
+everywhere, each of which assumes one node for ever.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from cairn.controller.store.base import View
+from cairn.proto import kinds
+from cairn.proto.v1.agent_pb2 import VM_ROLE_INCOMING, VM_ROLE_OUTGOING, VM_ROLE_OWNER, VM_ROLE_UNSPECIFIED, VmRole
+from cairn.proto.v1.common_pb2 import Decision
+from cairn.proto.v1.vm_pb2 import Vm
+
+
+class Where(NamedTuple):
+    """The nodes of a VM, by id; empty: none."""
+
+    # Has it: may run its guest, holds its claims.
+    owner: str = ""
+    # Is to have it next, and makes ready for it.
+    incoming: str = ""
+    # The owner gave up all but its disks.
+    released: bool = False
+
+    @property
+    def runs_on(self) -> str:
+        """The node that may run its guest."""
+        return "" if self.released else self.owner
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """All nodes that are to hold something of it, the owner first."""
+        return tuple(node for node in dict.fromkeys((self.owner, self.incoming)) if node)
+
+    def role(self, node: str) -> VmRole.ValueType:
+        """Return what a node is to this VM; VM_ROLE_UNSPECIFIED: nothing."""
+        if node and node == self.owner:
+            return VM_ROLE_OUTGOING if self.incoming and self.incoming != node else VM_ROLE_OWNER
+        return VM_ROLE_INCOMING if node and node == self.incoming else VM_ROLE_UNSPECIFIED
+
+
+class Claimed(NamedTuple):
+    """What a placement holds of its node."""
+
+    cpus: int
+    memory_bytes: int
+
+
+def where(view: View, vm: str) -> Where:
+    """Return where a VM is; all empty when it is on no node."""
+    placement = view.get(kinds.PLACEMENT, vm)
+    return Where() if placement is None else Where(placement.node, placement.incoming, placement.released)
+
+
+def decision_of(view: View, vm: str) -> Decision | None:
+    """Return the decision about where a VM goes, or None when there is none yet."""
+    placement = view.get(kinds.PLACEMENT, vm)
+    return placement.decision if placement is not None and placement.HasField("decision") else None
+
+
+def claimed(view: View, vm: str) -> Claimed:
+    """Return what is claimed for a VM on its node, which may be less than it asks for by now."""
+    placement = view.get(kinds.PLACEMENT, vm)
+    return Claimed(placement.cpus, placement.memory_bytes) if placement is not None else Claimed(0, 0)
+
+
+def needs_permit(view: View, vm: Vm) -> bool:
+    """Tell whether its node may start it only while a controller says so: another node may be running it."""
+    return vm.spec.high_availability or bool(where(view, vm.id).incoming)
+
+
+def volume_node(view: View, volume: str) -> str:
+    """Return the node whose word counts about a volume's bytes: makes, grows and erases it; empty: none yet."""
+    place = view.get(kinds.VOLUME_PLACEMENT, volume)
+    return place.node if place is not None else ""
+
+
+def volume_nodes(view: View, volume: str) -> tuple[str, ...]:
+    """Return every node that must be able to open a volume: of a local one, its own."""
+    node = volume_node(view, volume)
+    return (node,) if node else ()
+
+
+def volume_claimed_bytes(view: View, volume: str) -> int:
+    """Return the room claimed for a volume, which may be less than it asks for by now."""
+    place = view.get(kinds.VOLUME_PLACEMENT, volume)
+    return place.disk_bytes if place is not None else 0
+
+
+def vms_on(view: View, node: str) -> list[str]:
+    """Return the ids of the VMs that concern a node as owner or incoming, sorted."""
+    return view.by(kinds.PLACEMENT, "node", node)
+
+
+def volumes_on(view: View, node: str) -> list[str]:
+    """Return the ids of the volumes that a node must be able to open, sorted."""
+    return view.by(kinds.VOLUME_PLACEMENT, "node", node)
