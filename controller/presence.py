@@ -191,7 +191,9 @@ class Presence:
 
     def _disk_changed(self, id: str, affected: Affected) -> None:
         disk = self._disks.get(id)
-        for node in disk.nodes if disk is not None else ():
+        if disk is None:
+            return
+        for node in disk.nodes:
             affected[node].update((f"volume/{id}", f"image/{disk.image}", f"vm/{disk.vm}"))
 
     def _on_purge(self, view: View, id: str, affected: Affected, _ports: dict[str, None]) -> None:

@@ -64,6 +64,7 @@ VMS: list[tuple[dict[str, Any], grpc.StatusCode, str, str]] = [
     ({"memory_bytes": 128 * MIB + 1}, INVALID, "vm.spec.memory_bytes", "whole number of MiB"),
     ({"memory_bytes": 9 * GIB}, EXHAUSTED, "", "can give 7.1 GiB"),
     ({"cpus": 17}, EXHAUSTED, "", "can give 16"),
+    ({"high_availability": True}, INVALID, "vm.spec.high_availability", "no release restarts a VM on another node"),
     ({"arch": "riscv64"}, INVALID, "vm.spec.arch", "x86_64, aarch64"),
     ({"arch": "aarch64"}, INVALID, "vm.spec.arch", "is for x86_64"),
     ({"root_disk_bytes": 32 * MIB}, INVALID, "vm.spec.root_disk_bytes", "needs 64 MiB"),

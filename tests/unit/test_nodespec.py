@@ -177,7 +177,7 @@ class Following(RuleBasedStateMachine):
         self.cloud.settle(RECONCILERS)
 
     @precondition(lambda self: self.cloud.view.count(kinds.VM) > 0)
-    @rule(number=st.integers(0), what=st.sampled_from(["delete", "purge", "undelete", "rename", "move", "data"]))
+    @rule(number=st.integers(0), what=st.sampled_from(["delete", "purge", "undelete", "rename", "move", "data", "incoming"]))
     def change_vm(self, number: int, what: str) -> None:
         id = self.vm_at(number)
         vm = self.cloud.edit(kinds.VM, id)
@@ -191,7 +191,13 @@ class Following(RuleBasedStateMachine):
         elif what == "data":
             self.made += 1
             self.cloud.volume(f"d{self.made}", vm=id, image=self.images[number % 2])
-        elif self.cloud.view.get(kinds.PLACEMENT, id) is not None:
+        elif self.cloud.view.get(kinds.PLACEMENT, id) is None:
+            return
+        elif what == "incoming":
+            placement = self.cloud.edit(kinds.PLACEMENT, id)
+            placement.incoming = ["", *self.nodes][number % 4]
+            self.cloud.put(kinds.PLACEMENT, id, placement)
+        else:
             self.move(id, self.nodes[number % 3])
 
     def move(self, vm: str, node: str) -> None:
