@@ -1,18 +1,19 @@
 """A node's session: the record that says its agent is connected, held under a lease while the stream lives.
 
 The record belongs to whoever wrote it last: an agent that reconnects, to this controller or another, takes it over by
-writing it again under a new lease, and the older stream, which finds a message that is not its own, ends. What a node
-reports is written only together with a check of this record's revision, so an old stream cannot overwrite what a newer one
-wrote.
+writing it again under a new lease, and the older stream, which finds a message that is not its own, ends. Every write of the
+record checks the revision it replaces, and what a node reports is written only together with a check of this record's
+revision: so a stream that was superseded writes nothing any more, whatever it has not heard yet, and neither does a commit of
+its that arrives late.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Final
 
-from cairn.controller.store.base import Indeterminate, Lease, LeaseLost, Store, Txn, Unavailable, View
+from cairn.controller.store.base import Conflict, Indeterminate, Lease, LeaseLost, Store, Txn, Unavailable, View
+from cairn.controller.store.cache import Cache
 from cairn.proto import kinds
 from cairn.proto.log import logger
 from cairn.proto.seams import Clock, timestamp
@@ -44,10 +45,14 @@ class Session:
         # Mod revision of our record; what reports are checked against.
         self.revision = 0
 
-    async def open(self, facts: NodeFacts | None) -> int:
-        """Write the record, with the node's facts if they are new; return the revision. Raises StoreError."""
+    async def open(self, facts: NodeFacts | None, view: View) -> int:
+        """Write the record in place of the one in the view, with the node's facts if they are new; return the revision.
+
+        Raises StoreError; Conflict when the record has moved on meanwhile.
+        """
         lease = await self._store.lease(TTL_S)
-        txn = Txn(WRITER).put(kinds.NODE_SESSION, self.node, self.message, lease=lease.id)
+        txn = Txn(WRITER).check(kinds.NODE_SESSION, self.node, view.revision_of(kinds.NODE_SESSION, self.node))
+        txn.put(kinds.NODE_SESSION, self.node, self.message, lease=lease.id)
         if facts is not None:
             txn.put(kinds.NODE_FACTS, self.node, facts)
         try:
@@ -58,33 +63,36 @@ class Session:
         self._lease = lease
         return self.revision
 
-    async def keep(self, view: Callable[[], View]) -> None:
-        """Write the record again whenever its lease is lost, or it is not as we wrote it; runs until cancelled.
+    async def keep(self, cache: Cache) -> None:
+        """Write the record again whenever its lease is lost, or it is not as we wrote it; returns once another stream's is there.
 
         A commit of ours that was given up as in doubt may arrive late, and put the record under a lease nobody keeps alive.
         """
         while True:
             if self._lease is not None:
-                await self._until_gone(self._lease, view)
+                await self._until_gone(self._lease, cache)
                 _log.warning("session_lost", node=self.node)
                 await self._lease.close(revoke=False)
                 self._lease = None
             try:
-                await self.open(None)
-            except (Unavailable, Indeterminate, LeaseLost) as error:
+                # As fresh as the store: who took the record over a moment ago must be seen.
+                await cache.wait_for(await self._store.revision())
+                if self.superseded(cache.view):
+                    _log.info("session_superseded", node=self.node)
+                    return
+                await self.open(None, cache.view)
+            except (Conflict, Unavailable, Indeterminate, LeaseLost) as error:
                 _log.warning("session_not_renewed", node=self.node, error=str(error))
                 await asyncio.sleep(RETRY_S)
 
-    async def _until_gone(self, lease: Lease, view: Callable[[], View]) -> None:
+    async def _until_gone(self, lease: Lease, cache: Cache) -> None:
         while not lease.lost:
             try:
                 async with asyncio.timeout(LOOK_S):
                     await lease.wait_lost()
             except TimeoutError:
-                seen = view()
-                changed = seen.revision >= self.revision and seen.revision_of(kinds.NODE_SESSION, self.node) != self.revision
-                # A stream that was superseded ends soon: it must not take the record back.
-                if changed and not self.superseded(seen):
+                seen = cache.view
+                if seen.revision >= self.revision and seen.revision_of(kinds.NODE_SESSION, self.node) != self.revision:
                     return
 
     def superseded(self, view: View) -> bool:

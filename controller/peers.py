@@ -49,6 +49,8 @@ class Peers:
         self.name = name
         self._store, self._cache, self._clock = store, cache, clock
         self._cluster = cluster
+        # Mod revision of our record as last written; 0: never.
+        self._revision = 0
         self._session = ControllerSession(name=name, endpoints=endpoints, version=version, start_time=timestamp(clock.now()))
         # Set while our record is in the store as far as we know.
         self.registered = asyncio.Event()
@@ -75,7 +77,7 @@ class Peers:
                 await self._found()
                 await self._attend()
                 _log.warning("lease_lost", name=self.name)
-            except (Unavailable, Indeterminate, LeaseLost) as error:
+            except (Conflict, Unavailable, Indeterminate, LeaseLost) as error:
                 _log.warning("registration_failed", name=self.name, error=str(error))
                 await asyncio.sleep(RETRY_S)
 
@@ -89,17 +91,34 @@ class Peers:
         _log.info("cluster_founded", cluster=self._cluster)
 
     async def _attend(self) -> None:
-        """Hold a session until its lease is lost."""
+        """Hold a session until its lease is lost. Raises StoreError; Conflict when the record has moved on meanwhile."""
+        await self._until_free()
+        view = self._cache.view
         lease = await self._store.lease(SESSION_TTL_S)
         try:
             # Replaces the record a previous life of this controller may have left under its own lease.
-            revision = await self._store.commit(Txn(WRITER).put(kinds.CONTROLLER, self.name, self._session, lease=lease.id))
+            txn = Txn(WRITER).check(kinds.CONTROLLER, self.name, view.revision_of(kinds.CONTROLLER, self.name))
+            self._revision = await self._store.commit(txn.put(kinds.CONTROLLER, self.name, self._session, lease=lease.id))
             _log.info("registered", name=self.name, lease=lease.id)
             self.registered.set()
-            await self._until_gone(lease, revision)
+            await self._until_gone(lease, self._revision)
         finally:
             self.registered.clear()
             await self._leave(lease)
+
+    async def _until_free(self) -> None:
+        """Return, on a fresh view, once no other process of our name is there that came after us: it has superseded this one."""
+        told = False
+        while True:
+            await self._cache.wait_for(await self._store.revision())
+            record = self._cache.view.record(kinds.CONTROLLER, self.name)
+            newer = record is not None and self._revision and record.mod_revision > self._revision
+            if record is None or not newer or record.message == self._session:
+                return
+            if not told:
+                _log.error("name_taken", name=self.name, by=list(record.message.endpoints))
+                told = True
+            await asyncio.sleep(LOOK_S)
 
     async def _until_gone(self, lease: Lease, revision: int) -> None:
         """Return when the lease is lost, or the record is not as we wrote it.

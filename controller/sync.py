@@ -27,7 +27,7 @@ from cairn.controller.node_reports import Reports
 from cairn.controller.node_session import Session
 from cairn.controller.nodespec import desired, node_objects
 from cairn.controller.presence import Presence
-from cairn.controller.store.base import Indeterminate, LeaseLost, Store, Unavailable
+from cairn.controller.store.base import Conflict, Indeterminate, LeaseLost, Store, Unavailable
 from cairn.controller.store.cache import Cache, Changes
 from cairn.proto import kinds
 from cairn.proto.errors import BadState, Denied, Invalid, NotFound, Refused, TryAgain
@@ -227,14 +227,14 @@ class Stream:
         if facts is not None and view.get(kinds.NODE_FACTS, self.node) == facts:
             facts = None
         try:
-            await self._service.cache.wait_for(await self._session.open(facts))
-        except (Unavailable, Indeterminate, LeaseLost) as error:
+            await self._service.cache.wait_for(await self._session.open(facts, view))
+        except (Conflict, Unavailable, Indeterminate, LeaseLost) as error:
             raise TryAgain(f"the session of {self.node} could not be written: {error}") from error
         self.check_node()
         if isinstance(self._over, Refused):
             raise self._over
         _log.info("node_connected", node=self.node, endpoint=self._hello.endpoint, agent=self._hello.agent_version)
-        for part in (self._session.keep(lambda: self._service.cache.view), self._reports.run(), self._read(), self._watch()):
+        for part in (self._session.keep(self._service.cache), self._reports.run(), self._read(), self._watch()):
             task = asyncio.create_task(part)
             task.add_done_callback(self._part_ended)
             self._tasks.append(task)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cairn.proto.v1.agent_pb2 import ImageReport, PortReport, VmReport, VolumeReport
-from cairn.proto.v1.node_pb2 import NodeFacts
+from cairn.proto.v1.node_pb2 import NodeFacts, NodeSession
 from cairn.proto.v1.vm_pb2 import Nic
 from cairn.proto.v1.volume_pb2 import Purge
 
@@ -137,3 +137,21 @@ _disagrees("an_image_said_coming", "of image img-1", said("image/img-1", image=I
 _disagrees(
     "a_port_said_idle", "says STATE_READY of port nic-1", said("port/nic-1", port=PortReport(state=PortReport.STATE_READY))
 )
+
+
+@scene("never_back", "node_session/node-1 was taken back by who had been superseded")
+def a_stream_that_is_over_takes_its_node_back(stage: Stage) -> None:
+    for controller in ("c1", "c2", "c1"):
+        stage.commit(("node_session", NODE, NodeSession(node=NODE, controller=controller)))
+
+
+@scene("never_back")
+def a_stream_that_ended_and_one_that_begins(stage: Stage) -> None:
+    for again in (NodeSession(node=NODE, boot_id="1"), None, NodeSession(node=NODE, boot_id="1"), NodeSession(node=NODE)):
+        stage.commit(("node_session", NODE, again))
+
+
+@scene("checked", "node_session/node-1 was overwritten without looking")
+def a_session_written_blindly(stage: Stage) -> None:
+    stage.commit(session(), checked=[f"node_session/{NODE}"])
+    stage.commit(("node_session", NODE, NodeSession(node=NODE, controller="c2")), checked=[])

@@ -15,6 +15,7 @@ from cairn.controller.store.cache import Cache
 from cairn.controller.store.memory import MemoryBackend, MemoryStore
 from cairn.proto import kinds
 from cairn.proto.seams import SystemClock
+from cairn.proto.v1.cluster_pb2 import ControllerSession
 
 KEYS = [f"i-{number:08}" for number in range(3000)]
 
@@ -106,3 +107,32 @@ async def test_a_record_that_a_late_commit_put_under_a_dead_lease_is_written_aga
         await lease.close()
         await there.sees(["b"])
         await there.sees(["a", "b"])
+
+
+async def test_a_controller_whose_name_another_took_writes_nothing_until_that_has_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "LOOK_S", 0.05)
+    monkeypatch.setattr(peers, "RETRY_S", 0.05)
+    async with controllers("a", "b") as (here, there):
+        other = ControllerSession(name="a", endpoints=["elsewhere:7443"])
+        held = await there.store.lease(60)
+        seen = here.cache.view.revision_of(kinds.CONTROLLER, "a")
+        txn = Txn("peers").check(kinds.CONTROLLER, "a", seen).put(kinds.CONTROLLER, "a", other, lease=held.id)
+        taken = await there.store.commit(txn)
+        looks, newest = list[int](), here.store.revision
+
+        async def counted() -> int:
+            looks.append(await newest())
+            return looks[-1]
+
+        here.store.revision = counted  # type: ignore[method-assign]
+        async with asyncio.timeout(20):
+            while len(looks) < 4:
+                await asyncio.sleep(0.01)
+        assert not here.peers.registered.is_set()
+        assert here.cache.view.revision_of(kinds.CONTROLLER, "a") == taken
+        await held.close()
+        await there.sees(["b"])
+        await there.sees(["a", "b"])
+        again = there.cache.view.get(kinds.CONTROLLER, "a")
+        assert again is not None
+        assert again.endpoints == ["a:7443"]

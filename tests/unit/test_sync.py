@@ -15,7 +15,7 @@ from cairn.controller.nodespec import node_objects
 from cairn.controller.presence import Presence
 from cairn.controller.reconcilers.placement import Placements
 from cairn.controller.reconcilers.ports import Ports
-from cairn.controller.store.base import Txn
+from cairn.controller.store.base import Txn, View
 from cairn.controller.store.cache import Cache
 from cairn.controller.store.memory import MemoryBackend, MemoryStore
 from cairn.controller.sync import SyncService
@@ -392,9 +392,9 @@ async def test_a_node_removed_between_hello_and_session_is_not_connected(monkeyp
     async with world() as at:
         opened = Session.open
 
-        async def removed_meanwhile(session: Session, facts: NodeFacts | None) -> int:
+        async def removed_meanwhile(session: Session, facts: NodeFacts | None, view: View) -> int:
             await at.store.commit(Txn("api").delete(kinds.NODE, N1))
-            return await opened(session, facts)
+            return await opened(session, facts, view)
 
         monkeypatch.setattr(Session, "open", removed_meanwhile)
         here = agent(at)

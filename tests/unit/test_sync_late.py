@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 from cairn.controller import node_session
+from cairn.controller.node_session import Session
 from cairn.controller.store.base import Conflict, Indeterminate, Txn
+from cairn.controller.store.cache import Cache
+from cairn.controller.store.view import LiveView
 from cairn.proto import kinds
-from cairn.proto.v1.agent_pb2 import VmReport
+from cairn.proto.seams import SystemClock
+from cairn.proto.v1.agent_pb2 import Hello, VmReport
 
 from tests.unit.test_sync import N1, agent, world
 
@@ -74,3 +79,41 @@ async def test_a_report_that_comes_late_about_what_has_gone_is_removed() -> None
         await at.until(lambda: at.observed(N1, key) is None)
         await at.cache.wait_for(await at.store.commit(Txn("sync").put(kinds.OBSERVED, f"{N1}/{key}", observed)))
         await at.until(lambda: at.observed(N1, key) is None)
+
+
+class _Behind:
+    """A cache that shows what it showed at a moment, until the store is asked."""
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache, self.view = cache, cache.view.fork(Txn("nobody"))
+
+    async def wait_for(self, revision: int) -> None:
+        await self._cache.wait_for(revision)
+        self.view = self._cache.view
+
+
+async def test_a_superseded_session_whose_lease_is_lost_writes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another stream has taken the node over before this one, with an old view, finds its lease lost."""
+    monkeypatch.setattr(node_session, "TTL_S", 1.0)
+    async with world() as at:
+        old, new = (Session(at.store, SystemClock(), Hello(node=N1), name) for name in ("c1", "c2"))
+        await at.cache.wait_for(await old.open(None, at.cache.view))
+        behind: Any = _Behind(at.cache)
+        (item,) = (await at.store.read(kinds.NODE_SESSION.key(N1)))[0]
+        keeping = asyncio.create_task(old.keep(behind))
+        await at.cache.wait_for(await new.open(None, at.cache.view))
+        at.store.backend.revoke(item.lease)
+        await asyncio.wait_for(keeping, 20)
+        assert at.cache.view.get(kinds.NODE_SESSION, N1) == new.message
+        await new.close(revoke=False)
+
+
+async def test_a_session_is_not_written_over_one_it_has_not_seen() -> None:
+    async with world() as at:
+        old, new = (Session(at.store, SystemClock(), Hello(node=N1), name) for name in ("c1", "c2"))
+        before = at.cache.view.fork(Txn("nobody"))
+        await at.cache.wait_for(await new.open(None, before))
+        unaware = LiveView()
+        with pytest.raises(Conflict):
+            await old.open(None, unaware)
+        await new.close(revoke=True)

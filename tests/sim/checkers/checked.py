@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from tests.sim.checkers.base import Checker
 from tests.sim.cloud import Cloud, Commit
 
-# Written on the word of a node's own stream, or of the process it tells of.
-_TOLD = ("observed", "node_facts", "node_session", "controller")
+# Written on the word of a node's own stream.
+_TOLD = ("observed", "node_facts")
 
 
 class Checked(Checker):

@@ -1,4 +1,5 @@
 """What only grows never goes back: what a node's ledger durably holds, whole and per key; revisions, epoch, generations, sizes.
+Nor does who was superseded: a stream or a controller whose record another one's has replaced never writes its own again.
 
 Over crashes and power losses, too: the position a node has ever accepted is the least it holds from then on.
 """
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from tests.sim.checkers.base import Checker
-from tests.sim.cloud import Cloud, Commit, Position
+from tests.sim.cloud import Changed, Cloud, Commit, Position
 
 # Kind -> what of it never shrinks while the record is there.
 _GROWS: Final[dict[str, Callable[[Any], tuple[tuple[str, Any], ...]]]] = {
@@ -22,6 +23,7 @@ _GROWS: Final[dict[str, Callable[[Any], tuple[tuple[str, Any], ...]]]] = {
     "cluster": lambda cluster: (("epoch", cluster.epoch),),
     "observed": lambda observed: (("version", (observed.report.version.epoch, observed.report.version.revision)),),
 }
+_SESSIONS: Final = ("node_session", "controller")
 
 
 class NeverBack(Checker):
@@ -33,6 +35,8 @@ class NeverBack(Checker):
         self._held: dict[str, Position] = {}
         self._keys: dict[tuple[str, str], Position] = {}
         self._sizes: dict[tuple[str, str], int] = {}
+        # Key of a session -> those that were replaced, as bytes.
+        self._superseded: dict[str, set[bytes]] = {}
 
     def committed(self, cloud: Cloud, commit: Commit) -> Iterator[str]:
         """Revisions, and what records count."""
@@ -47,6 +51,16 @@ class NeverBack(Checker):
                 for (what, before), (_, after) in zip(grows(change.before), grows(change.after), strict=True):
                     if after < before:
                         yield f"the {what} of {change.key} went back from {before} to {after}"
+            elif change.kind in _SESSIONS:
+                yield from self._replaced(change)
+
+    def _replaced(self, change: Changed) -> Iterator[str]:
+        before, after = (each and each.SerializeToString(deterministic=True) for each in (change.before, change.after))
+        over = self._superseded.setdefault(change.key, set())
+        if after in over:
+            yield f"{change.key} was taken back by who had been superseded"
+        if before and after and before != after:
+            over.add(before)
 
     def accepted(self, cloud: Cloud, node: str) -> Iterator[str]:
         """Look at a ledger."""
