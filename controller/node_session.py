@@ -64,7 +64,7 @@ class Session:
         return self.revision
 
     async def keep(self, cache: Cache) -> None:
-        """Write the record again whenever its lease is lost, or it is not as we wrote it; returns once another stream's is there.
+        """Write the record again whenever its lease is lost or it is not as we wrote it; return once another stream's is there.
 
         A commit of ours that was given up as in doubt may arrive late, and put the record under a lease nobody keeps alive.
         """

@@ -107,7 +107,7 @@ class Peers:
             await self._leave(lease)
 
     async def _until_free(self) -> None:
-        """Return, on a fresh view, once no other process of our name is there that came after us: it has superseded this one."""
+        """Return, on a fresh view, once no process of our name is there that came after us: it has superseded this one."""
         told = False
         while True:
             await self._cache.wait_for(await self._store.revision())
