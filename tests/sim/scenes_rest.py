@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cairn.proto.v1.agent_pb2 import VmReport
-from cairn.proto.v1.cluster_pb2 import RequestRecord
+from cairn.proto.v1.cluster_pb2 import PlanRecord, RequestRecord
 from cairn.proto.v1.vm_pb2 import Nic
 
 from tests.sim.asked import Asked, AskedVolume
@@ -357,6 +357,7 @@ def nothing_changes(stage: Stage) -> None:
     fuller = facts()
     fuller[2].pools[0].used_bytes = 5
     stage.commit(fuller)
+    stage.commit(("plan", "plan-1", PlanRecord(plan_id="plan-1")))
     stage.host(effects=3, boots=1, ledger={"vm/i-1": (1, 9)})
     stage.said += stage.checker.resting(stage.cloud, False)
     stage.host(effects=4)
@@ -379,6 +380,13 @@ def a_node_was_told_something_new(stage: Stage) -> None:
 def something_was_decided(stage: Stage) -> None:
     _at_rest(stage)
     stage.commit(placement())
+
+
+@scene("no_plan", "plan/plan-1 was written")
+def a_plan_became_another(stage: Stage) -> None:
+    _at_rest(stage)
+    stage.commit(("plan", "plan-1", PlanRecord(plan_id="plan-1")))
+    stage.commit(("plan", "plan-1", PlanRecord(plan_id="plan-1", method="CreateVm")))
 
 
 @scene("no_plan", "node_facts/node-1 was written")
