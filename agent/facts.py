@@ -13,7 +13,7 @@ from cairn.agent.hypervisor.base import Hypervisor, HypervisorError
 from cairn.agent.reports import Reports
 from cairn.hardware.base import Inventory
 from cairn.proto.log import logger
-from cairn.proto.v1.node_pb2 import NodeFacts, StoragePool
+from cairn.proto.v1.node_pb2 import HypervisorFacts, NodeFacts, StoragePool
 from cairn.storage.base import StorageError, VolumeDriver
 
 LOOK_EVERY_S: Final = 10.0
@@ -47,6 +47,8 @@ class Facts:
         self._inventory, self._hypervisor, self._volumes, self._reports = inventory, hypervisor, volumes, reports
         self._vtep, self._underlay_mtu, self._version = vtep, underlay_mtu, version
         self._hardware = NodeFacts()
+        self._pools: list[StoragePool] | None = None
+        self._guests: HypervisorFacts | None = None
         self._hardware_s = self._pools_s = self._hypervisor_s = float("-inf")
 
     async def run(self) -> None:
@@ -57,31 +59,38 @@ class Facts:
 
     async def refresh(self) -> None:
         """Look now; a part that cannot be read keeps what was known."""
-        now_s = asyncio.get_running_loop().time()
+        now_s, known = asyncio.get_running_loop().time(), self._reports.facts
+        for name, read in (
+            ("hardware", self._read_hardware),
+            ("pools", self._read_pools),
+            ("hypervisor", self._read_hypervisor),
+        ):
+            try:
+                await read(known, now_s)
+            except (HypervisorError, StorageError, OSError) as error:
+                logger("facts").warning("incomplete", part=name, error=str(error))
         facts = NodeFacts()
-        facts.CopyFrom(self._reports.facts)
-        try:
-            if now_s - self._hardware_s >= HARDWARE_EVERY_S:
-                self._hardware = await self._inventory.collect()
-                self._hardware_s = now_s
-            hypervisor, pools = facts.hypervisor, list(facts.pools)
-            facts = NodeFacts()
-            facts.CopyFrom(self._hardware)
-            facts.hypervisor.CopyFrom(hypervisor)
-            facts.pools.extend(pools)
-            facts.vtep, facts.underlay_mtu, facts.agent_version = self._vtep, self._underlay_mtu, self._version
-            pool = await self._volumes.facts()
-            if now_s - self._pools_s >= POOLS_EVERY_S or _moved(pools[0] if pools else StoragePool(), pool):
-                self._pools_s = now_s
-                del facts.pools[:]
-                facts.pools.append(pool)
-            if not facts.hypervisor.accelerator or now_s - self._hypervisor_s >= HYPERVISOR_EVERY_S:
-                facts.hypervisor.CopyFrom(await self._hypervisor.facts())
-                self._hypervisor_s = now_s
-        except (HypervisorError, StorageError, OSError) as error:
-            logger("facts").warning("incomplete", error=str(error))
-        if facts != self._reports.facts:
+        facts.CopyFrom(self._hardware)
+        facts.hypervisor.CopyFrom(self._guests or known.hypervisor)
+        facts.pools.extend(known.pools if self._pools is None else self._pools)
+        facts.vtep, facts.underlay_mtu, facts.agent_version = self._vtep, self._underlay_mtu, self._version
+        if facts != known:
             self._reports.put_facts(facts)
+
+    async def _read_hardware(self, _known: NodeFacts, now_s: float) -> None:
+        if now_s - self._hardware_s >= HARDWARE_EVERY_S:
+            self._hardware = await self._inventory.collect()
+            self._hardware_s = now_s
+
+    async def _read_pools(self, known: NodeFacts, now_s: float) -> None:
+        pool = await self._volumes.facts()
+        if now_s - self._pools_s >= POOLS_EVERY_S or _moved(known.pools[0] if known.pools else StoragePool(), pool):
+            self._pools, self._pools_s = [pool], now_s
+
+    async def _read_hypervisor(self, known: NodeFacts, now_s: float) -> None:
+        if not known.hypervisor.accelerator or now_s - self._hypervisor_s >= HYPERVISOR_EVERY_S:
+            self._guests = await self._hypervisor.facts()
+            self._hypervisor_s = now_s
 
 
 def _moved(before: StoragePool, now: StoragePool) -> bool:

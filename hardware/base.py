@@ -17,5 +17,5 @@ class Inventory(Protocol):
     """Reads what the machine is made of."""
 
     async def collect(self) -> NodeFacts:
-        """Return arch, cpu, memory, numa, disks, nics, firmware, kernel, os, hostname; nothing else is set."""
+        """Return arch, cpu, memory, numa, disks, nics, firmware, kernel, os, hostname, faults; nothing else is set."""
         ...

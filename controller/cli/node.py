@@ -75,6 +75,7 @@ def _hardware(facts: Any) -> Iterable[Detail]:
     yield Section("NUMA", [(f"node {n.id}", f"cpus {n.cpus}, {size_text(n.memory_bytes)}") for n in facts.numa])
     yield Section("Disks", [(disk.name, _disk(disk)) for disk in facts.disks])
     yield Section("NICs", [(nic.name, _nic(nic)) for nic in facts.nics])
+    yield Section("Could not be read", [("", fault) for fault in facts.faults])
 
 
 def _boot(firmware: Any) -> str:
@@ -85,7 +86,9 @@ def _boot(firmware: Any) -> str:
 
 def _disk(disk: Any) -> str:
     kind = "rotating" if disk.rotational else "solid state"
-    return "  ".join(filter(None, [size_text(disk.size_bytes), disk.transport, kind, disk.model, disk.serial]))
+    away = "over the network" if disk.remote else ""
+    ways = f"{disk.paths} paths" if disk.paths > 1 else ""
+    return "  ".join(filter(None, [size_text(disk.size_bytes), disk.transport, away, ways, kind, disk.model, disk.serial]))
 
 
 def _nic(nic: Any) -> str:

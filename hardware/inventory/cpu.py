@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from cairn.hardware.inventory.tree import Tree, format_list, parse_list, parse_mask
+from cairn.hardware.inventory.tree import NUMBERS_MAX, TEXT_BYTES_MAX, Tree, format_list, parse_list, parse_mask, whole
 from cairn.proto.v1.node_pb2 import CpuFacts, NumaNode
 
 _CPUS: Final = "sys/devices/system/cpu"
@@ -35,7 +35,9 @@ _PARTS: Final = {
     (0x41, 0xD8E): "Neoverse-N3", (0x42, 0x516): "Vulcan", (0x43, 0x0A1): "ThunderX-88XX", (0x43, 0x0A2): "ThunderX-81XX",
     (0x43, 0x0A3): "ThunderX-83XX", (0x43, 0x0AF): "ThunderX2-99xx", (0x43, 0x0B8): "ThunderX3-T110",
     (0x46, 0x001): "A64FX", (0x46, 0x003): "MONAKA", (0x48, 0xD01): "TaiShan-v110", (0x48, 0xD02): "TaiShan-v120",
+    (0x48, 0xD06): "Kunpeng-950", (0x48, 0xD22): "Kunpeng-920",
     (0x48, 0xD40): "Cortex-A76", (0x4E, 0x000): "Denver", (0x4E, 0x003): "Denver-2", (0x4E, 0x004): "Carmel",
+    (0x4E, 0x010): "Olympus",
     (0x50, 0x000): "X-Gene", (0x51, 0x001): "Oryon-V1", (0x51, 0x800): "Kryo-2XX-Gold", (0x51, 0x802): "Kryo-3XX-Gold",
     (0x51, 0x804): "Kryo-4XX-Gold", (0x51, 0x805): "Kryo-4XX-Silver", (0x51, 0xC00): "Falkor", (0x51, 0xC01): "Saphira",
     (0x53, 0x001): "exynos-m1", (0x6D, 0xD49): "Azure-Cobalt-100", (0x70, 0x303): "FTC310", (0x70, 0x660): "FTC660",
@@ -46,13 +48,14 @@ _PARTS: Final = {
 
 def read_cpu(tree: Tree, arch: str) -> CpuFacts:
     """Return what the CPUs are, and how many sockets, cores and threads are online."""
-    blocks = _blocks(tree.text("proc/cpuinfo"))
+    blocks = _blocks(tree.text("proc/cpuinfo", TEXT_BYTES_MAX))
     first = next((block for block in blocks if "processor" in block), {})
     # Old ARM kernels tell features once, in a block of their own.
     shared = {key: value for block in reversed(blocks) for key, value in block.items()}
     flags = (first.get("flags") or shared.get("flags") or shared.get("Features") or shared.get("features") or "").split()
     vendor, model = _arm_identity(blocks) or _identity(first, shared)
     threads = online_cpus(tree) or [number for number, _ in enumerate(block for block in blocks if "processor" in block)]
+    threads = threads[:NUMBERS_MAX]
     sockets, cores = _topology(tree, threads)
     frequencies = [tree.number(f"{_CPUS}/cpu{cpu}/cpufreq/cpuinfo_max_freq") for cpu in threads]
     return CpuFacts(
@@ -68,27 +71,44 @@ def read_cpu(tree: Tree, arch: str) -> CpuFacts:
 
 
 def read_memory(tree: Tree) -> int:
-    """Return the bytes of memory the kernel uses."""
-    for line in tree.text("proc/meminfo").splitlines():
-        if line.startswith("MemTotal:"):
-            return int(line.split()[1]) * 1024
-    return 0
+    """Return the bytes of memory guests can be in: what the kernel uses, without that of GPUs and persistent memory.
+
+    Such memory, where it is made part of the system's, is in NUMA nodes without CPUs, and in the kernel's total.
+    """
+    total = _kib(tree.text("proc/meminfo"), "MemTotal:")
+    cpus, without = _numa(tree)
+    foreign = sum(node.memory_bytes for node in without) if cpus else 0
+    return max(0, total - foreign)
 
 
 def read_numa(tree: Tree) -> list[NumaNode]:
-    """Return the NUMA nodes; none when the kernel knows none."""
-    nodes = []
+    """Return the NUMA nodes that have CPUs; none when the kernel knows none."""
+    return _numa(tree)[0]
+
+
+def _numa(tree: Tree) -> tuple[list[NumaNode], list[NumaNode]]:
+    """Return the NUMA nodes with CPUs, and those without."""
+    nodes: tuple[list[NumaNode], list[NumaNode]] = ([], [])
     for number, path in tree.numbered(_NODES, "node"):
         cpus = tree.text(path / "cpulist") or format_list(parse_mask(tree.text(path / "cpumap")))
-        memory = next((line.split() for line in tree.text(path / "meminfo").splitlines() if "MemTotal:" in line), [])
-        size = int(memory[3]) * 1024 if len(memory) > 3 else 0
-        nodes.append(NumaNode(id=number, memory_bytes=size, cpus=cpus))
+        size = _kib(tree.text(path / "meminfo"), "MemTotal:")
+        nodes[0 if parse_list(cpus) else 1].append(NumaNode(id=number, memory_bytes=size, cpus=cpus))
     return nodes
+
+
+def _kib(meminfo: str, name: str) -> int:
+    """Return the bytes of a line such as "MemTotal: 5596296 kB" or "Node 0 MemTotal: 245760 kB"; 0 when it tells none."""
+    for line in meminfo.splitlines():
+        words = line.split()
+        if name in words[:-1]:
+            kib = whole(words[words.index(name) + 1]) or 0
+            return kib * 1024 if kib < 2**53 else 0
+    return 0
 
 
 def guess_arch(tree: Tree) -> str:
     """Return the architecture of a recorded machine as far as its cpuinfo shows it; empty: unknown."""
-    cpuinfo = tree.text("proc/cpuinfo")
+    cpuinfo = tree.text("proc/cpuinfo", TEXT_BYTES_MAX)
     if "CPU implementer" in cpuinfo:
         return (
             "aarch64" if any(line.split(":")[1].strip() in ("8", "AArch64") for line in _lines(cpuinfo, "CPU arch")) else "arm"
@@ -107,22 +127,31 @@ def online_cpus(tree: Tree) -> list[int]:
 
 def _topology(tree: Tree, threads: list[int]) -> tuple[int, int]:
     """Return (sockets, cores) of the threads online."""
-    sockets, cores = set[int](), set[object]()
+    sockets, cores, online = set[int](), set[object](), frozenset(threads)
     for cpu in threads:
         folder = f"{_CPUS}/cpu{cpu}/topology"
         package = tree.number(f"{folder}/physical_package_id", -1)
-        siblings = _siblings(tree, folder, ("core_cpus", "thread_siblings"), threads)
+        siblings = _siblings(tree, folder, ("core_cpus", "thread_siblings"), online)
         cores.add(siblings or (package, tree.text(f"{folder}/core_id") or cpu))
         # -1 is what ARM kernels say without firmware tables: then all share one socket.
         sockets.add(package)
+    if _tells_clusters(tree):
+        return min(len(sockets), 1), len(cores)
     return len(sockets), len(cores)
 
 
-def _siblings(tree: Tree, folder: str, names: Iterable[str], threads: list[int]) -> tuple[int, ...]:
+def _tells_clusters(tree: Tree) -> bool:
+    """Tell whether package ids may be those of clusters: ARM with a device tree, Linux before 6.0. It has one."""
+    described = tree.exists("sys/firmware/devicetree/base") or tree.exists("proc/device-tree")
+    several = len(_numa(tree)[0]) > 1
+    return described and not several and not tree.exists("sys/firmware/acpi") and not tree.exists("sys/class/dmi/id/sys_vendor")
+
+
+def _siblings(tree: Tree, folder: str, names: Iterable[str], online: frozenset[int]) -> tuple[int, ...]:
     for name in names:
         found = parse_list(tree.text(f"{folder}/{name}_list")) or parse_mask(tree.text(f"{folder}/{name}"))
         if found:
-            return tuple(cpu for cpu in found if cpu in set(threads))
+            return tuple(cpu for cpu in found if cpu in online)
     return ()
 
 
@@ -164,4 +193,4 @@ def _virtualization(tree: Tree, arch: str, flags: list[str]) -> str:
     for flag in ("vmx", "svm"):
         if flag in flags:
             return flag
-    return "el2" if arch == "aarch64" and tree.path("dev/kvm").exists() else ""
+    return "el2" if arch == "aarch64" and tree.exists("dev/kvm") else ""

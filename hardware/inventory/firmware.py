@@ -23,14 +23,15 @@ def read_firmware(tree: Tree) -> FirmwareFacts:
         vendor=dmi("bios_vendor"),
         version=dmi("bios_version"),
         date=dmi("bios_date"),
-        uefi=tree.path("sys/firmware/efi").is_dir(),
+        uefi=tree.is_dir("sys/firmware/efi"),
         secure_boot=tree.raw(_SECURE_BOOT)[4:5] == b"\1",
-        system_vendor=dmi("sys_vendor"),
-        system_product=dmi("product_name"),
+        # A maker of boards leaves the system's strings to whoever builds the system; the board has a name all the same.
+        system_vendor=dmi("sys_vendor") or dmi("board_vendor"),
+        system_product=dmi("product_name") or dmi("board_name"),
         system_serial=dmi("product_serial"),
         system_uuid=dmi("product_uuid").lower(),
     )
-    base = next((name for name in _DEVICE_TREES if tree.path(name).is_dir()), "")
+    base = next((name for name in _DEVICE_TREES if tree.is_dir(name)), "")
     if base and not facts.system_product:
         maker = tree.text(f"{base}/compatible").partition("\0")[0].partition(",")
         facts.system_product = told(tree.text(f"{base}/model"))

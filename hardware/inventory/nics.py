@@ -1,4 +1,4 @@
-"""Network cards: physical or virtio Ethernet interfaces. No bridges, tunnels, TAPs, virtual functions or representors."""
+"""Network cards: physical or virtio Ethernet. No bridges, tunnels, TAPs, virtual functions, representors or radios."""
 
 from __future__ import annotations
 
@@ -23,29 +23,27 @@ def read_nics(tree: Tree) -> list[NicFacts]:
 
 def _is_card(tree: Tree, path: Path) -> bool:
     return (
-        (path / "device").exists()
-        and not (path / "device/physfn").exists()
+        tree.exists(path / "device")
+        and not tree.exists(path / "device/physfn")
+        and not tree.exists(path / "wireless")
+        and not tree.exists(path / "phy80211")
         and tree.number(path / "type", _ARPHRD_ETHER) == _ARPHRD_ETHER
         and not _REPRESENTOR.fullmatch(tree.text(path / "phys_port_name"))
     )
 
 
 def _nic(tree: Tree, path: Path) -> NicFacts:
-    device = (path / "device").resolve()
-    pci = [part for part in device.parts if _PCI_ADDRESS.fullmatch(part)]
+    device = tree.device(path / "device")
+    # A USB card sits behind the address of its controller, which all its devices share.
+    pci = [part for part in device.split("/") if _PCI_ADDRESS.fullmatch(part)] if "/usb" not in device else []
     speed = tree.number(path / "speed")
     return NicFacts(
         name=path.name,
         # In a bond all cards show the bond's MAC; their own is kept here.
         mac=(tree.text(path / "bonding_slave/perm_hwaddr") or tree.text(path / "address")).lower(),
-        driver=_driver(path / "device"),
+        driver=tree.link_name(path / "device/driver"),
         speed_mbps=speed if 0 < speed < _SPEED_MBPS_MAX else 0,
         mtu=tree.number(path / "mtu"),
         link_up=tree.number(path / "carrier") == 1 or tree.text(path / "operstate") == "up",
         pci_address=pci[-1] if pci else "",
     )
-
-
-def _driver(device: Path) -> str:
-    link = device / "driver"
-    return link.readlink().name if link.is_symlink() else ""

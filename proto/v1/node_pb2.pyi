@@ -632,6 +632,7 @@ class NodeFacts(_message.Message):
     UNDERLAY_MTU_FIELD_NUMBER: _builtins.int
     AGENT_VERSION_FIELD_NUMBER: _builtins.int
     HOSTNAME_FIELD_NUMBER: _builtins.int
+    FAULTS_FIELD_NUMBER: _builtins.int
     arch: _builtins.str
     """x86_64 or aarch64."""
     memory_bytes: _builtins.int
@@ -658,6 +659,10 @@ class NodeFacts(_message.Message):
     def hypervisor(self) -> Global___HypervisorFacts: ...
     @_builtins.property
     def pools(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoragePool]: ...
+    @_builtins.property
+    def faults(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What of the hardware is there and could not be read, and why; at most 20. What is not there is not told."""
+
     def __init__(
         self,
         *,
@@ -676,10 +681,11 @@ class NodeFacts(_message.Message):
         underlay_mtu: _builtins.int = ...,
         agent_version: _builtins.str = ...,
         hostname: _builtins.str = ...,
+        faults: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cpu", b"cpu", "firmware", b"firmware", "hypervisor", b"hypervisor"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "arch", b"arch", "cpu", b"cpu", "disks", b"disks", "firmware", b"firmware", "hostname", b"hostname", "hypervisor", b"hypervisor", "kernel", b"kernel", "memory_bytes", b"memory_bytes", "nics", b"nics", "numa", b"numa", "os", b"os", "pools", b"pools", "underlay_mtu", b"underlay_mtu", "vtep", b"vtep"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "arch", b"arch", "cpu", b"cpu", "disks", b"disks", "faults", b"faults", "firmware", b"firmware", "hostname", b"hostname", "hypervisor", b"hypervisor", "kernel", b"kernel", "memory_bytes", b"memory_bytes", "nics", b"nics", "numa", b"numa", "os", b"os", "pools", b"pools", "underlay_mtu", b"underlay_mtu", "vtep", b"vtep"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -768,16 +774,22 @@ class DiskFacts(_message.Message):
     REMOVABLE_FIELD_NUMBER: _builtins.int
     LOGICAL_BLOCK_BYTES_FIELD_NUMBER: _builtins.int
     WWN_FIELD_NUMBER: _builtins.int
+    REMOTE_FIELD_NUMBER: _builtins.int
+    PATHS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     model: _builtins.str
     serial: _builtins.str
     size_bytes: _builtins.int
     rotational: _builtins.bool
     transport: _builtins.str
-    """nvme, sata, sas, virtio, usb, or empty."""
+    """nvme, sata, pata, sas, virtio, usb, nvme-tcp, nvme-rdma, nvme-fc, iscsi, fc, or empty."""
     removable: _builtins.bool
     logical_block_bytes: _builtins.int
     wwn: _builtins.str
+    remote: _builtins.bool
+    """Reached over a network: not this machine's own."""
+    paths: _builtins.int
+    """Ways that lead to it; more than 1: multipath."""
     def __init__(
         self,
         *,
@@ -790,10 +802,12 @@ class DiskFacts(_message.Message):
         removable: _builtins.bool = ...,
         logical_block_bytes: _builtins.int = ...,
         wwn: _builtins.str = ...,
+        remote: _builtins.bool = ...,
+        paths: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["logical_block_bytes", b"logical_block_bytes", "model", b"model", "name", b"name", "removable", b"removable", "rotational", b"rotational", "serial", b"serial", "size_bytes", b"size_bytes", "transport", b"transport", "wwn", b"wwn"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logical_block_bytes", b"logical_block_bytes", "model", b"model", "name", b"name", "paths", b"paths", "remote", b"remote", "removable", b"removable", "rotational", b"rotational", "serial", b"serial", "size_bytes", b"size_bytes", "transport", b"transport", "wwn", b"wwn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

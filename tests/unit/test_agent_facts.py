@@ -1,0 +1,59 @@
+"""Facts of a node: each part by itself; what cannot be read keeps what was known."""
+
+from __future__ import annotations
+
+from cairn.agent.facts import Facts
+from cairn.agent.hypervisor.base import HypervisorError
+from cairn.agent.reports import Reports
+from cairn.hardware.fake import SMALL, FakeInventory
+from cairn.proto.seams import SystemClock
+from cairn.proto.v1.node_pb2 import HypervisorFacts, NodeFacts, StoragePool
+from cairn.storage.base import StorageError
+
+
+class Broken:
+    """A part that fails while it is told to."""
+
+    def __init__(self, good: object, error: Exception) -> None:
+        self.good, self.error, self.broken = good, error, True
+
+    async def facts(self) -> object:
+        if self.broken:
+            raise self.error
+        return self.good
+
+    async def collect(self) -> NodeFacts:
+        if self.broken:
+            raise self.error
+        return await FakeInventory(SMALL, "n1").collect()
+
+
+async def test_a_part_that_fails_keeps_no_other_back() -> None:
+    parts = {
+        "hardware": Broken(None, OSError("the bus is off")),
+        "hypervisor": Broken(HypervisorFacts(accelerator="tcg", archs=["x86_64"]), HypervisorError("no libvirt")),
+        "pools": Broken(StoragePool(type="local", total_bytes=1 << 40), StorageError("no folder")),
+    }
+
+    def seen(reports: Reports) -> dict[str, bool]:
+        facts = reports.facts
+        return {"hardware": bool(facts.arch), "hypervisor": bool(facts.hypervisor.archs), "pools": len(facts.pools) == 1}
+
+    for good in parts:
+        for name, part in parts.items():
+            part.broken = name != good
+        reports = Reports(SystemClock())
+        facts = Facts(
+            parts["hardware"], parts["hypervisor"], parts["pools"], reports, vtep="10.0.0.1", underlay_mtu=1500, version="1"
+        )
+        await facts.refresh()
+        assert seen(reports) == {name: name == good for name in parts}
+        assert reports.facts.vtep == "10.0.0.1"
+        for part in parts.values():
+            part.broken = False
+        await facts.refresh()
+        assert all(seen(reports).values())
+        for part in parts.values():
+            part.broken = True
+        await facts.refresh()
+        assert all(seen(reports).values())
