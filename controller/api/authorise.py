@@ -1,4 +1,5 @@
-"""Who may call what. In this milestone: users all of the API; nodes only their stream and their certificate; controllers all.
+"""Who calls, and which methods may be called at all: users all of the API; nodes only their stream and their certificate;
+controllers all. What a caller may do to which record is asked where the record is looked up: controller/model/permits.py.
 
 The identity comes from the caller's certificate and nothing else (proto/rpc.py: peer_identity). Enrolment is the one service
 without one: there the join token is the proof.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from cairn.controller.model.permits import Caller
 from cairn.proto.errors import Denied
 from cairn.proto.pki import Identity
 from cairn.proto.rpc import peer_identity
@@ -34,6 +36,7 @@ def authorise(method: str, context: Any) -> Identity | None:
     raise Denied(f"{identity.kind} {identity.id!r} may not call {method.rpartition('/')[2]}")
 
 
-def actor(context: Any) -> str:
-    """Return the caller's name, for events."""
-    return peer_identity(context).id
+def caller_of(context: Any) -> Caller:
+    """Return who calls. Raises Unauthenticated."""
+    identity = peer_identity(context)
+    return Caller(identity.kind, identity.id)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any, Protocol, runtime_checkable
 
 from cairn.controller.api import nouns
+from cairn.controller.api.authorise import caller_of
 from cairn.controller.api.core import Core
+from cairn.controller.model.permits import Caller, Verb, permits
 from cairn.controller.store.base import Membership, View
 from cairn.controller.words import several
 from cairn.proto import kinds
+from cairn.proto.errors import Denied
 from cairn.proto.v1 import cluster_pb2, cluster_pb2_grpc
-from cairn.proto.v1.cluster_pb2 import GetClusterStatusResponse
+from cairn.proto.v1.cluster_pb2 import Cluster, GetClusterStatusResponse
 from cairn.proto.v1.node_pb2 import NodeStatus
 from cairn.proto.v1.vm_pb2 import VmStatus
 
@@ -30,13 +33,15 @@ class ClusterService(cluster_pb2_grpc.ClusterServiceServicer):
         self, request: cluster_pb2.GetClusterStatusRequest, context: Any
     ) -> cluster_pb2.GetClusterStatusResponse:
         """Return how everything is."""
-        view = self._core.cache.view
-        answer = GetClusterStatusResponse(revision=view.revision)
+        view, caller = self._core.cache.view, caller_of(context)
         cluster = view.get(kinds.CLUSTER, "self")
+        if not permits(view, caller, Verb.SEE, cluster or Cluster()):
+            raise Denied(f"{caller.kind} {caller.id!r} may not see the cluster's status")
+        answer = GetClusterStatusResponse(revision=view.revision)
         if cluster is not None:
             answer.name, answer.epoch = cluster.name, cluster.epoch
         answer.controllers.extend(sorted(view.all(kinds.CONTROLLER), key=lambda session: session.name))
-        _count(view, answer)
+        _count(view, caller, answer)
         if isinstance(self._core.store, Membered):
             for member in await self._core.store.members():
                 answer.members.add(
@@ -50,16 +55,18 @@ class ClusterService(cluster_pb2_grpc.ClusterServiceServicer):
         return answer
 
 
-def _count(view: View, answer: GetClusterStatusResponse) -> None:
+def _count(view: View, caller: Caller, answer: GetClusterStatusResponse) -> None:
     for id in view.ids(kinds.NODE):
         node = nouns.NODE.of(view, id)
-        if node is not None and node.status.state == NodeStatus.STATE_READY:
+        if node is None or not permits(view, caller, Verb.SEE, node):
+            continue
+        if node.status.state == NodeStatus.STATE_READY:
             answer.nodes_ready += 1
-        elif node is not None and node.status.state == NodeStatus.STATE_DOWN:
+        elif node.status.state == NodeStatus.STATE_DOWN:
             answer.nodes_down += 1
     for id in view.ids(kinds.VM):
         vm = nouns.VM.of(view, id)
-        if vm is None or vm.HasField("delete_time"):
+        if vm is None or vm.HasField("delete_time") or not permits(view, caller, Verb.SEE, vm):
             continue
         answer.vms += 1
         answer.vms_running += vm.status.state == VmStatus.STATE_RUNNING

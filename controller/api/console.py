@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from cairn.controller.api import nouns
 from cairn.controller.api.core import Core
 from cairn.controller.api.objects import addressed
+from cairn.controller.model.permits import Caller, Verb
 from cairn.controller.model.where import where
 from cairn.proto import kinds
 from cairn.proto.errors import BadState, Invalid
@@ -16,13 +17,15 @@ from cairn.proto.v1.agent_pb2_grpc import HostServiceStub
 from cairn.proto.v1.vm_pb2 import ConsoleVmRequest, ConsoleVmResponse
 
 
-async def relay_console(core: Core, requests: AsyncIterator[ConsoleVmRequest]) -> AsyncIterator[ConsoleVmResponse]:
-    """Yield what the console prints; requests carry the key strokes. Raises Invalid, NotFound, BadState."""
+async def relay_console(
+    core: Core, caller: Caller, requests: AsyncIterator[ConsoleVmRequest]
+) -> AsyncIterator[ConsoleVmResponse]:
+    """Yield what the console prints; requests carry the key strokes. Raises Invalid, NotFound, Denied, BadState."""
     first = await anext(aiter(requests), None)
     if first is None:
         raise Invalid("id", "the first message must say which VM")
     view = await core.mutations.freshen()
-    vm = addressed(view, nouns.VM, first).message
+    vm = addressed(view, caller, nouns.VM, first, verb=Verb.CONSOLE).message
     node = where(view, vm.id).owner
     if not node:
         raise BadState("vm", vm.name, f"VM {vm.name!r} has no console: it is on no node yet")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from cairn.controller.api.nouns import Noun
+from cairn.controller.model.permits import Caller
 from cairn.controller.store.base import Txn, View
 from google.protobuf.message import Message
 
@@ -42,4 +43,5 @@ class Decided(Generic[M]):
     events: list[tuple[str, str]] = field(default_factory=list)
 
 
-Decide = Callable[[View], Decided[M]]
+# A function of the picture and of who asks: what he may not see does not exist in it.
+Decide = Callable[[View, Caller], Decided[M]]

@@ -14,6 +14,7 @@ from typing import Any, Final
 from cairn.controller.api import nouns, resolution, validation
 from cairn.controller.api.core import Core
 from cairn.controller.api.identity import signer
+from cairn.controller.model.permits import Caller, Verb, permits
 from cairn.controller.store.base import Conflict, Indeterminate, Txn, Unavailable, View
 from cairn.proto import kinds, log
 from cairn.proto.errors import Denied, Exhausted, Invalid, TryAgain
@@ -79,6 +80,8 @@ class EnrolmentService(cluster_pb2_grpc.EnrolmentServiceServicer):
         secret = hashlib.sha256(content.secret.encode()).digest()
         if token is None or not _is_among(token.secret_sha256, secret):
             raise Denied("this token is not valid here; make a new one with `cairn node token create`")
+        if not permits(view, _holder(token), Verb.JOIN, token):
+            raise Denied("this token may not be used to join")
         if not token.used_by and moment(token.expire_time) <= self._core.clock.now():
             raise Denied("this token has expired; make a new one with `cairn node token create`")
         if token.node_name and token.node_name != name:
@@ -90,7 +93,7 @@ class EnrolmentService(cluster_pb2_grpc.EnrolmentServiceServicer):
         now = timestamp(self._core.clock.now())
         node = Node(id=self._core.ids.new(kinds.NODE.id_prefix), name=name, create_time=now, update_time=now)
         txn = Txn("api")
-        resolution.claim(txn, view, nouns.NODE, "", name, node.id)
+        resolution.claim(txn, view, _holder(token), nouns.NODE, "", name, node.id)
         taken = {found.spec.index for found in view.all(kinds.NODE)}
         index = next((index for index in range(1, NODE_INDEX_MAX + 1) if index not in taken), None)
         if index is None:
@@ -112,6 +115,11 @@ def _is_among(hashes: bytes, one: bytes) -> bool:
     """Tell whether a hash is among those of a token, in a time that does not tell which."""
     starts = range(0, len(hashes), SHA256_BYTES)
     return sum(hmac.compare_digest(hashes[start : start + SHA256_BYTES], one) for start in starts) > 0
+
+
+def _holder(token: JoinToken) -> Caller:
+    """Return who calls with a token: nobody but its holder."""
+    return Caller("join_token", token.id)
 
 
 def index_claim(index: int) -> str:

@@ -20,6 +20,7 @@ from cairn.controller.api import resolution
 from cairn.controller.api.core import Core
 from cairn.controller.api.decision import Decided
 from cairn.controller.api.nouns import Noun
+from cairn.controller.model.permits import Caller, Verb
 from cairn.controller.store.base import Conflict, Indeterminate, Record, Txn, Unavailable, View
 from cairn.proto import log
 from cairn.proto.errors import NotFound, Refused, TryAgain
@@ -40,57 +41,61 @@ class Erasure(Generic[M]):
         self,
         core: Core,
         noun: Noun[M],
-        in_use: Callable[[View, Record[M]], None],
+        in_use: Callable[[View, Caller, Record[M]], None],
         release: Callable[[Txn, View, Record[M]], None],
     ) -> None:
         self._core, self._noun, self._in_use, self._release = core, noun, in_use, release
 
-    async def run(self, request: Any, actor: str) -> M:
+    async def run(self, request: Any, caller: Caller) -> M:
         """Answer a Delete request. Raises Refused."""
+
+        def decide(view: View, caller: Caller) -> Decided[M]:
+            return self._decide(view, caller, request)
+
         if request.validate_only:
-            return await self._core.mutations.run(request, actor, lambda view: self._decide(view, request))
-        before, marked = await self._mark(request)
+            return await self._core.mutations.run(request, caller, decide)
+        before, marked = await self._mark(caller, request)
         touched = {}
         if before is not None and marked is not None:
             key = self._noun.kind.key(self._id(marked))
             touched[key] = (before.mod_revision, marked.mod_revision)
         try:
             if marked is not None:
-                self._in_use(self._core.cache.view, marked)
-            return await self._core.mutations.run(request, actor, lambda view: self._decide(view, request), touched)
+                self._in_use(self._core.cache.view, caller, marked)
+            return await self._core.mutations.run(request, caller, decide, touched)
         except Refused:
             if marked is not None:
                 await self._unmark(marked)
             raise
 
-    def _find(self, view: View, request: Any) -> Record[M]:
-        project = resolution.project_id(view, request.project)
-        return resolution.find(view, self._noun, project, request.id)
+    def _find(self, view: View, caller: Caller, request: Any) -> Record[M]:
+        project = "" if self._noun.cluster_wide else resolution.project_id(view, caller, request.project)
+        return resolution.find(view, caller, self._noun, project, request.id, verb=Verb.DELETE)
 
-    def _decide(self, view: View, request: Any) -> Decided[M]:
-        record = self._find(view, request)
+    def _decide(self, view: View, caller: Caller, request: Any) -> Decided[M]:
+        record = self._find(view, caller, request)
         message: Any = record.message
         if not message.HasField("delete_time"):
             resolution.check_etag("etag", record, request.etag, required=False, title=self._noun.title)
-        self._in_use(view, record)
+        self._in_use(view, caller, record)
         txn = Txn("api").check(self._noun.kind, message.id, record.mod_revision).delete(self._noun.kind, message.id)
         self._release(txn, view, record)
         said = [("Deleted", f"{self._noun.title} {message.name} was deleted")]
         last = self._noun.project(view, record)
         return Decided(txn, self._noun, message.id, message.name, message.project, erased=last, events=said)
 
-    async def _mark(self, request: Any) -> tuple[Record[M] | None, Record[M] | None]:
+    async def _mark(self, caller: Caller, request: Any) -> tuple[Record[M] | None, Record[M] | None]:
         """Mark the record; return it before and after. (None, None): not there; the mutation itself tells what that means."""
         try:
             view = await self._core.mutations.freshen()
-            record = self._find(view, request)
+            record = self._find(view, caller, request)
         except NotFound:
             return None, None
         message: Any = record.message
         if message.HasField("delete_time"):
             return record, record
         resolution.check_etag("etag", record, request.etag, required=False, title=self._noun.title)
-        self._in_use(view, record)
+        self._in_use(view, caller, record)
         marked = self._copy(message)
         marked.delete_time.CopyFrom(timestamp(self._core.clock.now()))
         return record, await self._write(record, marked)

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from cairn.controller.api import nouns
+from cairn.controller.api.authorise import caller_of
 from cairn.controller.api.core import Core
 from cairn.proto.v1 import event_pb2, event_pb2_grpc
 
@@ -18,11 +19,11 @@ class EventService(event_pb2_grpc.EventServiceServicer):
 
     async def ListEvents(self, request: event_pb2.ListEventsRequest, context: Any) -> event_pb2.ListEventsResponse:
         """Return a page, oldest first."""
-        return await self._core.listings.list(nouns.EVENT, request, event_pb2.ListEventsResponse)
+        return await self._core.listings.list(caller_of(context), nouns.EVENT, request, event_pb2.ListEventsResponse)
 
     async def WatchEvents(
         self, request: event_pb2.WatchEventsRequest, context: Any
     ) -> AsyncIterator[event_pb2.WatchEventsResponse]:
         """Follow them."""
-        async for response in self._core.watches.watch(nouns.EVENT, request, event_pb2.WatchEventsResponse):
+        async for response in self._core.watches.watch(caller_of(context), nouns.EVENT, request, event_pb2.WatchEventsResponse):
             yield response

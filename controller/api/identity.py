@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from cairn.controller.api.authorise import caller_of
 from cairn.controller.api.core import Core
+from cairn.controller.model.permits import Verb, permits
 from cairn.proto import kinds, log
 from cairn.proto.errors import Denied, Invalid, TryAgain
 from cairn.proto.pki import Authority, PkiError
@@ -31,10 +33,15 @@ class IdentityService(cluster_pb2_grpc.IdentityServiceServicer):
         self, request: cluster_pb2.RenewCertificateRequest, context: Any
     ) -> cluster_pb2.RenewCertificateResponse:
         """Certify a new key for whoever calls, and for nobody else."""
-        identity = peer_identity(context)
+        identity, caller = peer_identity(context), caller_of(context)
         # On a view as fresh as the store: a node removed through another controller a moment ago is removed.
-        if identity.kind == "node" and (await self._core.mutations.freshen()).get(kinds.NODE, identity.id) is None:
+        view = await self._core.mutations.freshen() if identity.kind == "node" else self._core.cache.view
+        node = view.get(kinds.NODE, identity.id)
+        if identity.kind == "node" and node is None:
             raise Denied(f"node {identity.id!r} is not part of this cluster any more")
+        # Who has no record of his own is the cluster's.
+        if not permits(view, caller, Verb.RENEW, node or view.get(kinds.CLUSTER, "self") or cluster_pb2.Cluster()):
+            raise Denied(f"{caller.kind} {caller.id!r} gets no certificate")
         try:
             certificate = signer(self._core).sign(request.csr_pem, identity)
         except PkiError as error:

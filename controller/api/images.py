@@ -9,12 +9,13 @@ from typing import Any, Final, cast
 
 import grpc.aio
 from cairn.controller.api import nouns, resolution, validation
-from cairn.controller.api.authorise import actor
+from cairn.controller.api.authorise import caller_of
 from cairn.controller.api.core import Core
 from cairn.controller.api.decision import Decided
 from cairn.controller.api.erasure import Erasure
 from cairn.controller.api.objects import UpdateRules, begin, updated
 from cairn.controller.jobs.import_image import start
+from cairn.controller.model.permits import Caller, Verb, name_for
 from cairn.controller.store.base import Record, Txn, View
 from cairn.controller.words import several
 from cairn.proto import kinds
@@ -43,11 +44,13 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
 
     async def CreateImage(self, request: image_pb2.CreateImageRequest, context: Any) -> Image:
         """Announce an image by its digest; its bytes follow with UploadImage."""
-        return await self._core.mutations.run(request, actor(context), lambda view: self._create(view, request.image))
+        return await self._core.mutations.run(
+            request, caller_of(context), lambda view, caller: self._create(view, caller, request.image)
+        )
 
-    def _create(self, view: View, given: Image) -> Decided[Image]:
+    def _create(self, view: View, caller: Caller, given: Image) -> Decided[Image]:
         validation.image(given.spec)
-        decided, image = begin(view, self._core, nouns.IMAGE, given)
+        decided, image = begin(view, caller, self._core, nouns.IMAGE, given)
         image.spec.CopyFrom(given.spec)
         decided.txn.create(kinds.IMAGE, image.id, image)
         decided.txn.merge(start(image, self._core.ids.new(kinds.JOB.id_prefix), self._core.clock.now()))
@@ -55,30 +58,30 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
 
     async def GetImage(self, request: image_pb2.GetImageRequest, context: Any) -> Image:
         """Return one."""
-        return await self._core.listings.get(nouns.IMAGE, request)
+        return await self._core.listings.get(caller_of(context), nouns.IMAGE, request)
 
     async def ListImages(self, request: image_pb2.ListImagesRequest, context: Any) -> image_pb2.ListImagesResponse:
         """Return a page."""
-        return await self._core.listings.list(nouns.IMAGE, request, image_pb2.ListImagesResponse)
+        return await self._core.listings.list(caller_of(context), nouns.IMAGE, request, image_pb2.ListImagesResponse)
 
     async def UpdateImage(self, request: image_pb2.UpdateImageRequest, context: Any) -> Image:
         """Change labels."""
 
-        def decide(view: View) -> Decided[Image]:
-            decided, _, _ = updated(view, self._core, nouns.IMAGE, request, RULES)
+        def decide(view: View, caller: Caller) -> Decided[Image]:
+            decided, _, _ = updated(view, caller, self._core, nouns.IMAGE, request, RULES)
             return decided
 
-        return await self._core.mutations.run(request, actor(context), decide)
+        return await self._core.mutations.run(request, caller_of(context), decide)
 
     async def DeleteImage(self, request: image_pb2.DeleteImageRequest, context: Any) -> Image:
         """Remove one that no volume is a copy of."""
-        return await self._erasure.run(request, actor(context))
+        return await self._erasure.run(request, caller_of(context))
 
     async def WatchImages(
         self, request: image_pb2.WatchImagesRequest, context: Any
     ) -> AsyncIterator[image_pb2.WatchImagesResponse]:
         """Follow them."""
-        async for response in self._core.watches.watch(nouns.IMAGE, request, image_pb2.WatchImagesResponse):
+        async for response in self._core.watches.watch(caller_of(context), nouns.IMAGE, request, image_pb2.WatchImagesResponse):
             yield response
 
     async def UploadImage(self, requests: AsyncIterator[UploadImageRequest], context: Any) -> UploadImageResponse:
@@ -86,7 +89,7 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
         first = await anext(aiter(requests), None)
         if first is None or first.WhichOneof("part") != "image":
             raise Invalid("image", "the first message must say which image")
-        image: Image = (await self._find(first.image)).message
+        image: Image = (await self._find(caller_of(context), first)).message
         node, endpoint = await self._receiver(image.id)
         if endpoint:
             await self._relay(image, node, endpoint, requests)
@@ -95,9 +98,10 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
             raise BadState("image", image.name, f"image {image.name!r} was deleted while it was uploaded")
         return UploadImageResponse(image=shown, job=shown.status.job)
 
-    async def _find(self, text: str) -> Record[Any]:
+    async def _find(self, caller: Caller, first: UploadImageRequest) -> Record[Any]:
         view = await self._core.mutations.freshen()
-        return resolution.live(view, nouns.IMAGE, nouns.DEFAULT_PROJECT_ID, text, field="image")
+        project = resolution.project_id(view, caller, first.project)
+        return resolution.live(view, caller, nouns.IMAGE, project, first.image, verb=Verb.UPLOAD, field="image")
 
     async def _receiver(self, image: str) -> tuple[str, str]:
         """Wait for a node that is ready to take the bytes; return its id and endpoint, empty when one holds them already.
@@ -157,13 +161,12 @@ def receivers_of(view: View, image: str) -> tuple[bool, list[tuple[str, str]]]:
     return ready, waiting
 
 
-def in_use(view: View, record: Record[Image]) -> None:
+def in_use(view: View, caller: Caller, record: Record[Image]) -> None:
     """Refuse while a volume is a copy of it. Raises BadState."""
     image = record.message
     volumes = view.by(kinds.VOLUME, "image", image.id)
     if volumes:
-        first = view.get(kinds.VOLUME, volumes[0])
-        name = first.name if first is not None else volumes[0]
+        name = name_for(view, caller, kinds.VOLUME, volumes[0])
         say = f"image {image.name!r} is the origin of {several(len(volumes), 'volume')}, for example {name!r}"
         raise BadState("image", image.name, f"{say}: delete them first (a deleted VM keeps its disk for a while)")
 

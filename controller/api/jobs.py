@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
-from cairn.controller.api import nouns
-from cairn.controller.api.authorise import actor
+from cairn.controller.api import nouns, resolution
+from cairn.controller.api.authorise import caller_of
 from cairn.controller.api.core import Core
 from cairn.controller.api.decision import Decided
+from cairn.controller.model.permits import Caller, Verb
 from cairn.controller.store.base import Txn, View
 from cairn.proto import kinds
-from cairn.proto.errors import BadState, NotFound
+from cairn.proto.errors import BadState
 from cairn.proto.seams import timestamp
 from cairn.proto.v1 import job_pb2, job_pb2_grpc
 from cairn.proto.v1.job_pb2 import Job
@@ -25,24 +26,22 @@ class JobService(job_pb2_grpc.JobServiceServicer):
 
     async def GetJob(self, request: job_pb2.GetJobRequest, context: Any) -> Job:
         """Return one."""
-        return await self._core.listings.get(nouns.JOB, request)
+        return await self._core.listings.get(caller_of(context), nouns.JOB, request)
 
     async def ListJobs(self, request: job_pb2.ListJobsRequest, context: Any) -> job_pb2.ListJobsResponse:
         """Return a page."""
-        return await self._core.listings.list(nouns.JOB, request, job_pb2.ListJobsResponse)
+        return await self._core.listings.list(caller_of(context), nouns.JOB, request, job_pb2.ListJobsResponse)
 
     async def WatchJobs(self, request: job_pb2.WatchJobsRequest, context: Any) -> AsyncIterator[job_pb2.WatchJobsResponse]:
         """Follow them."""
-        async for response in self._core.watches.watch(nouns.JOB, request, job_pb2.WatchJobsResponse):
+        async for response in self._core.watches.watch(caller_of(context), nouns.JOB, request, job_pb2.WatchJobsResponse):
             yield response
 
     async def CancelJob(self, request: job_pb2.CancelJobRequest, context: Any) -> Job:
         """Ask a job to stop and undo what it did. It ends when its machine has seen to that."""
 
-        def decide(view: View) -> Decided[Job]:
-            record = view.record(kinds.JOB, request.id)
-            if record is None:
-                raise NotFound("job", request.id)
+        def decide(view: View, caller: Caller) -> Decided[Job]:
+            record = resolution.find(view, caller, nouns.JOB, "", request.id, verb=Verb.CANCEL)
             if record.message.status.done:
                 raise BadState("job", request.id, f"job {request.id} has ended: {record.message.status.say}")
             job = Job()
@@ -54,4 +53,4 @@ class JobService(job_pb2_grpc.JobServiceServicer):
             said = [("CancelRequested", f"the end of job {job.id} was asked for")]
             return Decided(Txn("api").merge(txn), nouns.JOB, job.id, job.name, job.project, events=said)
 
-        return await self._core.mutations.run(request, actor(context), decide)
+        return await self._core.mutations.run(request, caller_of(context), decide)

@@ -20,6 +20,7 @@ from typing import Any, Final, TypeVar
 from cairn.controller.api import filter, resolution
 from cairn.controller.api.decision import Views
 from cairn.controller.api.nouns import Noun
+from cairn.controller.model.permits import Caller, Verb, permits
 from cairn.controller.store.base import Compacted, Record, Store, Unavailable, View
 from cairn.proto.errors import Invalid, NotFound, OutOfRange, TryAgain
 from google.protobuf.message import Message
@@ -79,28 +80,28 @@ class Listings:
                 raise Invalid("read_revision", f"{read_revision} lies in the future: the newest is {newest}")
         return self._cache.view
 
-    async def get(self, noun: Noun[M], request: Any) -> M:
+    async def get(self, caller: Caller, noun: Noun[M], request: Any) -> M:
         """Answer Get. Raises NotFound, Invalid."""
         view = await self.view(request.read_revision)
         try:
-            record = self._find(view, noun, request)
+            record = self._find(view, caller, noun, request)
         except NotFound:
             view = await self._freshen()
-            record = self._find(view, noun, request)
+            record = self._find(view, caller, noun, request)
         return noun.project(view, record)
 
     @staticmethod
-    def _find(view: View, noun: Noun[Any], request: Any) -> Record[Any]:
-        project = "" if noun.cluster_wide else resolution.project_id(view, request.project)
-        return resolution.find(view, noun, project, request.id, deleted=True)
+    def _find(view: View, caller: Caller, noun: Noun[Any], request: Any) -> Record[Any]:
+        project = "" if noun.cluster_wide else resolution.project_id(view, caller, request.project)
+        return resolution.find(view, caller, noun, project, request.id, deleted=True)
 
-    async def list(self, noun: Noun[Any], request: Any, response: type[R]) -> R:
+    async def list(self, caller: Caller, noun: Noun[Any], request: Any, response: type[R]) -> R:
         """Answer List. Raises Invalid, OutOfRange."""
         if request.page_size < 0:
             raise Invalid("page_size", f"{request.page_size} is negative")
         size = min(request.page_size or PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)
         view = await self.view(request.read_revision)
-        passes = self.selection(view, noun, request)
+        passes = self.selection(view, caller, noun, request)
         scope = f"{noun.kind.name}\0{request.project}\0{request.filter}\0{getattr(request, 'show_deleted', False)}"
         if request.page_token:
             token = read_token(request.page_token, scope)
@@ -114,7 +115,7 @@ class Listings:
         last = ""
         async for record in records:
             projected = noun.project(view, record)
-            if not passes(projected):
+            if not passes(view, projected):
                 continue
             if len(shown) == size:
                 answer.next_page_token = write_token(Token(token.revision, last), scope)
@@ -125,18 +126,21 @@ class Listings:
         return page
 
     @staticmethod
-    def selection(view: View, noun: Noun[Any], request: Any, *, watching: bool = False) -> Callable[[Any], bool]:
+    def selection(
+        view: View, caller: Caller, noun: Noun[Any], request: Any, *, watching: bool = False
+    ) -> Callable[[View, Any], bool]:
         """Return which projected objects a List or Watch request asks for. Watches always show deleted ones."""
         test = filter.predicate(request.filter, noun.kind.message.DESCRIPTOR)
         project = ""
         if not noun.cluster_wide and request.project != ALL_PROJECTS:
-            project = resolution.project_id(view, request.project)
+            project = resolution.project_id(view, caller, request.project)
         hide = noun.soft_delete and not watching and not request.show_deleted
         hide = hide and not any(filter.mentions(request.filter, path) for path in _DELETED_PATHS)
 
-        def passes(projected: Any) -> bool:
+        def passes(view: View, projected: Any) -> bool:
             # Cluster-wide objects of project nouns (jobs and events about nodes) have no project and are everybody's.
             mine = not project or not projected.project or projected.project == project
+            mine = mine and permits(view, caller, Verb.SEE, projected)
             return mine and not (hide and projected.HasField("delete_time")) and test(projected)
 
         return passes

@@ -16,18 +16,20 @@ from datetime import timedelta
 from typing import Any, Final
 
 from cairn.controller.api import nouns, resolution, validation
-from cairn.controller.api.authorise import actor
+from cairn.controller.api.authorise import caller_of
 from cairn.controller.api.core import Core
 from cairn.controller.api.decision import Decided
 from cairn.controller.api.enrolment import SHA256_BYTES, index_claim
 from cairn.controller.api.erasure import Erasure
+from cairn.controller.api.mutation import request_key
 from cairn.controller.api.objects import UpdateRules, updated
 from cairn.controller.jobs.keepers import lone
+from cairn.controller.model.permits import Caller, Verb, name_for, permits
 from cairn.controller.model.where import vms_on, volumes_on
 from cairn.controller.store.base import Conflict, Indeterminate, Record, Txn, View
 from cairn.controller.words import NAMES_MAX, names, several
 from cairn.proto import kinds, log
-from cairn.proto.errors import AlreadyExists, BadState, Invalid, TryAgain
+from cairn.proto.errors import AlreadyExists, BadState, Denied, Invalid, TryAgain
 from cairn.proto.pki import TokenContent
 from cairn.proto.seams import timestamp
 from cairn.proto.v1 import node_pb2, node_pb2_grpc
@@ -54,28 +56,28 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
 
     async def GetNode(self, request: node_pb2.GetNodeRequest, context: Any) -> Node:
         """Return one."""
-        return await self._core.listings.get(nouns.NODE, request)
+        return await self._core.listings.get(caller_of(context), nouns.NODE, request)
 
     async def ListNodes(self, request: node_pb2.ListNodesRequest, context: Any) -> node_pb2.ListNodesResponse:
         """Return a page."""
-        return await self._core.listings.list(nouns.NODE, request, node_pb2.ListNodesResponse)
+        return await self._core.listings.list(caller_of(context), nouns.NODE, request, node_pb2.ListNodesResponse)
 
     async def UpdateNode(self, request: node_pb2.UpdateNodeRequest, context: Any) -> Node:
         """Cordon, label, change overcommit."""
 
-        def decide(view: View) -> Decided[Node]:
-            decided, _, _ = updated(view, self._core, nouns.NODE, request, RULES, amend)
+        def decide(view: View, caller: Caller) -> Decided[Node]:
+            decided, _, _ = updated(view, caller, self._core, nouns.NODE, request, RULES, amend)
             return decided
 
-        return await self._core.mutations.run(request, actor(context), decide)
+        return await self._core.mutations.run(request, caller_of(context), decide)
 
     async def DeleteNode(self, request: node_pb2.DeleteNodeRequest, context: Any) -> Node:
         """Let one leave that holds nothing."""
-        return await self._erasure.run(request, actor(context))
+        return await self._erasure.run(request, caller_of(context))
 
     async def WatchNodes(self, request: node_pb2.WatchNodesRequest, context: Any) -> AsyncIterator[node_pb2.WatchNodesResponse]:
         """Follow them."""
-        async for response in self._core.watches.watch(nouns.NODE, request, node_pb2.WatchNodesResponse):
+        async for response in self._core.watches.watch(caller_of(context), nouns.NODE, request, node_pb2.WatchNodesResponse):
             yield response
 
     async def CreateJoinToken(self, request: node_pb2.CreateJoinTokenRequest, context: Any) -> node_pb2.CreateJoinTokenResponse:
@@ -83,7 +85,7 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
 
         Each answer is good, whichever of them came last: the first call may be carried out after the second was answered.
         """
-        who = actor(context)
+        caller = caller_of(context)
         if request.request_id:
             validation.request_id(request.request_id)
         if request.ttl_s > TOKEN_TTL_S_MAX:
@@ -95,21 +97,25 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
             raise TryAgain("no controller with an enrolment address is known yet; try again")
         secret = base64.urlsafe_b64encode(self._core.ids.secret(SECRET_BYTES)).decode().rstrip("=")
         # The token's id follows from the request's, so that a repeat finds it; without one it is a new token.
-        digest = hashlib.sha256((request.request_id.lower() or self._core.ids.uuid()).encode()).hexdigest()
+        digest = hashlib.sha256(request_key(caller, request.request_id or self._core.ids.uuid()).encode()).hexdigest()
         token = JoinToken(id=f"{kinds.JOIN_TOKEN.id_prefix}-{digest[:8]}", node_name=request.node_name)
         token.secret_sha256 = hashlib.sha256(secret.encode()).digest()
         now = self._core.clock.now()
         token.create_time.CopyFrom(timestamp(now))
         token.expire_time.CopyFrom(timestamp(now + timedelta(seconds=request.ttl_s or TOKEN_TTL_S_DEFAULT)))
-        await self._store(token)
-        _log.info("join token made", token_id=token.id, node_name=token.node_name, actor=who)
+        await self._store(caller, token)
+        _log.info("join token made", token_id=token.id, node_name=token.node_name, actor=caller.id)
         content = TokenContent(token.id, secret, tuple(endpoints), self._core.ca_pem)
         return node_pb2.CreateJoinTokenResponse(token=content.encode(), expire_time=token.expire_time)
 
-    async def _store(self, token: JoinToken) -> None:
-        """Write a token; one of the same id is renewed unless it was used. Raises BadState, TryAgain."""
+    async def _store(self, caller: Caller, token: JoinToken) -> None:
+        """Write a token; one of the same id is renewed unless it was used. Raises Denied, Invalid, BadState, TryAgain."""
         view = await self._core.mutations.freshen()
+        if not permits(view, caller, Verb.CREATE, token):
+            raise Denied(f"{caller.kind} {caller.id!r} may not make join tokens")
         held = view.get(kinds.JOIN_TOKEN, token.id)
+        if held is not None and held.node_name != token.node_name:
+            raise Invalid("request_id", "was used for a token of another node; take a new one")
         if held is not None and held.used_by:
             raise BadState("join_token", token.id, f"this token was used by {held.used_by}: make a new one")
         if token.node_name and view.get(kinds.NAME, f"{nouns.CLUSTER_WIDE}/node/{token.node_name}") is not None:
@@ -124,7 +130,7 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
             raise TryAgain("the token could not be stored for sure; try again") from error
 
 
-def amend(_view: View, _txn: Txn, new: Node, _record: Record[Any]) -> None:
+def amend(_view: View, _caller: Caller, _txn: Txn, new: Node, _record: Record[Any]) -> None:
     """Check an updated node. Raises Invalid."""
     if new.spec.HasField("cpu_overcommit") and not 1.0 <= new.spec.cpu_overcommit <= CPU_OVERCOMMIT_MAX:
         raise Invalid("node.spec.cpu_overcommit", f"{new.spec.cpu_overcommit:g} is not between 1 and {CPU_OVERCOMMIT_MAX:g}")
@@ -132,7 +138,7 @@ def amend(_view: View, _txn: Txn, new: Node, _record: Record[Any]) -> None:
         raise Invalid("node.spec.memory_share", f"{new.spec.memory_share:g} is not between 0.1 and 1")
 
 
-def in_use(view: View, record: Record[Node]) -> None:
+def in_use(view: View, caller: Caller, record: Record[Node]) -> None:
     """Refuse while something is on it. Raises BadState."""
     node = record.message
     held, ways = list[str](), list[str]()
@@ -140,20 +146,19 @@ def in_use(view: View, record: Record[Node]) -> None:
         # Of what is erased, placement.py is about to remove the place.
         ids = [id for id in placed(view, node.id) if view.get(kind, id) is not None]
         if ids:
-            held.append(f"{several(len(ids), title)} ({_named(view, kind, ids)})")
+            held.append(f"{several(len(ids), title)} ({_named(view, caller, kind, ids)})")
     if held:
         ways.append("delete what is on it (what is deleted keeps its disks for a while, unless with --purge)")
     images = lone(view, node.id)
     if images:
-        held.append(f"{several(len(images), 'image')} no other node keeps ready ({_named(view, kinds.IMAGE, images)})")
+        held.append(f"{several(len(images), 'image')} no other node keeps ready ({_named(view, caller, kinds.IMAGE, images)})")
         ways.append(f"`cairn node cordon {node.name}` has imported images copied to another node with room")
     if held:
         raise BadState("node", node.name, f"node {node.name!r} still has {' and '.join(held)}: {'; '.join(ways)}")
 
 
-def _named(view: View, kind: Any, ids: Sequence[str]) -> str:
-    records = (view.get(kind, id) for id in ids[:NAMES_MAX])
-    return names([record.name if record is not None else id for record, id in zip(records, ids, strict=False)], len(ids))
+def _named(view: View, caller: Caller, kind: Any, ids: Sequence[str]) -> str:
+    return names([name_for(view, caller, kind, id) for id in ids[:NAMES_MAX]], len(ids))
 
 
 def release(txn: Txn, view: View, record: Record[Node]) -> None:

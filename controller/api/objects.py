@@ -11,6 +11,7 @@ from cairn.controller.api import resolution, validation
 from cairn.controller.api.core import Core
 from cairn.controller.api.decision import Decided
 from cairn.controller.api.nouns import Noun
+from cairn.controller.model.permits import Caller, Verb
 from cairn.controller.store.base import Record, Txn, View
 from cairn.proto.errors import Invalid, NotFound
 from cairn.proto.seams import timestamp
@@ -21,8 +22,8 @@ M = TypeVar("M", bound=Message)
 # How long deleted VMs and volumes can be brought back.
 RETENTION: Final = timedelta(hours=2)
 
-# (view, transaction, new message, old record): adds to the transaction, corrects the message, or refuses.
-Amend = Callable[[View, Txn, Any, Record[Any]], None]
+# (view, caller, transaction, new message, old record): adds to the transaction, corrects the message, or refuses.
+Amend = Callable[[View, Caller, Txn, Any, Record[Any]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,29 +34,30 @@ class UpdateRules:
     immutable: Sequence[str]
 
 
-def begin(view: View, core: Core, noun: Noun[M], given: Any) -> tuple[Decided[M], Any]:
-    """Start a new object: checked name and labels, project, id, times, the claim of its name. Raises Refused."""
+def begin(view: View, caller: Caller, core: Core, noun: Noun[M], given: Any) -> tuple[Decided[M], Any]:
+    """Start a new object: checked name and labels, project, right, id, times, the claim of its name. Raises Refused."""
     field = noun.kind.name
     name = validation.name(f"{field}.name", given.name)
     validation.labels(f"{field}.labels", given.labels)
-    project = resolution.project_id(view, given.project)
+    project = resolution.project_id(view, caller, given.project)
     id = core.ids.new(noun.kind.id_prefix)
     now = timestamp(core.clock.now())
     made: Any = noun.kind.message(id=id, name=name, project=project, labels=given.labels, create_time=now, update_time=now)
+    resolution.admit(view, caller, Verb.CREATE, noun, made)
     txn = Txn("api")
-    resolution.claim(txn, view, noun, project, name, id)
+    resolution.claim(txn, view, caller, noun, project, name, id)
     decided = Decided(txn, noun, id, name, project, events=[("Created", f"{noun.title} {name} was asked for")])
     return decided, made
 
 
 def updated(
-    view: View, core: Core, noun: Noun[M], request: Any, rules: UpdateRules, amend: Amend | None = None
+    view: View, caller: Caller, core: Core, noun: Noun[M], request: Any, rules: UpdateRules, amend: Amend | None = None
 ) -> tuple[Decided[M], Any, Record[Any]]:
     """Apply an Update request's mask; return the decision, the new message and the old record. Raises Refused."""
     field = noun.kind.name
     given = getattr(request, field)
-    project = "" if noun.cluster_wide else resolution.project_id(view, given.project)
-    record = resolution.live(view, noun, project, given.id or given.name, field=f"{field}.id")
+    project = "" if noun.cluster_wide else resolution.project_id(view, caller, given.project)
+    record = resolution.live(view, caller, noun, project, given.id or given.name, verb=Verb.UPDATE, field=f"{field}.id")
     old = record.message
     resolution.check_etag(f"{field}.etag", record, given.etag, required=not request.allow_stale, title=noun.title)
     new: Any = noun.kind.message()
@@ -65,7 +67,7 @@ def updated(
     validation.labels(f"{field}.labels", new.labels)
     txn = Txn("api").check(noun.kind, old.id, record.mod_revision)
     if amend is not None:
-        amend(view, txn, new, record)
+        amend(view, caller, txn, new, record)
     new.update_time.CopyFrom(timestamp(core.clock.now()))
     txn.put(noun.kind, old.id, new)
     decided = Decided(txn, noun, old.id, old.name, old.project, events=[("Updated", f"{noun.title} {old.name} was changed")])
@@ -113,18 +115,20 @@ def _assign(new: Any, given: Any, path: str, rules: UpdateRules, prefix: str) ->
     target.MergeFrom(bare)
 
 
-def addressed(view: View, noun: Noun[Any], request: Any, *, deleted: bool = False) -> Record[Any]:
-    """Return the record a request names by `id` and `project`. Raises NotFound, BadState (deleted, unless allowed)."""
-    project = resolution.project_id(view, request.project)
+def addressed(
+    view: View, caller: Caller, noun: Noun[Any], request: Any, *, verb: Verb = Verb.SEE, deleted: bool = False
+) -> Record[Any]:
+    """Return the record a request names by `id` and `project`. Raises NotFound, Denied, BadState (deleted, unless allowed)."""
+    project = "" if noun.cluster_wide else resolution.project_id(view, caller, request.project)
     if deleted:
-        return resolution.find(view, noun, project, request.id, deleted=True)
-    return resolution.live(view, noun, project, request.id)
+        return resolution.find(view, caller, noun, project, request.id, verb=verb, deleted=True)
+    return resolution.live(view, caller, noun, project, request.id, verb=verb)
 
 
-def looked_up(view: View, noun: Noun[Any], project: str, text: str, field: str) -> Any:
+def looked_up(view: View, caller: Caller, noun: Noun[Any], project: str, text: str, field: str) -> Any:
     """Return a usable object that a field of a request refers to; NotFound says which field."""
     try:
-        return resolution.live(view, noun, project, text, field=field).message
+        return resolution.live(view, caller, noun, project, text, verb=Verb.USE, field=field).message
     except NotFound as error:
         raise NotFound(error.kind, error.name, f"{field}: {error.say}") from error
 

@@ -17,6 +17,7 @@ from typing import Any, Final, TypeAlias
 
 from cairn.controller.api import nouns
 from cairn.controller.api.decision import Decided, Views
+from cairn.controller.model.permits import Caller
 from cairn.controller.model.where import decision_of, where
 from cairn.controller.reconcilers.base import Reconciler
 from cairn.controller.reconcilers.placement import Placements
@@ -97,7 +98,7 @@ class Planner:
         self._reconcilers: tuple[Reconciler, ...] = (Ports(), Placements())
         self._retention = Retention(store, PLAN_KEEP_S, LEASE_USE_S)
 
-    def plan(self, view: View, method: str, digest: bytes, decided: Decided[Any]) -> tuple[Any, PlanRecord]:
+    def plan(self, view: View, caller: Caller, method: str, digest: bytes, decided: Decided[Any]) -> tuple[Any, PlanRecord]:
         """Return the object as it would be, with its plan, and the plan to keep."""
         now = self._clock.now()
         txn, after = consequences(view, decided.txn, now, self._reconcilers)
@@ -110,6 +111,7 @@ class Planner:
             transaction=stored(txn).SerializeToString(deterministic=True),
             object=f"{decided.noun.kind.name}/{decided.id}",
             expire_time=plan.expire_time,
+            caller=caller.uri,
         )
         answer: Any = decided.erased
         if answer is None:
@@ -125,9 +127,11 @@ class Planner:
         revision = await self._store.commit(Txn("api").create(kinds.PLAN, record.plan_id, record, lease=lease))
         await self._views.wait_for(revision)
 
-    def recall(self, view: View, plan_id: str, digest: bytes, touched: Touched) -> Decided[Any]:
-        """Return a stored plan as a decision. Raises Moved when it is unknown or too old, Invalid for another request's."""
+    def recall(self, view: View, caller: Caller, plan_id: str, digest: bytes, touched: Touched) -> Decided[Any]:
+        """Return a stored plan as a decision. Raises Moved: this caller has none; Invalid: for another request."""
         record = view.record(kinds.PLAN, plan_id)
+        if record is not None and record.message.caller != caller.uri:
+            record = None
         if record is None or moment(record.message.expire_time) <= self._clock.now():
             raise Moved(f"plan {plan_id!r} is unknown, used or older than {PLAN_KEEP_S / 60:.0f} minutes: plan again")
         if record.message.fingerprint != digest:

@@ -7,10 +7,11 @@ from ipaddress import IPv4Network
 from typing import Any
 
 from cairn.controller.api import nouns, resolution, validation
-from cairn.controller.api.authorise import actor
+from cairn.controller.api.authorise import caller_of
 from cairn.controller.api.core import Core
 from cairn.controller.api.decision import Decided
 from cairn.controller.api.objects import UpdateRules, addressed, begin, looked_up, updated
+from cairn.controller.model.permits import Caller, Verb, name_for, visible
 from cairn.controller.store.base import Txn, View
 from cairn.proto import kinds
 from cairn.proto.errors import BadState, Exhausted, Invalid
@@ -30,47 +31,50 @@ class PortService(port_pb2_grpc.PortServiceServicer):
 
     async def CreatePort(self, request: port_pb2.CreatePortRequest, context: Any) -> Port:
         """Reserve an address."""
-        return await self._core.mutations.run(request, actor(context), lambda view: self._create(view, request.port))
+        return await self._core.mutations.run(
+            request, caller_of(context), lambda view, caller: self._create(view, caller, request.port)
+        )
 
-    def _create(self, view: View, given: Port) -> Decided[Port]:
-        decided, port = begin(view, self._core, nouns.PORT, given)
+    def _create(self, view: View, caller: Caller, given: Port) -> Decided[Port]:
+        decided, port = begin(view, caller, self._core, nouns.PORT, given)
         if given.spec.vm:
             raise Invalid("port.spec.vm", "a VM's ports are made with the VM")
-        subnet = looked_up(view, nouns.SUBNET, port.project, given.spec.subnet, "port.spec.subnet")
-        fill(view, decided.txn, port, subnet, given.spec.address, "port.spec.address")
+        subnet = looked_up(view, caller, nouns.SUBNET, port.project, given.spec.subnet, "port.spec.subnet")
+        fill(view, caller, decided.txn, port, subnet, given.spec.address, "port.spec.address")
         room(view, subnet, 1)
         decided.txn.create(kinds.PORT, port.id, port)
         return decided
 
     async def GetPort(self, request: port_pb2.GetPortRequest, context: Any) -> Port:
         """Return one."""
-        return await self._core.listings.get(nouns.PORT, request)
+        return await self._core.listings.get(caller_of(context), nouns.PORT, request)
 
     async def ListPorts(self, request: port_pb2.ListPortsRequest, context: Any) -> port_pb2.ListPortsResponse:
         """Return a page."""
-        return await self._core.listings.list(nouns.PORT, request, port_pb2.ListPortsResponse)
+        return await self._core.listings.list(caller_of(context), nouns.PORT, request, port_pb2.ListPortsResponse)
 
     async def UpdatePort(self, request: port_pb2.UpdatePortRequest, context: Any) -> Port:
         """Change labels."""
 
-        def decide(view: View) -> Decided[Port]:
-            decided, _, _ = updated(view, self._core, nouns.PORT, request, RULES)
+        def decide(view: View, caller: Caller) -> Decided[Port]:
+            decided, _, _ = updated(view, caller, self._core, nouns.PORT, request, RULES)
             return decided
 
-        return await self._core.mutations.run(request, actor(context), decide)
+        return await self._core.mutations.run(request, caller_of(context), decide)
 
     async def DeletePort(self, request: port_pb2.DeletePortRequest, context: Any) -> Port:
         """Give an address back."""
-        return await self._core.mutations.run(request, actor(context), lambda view: self._delete(view, request))
+        return await self._core.mutations.run(
+            request, caller_of(context), lambda view, caller: self._delete(view, caller, request)
+        )
 
     @staticmethod
-    def _delete(view: View, request: port_pb2.DeletePortRequest) -> Decided[Port]:
-        record = addressed(view, nouns.PORT, request)
+    def _delete(view: View, caller: Caller, request: port_pb2.DeletePortRequest) -> Decided[Port]:
+        record = addressed(view, caller, nouns.PORT, request, verb=Verb.DELETE)
         port: Port = record.message
         resolution.check_etag("etag", record, request.etag, required=False, title="port")
         if port.spec.vm:
-            vm = view.get(kinds.VM, port.spec.vm)
-            name = vm.name if vm is not None else port.spec.vm
+            name = name_for(view, caller, kinds.VM, port.spec.vm)
             raise BadState("port", port.name, f"port {port.name!r} is a card of VM {name!r} and goes with it")
         txn = Txn("api").check(kinds.PORT, port.id, record.mod_revision).delete(kinds.PORT, port.id)
         resolution.release(txn, view, nouns.PORT, port.project, port.name, port.id)
@@ -80,11 +84,11 @@ class PortService(port_pb2_grpc.PortServiceServicer):
 
     async def WatchPorts(self, request: port_pb2.WatchPortsRequest, context: Any) -> AsyncIterator[port_pb2.WatchPortsResponse]:
         """Follow them."""
-        async for response in self._core.watches.watch(nouns.PORT, request, port_pb2.WatchPortsResponse):
+        async for response in self._core.watches.watch(caller_of(context), nouns.PORT, request, port_pb2.WatchPortsResponse):
             yield response
 
 
-def fill(view: View, txn: Txn, port: Port, subnet: Subnet, address: str, field: str) -> None:
+def fill(view: View, caller: Caller, txn: Txn, port: Port, subnet: Subnet, address: str, field: str) -> None:
     """Complete a new port's spec and add the checks it depends on. Raises Invalid, BadState."""
     port.spec.subnet, port.spec.vpc, port.spec.mac = subnet.id, subnet.spec.vpc, mac_of(port.id)
     txn.check(kinds.SUBNET, subnet.id, view.revision_of(kinds.SUBNET, subnet.id))
@@ -96,8 +100,8 @@ def fill(view: View, txn: Txn, port: Port, subnet: Subnet, address: str, field: 
     holder = claim.port if claim is not None else _asked_for(view, subnet, wanted)
     if holder:
         other = view.get(kinds.PORT, holder)
-        vm = view.get(kinds.VM, other.spec.vm) if other is not None else None
-        who = f"VM {vm.name!r}" if vm is not None else f"port {holder}"
+        vm = visible(view, caller, kinds.VM, other.spec.vm) if other is not None else None
+        who = f"VM {vm.name!r}" if vm is not None else f"port {name_for(view, caller, kinds.PORT, holder)}"
         raise BadState("address", wanted, f"{field}: {wanted} in subnet {subnet.name!r} is taken by {who}")
     # Writing the subnet makes two ports conflict that ask for one address at the same moment.
     txn.check(kinds.ADDRESS, key, 0).put(kinds.SUBNET, subnet.id, subnet)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cairn.controller.api import nouns, resolution
+from cairn.controller.api.authorise import caller_of
 from cairn.controller.api.core import Core
 from cairn.controller.store.base import Conflict, Indeterminate, Txn
 from cairn.proto import kinds
@@ -22,11 +23,11 @@ class ProjectService(project_pb2_grpc.ProjectServiceServicer):
 
     async def GetProject(self, request: project_pb2.GetProjectRequest, context: Any) -> Project:
         """Return one."""
-        return await self._core.listings.get(nouns.PROJECT, request)
+        return await self._core.listings.get(caller_of(context), nouns.PROJECT, request)
 
     async def ListProjects(self, request: project_pb2.ListProjectsRequest, context: Any) -> project_pb2.ListProjectsResponse:
         """Return a page."""
-        return await self._core.listings.list(nouns.PROJECT, request, project_pb2.ListProjectsResponse)
+        return await self._core.listings.list(caller_of(context), nouns.PROJECT, request, project_pb2.ListProjectsResponse)
 
 
 async def ensure_default_project(core: Core, clock: Clock) -> None:

@@ -1,5 +1,7 @@
 """From what a request calls an object to the object: ids, names, projects; and the claims that keep names unique.
 
+What the caller may not see is not found, with the same words as what is not there; what he may see and not do is Denied.
+
 A name is claimed by a record "<project>/<kind>/<name>" created with the object in one transaction, so two objects cannot
 get one name, whichever controllers they were made through. Soft deletion releases the claim; undelete claims it again.
 """
@@ -10,9 +12,10 @@ from typing import Any, TypeVar
 
 from cairn.controller.api import nouns
 from cairn.controller.api.nouns import CLUSTER_WIDE, DEFAULT_PROJECT, DEFAULT_PROJECT_ID, Noun
+from cairn.controller.model.permits import Caller, Verb, permits
 from cairn.controller.store.base import Record, Txn, View
 from cairn.proto import kinds
-from cairn.proto.errors import AlreadyExists, BadState, Invalid, Moved, NotFound
+from cairn.proto.errors import AlreadyExists, BadState, Denied, Invalid, Moved, NotFound
 from cairn.proto.v1.cluster_pb2 import NameClaim
 from google.protobuf.message import Message
 
@@ -24,41 +27,62 @@ def claim_id(noun: Noun[M], project: str, name: str) -> str:
     return f"{CLUSTER_WIDE if noun.cluster_wide else project}/{noun.kind.name}/{name}"
 
 
-def project_id(view: View, text: str) -> str:
+def project_id(view: View, caller: Caller, text: str) -> str:
     """Return the id of a project given by id or name; empty: the default one. Raises NotFound."""
     if text in ("", DEFAULT_PROJECT):
-        return DEFAULT_PROJECT_ID
-    return str(find(view, nouns.PROJECT, "", text).message.id)
+        text = DEFAULT_PROJECT_ID
+    return str(find(view, caller, nouns.PROJECT, "", text).message.id)
 
 
-def find(view: View, noun: Noun[M], project: str, text: str, *, field: str = "id", deleted: bool = False) -> Record[Any]:
-    """Return the record of an object given by id or name.
+def find(
+    view: View,
+    caller: Caller,
+    noun: Noun[M],
+    project: str,
+    text: str,
+    *,
+    verb: Verb = Verb.SEE,
+    field: str = "id",
+    deleted: bool = False,
+) -> Record[Any]:
+    """Return the record of an object given by id or name, of those the caller may see; verb: what he wants to do to it.
 
     project: project id, ignored for ids; field: what Invalid names when the text is empty; deleted: a name may also be that of
-    a soft-deleted object when nothing else has it (the one deleted last). Raises NotFound, Invalid.
+    a soft-deleted object when nothing else has it (the one deleted last). Raises NotFound, Denied, Invalid.
     """
     if not text:
         raise Invalid(field, f"which {noun.title}? Give an id or a name")
-    record: Record[Any] | None = view.record(noun.kind, text)
-    if record is not None:
-        return record
-    claim = view.get(kinds.NAME, claim_id(noun, project, text))
-    if claim is not None:
-        record = view.record(noun.kind, claim.id)
-        if record is not None:
-            return record
-    if deleted and noun.soft_delete:
-        record = _deleted(view, noun, project, text)
-        if record is not None:
-            return record
-    raise NotFound(noun.kind.name, text, f"{noun.title} {text!r} does not exist")
+    record = _found(view, noun, project, text, deleted=deleted)
+    if record is None or not permits(view, caller, Verb.SEE, record.message):
+        raise NotFound(noun.kind.name, text, f"{noun.title} {text!r} does not exist")
+    if verb is not Verb.SEE:
+        admit(view, caller, verb, noun, record.message)
+    return record
 
 
-def live(view: View, noun: Noun[M], project: str, text: str, *, field: str = "id") -> Record[Any]:
+def admit(view: View, caller: Caller, verb: Verb, noun: Noun[Any], message: Any) -> None:
+    """Refuse what the caller may see but not do. Raises Denied."""
+    if not permits(view, caller, verb, message):
+        raise Denied(f"{caller.kind} {caller.id!r} may not {verb} {noun.title} {message.name or message.id!r}")
+
+
+def live(
+    view: View, caller: Caller, noun: Noun[M], project: str, text: str, *, verb: Verb = Verb.SEE, field: str = "id"
+) -> Record[Any]:
     """Like find, for an object that is going to be used: BadState when it is deleted or being deleted."""
-    record = find(view, noun, project, text, field=field)
+    record = find(view, caller, noun, project, text, verb=verb, field=field)
     if record.message.HasField("delete_time"):
         raise BadState(noun.kind.name, record.message.name, f"{noun.title} {record.message.name!r} is deleted")
+    return record
+
+
+def _found(view: View, noun: Noun[M], project: str, text: str, *, deleted: bool) -> Record[Any] | None:
+    record: Record[Any] | None = view.record(noun.kind, text)
+    if record is None:
+        claim = view.get(kinds.NAME, claim_id(noun, project, text))
+        record = view.record(noun.kind, claim.id) if claim is not None else None
+    if record is None and deleted and noun.soft_delete:
+        record = _deleted(view, noun, project, text)
     return record
 
 
@@ -74,12 +98,14 @@ def _deleted(view: View, noun: Noun[M], project: str, name: str) -> Record[Any] 
     return newest
 
 
-def claim(txn: Txn, view: View, noun: Noun[M], project: str, name: str, id: str) -> None:
+def claim(txn: Txn, view: View, caller: Caller, noun: Noun[M], project: str, name: str, id: str) -> None:
     """Claim a name for an object. Raises AlreadyExists."""
     key = claim_id(noun, project, name)
     held = view.get(kinds.NAME, key)
     if held is not None and held.id != id:
-        raise AlreadyExists(noun.kind.name, name, f"{noun.title} {name!r} exists already ({held.id})")
+        holder = view.get(noun.kind, held.id)
+        known = f" ({held.id})" if holder is not None and permits(view, caller, Verb.SEE, holder) else ""
+        raise AlreadyExists(noun.kind.name, name, f"{noun.title} {name!r} exists already{known}")
     owner = CLUSTER_WIDE if noun.cluster_wide else project
     record = NameClaim(kind=noun.kind.name, project=owner, name=name, id=id)
     txn.check(kinds.NAME, key, view.revision_of(kinds.NAME, key)).put(kinds.NAME, key, record)

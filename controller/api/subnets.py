@@ -6,12 +6,13 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from cairn.controller.api import nouns, resolution, validation
-from cairn.controller.api.authorise import actor
+from cairn.controller.api.authorise import caller_of
 from cairn.controller.api.core import Core
 from cairn.controller.api.decision import Decided
 from cairn.controller.api.erasure import Erasure
 from cairn.controller.api.objects import UpdateRules, begin, looked_up, updated
 from cairn.controller.api.vnis import claim_vni, release_vni
+from cairn.controller.model.permits import Caller, name_for, visible
 from cairn.controller.store.base import Record, Txn, View
 from cairn.controller.words import several
 from cairn.proto import kinds
@@ -31,11 +32,13 @@ class SubnetService(subnet_pb2_grpc.SubnetServiceServicer):
 
     async def CreateSubnet(self, request: subnet_pb2.CreateSubnetRequest, context: Any) -> Subnet:
         """Make a subnet."""
-        return await self._core.mutations.run(request, actor(context), lambda view: self._create(view, request.subnet))
+        return await self._core.mutations.run(
+            request, caller_of(context), lambda view, caller: self._create(view, caller, request.subnet)
+        )
 
-    def _create(self, view: View, given: Subnet) -> Decided[Subnet]:
-        decided, subnet = begin(view, self._core, nouns.SUBNET, given)
-        vpc = looked_up(view, nouns.VPC, subnet.project, given.spec.vpc, "subnet.spec.vpc")
+    def _create(self, view: View, caller: Caller, given: Subnet) -> Decided[Subnet]:
+        decided, subnet = begin(view, caller, self._core, nouns.SUBNET, given)
+        vpc = looked_up(view, caller, nouns.VPC, subnet.project, given.spec.vpc, "subnet.spec.vpc")
         siblings = {
             found.name: found.spec.cidr
             for id in view.by(kinds.SUBNET, "vpc", vpc.id)
@@ -51,42 +54,44 @@ class SubnetService(subnet_pb2_grpc.SubnetServiceServicer):
 
     async def GetSubnet(self, request: subnet_pb2.GetSubnetRequest, context: Any) -> Subnet:
         """Return one."""
-        return await self._core.listings.get(nouns.SUBNET, request)
+        return await self._core.listings.get(caller_of(context), nouns.SUBNET, request)
 
     async def ListSubnets(self, request: subnet_pb2.ListSubnetsRequest, context: Any) -> subnet_pb2.ListSubnetsResponse:
         """Return a page."""
-        return await self._core.listings.list(nouns.SUBNET, request, subnet_pb2.ListSubnetsResponse)
+        return await self._core.listings.list(caller_of(context), nouns.SUBNET, request, subnet_pb2.ListSubnetsResponse)
 
     async def UpdateSubnet(self, request: subnet_pb2.UpdateSubnetRequest, context: Any) -> Subnet:
         """Change labels."""
 
-        def decide(view: View) -> Decided[Subnet]:
-            decided, _, _ = updated(view, self._core, nouns.SUBNET, request, RULES)
+        def decide(view: View, caller: Caller) -> Decided[Subnet]:
+            decided, _, _ = updated(view, caller, self._core, nouns.SUBNET, request, RULES)
             return decided
 
-        return await self._core.mutations.run(request, actor(context), decide)
+        return await self._core.mutations.run(request, caller_of(context), decide)
 
     async def DeleteSubnet(self, request: subnet_pb2.DeleteSubnetRequest, context: Any) -> Subnet:
         """Remove one that has no port."""
-        return await self._erasure.run(request, actor(context))
+        return await self._erasure.run(request, caller_of(context))
 
     async def WatchSubnets(
         self, request: subnet_pb2.WatchSubnetsRequest, context: Any
     ) -> AsyncIterator[subnet_pb2.WatchSubnetsResponse]:
         """Follow them."""
-        async for response in self._core.watches.watch(nouns.SUBNET, request, subnet_pb2.WatchSubnetsResponse):
+        async for response in self._core.watches.watch(
+            caller_of(context), nouns.SUBNET, request, subnet_pb2.WatchSubnetsResponse
+        ):
             yield response
 
 
-def in_use(view: View, record: Record[Subnet]) -> None:
+def in_use(view: View, caller: Caller, record: Record[Subnet]) -> None:
     """Refuse while it has ports. Raises BadState."""
     subnet = record.message
     ports = view.by(kinds.PORT, "subnet", subnet.id)
     if not ports:
         return
     first = view.get(kinds.PORT, ports[0])
-    vm = view.get(kinds.VM, first.spec.vm) if first is not None else None
-    what, how = f"port {ports[0]}", "delete it first"
+    vm = visible(view, caller, kinds.VM, first.spec.vm) if first is not None else None
+    what, how = f"port {name_for(view, caller, kinds.PORT, ports[0])}", "delete it first"
     if vm is not None and vm.HasField("delete_time"):
         what, how = f"VM {vm.name!r}, which is deleted but not erased", f"`cairn vm delete {vm.id} --purge` erases it now"
     elif vm is not None:

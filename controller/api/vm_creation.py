@@ -11,6 +11,7 @@ from cairn.controller.api.objects import begin, looked_up
 from cairn.controller.api.ports import fill, room
 from cairn.controller.api.volumes import disk_size
 from cairn.controller.model.nodes import capacity, node_name
+from cairn.controller.model.permits import Caller, name_for
 from cairn.controller.model.where import volume_node
 from cairn.controller.store.base import Txn, View
 from cairn.controller.words import size
@@ -24,20 +25,20 @@ from cairn.proto.v1.vm_pb2 import POWER_STATE_RUNNING, Vm, VmSpec
 from cairn.proto.v1.volume_pb2 import Volume
 
 
-def create_vm(view: View, core: Core, given: Vm) -> Decided[Vm]:
+def create_vm(view: View, caller: Caller, core: Core, given: Vm) -> Decided[Vm]:
     """Decide a VM's creation. Raises Refused."""
     check_spec(given.spec)
-    decided, vm = begin(view, core, nouns.VM, given)
+    decided, vm = begin(view, caller, core, nouns.VM, given)
     spec, wanted = vm.spec, given.spec
     spec.cpus, spec.memory_bytes = wanted.cpus, wanted.memory_bytes
-    image = looked_up(view, nouns.IMAGE, vm.project, wanted.image, "vm.spec.image")
+    image = looked_up(view, caller, nouns.IMAGE, vm.project, wanted.image, "vm.spec.image")
     decided.txn.check(kinds.IMAGE, image.id, view.revision_of(kinds.IMAGE, image.id))
     spec.image, spec.arch = image.id, wanted.arch or image.spec.arch
     if spec.arch != image.spec.arch:
         raise Invalid("vm.spec.arch", f"is {spec.arch}, but image {image.name!r} is for {image.spec.arch}")
     fits_somewhere(view, spec)
     if wanted.node:
-        spec.node = looked_up(view, nouns.NODE, "", wanted.node, "vm.spec.node").id
+        spec.node = looked_up(view, caller, nouns.NODE, "", wanted.node, "vm.spec.node").id
     spec.ssh_keys.extend(validation.ssh_key(f"vm.spec.ssh_keys[{i}]", key) for i, key in enumerate(wanted.ssh_keys))
     spec.user_data = wanted.user_data
     spec.power_state = wanted.power_state or POWER_STATE_RUNNING
@@ -45,9 +46,9 @@ def create_vm(view: View, core: Core, given: Vm) -> Decided[Vm]:
     spec.restart_policy = wanted.restart_policy
     spec.node_selector.update(wanted.node_selector)
     spec.volume_type = validation.one_of("vm.spec.volume_type", wanted.volume_type or "local", validation.VOLUME_TYPES)
-    _root_volume(view, core, decided.txn, vm, wanted, image)
-    _cards(view, core, decided.txn, vm, wanted)
-    _data_volumes(view, decided.txn, vm, wanted)
+    _root_volume(view, caller, core, decided.txn, vm, wanted, image)
+    _cards(view, caller, core, decided.txn, vm, wanted)
+    _data_volumes(view, caller, decided.txn, vm, wanted)
     decided.txn.create(kinds.VM, vm.id, vm)
     return decided
 
@@ -103,7 +104,7 @@ def fits_somewhere(view: View, spec: VmSpec) -> None:
         raise Exhausted("cpus", f"{say}; ask for at most that, or add a larger node")
 
 
-def _root_volume(view: View, core: Core, txn: Txn, vm: Vm, wanted: VmSpec, image: Image) -> None:
+def _root_volume(view: View, caller: Caller, core: Core, txn: Txn, vm: Vm, wanted: VmSpec, image: Image) -> None:
     size = wanted.root_disk_bytes if wanted.HasField("root_disk_bytes") else None
     spec = vm.spec
     spec.root_disk_bytes = disk_size(view, image, size, "vm.spec.root_disk_bytes")
@@ -113,7 +114,7 @@ def _root_volume(view: View, core: Core, txn: Txn, vm: Vm, wanted: VmSpec, image
     claim = resolution.claim_id(nouns.VOLUME, vm.project, volume.name)
     if view.get(kinds.NAME, claim) is not None:
         volume.name = volume.id
-    resolution.claim(txn, view, nouns.VOLUME, vm.project, volume.name, volume.id)
+    resolution.claim(txn, view, caller, nouns.VOLUME, vm.project, volume.name, volume.id)
     volume.spec.size_bytes, volume.spec.type = spec.root_disk_bytes, spec.volume_type
     volume.spec.image, volume.spec.vm = image.id, vm.id
     volume.spec.boot = volume.spec.delete_with_vm = True
@@ -121,16 +122,16 @@ def _root_volume(view: View, core: Core, txn: Txn, vm: Vm, wanted: VmSpec, image
     txn.create(kinds.VOLUME, volume.id, volume)
 
 
-def _cards(view: View, core: Core, txn: Txn, vm: Vm, wanted: VmSpec) -> None:
+def _cards(view: View, caller: Caller, core: Core, txn: Txn, vm: Vm, wanted: VmSpec) -> None:
     asked: Counter[str] = Counter()
     taken: set[tuple[str, str]] = set()
     for index, nic in enumerate(wanted.nics):
         field = f"vm.spec.nics[{index}]"
-        subnet: Subnet = looked_up(view, nouns.SUBNET, vm.project, nic.subnet, f"{field}.subnet")
+        subnet: Subnet = looked_up(view, caller, nouns.SUBNET, vm.project, nic.subnet, f"{field}.subnet")
         port = Port(id=core.ids.new(kinds.PORT.id_prefix), project=vm.project, create_time=vm.create_time)
         port.update_time.CopyFrom(vm.create_time)
         port.name, port.spec.vm = port.id, vm.id
-        fill(view, txn, port, subnet, nic.address, f"{field}.address")
+        fill(view, caller, txn, port, subnet, nic.address, f"{field}.address")
         if port.spec.address and (subnet.id, port.spec.address) in taken:
             raise Invalid(f"{field}.address", f"{port.spec.address} is asked for twice")
         taken.add((subnet.id, port.spec.address))
@@ -140,15 +141,14 @@ def _cards(view: View, core: Core, txn: Txn, vm: Vm, wanted: VmSpec) -> None:
         txn.create(kinds.PORT, port.id, port)
 
 
-def _data_volumes(view: View, txn: Txn, vm: Vm, wanted: VmSpec) -> None:
+def _data_volumes(view: View, caller: Caller, txn: Txn, vm: Vm, wanted: VmSpec) -> None:
     """Attach existing volumes; their revisions are checked, so that two VMs cannot take one."""
     nodes: dict[str, str] = {}
     for index, text in enumerate(wanted.volumes):
         field = f"vm.spec.volumes[{index}]"
-        held: Volume = looked_up(view, nouns.VOLUME, vm.project, text, field)
+        held: Volume = looked_up(view, caller, nouns.VOLUME, vm.project, text, field)
         if held.spec.vm:
-            other = view.get(kinds.VM, held.spec.vm)
-            name = other.name if other is not None else held.spec.vm
+            name = name_for(view, caller, kinds.VM, held.spec.vm)
             raise BadState("volume", held.name, f"{field}: volume {held.name!r} is attached to VM {name!r}: detach it first")
         if kinds.VOLUME.key(held.id) in txn.puts:
             raise Invalid(field, f"volume {held.name!r} is asked for twice")

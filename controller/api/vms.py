@@ -6,13 +6,14 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from cairn.controller.api import nouns, resolution, validation
-from cairn.controller.api.authorise import actor
+from cairn.controller.api.authorise import caller_of
 from cairn.controller.api.console import relay_console
 from cairn.controller.api.core import Core
 from cairn.controller.api.decision import Decided
 from cairn.controller.api.objects import UpdateRules, addressed, mark_deleted, updated
 from cairn.controller.api.vm_creation import create_vm, fits_somewhere, refuse_high_availability
 from cairn.controller.api.volumes import refuse_if_deleted, revived
+from cairn.controller.model.permits import Caller, Verb
 from cairn.controller.model.where import decision_of
 from cairn.controller.store.base import Record, Txn, View
 from cairn.proto import kinds
@@ -42,81 +43,82 @@ class VmService(vm_pb2_grpc.VmServiceServicer):
 
     async def CreateVm(self, request: vm_pb2.CreateVmRequest, context: Any) -> Vm:
         """Make a VM with its root volume and cards."""
-        return await self._core.mutations.run(request, actor(context), lambda view: create_vm(view, self._core, request.vm))
+        return await self._core.mutations.run(
+            request, caller_of(context), lambda view, caller: create_vm(view, caller, self._core, request.vm)
+        )
 
     async def GetVm(self, request: vm_pb2.GetVmRequest, context: Any) -> Vm:
         """Return one."""
-        return await self._core.listings.get(nouns.VM, request)
+        return await self._core.listings.get(caller_of(context), nouns.VM, request)
 
     async def ListVms(self, request: vm_pb2.ListVmsRequest, context: Any) -> vm_pb2.ListVmsResponse:
         """Return a page."""
-        return await self._core.listings.list(nouns.VM, request, vm_pb2.ListVmsResponse)
+        return await self._core.listings.list(caller_of(context), nouns.VM, request, vm_pb2.ListVmsResponse)
 
     async def WatchVms(self, request: vm_pb2.WatchVmsRequest, context: Any) -> AsyncIterator[vm_pb2.WatchVmsResponse]:
         """Follow them."""
-        async for response in self._core.watches.watch(nouns.VM, request, vm_pb2.WatchVmsResponse):
+        async for response in self._core.watches.watch(caller_of(context), nouns.VM, request, vm_pb2.WatchVmsResponse):
             yield response
 
     async def UpdateVm(self, request: vm_pb2.UpdateVmRequest, context: Any) -> Vm:
         """Resize, relabel, change power."""
 
-        def decide(view: View) -> Decided[Vm]:
-            decided, _, _ = updated(view, self._core, nouns.VM, request, RULES, amend)
+        def decide(view: View, caller: Caller) -> Decided[Vm]:
+            decided, _, _ = updated(view, caller, self._core, nouns.VM, request, RULES, amend)
             return decided
 
-        return await self._core.mutations.run(request, actor(context), decide)
+        return await self._core.mutations.run(request, caller_of(context), decide)
 
     async def StartVm(self, request: vm_pb2.StartVmRequest, context: Any) -> Vm:
         """Run it; also again after its guest shut itself down."""
 
-        def change(vm: Vm) -> str:
+        def change(vm: Vm) -> None:
             vm.spec.power_state, vm.spec.force = POWER_STATE_RUNNING, False
             vm.spec.power_generation += 1
-            return "Start"
 
-        return await self._power(request, context, change)
+        return await self._power(request, context, Verb.START, change)
 
     async def StopVm(self, request: vm_pb2.StopVmRequest, context: Any) -> Vm:
         """Ask its guest to shut down, or cut its power."""
 
-        def change(vm: Vm) -> str:
+        def change(vm: Vm) -> None:
             vm.spec.power_state, vm.spec.force = POWER_STATE_STOPPED, request.force
-            return "Stop"
 
-        return await self._power(request, context, change)
+        return await self._power(request, context, Verb.STOP, change)
 
     async def RebootVm(self, request: vm_pb2.RebootVmRequest, context: Any) -> Vm:
         """Restart its guest."""
 
-        def change(vm: Vm) -> str:
+        def change(vm: Vm) -> None:
             if vm.spec.power_state == POWER_STATE_STOPPED:
                 raise BadState("vm", vm.name, f"VM {vm.name!r} is stopped: start it with `cairn vm start {vm.name}`")
             vm.spec.reboot_generation += 1
             vm.spec.force = request.force
-            return "Reboot"
 
-        return await self._power(request, context, change)
+        return await self._power(request, context, Verb.REBOOT, change)
 
-    async def _power(self, request: Any, context: Any, change: Callable[[Vm], str]) -> Vm:
-        """Run one power operation; change edits a copy of the VM and names itself."""
+    async def _power(self, request: Any, context: Any, verb: Verb, change: Callable[[Vm], None]) -> Vm:
+        """Run one power operation; change edits a copy of the VM."""
 
-        def decide(view: View) -> Decided[Vm]:
-            record = addressed(view, nouns.VM, request)
+        def decide(view: View, caller: Caller) -> Decided[Vm]:
+            record = addressed(view, caller, nouns.VM, request, verb=verb)
             vm = _copy(record)
-            verb = change(vm)
+            change(vm)
             vm.update_time.CopyFrom(timestamp(self._core.clock.now()))
             txn = Txn("api").check(kinds.VM, vm.id, record.mod_revision).put(kinds.VM, vm.id, vm)
-            said = [(f"{verb}Requested", f"{verb.lower()} of VM {vm.name} was asked for")]
+            said = [(f"{verb.title()}Requested", f"{verb} of VM {vm.name} was asked for")]
             return Decided(txn, nouns.VM, vm.id, vm.name, vm.project, events=said)
 
-        return await self._core.mutations.run(request, actor(context), decide)
+        return await self._core.mutations.run(request, caller_of(context), decide)
 
     async def DeleteVm(self, request: vm_pb2.DeleteVmRequest, context: Any) -> Vm:
         """Stop it and put its disks away for the retention period, or erase it. Data volumes are detached and stay."""
-        return await self._core.mutations.run(request, actor(context), lambda view: self._delete(view, request))
+        return await self._core.mutations.run(
+            request, caller_of(context), lambda view, caller: self._delete(view, caller, request)
+        )
 
-    def _delete(self, view: View, request: vm_pb2.DeleteVmRequest) -> Decided[Vm]:
-        record = addressed(view, nouns.VM, request, deleted=True)
+    def _delete(self, view: View, caller: Caller, request: vm_pb2.DeleteVmRequest) -> Decided[Vm]:
+        record = addressed(view, caller, nouns.VM, request, verb=Verb.DELETE, deleted=True)
         refuse_if_deleted(record, nouns.VM, purge=request.purge)
         resolution.check_etag("etag", record, request.etag, required=False, title="VM")
         vm = _copy(record)
@@ -144,12 +146,14 @@ class VmService(vm_pb2_grpc.VmServiceServicer):
 
     async def UndeleteVm(self, request: vm_pb2.UndeleteVmRequest, context: Any) -> Vm:
         """Bring a deleted VM back, with its disks and addresses; data volumes that stayed have to be attached again."""
-        return await self._core.mutations.run(request, actor(context), lambda view: self._undelete(view, request))
+        return await self._core.mutations.run(
+            request, caller_of(context), lambda view, caller: self._undelete(view, caller, request)
+        )
 
-    def _undelete(self, view: View, request: vm_pb2.UndeleteVmRequest) -> Decided[Vm]:
-        record = addressed(view, nouns.VM, request, deleted=True)
+    def _undelete(self, view: View, caller: Caller, request: vm_pb2.UndeleteVmRequest) -> Decided[Vm]:
+        record = addressed(view, caller, nouns.VM, request, verb=Verb.UNDELETE, deleted=True)
         vm = _copy(record)
-        txn = revived(view, record, vm, nouns.VM, self._core.clock)
+        txn = revived(view, caller, record, vm, nouns.VM, self._core.clock)
         # Also of one that stays off: what its node says of the life before must not count for this one.
         vm.spec.power_generation += 1
         txn.put(kinds.VM, vm.id, vm)
@@ -158,7 +162,7 @@ class VmService(vm_pb2_grpc.VmServiceServicer):
             if held is None:
                 continue
             try:
-                resolution.claim(txn, view, nouns.VOLUME, vm.project, held.message.name, id)
+                resolution.claim(txn, view, caller, nouns.VOLUME, vm.project, held.message.name, id)
             except AlreadyExists:
                 # Somebody took the disk's name meanwhile: it goes by its id.
                 volume = type(held.message)()
@@ -170,12 +174,12 @@ class VmService(vm_pb2_grpc.VmServiceServicer):
 
     async def ExplainVm(self, request: vm_pb2.ExplainVmRequest, context: Any) -> vm_pb2.ExplainVmResponse:
         """Return the decision that placed it, or could not."""
-        view = self._core.cache.view
+        view, caller = self._core.cache.view, caller_of(context)
         try:
-            record = addressed(view, nouns.VM, request, deleted=True)
+            record = addressed(view, caller, nouns.VM, request, deleted=True)
         except NotFound:
             view = await self._core.mutations.freshen()
-            record = addressed(view, nouns.VM, request, deleted=True)
+            record = addressed(view, caller, nouns.VM, request, deleted=True)
         shown = nouns.VM.project(view, record)
         answer = vm_pb2.ExplainVmResponse(vm=shown.id, vm_name=shown.name, say=shown.status.say)
         decision = decision_of(view, shown.id)
@@ -187,7 +191,7 @@ class VmService(vm_pb2_grpc.VmServiceServicer):
         self, requests: AsyncIterator[vm_pb2.ConsoleVmRequest], context: Any
     ) -> AsyncIterator[vm_pb2.ConsoleVmResponse]:
         """Relay the serial console of its node's agent."""
-        async for response in relay_console(self._core, requests):
+        async for response in relay_console(self._core, caller_of(context), requests):
             yield response
 
 
@@ -197,7 +201,7 @@ def _copy(record: Record[Any]) -> Vm:
     return vm
 
 
-def amend(view: View, _txn: Txn, new: Vm, record: Record[Any]) -> None:
+def amend(view: View, _caller: Caller, _txn: Txn, new: Vm, record: Record[Any]) -> None:
     """Check an updated VM. Raises Invalid, Exhausted."""
     old: Vm = record.message
     validation.cpus("vm.spec.cpus", new.spec.cpus)

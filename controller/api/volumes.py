@@ -9,13 +9,14 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from cairn.controller.api import nouns, resolution, validation
-from cairn.controller.api.authorise import actor
+from cairn.controller.api.authorise import caller_of
 from cairn.controller.api.core import Core
 from cairn.controller.api.decision import Decided
 from cairn.controller.api.objects import UpdateRules, addressed, begin, looked_up, mark_deleted, updated
 from cairn.controller.api.status import virtual_size
 from cairn.controller.model.lifetime import kept_for_s
 from cairn.controller.model.nodes import node_name
+from cairn.controller.model.permits import Caller, Verb, name_for
 from cairn.controller.model.where import volume_nodes, where
 from cairn.controller.store.base import Record, Txn, View
 from cairn.controller.words import size
@@ -41,16 +42,18 @@ class VolumeService(volume_pb2_grpc.VolumeServiceServicer):
 
     async def CreateVolume(self, request: volume_pb2.CreateVolumeRequest, context: Any) -> Volume:
         """Make a volume, attached when spec.vm is given."""
-        return await self._core.mutations.run(request, actor(context), lambda view: self._create(view, request.volume))
+        return await self._core.mutations.run(
+            request, caller_of(context), lambda view, caller: self._create(view, caller, request.volume)
+        )
 
-    def _create(self, view: View, given: Volume) -> Decided[Volume]:
-        decided, volume = begin(view, self._core, nouns.VOLUME, given)
+    def _create(self, view: View, caller: Caller, given: Volume) -> Decided[Volume]:
+        decided, volume = begin(view, caller, self._core, nouns.VOLUME, given)
         spec = volume.spec
         spec.type = validation.one_of("volume.spec.type", given.spec.type or "local", validation.VOLUME_TYPES)
         if given.spec.boot:
             raise Invalid("volume.spec.boot", "is set by the system: a VM's root volume is made with the VM")
         if given.spec.image:
-            image = looked_up(view, nouns.IMAGE, volume.project, given.spec.image, "volume.spec.image")
+            image = looked_up(view, caller, nouns.IMAGE, volume.project, given.spec.image, "volume.spec.image")
             spec.image = image.id
             decided.txn.check(kinds.IMAGE, image.id, view.revision_of(kinds.IMAGE, image.id))
             size = given.spec.size_bytes if given.spec.HasField("size_bytes") else None
@@ -61,40 +64,41 @@ class VolumeService(volume_pb2_grpc.VolumeServiceServicer):
             spec.size_bytes = validation.disk("volume.spec.size_bytes", given.spec.size_bytes)
         spec.delete_with_vm = given.spec.delete_with_vm
         if given.spec.vm:
-            attach(view, decided.txn, volume, given.spec.vm)
+            attach(view, caller, decided.txn, volume, given.spec.vm)
         decided.txn.create(kinds.VOLUME, volume.id, volume)
         return decided
 
     async def GetVolume(self, request: volume_pb2.GetVolumeRequest, context: Any) -> Volume:
         """Return one."""
-        return await self._core.listings.get(nouns.VOLUME, request)
+        return await self._core.listings.get(caller_of(context), nouns.VOLUME, request)
 
     async def ListVolumes(self, request: volume_pb2.ListVolumesRequest, context: Any) -> volume_pb2.ListVolumesResponse:
         """Return a page."""
-        return await self._core.listings.list(nouns.VOLUME, request, volume_pb2.ListVolumesResponse)
+        return await self._core.listings.list(caller_of(context), nouns.VOLUME, request, volume_pb2.ListVolumesResponse)
 
     async def UpdateVolume(self, request: volume_pb2.UpdateVolumeRequest, context: Any) -> Volume:
         """Grow, attach, detach, label."""
 
-        def decide(view: View) -> Decided[Volume]:
-            decided, _, _ = updated(view, self._core, nouns.VOLUME, request, RULES, amend)
+        def decide(view: View, caller: Caller) -> Decided[Volume]:
+            decided, _, _ = updated(view, caller, self._core, nouns.VOLUME, request, RULES, amend)
             return decided
 
-        return await self._core.mutations.run(request, actor(context), decide)
+        return await self._core.mutations.run(request, caller_of(context), decide)
 
     async def DeleteVolume(self, request: volume_pb2.DeleteVolumeRequest, context: Any) -> Volume:
         """Put it away for the retention period, or erase it."""
-        return await self._core.mutations.run(request, actor(context), lambda view: self._delete(view, request))
+        return await self._core.mutations.run(
+            request, caller_of(context), lambda view, caller: self._delete(view, caller, request)
+        )
 
-    def _delete(self, view: View, request: volume_pb2.DeleteVolumeRequest) -> Decided[Volume]:
-        record = addressed(view, nouns.VOLUME, request, deleted=True)
+    def _delete(self, view: View, caller: Caller, request: volume_pb2.DeleteVolumeRequest) -> Decided[Volume]:
+        record = addressed(view, caller, nouns.VOLUME, request, verb=Verb.DELETE, deleted=True)
         refuse_if_deleted(record, nouns.VOLUME, purge=request.purge)
         resolution.check_etag("etag", record, request.etag, required=False, title="volume")
         volume = Volume()
         volume.CopyFrom(record.message)
         if volume.spec.vm:
-            vm = view.get(kinds.VM, volume.spec.vm)
-            name = vm.name if vm is not None else volume.spec.vm
+            name = name_for(view, caller, kinds.VM, volume.spec.vm)
             how = (
                 "it is the root disk; delete the VM"
                 if volume.spec.boot
@@ -110,22 +114,24 @@ class VolumeService(volume_pb2_grpc.VolumeServiceServicer):
     async def UndeleteVolume(self, request: volume_pb2.UndeleteVolumeRequest, context: Any) -> Volume:
         """Bring a deleted volume back."""
 
-        def decide(view: View) -> Decided[Volume]:
-            record = addressed(view, nouns.VOLUME, request, deleted=True)
+        def decide(view: View, caller: Caller) -> Decided[Volume]:
+            record = addressed(view, caller, nouns.VOLUME, request, verb=Verb.UNDELETE, deleted=True)
             volume = Volume()
             volume.CopyFrom(record.message)
-            txn = revived(view, record, volume, nouns.VOLUME, self._core.clock)
+            txn = revived(view, caller, record, volume, nouns.VOLUME, self._core.clock)
             txn.put(kinds.VOLUME, volume.id, volume)
             said = [("Undeleted", f"volume {volume.name} was brought back")]
             return Decided(txn, nouns.VOLUME, volume.id, volume.name, volume.project, events=said)
 
-        return await self._core.mutations.run(request, actor(context), decide)
+        return await self._core.mutations.run(request, caller_of(context), decide)
 
     async def WatchVolumes(
         self, request: volume_pb2.WatchVolumesRequest, context: Any
     ) -> AsyncIterator[volume_pb2.WatchVolumesResponse]:
         """Follow them."""
-        async for response in self._core.watches.watch(nouns.VOLUME, request, volume_pb2.WatchVolumesResponse):
+        async for response in self._core.watches.watch(
+            caller_of(context), nouns.VOLUME, request, volume_pb2.WatchVolumesResponse
+        ):
             yield response
 
 
@@ -144,7 +150,7 @@ def disk_size(view: View, image: Image, wanted: int | None, field: str) -> int:
     return wanted
 
 
-def amend(view: View, txn: Txn, new: Any, record: Record[Any]) -> None:
+def amend(view: View, caller: Caller, txn: Txn, new: Any, record: Record[Any]) -> None:
     """Check an updated volume and complete its transaction. Raises Invalid, BadState."""
     old: Volume = record.message
     if new.spec.size_bytes != old.spec.size_bytes:
@@ -160,20 +166,19 @@ def amend(view: View, txn: Txn, new: Any, record: Record[Any]) -> None:
         return
     wanted = new.spec.vm
     project = old.project
-    vm = looked_up(view, nouns.VM, project, wanted, "volume.spec.vm")
+    vm = looked_up(view, caller, nouns.VM, project, wanted, "volume.spec.vm")
     if vm.id == old.spec.vm:
         new.spec.vm = vm.id
         return
     if old.spec.vm:
-        holder = view.get(kinds.VM, old.spec.vm)
-        name = holder.name if holder is not None else old.spec.vm
+        name = name_for(view, caller, kinds.VM, old.spec.vm)
         raise BadState("volume", old.name, f"volume {old.name!r} is attached to VM {name!r}: detach it first")
-    attach(view, txn, new, wanted)
+    attach(view, caller, txn, new, wanted)
 
 
-def attach(view: View, txn: Txn, volume: Volume, wanted: str) -> None:
+def attach(view: View, caller: Caller, txn: Txn, volume: Volume, wanted: str) -> None:
     """Attach a volume to a VM given by id or name: sets spec.vm and adds the checks. Raises Refused."""
-    vm = looked_up(view, nouns.VM, volume.project, wanted, "volume.spec.vm")
+    vm = looked_up(view, caller, nouns.VM, volume.project, wanted, "volume.spec.vm")
     data = [id for id in view.by(kinds.VOLUME, "vm", vm.id) if id != vm.spec.root_volume]
     validation.at_most("volume.spec.vm", [*data, volume.id], validation.VOLUMES_MAX, f"data volumes at VM {vm.name!r}")
     owner, nodes = where(view, vm.id).owner, volume_nodes(view, volume.id)
@@ -207,7 +212,7 @@ def refuse_if_deleted(record: Record[Any], noun: nouns.Noun[Any], *, purge: bool
         raise NotFound(noun.kind.name, name, f"{noun.title} {name!r} is deleted already; say purge to erase it now")
 
 
-def revived(view: View, record: Record[Any], message: Any, noun: nouns.Noun[Any], clock: Clock) -> Txn:
+def revived(view: View, caller: Caller, record: Record[Any], message: Any, noun: nouns.Noun[Any], clock: Clock) -> Txn:
     """Start the transaction that brings an object back: times cleared, name claimed. Raises BadState, AlreadyExists."""
     title = f"{noun.title} {message.name!r}"
     if not message.HasField("delete_time"):
@@ -219,5 +224,5 @@ def revived(view: View, record: Record[Any], message: Any, noun: nouns.Noun[Any]
     message.ClearField("purge_time")
     message.update_time.CopyFrom(timestamp(now))
     txn = Txn("api").check(noun.kind, message.id, record.mod_revision).check(kinds.PURGE, message.id, 0)
-    resolution.claim(txn, view, noun, message.project, message.name, message.id)
+    resolution.claim(txn, view, caller, noun, message.project, message.name, message.id)
     return txn

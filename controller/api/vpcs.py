@@ -6,12 +6,13 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from cairn.controller.api import nouns, resolution, validation
-from cairn.controller.api.authorise import actor
+from cairn.controller.api.authorise import caller_of
 from cairn.controller.api.core import Core
 from cairn.controller.api.decision import Decided
 from cairn.controller.api.erasure import Erasure
 from cairn.controller.api.objects import UpdateRules, begin, updated
 from cairn.controller.api.vnis import claim_vni, release_vni
+from cairn.controller.model.permits import Caller, name_for
 from cairn.controller.store.base import Record, Txn, View
 from cairn.controller.words import several
 from cairn.proto import kinds
@@ -32,49 +33,47 @@ class VpcService(vpc_pb2_grpc.VpcServiceServicer):
     async def CreateVpc(self, request: vpc_pb2.CreateVpcRequest, context: Any) -> Vpc:
         """Make a VPC."""
 
-        def decide(view: View) -> Decided[Vpc]:
-            decided, vpc = begin(view, self._core, nouns.VPC, request.vpc)
+        def decide(view: View, caller: Caller) -> Decided[Vpc]:
+            decided, vpc = begin(view, caller, self._core, nouns.VPC, request.vpc)
             vpc.spec.cidr = str(validation.vpc_cidr("vpc.spec.cidr", request.vpc.spec.cidr))
             vpc.spec.vni = claim_vni(decided.txn, view, vpc.id)
             decided.txn.create(kinds.VPC, vpc.id, vpc)
             return decided
 
-        return await self._core.mutations.run(request, actor(context), decide)
+        return await self._core.mutations.run(request, caller_of(context), decide)
 
     async def GetVpc(self, request: vpc_pb2.GetVpcRequest, context: Any) -> Vpc:
         """Return one."""
-        return await self._core.listings.get(nouns.VPC, request)
+        return await self._core.listings.get(caller_of(context), nouns.VPC, request)
 
     async def ListVpcs(self, request: vpc_pb2.ListVpcsRequest, context: Any) -> vpc_pb2.ListVpcsResponse:
         """Return a page."""
-        return await self._core.listings.list(nouns.VPC, request, vpc_pb2.ListVpcsResponse)
+        return await self._core.listings.list(caller_of(context), nouns.VPC, request, vpc_pb2.ListVpcsResponse)
 
     async def UpdateVpc(self, request: vpc_pb2.UpdateVpcRequest, context: Any) -> Vpc:
         """Change labels."""
 
-        def decide(view: View) -> Decided[Vpc]:
-            decided, _, _ = updated(view, self._core, nouns.VPC, request, RULES)
+        def decide(view: View, caller: Caller) -> Decided[Vpc]:
+            decided, _, _ = updated(view, caller, self._core, nouns.VPC, request, RULES)
             return decided
 
-        return await self._core.mutations.run(request, actor(context), decide)
+        return await self._core.mutations.run(request, caller_of(context), decide)
 
     async def DeleteVpc(self, request: vpc_pb2.DeleteVpcRequest, context: Any) -> Vpc:
         """Remove one that has no subnet."""
-        return await self._erasure.run(request, actor(context))
+        return await self._erasure.run(request, caller_of(context))
 
     async def WatchVpcs(self, request: vpc_pb2.WatchVpcsRequest, context: Any) -> AsyncIterator[vpc_pb2.WatchVpcsResponse]:
         """Follow them."""
-        async for response in self._core.watches.watch(nouns.VPC, request, vpc_pb2.WatchVpcsResponse):
+        async for response in self._core.watches.watch(caller_of(context), nouns.VPC, request, vpc_pb2.WatchVpcsResponse):
             yield response
 
 
-def in_use(view: View, record: Record[Vpc]) -> None:
+def in_use(view: View, caller: Caller, record: Record[Vpc]) -> None:
     """Refuse while it has subnets. Raises BadState."""
     subnets = view.by(kinds.SUBNET, "vpc", record.message.id)
     if subnets:
-        first = view.get(kinds.SUBNET, subnets[0])
-        name = record.message.name
-        example = first.name if first is not None else subnets[0]
+        name, example = record.message.name, name_for(view, caller, kinds.SUBNET, subnets[0])
         say = f"VPC {name!r} still has {several(len(subnets), 'subnet')}, for example {example!r}: delete them first"
         raise BadState("vpc", name, say)
 

@@ -20,6 +20,7 @@ from cairn.controller.api.decision import Views
 from cairn.controller.api.dependents import affected
 from cairn.controller.api.listing import Listings
 from cairn.controller.api.nouns import Noun
+from cairn.controller.model.permits import Caller
 from cairn.controller.store.base import View
 from cairn.proto.errors import OutOfRange
 from cairn.proto.kinds import Kind
@@ -105,12 +106,12 @@ class Watches:
     def __init__(self, cache: Views, feed: Callable[[], Feed], listings: Listings) -> None:
         self._cache, self._feed, self._listings = cache, feed, listings
 
-    async def watch(self, noun: Noun[Any], request: Any, response: Callable[..., R]) -> AsyncIterator[R]:
+    async def watch(self, caller: Caller, noun: Noun[Any], request: Any, response: Callable[..., R]) -> AsyncIterator[R]:
         """Yield changes until the caller goes away. Raises Invalid, OutOfRange."""
         field = noun.kind.name
         after = request.after_revision
         view = await self._listings.view(after)
-        passes = self._listings.selection(view, noun, request, watching=True)
+        passes = self._listings.selection(view, caller, noun, request, watching=True)
         only = filter.pinned(request.filter)
         feed = self._feed()
         shown: dict[str, str] = {}
@@ -130,8 +131,9 @@ class Watches:
                     yield response(type=ChangeType.CHANGE_TYPE_BOOKMARK, revision=subscription.revision)
                     continue
                 for id in ids:
-                    projected = noun.of(self._cache.view, id)
-                    if projected is not None and passes(projected):
+                    view = self._cache.view
+                    projected = noun.of(view, id)
+                    if projected is not None and passes(view, projected):
                         shown[id] = getattr(projected, "name", "")
                         yield response(type=ChangeType.CHANGE_TYPE_UPSERT, revision=revision, **{field: projected})
                     elif id in shown or (after and projected is None):
@@ -141,9 +143,9 @@ class Watches:
                         yield response(type=ChangeType.CHANGE_TYPE_DELETE, revision=revision, **{field: gone})
 
 
-def _current(view: View, noun: Noun[Any], ids: Iterable[str] | None, passes: Callable[[Any], bool]) -> Iterator[Any]:
+def _current(view: View, noun: Noun[Any], ids: Iterable[str] | None, passes: Callable[[View, Any], bool]) -> Iterator[Any]:
     """Yield the objects a new watcher starts with. ids: which of them; None: all."""
     for id in sorted(view.ids(noun.kind)) if ids is None else ids:
         projected = noun.of(view, id)
-        if projected is not None and passes(projected):
+        if projected is not None and passes(view, projected):
             yield projected

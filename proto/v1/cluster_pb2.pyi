@@ -284,6 +284,7 @@ class RequestRecord(_message.Message):
     OBJECT_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     ANSWER_FIELD_NUMBER: _builtins.int
+    CALLER_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     method: _builtins.str
     fingerprint: _builtins.bytes
@@ -292,6 +293,8 @@ class RequestRecord(_message.Message):
     """The object it made or changed: "<kind>/<id>"."""
     answer: _builtins.bytes
     """The answer itself, when the object went with the transaction."""
+    caller: _builtins.str
+    """Who asked, as in his certificate: "cairn://user/alice". The id is his alone."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -303,10 +306,11 @@ class RequestRecord(_message.Message):
         object: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         answer: _builtins.bytes | None = ...,
+        caller: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_answer", b"_answer", "answer", b"answer", "create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_answer", b"_answer", "answer", b"answer", "create_time", b"create_time", "fingerprint", b"fingerprint", "method", b"method", "object", b"object", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_answer", b"_answer", "answer", b"answer", "caller", b"caller", "create_time", b"create_time", "fingerprint", b"fingerprint", "method", b"method", "object", b"object", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__answer: _TypeAlias = _typing.Literal["answer"]  # noqa: Y015
     _WhichOneofArgType__answer: _TypeAlias = _typing.Literal["_answer", b"_answer"]  # noqa: Y015
@@ -327,6 +331,7 @@ class PlanRecord(_message.Message):
     OBJECT_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     ANSWER_FIELD_NUMBER: _builtins.int
+    CALLER_FIELD_NUMBER: _builtins.int
     plan_id: _builtins.str
     method: _builtins.str
     fingerprint: _builtins.bytes
@@ -336,6 +341,8 @@ class PlanRecord(_message.Message):
     """"<kind>/<id>"."""
     answer: _builtins.bytes
     """The object as it was, when the plan removes it."""
+    caller: _builtins.str
+    """Whose plan it is; nobody else can apply it."""
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -348,10 +355,11 @@ class PlanRecord(_message.Message):
         object: _builtins.str = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         answer: _builtins.bytes | None = ...,
+        caller: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_answer", b"_answer", "answer", b"answer", "expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_answer", b"_answer", "answer", b"answer", "expire_time", b"expire_time", "fingerprint", b"fingerprint", "method", b"method", "object", b"object", "plan_id", b"plan_id", "transaction", b"transaction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_answer", b"_answer", "answer", b"answer", "caller", b"caller", "expire_time", b"expire_time", "fingerprint", b"fingerprint", "method", b"method", "object", b"object", "plan_id", b"plan_id", "transaction", b"transaction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__answer: _TypeAlias = _typing.Literal["answer"]  # noqa: Y015
     _WhichOneofArgType__answer: _TypeAlias = _typing.Literal["_answer", b"_answer"]  # noqa: Y015

@@ -299,19 +299,23 @@ class UploadImageRequest(_message.Message):
 
     IMAGE_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
     image: _builtins.str
     """First: which image."""
     chunk: _builtins.bytes
     """Then: at most 1 MiB each, in order."""
+    project: _builtins.str
+    """With the first: the image's project. Empty: the default project."""
     def __init__(
         self,
         *,
         image: _builtins.str = ...,
         chunk: _builtins.bytes = ...,
+        project: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "image", b"image", "part", b"part"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "image", b"image", "part", b"part"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "image", b"image", "part", b"part", "project", b"project"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["image", "chunk"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015

@@ -31,6 +31,7 @@ from cairn.agent.identity import Membership
 from cairn.controller.api import nouns, resolution
 from cairn.controller.app import Controller
 from cairn.controller.config import Config
+from cairn.controller.model.permits import Caller
 from cairn.controller.store.base import Txn
 from cairn.controller.store.memory import MemoryStore
 from cairn.controller.store.view import LiveView
@@ -189,7 +190,7 @@ class World:
             node = Node(id=machine.id, name=machine.name, create_time=now, update_time=now)
             node.spec.index = machine.index
             txn = Txn("api").create(kinds.NODE, node.id, node)
-            resolution.claim(txn, view, nouns.NODE, "", machine.name, node.id)
+            resolution.claim(txn, view, Caller.system("world"), nouns.NODE, "", machine.name, node.id)
             await store.commit(txn)
         self.look()
 

@@ -1,0 +1,246 @@
+"""Every method asks `permits`: whom it permits nothing is told of nothing and changes nothing, whatever the gate would say."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grpc
+import pytest
+from cairn.controller.api import images, nouns
+from cairn.controller.api.services import SERVICES, add_services
+from cairn.controller.store.base import Txn
+from cairn.controller.store.memory import MemoryStore
+from cairn.proto import kinds
+from cairn.proto.kinds import ROOT
+from cairn.proto.pki import Identity, make_csr
+from cairn.proto.v1 import (
+    cluster_pb2,
+    event_pb2,
+    image_pb2,
+    job_pb2,
+    node_pb2,
+    port_pb2,
+    project_pb2,
+    subnet_pb2,
+    vm_pb2,
+    volume_pb2,
+    vpc_pb2,
+)
+from cairn.proto.v1.common_pb2 import CHANGE_TYPE_BOOKMARK
+from cairn.proto.v1.port_pb2 import Port, PortSpec
+from cairn.proto.v1.project_pb2 import Project
+from cairn.proto.v1.subnet_pb2 import Subnet, SubnetSpec
+from cairn.proto.v1.volume_pb2 import Volume, VolumeSpec
+from cairn.proto.v1.vpc_pb2 import CreateVpcRequest, DeleteVpcRequest, GetVpcRequest, UpdateVpcRequest, Vpc, VpcSpec
+from google.protobuf.message_factory import GetMessageClass
+
+from tests.conformance.api_world import MIB, World, image, vm, world_on
+
+FILES = (
+    cluster_pb2, event_pb2, image_pb2, job_pb2, node_pb2, port_pb2, project_pb2, subnet_pb2, vm_pb2, volume_pb2, vpc_pb2,
+)  # fmt: skip
+CALL_S = 10.0
+# A kind of identity no rule of permits speaks of. Its certificate opens the port all the same.
+STRANGER = Identity("etcd", "nobody")
+
+
+class Method(NamedTuple):
+    """One method of the API."""
+
+    path: str
+    name: str
+    descriptor: Any
+
+
+def methods() -> list[Method]:
+    """All that services.py serves to those with a certificate."""
+    served = {name for name, _, _ in SERVICES}
+    return [
+        Method(f"/{service.full_name}/{method.name}", method.name, method)
+        for file in FILES
+        for service in file.DESCRIPTOR.services_by_name.values()
+        if service.full_name in served
+        for method in service.methods
+    ]
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    async with world_on(MemoryStore(), tmp_path) as world:
+        await world.furnish()
+        yield world
+
+
+async def made(world: World) -> dict[str, str]:
+    """Make one object of each noun; return their ids by the noun's kind."""
+    await world.api.ports.CreatePort(port_pb2.CreatePortRequest(port=Port(name="p", spec=PortSpec(subnet="blue"))))
+    spec = VolumeSpec(size_bytes=MIB)
+    await world.api.volumes.CreateVolume(volume_pb2.CreateVolumeRequest(volume=Volume(name="data", spec=spec)))
+    await world.vm("web")
+    view = world.cache.view
+    return {noun.kind.name: min(view.ids(noun.kind)) for noun in nouns.ALL if view.count(noun.kind)}
+
+
+def request_for(method: Method, objects: dict[str, str]) -> Any:
+    """Return a request that a user would be answered; objects of another noun than its own it names by `id` too."""
+    request: Any = GetMessageClass(method.descriptor.input_type)()
+    for kind, id in objects.items():
+        held = request.DESCRIPTOR.fields_by_name.get(kind)
+        if held is not None and held.message_type is not None and method.name.startswith("Update"):
+            getattr(request, kind).id = id
+            getattr(request, kind).labels["a"] = "b"
+            request.allow_stale = True
+    if "id" in request.DESCRIPTOR.fields_by_name:
+        service = method.descriptor.containing_service.name.removesuffix("Service").lower()
+        request.id = objects[service]
+    given = CREATED.get(method.name)
+    if given is not None:
+        request.MergeFrom(given)
+    return request
+
+
+CREATED: dict[str, Any] = {
+    "CreateImage": image_pb2.CreateImageRequest(image=image("second")),
+    "UploadImage": image_pb2.UploadImageRequest(image="demo"),
+    "CreateVpc": CreateVpcRequest(vpc=Vpc(name="second", spec=VpcSpec(cidr="10.2.0.0/16"))),
+    "CreateSubnet": subnet_pb2.CreateSubnetRequest(
+        subnet=Subnet(name="second", spec=SubnetSpec(vpc="home", cidr="10.1.2.0/24"))
+    ),
+    "CreatePort": port_pb2.CreatePortRequest(port=Port(name="second", spec=PortSpec(subnet="blue"))),
+    "CreateVolume": volume_pb2.CreateVolumeRequest(volume=Volume(name="second", spec=VolumeSpec(size_bytes=MIB))),
+    "CreateVm": vm_pb2.CreateVmRequest(vm=vm("second")),
+    "CreateJoinToken": node_pb2.CreateJoinTokenRequest(),
+    "RenewCertificate": cluster_pb2.RenewCertificateRequest(csr_pem=make_csr("x").cert_pem),
+}
+
+
+async def told(channel: grpc.aio.Channel, method: Method, request: Any) -> list[Any]:
+    """Call; return what it answers: of a watch, up to its first bookmark."""
+    incoming, outgoing = method.descriptor.client_streaming, method.descriptor.server_streaming
+    shape = {(False, False): "unary_unary", (False, True): "unary_stream", (True, False): "stream_unary"}
+    make = getattr(channel, shape.get((incoming, outgoing), "stream_stream"))
+    answer = GetMessageClass(method.descriptor.output_type).FromString
+    call = make(method.path, request_serializer=type(request).SerializeToString, response_deserializer=answer)
+    async with asyncio.timeout(CALL_S):
+        begun = call(iter([request])) if incoming else call(request)
+        if not outgoing:
+            return [await begun]
+        answers = []
+        async for each in begun:
+            if getattr(each, "type", None) == CHANGE_TYPE_BOOKMARK:
+                break
+            answers.append(each)
+        begun.cancel()
+        return answers
+
+
+def shown(answer: Any) -> list[str]:
+    """Return what fields of an answer tell of something; its revision is nobody's secret."""
+    return [field.name for field, _ in answer.ListFields() if field.name != "revision"]
+
+
+async def test_whom_permits_permits_nothing_is_told_nothing_and_changes_nothing(world: World) -> None:
+    objects = await made(world)
+    # Without the gate, which would not let such a one in.
+    server = world.transport(Identity("controller", "c1")).server()
+    add_services(server, world.core)
+    address = await world.transport(Identity("controller", "c1")).listen(server, f"unix:{world.folder}/bare.sock")
+    await server.start()
+    channel = world.stubs(STRANGER, address).channel
+    before, revision = await world.store.read(ROOT)
+    told_of: list[str] = []
+    for method in methods():
+        try:
+            answers = await told(channel, method, request_for(method, objects))
+        except grpc.aio.AioRpcError as error:
+            if error.code() not in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.PERMISSION_DENIED):
+                told_of.append(f"{method.name}: {error.code().name} {error.details()}")
+            continue
+        told_of += [f"{method.name}: {shown(answer)}" for answer in answers if shown(answer)]
+    after, later = await world.store.read(ROOT)
+    await server.stop(0)
+    assert not told_of, "\n".join(told_of)
+    assert (after, later) == (before, revision)
+
+
+async def test_the_same_requests_of_a_user_find_what_they_name(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the test above asks of each method exists: it was refused since it was not permitted."""
+    monkeypatch.setattr(images, "RECEIVER_WAIT_S", 0.0)
+    objects = await made(world)
+    channel = world.api.channel
+    unfound: list[str] = []
+    for method in sorted(methods(), key=lambda each: each.name.startswith(("Delete", "Undelete"))):
+        try:
+            await told(channel, method, request_for(method, objects))
+        except grpc.aio.AioRpcError as error:
+            if error.code() not in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.UNAVAILABLE):
+                unfound.append(f"{method.name}: {error.code().name} {error.details()}")
+    assert not unfound, "\n".join(unfound)
+
+
+async def test_a_node_sees_nothing_but_itself(world: World) -> None:
+    objects = await made(world)
+    server = world.transport(Identity("controller", "c1")).server()
+    add_services(server, world.core)
+    address = await world.transport(Identity("controller", "c1")).listen(server, f"unix:{world.folder}/bare.sock")
+    await server.start()
+    mine = world.stubs(Identity("node", objects["node"]), address)
+    listed = await mine.nodes.ListNodes(node_pb2.ListNodesRequest())
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await mine.vms.GetVm(vm_pb2.GetVmRequest(id=objects["vm"]))
+    await server.stop(0)
+    assert [each.id for each in listed.nodes] == [objects["node"]]
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_request_id_is_its_callers_own(world: World) -> None:
+    id = world.ids.uuid()
+    bob = world.stubs(Identity("user", "bob"))
+    mine = CreateVpcRequest(vpc=Vpc(name="mine", spec=VpcSpec(cidr="10.2.0.0/16")), request_id=id)
+    his = CreateVpcRequest(vpc=Vpc(name="his", spec=VpcSpec(cidr="10.2.0.0/16")), request_id=id)
+    first = await world.api.vpcs.CreateVpc(mine)
+    second = await bob.vpcs.CreateVpc(his)
+    assert first.id != second.id
+    assert (await world.api.vpcs.CreateVpc(mine)).id == first.id
+    assert (await bob.vpcs.CreateVpc(his)).id == second.id
+
+
+async def test_a_plan_is_its_callers_own(world: World) -> None:
+    asked = CreateVpcRequest(vpc=Vpc(name="mine", spec=VpcSpec(cidr="10.2.0.0/16")), validate_only=True)
+    plan = (await world.api.vpcs.CreateVpc(asked)).plan.plan_id
+    asked.validate_only, asked.plan_id = False, plan
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await world.stubs(Identity("user", "bob")).vpcs.CreateVpc(asked)
+    assert caught.value.code() is grpc.StatusCode.ABORTED
+    assert (await world.api.vpcs.CreateVpc(asked)).name == "mine"
+
+
+async def test_a_join_token_is_asked_for_again_by_who_asked_for_it(world: World) -> None:
+    await world.controller("c1", "10.0.0.1:7443")
+    asked = node_pb2.CreateJoinTokenRequest(node_name="n7", request_id=world.ids.uuid())
+    await world.api.nodes.CreateJoinToken(asked)
+    await world.stubs(Identity("user", "bob")).nodes.CreateJoinToken(asked)
+    assert await world.count(kinds.JOIN_TOKEN) == 2
+    asked.node_name = "n8"
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await world.api.nodes.CreateJoinToken(asked)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_an_id_of_another_project_works_without_naming_it(world: World) -> None:
+    """Today's users see all projects; names are looked up in the project of the request, ids in all a caller may see."""
+    project = Project(id="prj-other000", name="other")
+    claim = cluster_pb2.NameClaim(kind="project", project="-", name="other", id=project.id)
+    await world.commit(Txn("api").create(kinds.PROJECT, project.id, project).create(kinds.NAME, "-/project/other", claim))
+    there = Vpc(name="there", project="other", spec=VpcSpec(cidr="10.3.0.0/16"))
+    id = (await world.api.vpcs.CreateVpc(CreateVpcRequest(vpc=there))).id
+    assert (await world.api.vpcs.GetVpc(GetVpcRequest(id=id))).name == "there"
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await world.api.vpcs.GetVpc(GetVpcRequest(id="there"))
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    changed = UpdateVpcRequest(vpc=Vpc(id=id, labels={"a": "b"}), allow_stale=True)
+    assert (await world.api.vpcs.UpdateVpc(changed)).labels == {"a": "b"}
+    await world.api.vpcs.DeleteVpc(DeleteVpcRequest(id=id))
