@@ -29,6 +29,7 @@ from cairn.controller.config import Config, ConfigError
 from cairn.controller.jobs.import_image import ImportImage
 from cairn.controller.jobs.keepers import Keepers
 from cairn.controller.jobs.machine import Jobs
+from cairn.controller.lateness import Lateness
 from cairn.controller.metrics import RuntimeMetrics, SyncMetrics
 from cairn.controller.peers import Peers
 from cairn.controller.reconcilers.base import Reconciler
@@ -304,7 +305,7 @@ async def serve(
     try:
         await controller.start()
         metrics.start()
-        await _first_end(controller.wait(), renewal.run(), told_to_stop())
+        await _first_end(controller.wait(), renewal.run(), Lateness(registry).run(), told_to_stop())
     finally:
         metrics.stop()
         await controller.stop()

@@ -11,7 +11,11 @@
 Invariant: the picture is exactly the store's records at `view.revision`, never a mix of two revisions. It follows the whole key
 space, not only our records: a commit elsewhere also raises the revision, and `wait_for` must see it pass. When history was
 compacted it lists again, writes the difference, and says so. Keys and values it cannot read are logged and left out.
-Rejected: one watch per kind (revisions of different kinds would not line up, so there would be no consistent picture).
+
+A list comes in pages, all of one revision, and others run between them. The first picture grows as they come, since nobody
+looks before it is `ready`; later ones are compared page by page and the difference is written in one step at the end. Rejected:
+one watch per kind (revisions of different kinds would not line up, so there would be no consistent picture), one read of
+everything (a million records are half a gigabyte twice, and seconds in which no lease is kept).
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from types import TracebackType
@@ -35,8 +39,8 @@ _log = logger("cache")
 RETRY_S: Final = 0.5
 # Changes queued for a slow subscriber before the newest are merged into one.
 QUEUE_MAX: Final = 1024
-# Records parsed at a time while starting, before others may run.
-CHUNK: Final = 1000
+# Records taken at a time from a list, before others may run.
+PAGE: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,29 +163,43 @@ class Cache:
                 await asyncio.sleep(RETRY_S)
 
     async def _list(self) -> None:
-        """Read everything and make the picture equal to it."""
-        items, revision = await self._store.read(ROOT)
-        changed: list[Changed] = []
-        seen: dict[str, set[str]] = {}
-        for index, item in enumerate(items):
-            if index % CHUNK == 0 and not self.ready.is_set():
-                await asyncio.sleep(0)
-            where = _split(item.key)
-            if where is None:
-                continue
-            kind, id = where
-            seen.setdefault(kind.name, set()).add(id)
-            if self._view.revision_of(kind, id) != item.mod_revision:
-                self._put(kind, id, item)
-                changed.append(where)
-        for table in self._view.tables():
-            kept = seen.get(table.kind.name, set())
-            for id in [id for id in table.slots if id not in kept]:
-                table.delete(id)
-                changed.append((table.kind, id))
-        _log.info("records_listed", revision=revision, records=len(items), changed=len(changed))
-        self._publish(revision, changed, relisted=True)
+        """Read everything and make the picture equal to it. Raises Compacted when that takes longer than history is kept."""
+        listing, records = _Listing(self._view), 0
+        async for items in self._pages(listing):
+            records += len(items)
+            for where, item in listing.differing(items):
+                if not self.ready.is_set():
+                    self._put(*where, item)
+                else:
+                    listing.found.append((where, item))
+        gone = listing.gone()
+        for where, item in listing.found:
+            self._put(*where, item)
+        for kind, id in gone:
+            self._view.table(kind).delete(id)
+        changed = [*(where for where, _ in listing.found), *gone]
+        if not self.ready.is_set() and self._subscriptions:
+            changed = [(table.kind, id) for table in self._view.tables() for id in table.ids()]
+        _log.info("records_listed", revision=listing.revision, records=records, changed=len(changed))
+        self._publish(listing.revision, changed, relisted=True)
         self.ready.set()
+
+    async def _pages(self, listing: _Listing) -> AsyncGenerator[list[Item], None]:
+        """Yield all records page by page; the next page is on its way while one is looked at."""
+        reading = asyncio.ensure_future(self._store.read(ROOT, limit=PAGE))
+        try:
+            while True:
+                items, listing.revision = await reading
+                if len(items) == PAGE:
+                    after = items[-1].key + "\0"
+                    reading = asyncio.ensure_future(self._store.read(ROOT, start=after, limit=PAGE, revision=listing.revision))
+                # The request goes out, and others run.
+                await asyncio.sleep(0)
+                yield items
+                if len(items) < PAGE:
+                    return
+        finally:
+            reading.cancel()
 
     def _apply(self, batch: Batch) -> None:
         changed: list[Changed] = []
@@ -216,6 +234,50 @@ class Cache:
             _, _, future = heapq.heappop(self._waiting)
             if not future.done():
                 future.set_result(None)
+
+
+class _Listing:
+    """A list under way: what is in it and not in the picture, or the other way round. Keys come sorted, so kind by kind."""
+
+    def __init__(self, view: LiveView) -> None:
+        self._view = view
+        self.revision = 0
+        self.found: list[tuple[Changed, Item]] = []
+        self._seen: set[str] = set()
+        self._kind: Kind[Any] | None = None
+        self._looked: set[str] = set()
+        self._gone: list[Changed] = []
+
+    def differing(self, items: Iterable[Item]) -> Iterator[tuple[Changed, Item]]:
+        """Yield those that the picture does not show as they are."""
+        for item in items:
+            where = _split(item.key)
+            if where is None:
+                continue
+            kind, id = where
+            if kind is not self._kind:
+                self._end_of_kind()
+                self._kind = kind
+            self._seen.add(id)
+            if self._view.revision_of(kind, id) != item.mod_revision:
+                yield where, item
+
+    def gone(self) -> list[Changed]:
+        """Return what the picture shows and the list, which has ended, did not."""
+        self._end_of_kind()
+        for table in self._view.tables():
+            if table.kind.name not in self._looked:
+                self._gone += [(table.kind, id) for id in table.ids()]
+        return self._gone
+
+    def _end_of_kind(self) -> None:
+        if self._kind is None:
+            return
+        self._looked.add(self._kind.name)
+        table = self._view.table(self._kind)
+        # Those of this kind that are yet to be written are not in the table: a smaller count alone does not tell.
+        self._gone += [(self._kind, id) for id in table.ids() if id not in self._seen]
+        self._seen = set()
 
 
 def _split(key: str) -> Changed | None:

@@ -4,17 +4,19 @@ The live picture changes in place. Reconcilers are synchronous, so between two a
 takes `cache.view` again. A fork holds only what its transaction touches and asks its parent for the rest, so it costs
 O(transaction), and a fork may be forked.
 
-Records are kept as the bytes they came in until somebody asks for them, then as the message: of a large cloud most records
-(names, claims, request records) are hardly ever looked at, and a message takes ten times the memory of its bytes. They were
-parsed once when they came, so looking never fails. Rejected: copying the picture for each decision (O(cluster)), and
-persistent maps (a lookup costs ten times a dictionary's).
+A record of the live picture is one string of bytes: its revisions, then the value as it came. A message takes ten times the
+memory, so only those looked at lately are kept, a bounded number per kind; another look parses again (half a microsecond for
+most). They were parsed once when they came, so looking never fails. Plain bytes are also nothing the garbage collector has to
+walk: a million records cost its pauses nothing. Rejected: copying the picture for each decision (O(cluster)), persistent maps
+(a lookup costs ten times a dictionary's), messages kept for ever once seen (one full scan, and all records are messages).
 """
 
 from __future__ import annotations
 
+import struct
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from cairn.controller.store.base import Record, Txn, View
 from cairn.controller.store.indexes import INDEXES
@@ -22,62 +24,129 @@ from cairn.proto.kinds import Kind, split
 from google.protobuf.message import Message
 
 M = TypeVar("M", bound=Message)
+# Messages kept of a kind: between once and twice as many.
+RECENT_MAX: Final = 4096
+# Before each value: the revisions that changed and made the record, as little-endian 64-bit numbers.
+_REVISIONS: Final = struct.Struct("<qq")
 
 
-class Slot:
-    """One record: bytes until first looked at."""
+class Recent:
+    """The messages looked at lately, by id: two generations; the older one goes when the younger is full."""
 
-    __slots__ = ("content", "create_revision", "mod_revision")
+    __slots__ = ("_old", "_young")
 
-    def __init__(self, content: bytes | Message, mod_revision: int, create_revision: int) -> None:
-        self.content = content
-        self.mod_revision, self.create_revision = mod_revision, create_revision
+    def __init__(self) -> None:
+        self._young: dict[str, Any] = {}
+        self._old: dict[str, Any] = {}
 
-    def message(self, kind: Kind[M]) -> M:
-        """Return the message, the same object each time."""
-        content: Any = self.content
-        if type(content) is bytes:
-            content = self.content = kind.message.FromString(content)
-        message: M = content
-        return message
+    def get(self, id: str) -> Any:
+        """Return a message or None."""
+        found = self._young.get(id)
+        if found is None and (found := self._old.pop(id, None)) is not None:
+            self._young[id] = found
+        return found
+
+    def put(self, id: str, message: Any) -> None:
+        """Keep a message for a while."""
+        if len(self._young) >= RECENT_MAX:
+            self._young, self._old = {}, self._young
+        self._young[id] = message
+
+    def forget(self, id: str) -> None:
+        """It is another one now."""
+        self._young.pop(id, None)
+        self._old.pop(id, None)
 
 
 class Table:
-    """All records of one kind, with its indexes: index name -> value -> sorted ids."""
+    """All records of one kind, with its indexes: index name -> value -> id, or sorted ids where there are several."""
 
     def __init__(self, kind: Kind[Message]) -> None:
         self.kind = kind
-        self.slots: dict[str, Slot] = {}
+        self._parse = kind.message.FromString
+        self._rows: dict[str, bytes] = {}
+        self._recent = Recent()
         self._extracts = INDEXES.get(kind.name, {})
-        self._indexes: dict[str, dict[str, list[str]]] = {name: {} for name in self._extracts}
+        self._indexes: dict[str, dict[str, str | list[str]]] = {name: {} for name in self._extracts}
 
     def put(self, id: str, value: bytes, mod_revision: int, create_revision: int) -> None:
         """Write a record. Raises DecodeError, changing nothing."""
-        message = self.kind.message.FromString(value)
-        self.delete(id)
-        self.slots[id] = Slot(value, mod_revision, create_revision)
-        for name, extract in self._extracts.items():
-            index = self._indexes[name]
-            for found in set(extract(id, message)):
-                insort(index.setdefault(found, []), id)
+        message = self._parse(value)
+        if self._extracts:
+            before = self.get(id)
+            for name, extract in self._extracts.items():
+                old = set() if before is None else set(extract(id, before))
+                self._move(self._indexes[name], id, old, set(extract(id, message)))
+        self._recent.forget(id)
+        self._rows[id] = _REVISIONS.pack(mod_revision, create_revision) + value
 
     def delete(self, id: str) -> None:
         """Remove a record if it is there."""
-        slot = self.slots.pop(id, None)
-        if slot is None or not self._extracts:
+        before = self.get(id)
+        if before is None:
             return
-        message = slot.message(self.kind)
         for name, extract in self._extracts.items():
-            index = self._indexes[name]
-            for found in set(extract(id, message)):
-                ids = index[found]
-                del ids[bisect_left(ids, id)]
-                if not ids:
-                    del index[found]
+            self._move(self._indexes[name], id, set(extract(id, before)), set())
+        self._recent.forget(id)
+        del self._rows[id]
+
+    @staticmethod
+    def _move(index: dict[str, str | list[str]], id: str, old: set[str], new: set[str]) -> None:
+        """Find a record under other values from now on. A list for a single id would take as much as the record."""
+        for value in old - new:
+            ids = index[value]
+            if isinstance(ids, str):
+                del index[value]
+                continue
+            del ids[bisect_left(ids, id)]
+            if len(ids) == 1:
+                index[value] = ids[0]
+        for value in new - old:
+            ids = index.setdefault(value, id)
+            if isinstance(ids, list):
+                insort(ids, id)
+            elif ids != id:
+                index[value] = sorted((ids, id))
+
+    def get(self, id: str) -> Any:
+        """Return the message or None; the same object as long as it is looked at."""
+        found = self._recent.get(id)
+        if found is None and (row := self._rows.get(id)) is not None:
+            found = self._parse(row[_REVISIONS.size :])
+            self._recent.put(id, found)
+        return found
+
+    def record(self, id: str) -> Record[Any] | None:
+        """Return the message with its revisions, or None."""
+        row = self._rows.get(id)
+        return None if row is None else Record(self.get(id), *_REVISIONS.unpack_from(row))
+
+    def revision_of(self, id: str) -> int:
+        """Return the revision that changed it, 0 when absent."""
+        row = self._rows.get(id)
+        revision: int = 0 if row is None else _REVISIONS.unpack_from(row)[0]
+        return revision
+
+    def ids(self) -> Iterable[str]:
+        """Return all ids, in no order."""
+        return self._rows.keys()
+
+    def all(self) -> Iterator[Any]:
+        """Yield all messages, in no order. Who looks at all of them looks at none again soon: none is kept for that."""
+        for id, row in self._rows.items():
+            found = self._recent.get(id)
+            yield self._parse(row[_REVISIONS.size :]) if found is None else found
 
     def by(self, index: str, value: str) -> list[str]:
         """Return a copy of the sorted ids."""
-        return list(self._indexes[index].get(value, ()))
+        ids = self._indexes[index].get(value, ())
+        return [ids] if isinstance(ids, str) else list(ids)
+
+    def __contains__(self, id: str) -> bool:
+        return id in self._rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
 
 
 class LiveView:
@@ -107,31 +176,26 @@ class LiveView:
         """Return every kind's records, to write them."""
         return list(self._tables.values())
 
-    def slot(self, kind: Kind[Any], id: str) -> Slot | None:
-        """Return a record's slot."""
-        return self.table(kind).slots.get(id)
-
     def get(self, kind: Kind[M], id: str) -> M | None:
         """Return the record or None."""
-        slot = self.table(kind).slots.get(id)
-        return None if slot is None else slot.message(kind)
+        message: M | None = self.table(kind).get(id)
+        return message
 
     def record(self, kind: Kind[M], id: str) -> Record[M] | None:
         """Return the record with its revisions, or None."""
-        return _record(kind, self.slot(kind, id))
+        return self.table(kind).record(id)
 
     def revision_of(self, kind: Kind[M], id: str) -> int:
         """Return its mod revision, 0 when absent."""
-        slot = self.slot(kind, id)
-        return 0 if slot is None else slot.mod_revision
+        return self.table(kind).revision_of(id)
 
     def ids(self, kind: Kind[M]) -> Iterable[str]:
         """Return all ids of a kind, in no order."""
-        return self.table(kind).slots.keys()
+        return self.table(kind).ids()
 
     def all(self, kind: Kind[M]) -> Iterable[M]:
         """Return all records of a kind, in no order."""
-        return (slot.message(kind) for slot in self.table(kind).slots.values())
+        return self.table(kind).all()
 
     def by(self, kind: Kind[M], index: str, value: str) -> list[str]:
         """Return the ids whose index has that value, sorted."""
@@ -139,11 +203,29 @@ class LiveView:
 
     def count(self, kind: Kind[M]) -> int:
         """Return how many records of a kind there are."""
-        return len(self.table(kind).slots)
+        return len(self.table(kind))
 
     def fork(self, txn: Txn) -> View:
         """Return a picture as if txn had been committed."""
         return Fork(self, txn)
+
+
+class Slot:
+    """One record a fork shows: bytes until first looked at."""
+
+    __slots__ = ("content", "create_revision", "mod_revision")
+
+    def __init__(self, content: bytes | Message, mod_revision: int, create_revision: int) -> None:
+        self.content = content
+        self.mod_revision, self.create_revision = mod_revision, create_revision
+
+    def message(self, kind: Kind[M]) -> M:
+        """Return the message, the same object each time."""
+        content: Any = self.content
+        if type(content) is bytes:
+            content = self.content = kind.message.FromString(content)
+        message: M = content
+        return message
 
 
 class Fork:
@@ -164,7 +246,7 @@ class Fork:
             self._changed.setdefault(kind.name, {})[id] = None
         for key, put in txn.puts.items():
             kind, id = split(key)
-            before = self.slot(kind, id)
+            before = self.record(kind, id)
             created = self._revision if before is None else before.create_revision
             self._changed.setdefault(kind.name, {})[id] = Slot(put.value, self._revision, created)
 
@@ -173,23 +255,28 @@ class Fork:
         """One more than the parent's had been."""
         return self._revision
 
-    def slot(self, kind: Kind[Any], id: str) -> Slot | None:
-        """Return a record's slot."""
-        changed = self._changed.get(kind.name, {})
-        return changed[id] if id in changed else self._parent.slot(kind, id)
-
     def get(self, kind: Kind[M], id: str) -> M | None:
         """Return the record or None."""
-        slot = self.slot(kind, id)
+        changed = self._changed.get(kind.name)
+        if changed is None or id not in changed:
+            return self._parent.get(kind, id)
+        slot = changed[id]
         return None if slot is None else slot.message(kind)
 
     def record(self, kind: Kind[M], id: str) -> Record[M] | None:
         """Return the record with its revisions, or None."""
-        return _record(kind, self.slot(kind, id))
+        changed = self._changed.get(kind.name)
+        if changed is None or id not in changed:
+            return self._parent.record(kind, id)
+        slot = changed[id]
+        return None if slot is None else Record(slot.message(kind), slot.mod_revision, slot.create_revision)
 
     def revision_of(self, kind: Kind[M], id: str) -> int:
         """Return its mod revision, 0 when absent."""
-        slot = self.slot(kind, id)
+        changed = self._changed.get(kind.name)
+        if changed is None or id not in changed:
+            return self._parent.revision_of(kind, id)
+        slot = changed[id]
         return 0 if slot is None else slot.mod_revision
 
     def ids(self, kind: Kind[M]) -> Iterator[str]:
@@ -204,9 +291,9 @@ class Fork:
             yield from self._parent.all(kind)
             return
         for id in self.ids(kind):
-            slot = self.slot(kind, id)
-            if slot is not None:
-                yield slot.message(kind)
+            message = self.get(kind, id)
+            if message is not None:
+                yield message
 
     def by(self, kind: Kind[M], index: str, value: str) -> list[str]:
         """Return the ids whose index has that value, sorted."""
@@ -222,14 +309,10 @@ class Fork:
     def count(self, kind: Kind[M]) -> int:
         """Return how many records of a kind there are."""
         changed = self._changed.get(kind.name, {})
-        before = sum(self._parent.slot(kind, id) is not None for id in changed)
+        before = sum(self._parent.revision_of(kind, id) != 0 for id in changed)
         after = sum(slot is not None for slot in changed.values())
         return self._parent.count(kind) - before + after
 
     def fork(self, txn: Txn) -> View:
         """Return a picture as if txn had been committed after this one's."""
         return Fork(self, txn)
-
-
-def _record(kind: Kind[M], slot: Slot | None) -> Record[M] | None:
-    return None if slot is None else Record(slot.message(kind), slot.mod_revision, slot.create_revision)

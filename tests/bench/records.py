@@ -48,6 +48,22 @@ def _object(message: Any, kind: str, index: int, name: str, **spec: Any) -> Any:
     return made
 
 
+async def add_networks(store: Store, count: int) -> None:
+    """VPCs of one subnet each, besides the first."""
+    for number in range(1, count):
+        vpc, subnet = network_ids(number)
+        txn = Txn("api")
+        txn.create(kinds.VPC, vpc, _object(Vpc, "vpc", number, f"vpc-{number}", spec=VpcSpec(cidr=CIDR, vni=5000 + number)))
+        spec = SubnetSpec(vpc=vpc, cidr=CIDR, vni=50_000 + number)
+        txn.create(kinds.SUBNET, subnet, _object(Subnet, "subnet", number, f"subnet-{number}", spec=spec))
+        await store.commit(txn)
+
+
+def network_ids(number: int) -> tuple[str, str]:
+    """Ids of a VPC and its subnet."""
+    return f"rtr-{number:08d}", f"vxnet-{number:08d}"
+
+
 async def add_network(store: Store) -> None:
     """An image nobody holds, a VPC, a subnet."""
     txn = Txn("api")
@@ -84,32 +100,38 @@ def claims(index: int, vms: int) -> Txn:
     return Txn("placement").create(kinds.NODE_CLAIMS, held.node, held)
 
 
-def running_vm(index: int, node: int) -> Iterator[Txn]:
-    """Every record of one VM that runs, by writer."""
-    vm, volume = _vm(index), f"vol-{index:08d}"
-    port, address = vm.spec.nics[0].port, str(ipaddress.ip_network(CIDR)[index + 2])
+def running_vm(index: int, node: int, cards: int = 1, network_vms: int = 1 << 16) -> Iterator[Txn]:
+    """Every record of one VM that runs, by writer. network_vms: how many VMs share a VPC."""
+    network, place = divmod(index, network_vms)
+    vpc, subnet = network_ids(network)
+    ports = [f"nic-{index * cards + card:08d}" for card in range(cards)]
+    vm, volume = _vm(index, subnet, ports), f"vol-{index:08d}"
     txn = Txn("api").create(kinds.VM, vm.id, vm)
     _named(txn, "vm", vm.name, vm.id)
     root = VolumeSpec(size_bytes=DISK_BYTES, type="local", image=IMAGE, vm=vm.id, boot=True, delete_with_vm=True)
     txn.create(kinds.VOLUME, volume, _object(Volume, "volume", index, f"{vm.name}-root", spec=root))
     _named(txn, "volume", f"{vm.name}-root", volume)
-    card = PortSpec(vpc=VPC, subnet=SUBNET, vm=vm.id, mac=mac_of(port))
-    yield txn.create(kinds.PORT, port, _object(Port, "port", index, port, spec=card))
-    binding = PortBinding(port=port, subnet=SUBNET, vpc=VPC, address=address, mac=mac_of(port))
-    txn = Txn("ports").create(kinds.PORT_BINDING, port, binding)
-    yield txn.create(kinds.ADDRESS, f"{SUBNET}/{address}", AddressClaim(subnet=SUBNET, address=address, port=port))
-    place = Placement(vm=vm.id, node=node_id(node), cpus=2, memory_bytes=MEMORY_BYTES, decision=_decision(node))
-    txn = Txn("placement").create(kinds.PLACEMENT, vm.id, place)
+    bound = Txn("ports")
+    for card, port in enumerate(ports):
+        spec = PortSpec(vpc=vpc, subnet=subnet, vm=vm.id, mac=mac_of(port))
+        txn.create(kinds.PORT, port, _object(Port, "port", index * cards + card, port, spec=spec))
+        address = str(ipaddress.ip_network(CIDR)[place * cards + card + 2])
+        binding = PortBinding(port=port, subnet=subnet, vpc=vpc, address=address, mac=mac_of(port))
+        bound.create(kinds.PORT_BINDING, port, binding)
+        bound.create(kinds.ADDRESS, f"{subnet}/{address}", AddressClaim(subnet=subnet, address=address, port=port))
+    yield txn
+    yield bound
+    placement = Placement(vm=vm.id, node=node_id(node), cpus=2, memory_bytes=MEMORY_BYTES, decision=_decision(node))
     held = VolumePlacement(volume=volume, node=node_id(node), disk_bytes=DISK_BYTES)
-    yield txn.create(kinds.VOLUME_PLACEMENT, volume, held)
-    yield _observed(vm, node, volume, port)
+    yield Txn("placement").create(kinds.PLACEMENT, vm.id, placement).create(kinds.VOLUME_PLACEMENT, volume, held)
+    yield _observed(vm, node, volume, ports)
 
 
-def _vm(index: int) -> Vm:
-    nic = Nic(subnet=SUBNET, port=f"nic-{index:08d}")
+def _vm(index: int, subnet: str, ports: list[str]) -> Vm:
     spec = VmSpec(
         cpus=2, memory_bytes=MEMORY_BYTES, image=IMAGE, arch="x86_64", root_disk_bytes=DISK_BYTES, volume_type="local",
-        root_volume=f"vol-{index:08d}", nics=[nic], power_state=POWER_STATE_RUNNING, power_generation=1,
+        root_volume=f"vol-{index:08d}", nics=[Nic(subnet=subnet, port=port) for port in ports],
+        power_state=POWER_STATE_RUNNING, power_generation=1,
         ssh_keys=["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + "B" * 43 + " someone@example"],
     )  # fmt: skip
     made: Vm = _object(Vm, "vm", index, f"vm-{index}", spec=spec, labels={"app": "web", "tier": "front"})
@@ -128,13 +150,13 @@ def _decision(node: int) -> Decision:
     return decision
 
 
-def _observed(vm: Vm, node: int, volume: str, port: str) -> Txn:
+def _observed(vm: Vm, node: int, volume: str, ports: list[str]) -> Txn:
     ran = VmReport(state=VmReport.STATE_RUNNING, say="runs", start_time=NOW, power_generation=1, accelerator="kvm")
     ready = VolumeReport(state=VolumeReport.STATE_READY, say="ready", size_bytes=DISK_BYTES, used_bytes=300 * MIB)
     reports = (
         Report(key=f"vm/{vm.id}", vm=ran),
         Report(key=f"volume/{volume}", volume=ready),
-        Report(key=f"port/{port}", port=PortReport(state=PortReport.STATE_ACTIVE)),
+        *(Report(key=f"port/{port}", port=PortReport(state=PortReport.STATE_ACTIVE)) for port in ports),
     )
     txn = Txn("sync")
     for report in reports:

@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
+import ssl
 import subprocess
 import tempfile
+import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -44,10 +47,12 @@ class Site:
         pki.install_pair(folder / "c1.crt", folder / "c1.key", pair)
         client = etcd.folder / "client"
         self.config = folder / "controller.toml"
+        self.metrics_address = f"127.0.0.1:{_free_port()}"
         options = {
             "name": "c1", "listen": [f"unix:{self.socket}"], "advertise": "127.0.0.1:7443", "log_level": "warning",
             "etcd_endpoints": etcd.endpoints, "etcd_ca": str(client / "etcd-ca.crt"),
             "etcd_cert": str(client / "client.crt"), "etcd_key": str(client / "client.key"),
+            "metrics_listen": self.metrics_address,
             "ca": str(folder / "ca.crt"), "cert": str(folder / "c1.crt"), "key": str(folder / "c1.key"),
         }  # fmt: skip
         self.config.write_text(toml(**options))
@@ -91,6 +96,16 @@ class Site:
                 process.kill()
                 process.wait()
 
+    def metrics(self) -> dict[str, float]:
+        """The controller's metrics now: sample as written -> value."""
+        user = self.authority.issue(Identity("user", "bench"))
+        pki.install_pair(self.folder / "user.crt", self.folder / "user.key", user)
+        context = ssl.create_default_context(cafile=str(self.folder / "ca.crt"))
+        context.load_cert_chain(self.folder / "user.crt", self.folder / "user.key")
+        with urllib.request.urlopen(f"https://{self.metrics_address}/metrics", context=context, timeout=30) as answer:
+            lines = answer.read().decode().splitlines()
+        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if not line.startswith("#"))}
+
     @asynccontextmanager
     async def channel(self) -> AsyncIterator[grpc.aio.Channel]:
         """Open a channel to the controller; waits until it answers."""
@@ -98,6 +113,13 @@ class Site:
         async with transport.channel([f"unix:{self.socket}"], server_name=CONTROLLER_SERVER_NAME) as channel:
             await _serving(channel)
             yield channel
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 async def _serving(channel: grpc.aio.Channel) -> None:
@@ -112,6 +134,12 @@ async def _serving(channel: grpc.aio.Channel) -> None:
                 if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
                     raise
             await asyncio.sleep(0.05)
+
+
+def cpu_s(pid: int) -> float:
+    """CPU a process has used, in user and kernel mode: utime and stime of proc(5)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def rss_mib(pid: int) -> float:

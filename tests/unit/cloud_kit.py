@@ -47,7 +47,7 @@ class Cloud:
             changed.append((kind, id))
         for key, put in txn.puts.items():
             kind, id = kinds.split(key)
-            before = self.view.slot(kind, id)
+            before = self.view.record(kind, id)
             self.view.table(kind).put(id, put.value, revision, before.create_revision if before else revision)
             changed.append((kind, id))
         self.view.advance(revision)

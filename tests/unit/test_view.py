@@ -6,6 +6,7 @@ import random
 from typing import Any
 
 import pytest
+from cairn.controller.store import view as view_module
 from cairn.controller.store.base import Txn, View
 from cairn.controller.store.indexes import INDEXES
 from cairn.controller.store.view import LiveView
@@ -115,6 +116,29 @@ def test_records_are_decoded_once() -> None:
     fork = live.fork(Txn("api").put(kinds.VM, "i-2", Vm(name="db")))
     assert fork.get(kinds.VM, "i-1") is live.get(kinds.VM, "i-1")
     assert fork.get(kinds.VM, "i-2") is fork.get(kinds.VM, "i-2")
+
+
+def test_messages_kept_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever looks at everything must not turn a cloud of bytes into a cloud of messages."""
+    monkeypatch.setattr(view_module, "RECENT_MAX", 10)
+    live = LiveView()
+    for number in range(100):
+        commit(live, Txn("api").put(kinds.VM, f"i-{number}", Vm(name=f"web{number}")))
+    kept = [live.get(kinds.VM, f"i-{number}") for number in range(100)]
+    assert [vm.name for vm in kept if vm is not None] == [f"web{number}" for number in range(100)]
+    same = [number for number in range(100) if live.get(kinds.VM, f"i-{number}") is kept[number]]
+    assert len(same) <= 20
+    assert [vm.name for vm in live.all(kinds.VM)] == [f"web{number}" for number in range(100)]
+
+
+def test_a_record_that_changed_is_not_shown_as_it_was() -> None:
+    live = LiveView()
+    for name in ("web", "db", "web"):
+        commit(live, Txn("api").put(kinds.VM, "i-1", Vm(name=name, project=name)))
+        assert [vm.name for vm in (live.get(kinds.VM, "i-1"), *live.all(kinds.VM)) if vm is not None] == [name, name]
+        assert live.by(kinds.VM, "project", name) == ["i-1"]
+    commit(live, Txn("api").delete(kinds.VM, "i-1"))
+    assert (live.get(kinds.VM, "i-1"), live.record(kinds.VM, "i-1"), live.revision_of(kinds.VM, "i-1")) == (None, None, 0)
 
 
 def test_an_unreadable_value_changes_nothing() -> None:

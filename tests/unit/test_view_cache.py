@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from cairn.controller.store import cache as cache_module
-from cairn.controller.store.base import Batch, Put, Store, Txn, Unavailable
+from cairn.controller.store.base import Batch, Item, Put, Store, Txn, Unavailable
 from cairn.controller.store.cache import Cache, Changes
 from cairn.controller.store.memory import MemoryBackend, MemoryStore
 from cairn.proto import kinds
@@ -152,6 +152,61 @@ async def test_after_compaction_it_lists_again(seed: int, monkeypatch: pytest.Mo
         shown = {id: _revisions(cache.view.record(kinds.PLACEMENT, id)) for id in cache.view.ids(kinds.PLACEMENT)}
         assert shown == {item.key.rpartition("/")[2]: (item.mod_revision, item.create_revision) for item in items}
         assert set(shown) <= set(told)
+
+
+class Paged(MemoryStore):
+    """Changes what is stored while it is being listed, page by page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tasks = 0
+
+    async def read(self, prefix: str, **options: Any) -> tuple[list[Item], int]:
+        items, revision = await super().read(prefix, **options)
+        if items and self.tasks < 5:
+            self.tasks += 1
+            self.backend.apply(place(f"i-{self.tasks}", "moved while listing"))
+            self.backend.apply(Txn("placement").delete(kinds.PLACEMENT, f"i-{self.tasks + 20}"))
+        return items, revision
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+async def test_a_list_in_pages_is_one_picture(monkeypatch: pytest.MonkeyPatch, *, compacted: bool) -> None:
+    monkeypatch.setattr(cache_module, "PAGE", 7)
+    store = Paged()
+    for number in range(60):
+        await store.commit(place(f"i-{number}", "n1"))
+    async with running(store) as cache:
+        await cache.wait_for(await store.revision())
+        assert store.tasks == 5
+        if compacted:
+            store.tasks = 0
+            for number in range(60):
+                store.backend.apply(place(f"i-{number}", "n2"))
+            store.backend.compact(store.backend.revision)
+            await cache.wait_for(await store.revision())
+        items, _ = await store.read(kinds.ROOT)
+        shown = {id: _revisions(cache.view.record(kinds.PLACEMENT, id)) for id in cache.view.ids(kinds.PLACEMENT)}
+        assert shown == {item.key.rpartition("/")[2]: (item.mod_revision, item.create_revision) for item in items}
+
+
+async def test_a_later_list_shows_nothing_before_it_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No decision may be made on a picture of two revisions."""
+    monkeypatch.setattr(cache_module, "PAGE", 5)
+    store = MemoryStore()
+    for number in range(40):
+        await store.commit(place(f"i-{number}", "n1"))
+    async with running(store) as cache:
+        await cache.wait_for(await store.revision())
+        for number in range(40):
+            store.backend.apply(place(f"i-{number}", "n2"))
+        store.backend.compact(store.backend.revision)
+        seen: set[int] = set()
+        while cache.view.revision < store.backend.revision:
+            seen.add(len(cache.view.by(kinds.PLACEMENT, "node", "n1")))
+            await asyncio.sleep(0)
+        assert seen == {40}
+        assert cache.view.by(kinds.PLACEMENT, "node", "n1") == []
 
 
 def _revisions(record: Any) -> tuple[int, int]:

@@ -1,0 +1,38 @@
+"""How late the event loop is: the time in which one step, or several in a row, let nobody else run.
+
+A timer that is due every TICK_S measures how much later it is woken. That is what a lease, a heartbeat or another caller would
+have waited, and it costs a few microseconds a tick. Rejected: asyncio's debug mode (it slows every step down, and only logs).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from cairn.proto.log import logger
+from prometheus_client import CollectorRegistry, Histogram
+
+TICK_S: Final = 0.02
+# Leases live some seconds and are kept alive thrice as often: half a second is no accident any more.
+WARN_S: Final = 0.5
+_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+
+
+class Lateness:
+    """Measures the running loop. `run` until cancelled."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._seconds = Histogram(
+            "cairn_loop_step_seconds", "How long the event loop let nobody else run", registry=registry, buckets=_BUCKETS
+        )
+
+    async def run(self) -> None:
+        """Tick for ever."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due_s = loop.time() + TICK_S
+            await asyncio.sleep(TICK_S)
+            late_s = max(0.0, loop.time() - due_s)
+            self._seconds.observe(late_s)
+            if late_s > WARN_S:
+                logger("lateness").warning("loop_late", seconds=round(late_s, 3))
