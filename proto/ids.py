@@ -10,7 +10,17 @@ from cairn.proto.seams import ID_ALPHABET, ID_LENGTH
 GATEWAY_MAC: Final = "02:00:5e:00:00:01"
 METADATA_ADDRESS: Final = "169.254.169.254"
 NODE_INDEX_MAX: Final = 32_766
+# Type of the pool every node has: files on its own disks.
+LOCAL_POOL: Final = "local"
 _TRANSIT_BASE: Final = int(IPv4Address("169.254.0.0"))
+
+
+def pool_id(type: str, node: str, name: str = "") -> str:
+    """Return the id of a storage pool: "<type>/<name>" of one that several nodes reach, "<type>/<node>" of a node's own.
+
+    A local pool is always its node's own, whatever it is called: no node can speak of another's.
+    """
+    return f"{type}/{node if type == LOCAL_POOL or not name else name}"
 
 
 def mac_of(port: str) -> str:

@@ -78,6 +78,7 @@ ADDRESS = Kind("address", port_pb2.AddressClaim, "ports")  # id: <subnet>/<addre
 PLACEMENT = Kind("placement", vm_pb2.Placement, "placement")
 NODE_CLAIMS = Kind("node_claims", vm_pb2.NodeClaims, "placement")
 VOLUME_PLACEMENT = Kind("volume_placement", volume_pb2.VolumePlacement, "placement")
+POOL_CLAIMS = Kind("pool_claims", volume_pb2.PoolClaims, "placement")  # id: that of the pool, <type>/<node or name>
 PURGE = Kind("purge", volume_pb2.Purge, "garbage")
 IMAGE_CONTENT = Kind("image_content", image_pb2.ImageContent, "jobs", "", _GARBAGE)
 JOB = Kind("job", job_pb2.Job, "jobs", "j", _GARBAGE)
@@ -94,7 +95,7 @@ EVENT = Kind("event", event_pb2.Event, "*", "ev")
 
 ALL: Final[tuple[Kind[Message], ...]] = (
     PROJECT, IMAGE, VPC, SUBNET, PORT, VOLUME, VM, NODE, JOIN_TOKEN, NAME, VNI, REQUEST, PLAN,
-    PORT_BINDING, ADDRESS, PLACEMENT, NODE_CLAIMS, VOLUME_PLACEMENT, PURGE, IMAGE_CONTENT, JOB,
+    PORT_BINDING, ADDRESS, PLACEMENT, NODE_CLAIMS, VOLUME_PLACEMENT, POOL_CLAIMS, PURGE, IMAGE_CONTENT, JOB,
     OBSERVED, NODE_FACTS, NODE_SESSION, CONTROLLER, CLUSTER, EVENT,
 )  # fmt: skip
 BY_NAME: Final[dict[str, Kind[Message]]] = {kind.name: kind for kind in ALL}

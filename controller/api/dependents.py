@@ -15,6 +15,7 @@ from cairn.controller.api.nouns import BY_KIND
 from cairn.controller.model.where import vms_on, volumes_on, where
 from cairn.controller.store.base import View
 from cairn.proto import kinds
+from cairn.proto.ids import LOCAL_POOL
 from cairn.proto.kinds import Kind
 
 Affected = tuple[str, str]
@@ -53,6 +54,13 @@ def _node_record(view: View, id: str) -> Iterator[Affected]:
 
 def _node_alone(_view: View, id: str) -> Iterator[Affected]:
     yield "node", id
+
+
+def _pool(_view: View, id: str) -> Iterator[Affected]:
+    """A node shows what is claimed of its own pool."""
+    type, _, node = id.partition("/")
+    if type == LOCAL_POOL:
+        yield "node", node
 
 
 def _image(view: View, id: str) -> Iterator[Affected]:
@@ -132,6 +140,7 @@ RULES: Final[dict[str, Rule]] = {
     kinds.NODE_SESSION.name: _node,
     kinds.NODE_FACTS.name: _node_alone,
     kinds.NODE_CLAIMS.name: _node_alone,
+    kinds.POOL_CLAIMS.name: _pool,
     kinds.IMAGE.name: _image,
     kinds.IMAGE_CONTENT.name: _image_alone,
     kinds.JOB.name: _job,

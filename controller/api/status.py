@@ -13,11 +13,13 @@ from ipaddress import IPv4Network
 from typing import Any, TypeVar
 
 from cairn.controller.model.nodes import capacity, connected, node_name
+from cairn.controller.model.pools import pool_claimed
 from cairn.controller.model.reports import report
 from cairn.controller.model.where import vms_on, volume_node, where
 from cairn.controller.store.base import Record, View
 from cairn.controller.words import size
 from cairn.proto import kinds
+from cairn.proto.ids import LOCAL_POOL, pool_id
 from cairn.proto.v1.agent_pb2 import ImageReport, PortReport, VolumeReport
 from cairn.proto.v1.event_pb2 import Event
 from cairn.proto.v1.image_pb2 import Image, ImageContent, ImageStatus
@@ -262,6 +264,9 @@ def node(view: View, record: Record[Node]) -> Node:
         status.capacity.CopyFrom(capacity(record.message, facts))
     if claims is not None:
         status.claims.CopyFrom(claims)
+    held_bytes = pool_claimed(view, pool_id(LOCAL_POOL, result.id))
+    if held_bytes or claims is not None:
+        status.claims.node, status.claims.disk_bytes = result.id, held_bytes
     status.observed_revision = record.mod_revision
     if session is not None:
         status.state = NodeStatus.STATE_READY

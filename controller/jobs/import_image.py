@@ -8,11 +8,12 @@ from typing import Final
 
 from cairn.controller.jobs.machine import State, Step
 from cairn.controller.model.happening import EventSpec
-from cairn.controller.model.nodes import LOCAL_POOL, connected, hash_of, node_name
+from cairn.controller.model.nodes import connected, hash_of, node_name
 from cairn.controller.model.reports import image_report
 from cairn.controller.store.base import Txn, View
 from cairn.controller.words import names, size
 from cairn.proto import kinds
+from cairn.proto.ids import LOCAL_POOL
 from cairn.proto.kinds import AnyKind
 from cairn.proto.seams import timestamp
 from cairn.proto.v1.agent_pb2 import ImageReport

@@ -7,12 +7,12 @@ from typing import Final
 
 from cairn.controller.store.base import View
 from cairn.proto import kinds
+from cairn.proto.ids import LOCAL_POOL
 from cairn.proto.v1.node_pb2 import Node, NodeCapacity, NodeFacts
 
 CPU_OVERCOMMIT: Final = 4.0
 MEMORY_SHARE: Final = 0.9
 DISK_SHARE: Final = 0.95
-LOCAL_POOL: Final = "local"
 
 
 def node_name(view: View, node: str) -> str:

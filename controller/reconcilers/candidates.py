@@ -15,10 +15,12 @@ from typing import Final, TypeAlias
 
 import numpy as np
 from cairn.controller.model.nodes import capacity, hash_of
+from cairn.controller.model.pools import pool_claimed, pool_room
 from cairn.controller.store.base import View
 from cairn.proto import kinds
+from cairn.proto.ids import LOCAL_POOL, pool_id
 from cairn.proto.kinds import AnyKind
-from cairn.proto.v1.node_pb2 import NodeCapacity
+from cairn.proto.v1.node_pb2 import NodeCapacity, NodeFacts
 from cairn.proto.v1.vm_pb2 import NodeClaims
 from numpy.typing import NDArray
 
@@ -26,11 +28,20 @@ Mask: TypeAlias = NDArray[np.bool_]
 Amounts: TypeAlias = NDArray[np.int64]
 
 # A change of one of these changes a row.
-ROW_KINDS: Final = (kinds.NODE, kinds.NODE_FACTS, kinds.NODE_SESSION, kinds.NODE_CLAIMS)
+ROW_KINDS: Final = (kinds.NODE, kinds.NODE_FACTS, kinds.NODE_SESSION, kinds.NODE_CLAIMS, kinds.POOL_CLAIMS)
+_LOCAL: Final = f"{LOCAL_POOL}/"
+
+
+class Reach:
+    """A pool that is not some node's local one: its type, which rows reach it, and how many bytes it has left."""
+
+    def __init__(self, type: str, count: int) -> None:
+        self.type, self.free_bytes = type, 0
+        self.mask: Mask = np.zeros(count, np.bool_)
 
 
 class Candidates:
-    """The table. Columns are parallel to `ids`; amounts are in CPUs and bytes."""
+    """The table. Columns are parallel to `ids`; amounts are in CPUs and bytes. `disk` is that of nodes' local pools."""
 
     def __init__(self) -> None:
         # The picture the rows show: which View, and at which revision, as a live one moves in place.
@@ -39,6 +50,8 @@ class Candidates:
         self._stale: set[str] = set()
         # Rows of which only the claims changed: by far the most.
         self._claimed: set[str] = set()
+        # Other pools whose room may have changed.
+        self._pools: set[str] = set()
         self._columns(0)
 
     def _columns(self, count: int) -> None:
@@ -58,6 +71,8 @@ class Candidates:
         self.disk_bytes: Amounts = np.zeros(count, np.int64)
         self.disk_free_bytes: Amounts = np.zeros(count, np.int64)
         self.hashes: NDArray[np.uint64] = np.zeros(count, np.uint64)
+        # By pool id, without the local ones.
+        self.reach: dict[str, Reach] = {}
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -69,6 +84,8 @@ class Candidates:
         for kind, id in changed:
             if kind is kinds.NODE_CLAIMS:
                 self._claimed.add(id)
+            elif kind is kinds.POOL_CLAIMS:
+                (self._claimed if id.startswith(_LOCAL) else self._pools).add(id.removeprefix(_LOCAL))
             elif kind in ROW_KINDS:
                 self._stale.add(id)
         self._view, self._revision = view, view.revision
@@ -84,9 +101,32 @@ class Candidates:
             for id in self._claimed - self._stale:
                 if id in self.row:
                     self._fill_claims(view, self.row[id])
+        for pool in self._pools & self.reach.keys():
+            self.reach[pool].free_bytes = pool_room(view, pool)
         self._stale.clear()
         self._claimed.clear()
+        self._pools.clear()
         return self
+
+    def reaches(self, pool: str) -> Mask:
+        """Return which rows reach a pool."""
+        if pool in self.reach:
+            return self.reach[pool].mask
+        mask = np.zeros(len(self), np.bool_)
+        owner = pool.removeprefix(_LOCAL)
+        if pool.startswith(_LOCAL) and owner in self.row:
+            mask[self.row[owner]] = True
+        return mask
+
+    def free_in(self, type: str) -> Amounts:
+        """Return the room in the roomiest pool of a type that each row reaches; -1: it reaches none."""
+        if type == LOCAL_POOL:
+            return self.disk_free_bytes
+        found: Amounts = np.full(len(self), -1, np.int64)
+        for each in self.reach.values():
+            if each.type == type:
+                found = np.where(each.mask, np.maximum(found, each.free_bytes), found)
+        return found
 
     def _reorders(self, view: View, id: str) -> bool:
         """Tell whether a node came, went, or changed its name."""
@@ -122,10 +162,21 @@ class Candidates:
             mask[row] = arch in runs
         most = capacity(node, facts) if facts is not None else NodeCapacity()
         self.cpus[row], self.memory_bytes[row], self.disk_bytes[row] = most.cpus, most.memory_bytes, most.disk_bytes
+        self._fill_reach(row, facts)
         self._fill_claims(view, row)
+
+    def _fill_reach(self, row: int, facts: NodeFacts | None) -> None:
+        """Which pools besides its local one a node reaches; what it says of their size counts for all that reach them."""
+        pools = {pool_id(pool.type, self.ids[row], pool.name): pool.type for pool in (facts.pools if facts is not None else ())}
+        for id in [id for id in pools if not id.startswith(_LOCAL) and id not in self.reach]:
+            self.reach[id] = Reach(pools[id], len(self))
+        for id, each in self.reach.items():
+            if each.mask[row] or id in pools:
+                each.mask[row] = id in pools
+                self._pools.add(id)
 
     def _fill_claims(self, view: View, row: int) -> None:
         claims = view.get(kinds.NODE_CLAIMS, self.ids[row]) or NodeClaims()
         self.cpus_free[row] = self.cpus[row] - claims.cpus
         self.memory_free_bytes[row] = self.memory_bytes[row] - claims.memory_bytes
-        self.disk_free_bytes[row] = self.disk_bytes[row] - claims.disk_bytes
+        self.disk_free_bytes[row] = self.disk_bytes[row] - pool_claimed(view, _LOCAL + self.ids[row])

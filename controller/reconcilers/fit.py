@@ -8,7 +8,7 @@ between a few nodes, but with many it keeps deciders that look at the same momen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
@@ -16,6 +16,7 @@ import numpy as np
 from cairn.controller.model.nodes import hash_of
 from cairn.controller.reconcilers.candidates import Amounts, Candidates, Mask
 from cairn.controller.words import NAMES_MAX, names, several, size
+from cairn.proto.ids import LOCAL_POOL
 from cairn.proto.v1.common_pb2 import Decision
 from numpy.typing import NDArray
 
@@ -33,16 +34,16 @@ class Wanted:
     vm: str
     cpus: int
     memory_bytes: int
-    # Of its volumes that are nowhere yet.
-    disk_bytes: int
+    # Bytes of its volumes that are nowhere yet, by the type of pool they go in.
+    disks: Mapping[str, int]
     arch: str
     image_arch: str = ""
     # Node id it is pinned to, and that node's name.
     node: str = ""
     node_name: str = ""
     selector: Mapping[str, str] = field(default_factory=dict)
-    # Nodes that hold a volume of it.
-    homes: frozenset[str] = frozenset()
+    # Pools that hold a volume of it.
+    pools: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,12 @@ def _simple(
     """A filter whose reason is the same phrase for each node, as of one and of many."""
 
     def fill(text: str, wanted: Wanted) -> str:
-        return text.format(arch=wanted.arch, node=wanted.node_name or wanted.node, selector=selector_text(wanted))
+        return text.format(
+            arch=wanted.arch,
+            node=wanted.node_name or wanted.node,
+            selector=selector_text(wanted),
+            pools=", ".join(sorted(wanted.pools)),
+        )
 
     def why(table: Candidates, wanted: Wanted, row: int) -> str:
         return f"{table.names[row]} {fill(one, wanted)}"
@@ -160,10 +166,71 @@ def _selected(table: Candidates, wanted: Wanted) -> Mask | None:
 
 
 def _home(table: Candidates, wanted: Wanted) -> Mask | None:
-    """All of its volumes are there; two on different nodes leave no node at all."""
-    if not wanted.homes:
+    """It holds the local volumes; two on different nodes leave no node at all."""
+    return _all_reached(table, [pool for pool in wanted.pools if _is_local(pool)])
+
+
+def _reached(table: Candidates, wanted: Wanted) -> Mask | None:
+    """It reaches the pools of all other volumes."""
+    return _all_reached(table, [pool for pool in wanted.pools if not _is_local(pool)])
+
+
+def _is_local(pool: str) -> bool:
+    return pool.startswith(f"{LOCAL_POOL}/")
+
+
+def _all_reached(table: Candidates, pools: Sequence[str]) -> Mask | None:
+    if not pools:
         return None
-    return _only(table, wanted.homes) if len(wanted.homes) == 1 else _none(table)
+    mask = table.reaches(pools[0])
+    for pool in pools[1:]:
+        mask = mask & table.reaches(pool)
+    return mask
+
+
+def _pool_types(wanted: Wanted) -> list[str]:
+    return [type for type in wanted.disks if type != LOCAL_POOL]
+
+
+def _pooled(table: Candidates, wanted: Wanted) -> Mask | None:
+    types = _pool_types(wanted)
+    if not types:
+        return None
+    mask = table.free_in(types[0]) >= wanted.disks[types[0]]
+    for type in types[1:]:
+        mask = mask & (table.free_in(type) >= wanted.disks[type])
+    return mask
+
+
+def _short_of(table: Candidates, wanted: Wanted, rows: Rows) -> tuple[str, int]:
+    """Return the type of pool that some rows lack and the most room any of them has in it; -1: they reach none."""
+    found = ("", -1)
+    for type in _pool_types(wanted):
+        free = table.free_in(type)[rows]
+        short = free[free < wanted.disks[type]]
+        if len(short) and (not found[0] or int(short.max()) > found[1]):
+            found = (type, int(short.max()))
+    return found
+
+
+def _pool_why(table: Candidates, wanted: Wanted, row: int) -> str:
+    type, free = _short_of(table, wanted, np.array([row], np.intp))
+    if free < 0:
+        return f"{table.names[row]} reaches no {type} pool"
+    return f"{table.names[row]}: {size(free)} free in its {type} pool, {size(wanted.disks[type])} wanted"
+
+
+def _pool_lack(table: Candidates, wanted: Wanted, rows: Rows) -> str:
+    type, free = _short_of(table, wanted, rows)
+    if free < 0:
+        return f"{_named(table, rows)} {'reaches' if len(rows) == 1 else 'reach'} no {type} pool"
+    wants = size(wanted.disks[type])
+    return f"{_named(table, rows)} lack{'s' if len(rows) == 1 else ''} room in {type} pools: {size(free)} free, {wants} wanted"
+
+
+def _pool_advice(table: Candidates, wanted: Wanted, rows: Rows) -> str:
+    type, free = _short_of(table, wanted, rows)
+    return f"free some in the {type} pool, or make it larger" if free >= 0 else f"give a node access to a {type} pool"
 
 
 def _cpus(amount: int) -> str:
@@ -205,9 +272,16 @@ FILTERS: Final[tuple[Filter, ...]] = (
         "volumes", _home, "does not hold its volumes", "do not hold its volumes",
         lambda _t, _w, _r: "local volumes stay where they are: detach those that are elsewhere",
     ),
+    _simple(
+        "reach", _reached, "does not reach the pools {pools}", "do not reach the pools {pools}",
+        lambda _t, _w, _r: "give a node access to them, or detach the volumes that are there",
+    ),
     _room("cpus", "CPUs", lambda table: table.cpus_free, lambda wanted: wanted.cpus, _cpus, 1),
     _room("memory", "memory", lambda table: table.memory_free_bytes, lambda wanted: wanted.memory_bytes, size, MIB),
-    _room("disk", "disk space", lambda table: table.disk_free_bytes, lambda wanted: wanted.disk_bytes, size, MIB),
+    _room(
+        "disk", "disk space", lambda table: table.disk_free_bytes, lambda wanted: wanted.disks.get(LOCAL_POOL, 0), size, MIB
+    ),
+    Filter("pool", _pooled, _pool_why, _pool_lack, _pool_advice),
 )  # fmt: skip
 
 
@@ -276,7 +350,7 @@ def _rank(table: Candidates, wanted: Wanted, rows: Rows, decision: Decision) -> 
 def _chosen(decision: Decision, wanted: Wanted, fitting: int) -> str:
     if wanted.node:
         return f"on {decision.node_name}, the node asked for"
-    if wanted.homes:
+    if any(_is_local(pool) for pool in wanted.pools):
         return f"on {decision.node_name}, where its volumes are"
     if decision.considered == 1:
         return f"on {decision.node_name}, the only node"

@@ -2,8 +2,8 @@
 
 Keys are ids of VMs, of volumes (to give back the room of one that is gone), and of nodes that were removed. A placement, the
 claim it makes on its node, and the places of its disks are one transaction that checks the claims' revision: two controllers
-that choose the same node at the same moment conflict, and the second decides again on what is left. The claims of a node
-therefore never exceed its capacity. Where the VM goes and why is decided in fit.py, on the table of candidates.py.
+that choose the same node at the same moment conflict, and the second decides again on what is left. The claims of a node and
+of a pool therefore never exceed its capacity. Where the VM goes and why is decided in fit.py, on the table of candidates.py.
 
     no placement, or one without a node     decide; none fits: remember why, and look again when a node gets room
     deleted, and its node says ABSENT       give CPU and memory back; its disks keep their room until they are erased
@@ -16,43 +16,39 @@ therefore never exceed its capacity. Where the VM goes and why is decided in fit
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Final, TypeAlias
 
 from cairn.controller.model.absence import removed
 from cairn.controller.model.happening import EventSpec
-from cairn.controller.model.nodes import capacity, node_name
+from cairn.controller.model.nodes import node_name
+from cairn.controller.model.pools import pool_for, pool_of, pool_room, pools_on
 from cairn.controller.reconcilers.base import NOTHING, Outcome
 from cairn.controller.reconcilers.candidates import ROW_KINDS, Candidates
+from cairn.controller.reconcilers.claims import claim, room
 from cairn.controller.reconcilers.fit import Wanted, decide
 from cairn.controller.store.base import Changed, Record, Txn, View
 from cairn.controller.words import several, size
 from cairn.proto import kinds
+from cairn.proto.ids import LOCAL_POOL
 from cairn.proto.kinds import AnyKind
 from cairn.proto.seams import timestamp
 from cairn.proto.v1.common_pb2 import Decision
-from cairn.proto.v1.node_pb2 import NodeCapacity
-from cairn.proto.v1.vm_pb2 import NodeClaims, Placement, Vm
+from cairn.proto.v1.vm_pb2 import Placement, Vm
 from cairn.proto.v1.volume_pb2 import Volume, VolumePlacement
-
-__all__ = ["Placements", "capacity"]
 
 _VOLUME: Final = f"{kinds.VOLUME.id_prefix}-"
 _NODE: Final = f"{kinds.NODE.id_prefix}-"
+LEFT_AGAIN_S: Final = 1.0
 # Begins the sentence of a VM that cannot have what it asks for.
 _STAYS: Final = "stays as it is"
 _FREE: Final = re.compile(r", [^,;]+ free")
 
 
-@dataclass(frozen=True, slots=True)
-class _Taken:
-    """What a node holds for VMs."""
-
-    cpus: int
-    memory_bytes: int
-    disk_bytes: int
+# CPUs and bytes of memory claimed of a node, or bytes of a pool.
+_Taken: TypeAlias = tuple[int, ...]
 
 
 class Placements:
@@ -61,14 +57,14 @@ class Placements:
     name = "placement"
     reads: tuple[AnyKind, ...] = (
         kinds.VM, kinds.VOLUME, kinds.PLACEMENT, kinds.VOLUME_PLACEMENT, kinds.NODE, kinds.NODE_FACTS, kinds.NODE_SESSION,
-        kinds.NODE_CLAIMS, kinds.OBSERVED,
+        kinds.NODE_CLAIMS, kinds.POOL_CLAIMS, kinds.OBSERVED,
     )  # fmt: skip
-    writes: tuple[AnyKind, ...] = (kinds.PLACEMENT, kinds.NODE_CLAIMS, kinds.VOLUME_PLACEMENT)
+    writes: tuple[AnyKind, ...] = (kinds.PLACEMENT, kinds.NODE_CLAIMS, kinds.POOL_CLAIMS, kinds.VOLUME_PLACEMENT)
 
     def __init__(self) -> None:
         self._table = Candidates()
-        # What was claimed of each node when last told: only a node that gave something back is worth trying again. A hint about
-        # which keys to wake; what is decided never depends on it.
+        # What was claimed of each node and pool when last told: only one that gave something back is worth trying again. A hint
+        # about which keys to wake; what is decided never depends on it.
         self._claimed: dict[str, _Taken] = {}
 
     def follow(self, view: View, changed: Iterable[Changed]) -> None:
@@ -88,21 +84,19 @@ class Placements:
             return (vm,) if known is not None and known.HasField("delete_time") else ()
         if _orphaned(view, id):
             return (id, *view.by(kinds.PLACEMENT, "node", ""))
-        if kind is kinds.NODE_CLAIMS and not self._gave_back(view, id):
+        if kind in (kinds.NODE_CLAIMS, kinds.POOL_CLAIMS) and not self._gave_back(view, kind, id):
             return ()
         return view.by(kinds.PLACEMENT, "node", "") if kind in ROW_KINDS else ()
 
-    def _gave_back(self, view: View, node: str) -> bool:
-        claims = view.get(kinds.NODE_CLAIMS, node)
-        now = _Taken(claims.cpus, claims.memory_bytes, claims.disk_bytes) if claims is not None else _Taken(0, 0, 0)
-        before = self._claimed.get(node, _Taken(0, 0, 0))
-        self._claimed[node] = now
-        return now.cpus < before.cpus or now.memory_bytes < before.memory_bytes or now.disk_bytes < before.disk_bytes
+    def _gave_back(self, view: View, kind: AnyKind, id: str) -> bool:
+        before, now = self._claimed.get(id, (0, 0)), _taken(view, kind, id)
+        self._claimed[id] = now
+        return any(less < more for less, more in zip(now, before, strict=False))
 
     def all_keys(self, view: View) -> Iterable[str]:
         """All VMs, placements, places of volumes, and claims on nodes that are gone."""
-        for claims in view.all(kinds.NODE_CLAIMS):
-            self._claimed[claims.node] = _Taken(claims.cpus, claims.memory_bytes, claims.disk_bytes)
+        for kind in (kinds.NODE_CLAIMS, kinds.POOL_CLAIMS):
+            self._claimed |= {id: _taken(view, kind, id) for id in view.ids(kind)}
         yield from (id for id in view.ids(kinds.NODE_CLAIMS) if _orphaned(view, id))
         yield from dict.fromkeys((*view.ids(kinds.VM), *view.ids(kinds.PLACEMENT)))
         for id in view.ids(kinds.VOLUME_PLACEMENT):
@@ -136,17 +130,17 @@ class Placements:
         if not decision.node:
             return _unplaced(view, record, before, decision)
         txn = Txn(self.name).check(kinds.VM, vm.id, record.mod_revision)
-        disk_bytes = 0
-        for id, disk in homeless(view, vm.id):
-            place = VolumePlacement(volume=id, node=decision.node, disk_bytes=disk)
-            txn.create(kinds.VOLUME_PLACEMENT, id, place)
-            txn.check(kinds.VOLUME, id, view.revision_of(kinds.VOLUME, id))
-            disk_bytes += disk
+        taken: Counter[str] = Counter()
+        for volume in homeless(view, vm.id):
+            place = home(view, decision.node, volume)
+            txn.create(kinds.VOLUME_PLACEMENT, volume.id, place)
+            txn.check(kinds.VOLUME, volume.id, view.revision_of(kinds.VOLUME, volume.id))
+            taken[place.pool] += place.disk_bytes
         cpus, memory = vm.spec.cpus, vm.spec.memory_bytes
         placement = Placement(vm=vm.id, node=decision.node, cpus=cpus, memory_bytes=memory, decision=decision)
         txn.check(kinds.PLACEMENT, vm.id, view.revision_of(kinds.PLACEMENT, vm.id)).put(kinds.PLACEMENT, vm.id, placement)
         txn.check(kinds.NODE, decision.node, view.revision_of(kinds.NODE, decision.node))
-        claim(txn, view, decision.node, cpus=cpus, memory_bytes=memory, disk_bytes=disk_bytes, vms=1)
+        claim(txn, view, decision.node, cpus=cpus, memory_bytes=memory, vms=1, pools=taken)
         return Outcome(txn, decision.say, events=(_event(vm, "Placed", decision.say, decision.node_name),))
 
     def _volume(self, view: View, id: str) -> Outcome:
@@ -158,7 +152,7 @@ class Placements:
         if volume is None:
             txn = Txn(self.name).check(kinds.VOLUME_PLACEMENT, id, place.mod_revision).delete(kinds.VOLUME_PLACEMENT, id)
             txn.check(kinds.VOLUME, id, 0)
-            claim(txn, view, place.message.node, disk_bytes=-place.message.disk_bytes)
+            claim(txn, view, pools={pool_of(place.message): -place.message.disk_bytes})
             return Outcome(txn, f"volume {id} is gone: {size(place.message.disk_bytes)} given back")
         return self._grown(view, volume, place)
 
@@ -166,14 +160,15 @@ class Placements:
         more = volume.spec.size_bytes - place.message.disk_bytes
         if more <= 0:
             return NOTHING
-        free_bytes, name = room(view, place.message.node).disk_bytes, node_name(view, place.message.node)
+        pool = pool_of(place.message)
+        free_bytes, where = pool_room(view, pool), _where(view, place.message)
         if more > free_bytes:
-            return Outcome(None, f"volume {volume.name} needs {size(more)} more on {name}, {size(free_bytes)} is free")
-        grown = VolumePlacement(volume=volume.id, node=place.message.node, disk_bytes=volume.spec.size_bytes)
+            return Outcome(None, f"volume {volume.name} needs {size(more)} more {where}, {size(free_bytes)} is free")
+        grown = _of_size(place.message, volume.spec.size_bytes)
         txn = Txn(self.name).check(kinds.VOLUME, volume.id, view.revision_of(kinds.VOLUME, volume.id))
         txn.check(kinds.VOLUME_PLACEMENT, volume.id, place.mod_revision).put(kinds.VOLUME_PLACEMENT, volume.id, grown)
-        claim(txn, view, place.message.node, disk_bytes=more)
-        return Outcome(txn, f"volume {volume.name} has {size(more)} more on {name}")
+        claim(txn, view, pools={pool: more})
+        return Outcome(txn, f"volume {volume.name} has {size(more)} more {where}")
 
 
 def wanted_of(view: View, vm: Vm) -> Wanted:
@@ -181,53 +176,56 @@ def wanted_of(view: View, vm: Vm) -> Wanted:
     image = view.get(kinds.IMAGE, vm.spec.image)
     places = (view.get(kinds.VOLUME_PLACEMENT, id) for id in view.by(kinds.VOLUME, "vm", vm.id))
     pinned = view.get(kinds.NODE, vm.spec.node) if vm.spec.node else None
+    disks: Counter[str] = Counter()
+    for volume in homeless(view, vm.id):
+        disks[volume.spec.type or LOCAL_POOL] += volume.spec.size_bytes
     image_arch = image.spec.arch if image is not None else ""
     return Wanted(
         vm=vm.id,
         cpus=vm.spec.cpus,
         memory_bytes=vm.spec.memory_bytes,
-        disk_bytes=sum(disk for _, disk in homeless(view, vm.id)),
+        disks=disks,
         arch=vm.spec.arch or image_arch,
         image_arch=image_arch,
         node=vm.spec.node,
         node_name=pinned.name if pinned is not None else "",
         selector=vm.spec.node_selector,
-        homes=frozenset(place.node for place in places if place is not None),
+        pools=frozenset(pool_of(place) for place in places if place is not None),
     )
 
 
-def homeless(view: View, vm: str) -> Iterator[tuple[str, int]]:
-    """Yield (id, bytes) of the VM's volumes that are on no node yet."""
+def homeless(view: View, vm: str) -> Iterator[Volume]:
+    """Yield the VM's volumes that are in no pool yet."""
     for id in view.by(kinds.VOLUME, "vm", vm):
         volume = view.get(kinds.VOLUME, id)
         if volume is not None and view.get(kinds.VOLUME_PLACEMENT, id) is None:
-            yield id, volume.spec.size_bytes
+            yield volume
 
 
-def room(view: View, node: str) -> NodeCapacity:
-    """Return what is free on a node; nothing when it is not known."""
-    record, facts, claims = view.get(kinds.NODE, node), view.get(kinds.NODE_FACTS, node), view.get(kinds.NODE_CLAIMS, node)
-    if record is None or facts is None:
-        return NodeCapacity()
-    most = capacity(record, facts)
-    if claims is not None:
-        most.cpus = max(0, most.cpus - claims.cpus)
-        most.memory_bytes = max(0, most.memory_bytes - claims.memory_bytes)
-        most.disk_bytes = max(0, most.disk_bytes - claims.disk_bytes)
-    return most
+def home(view: View, node: str, volume: Volume) -> VolumePlacement:
+    """Return the place of a volume first used on a node: in the roomiest pool of its type there. LookupError: there is none."""
+    type = volume.spec.type or LOCAL_POOL
+    pool = pool_for(view, node, type)
+    if not pool:
+        raise LookupError(f"node {node} reaches no {type} pool, volume {volume.id} cannot be there")
+    owner = "" if pools_on(view, node, type)[pool] else node
+    return VolumePlacement(volume=volume.id, node=owner, pool=pool, disk_bytes=volume.spec.size_bytes)
 
 
-def claim(txn: Txn, view: View, node: str, *, cpus: int = 0, memory_bytes: int = 0, disk_bytes: int = 0, vms: int = 0) -> None:
-    """Add to a transaction that a node's claims change by that much. Once per node and transaction."""
-    before = view.get(kinds.NODE_CLAIMS, node)
-    after = NodeClaims(node=node)
-    if before is not None:
-        after.CopyFrom(before)
-    after.cpus = max(0, after.cpus + cpus)
-    after.memory_bytes = max(0, after.memory_bytes + memory_bytes)
-    after.disk_bytes = max(0, after.disk_bytes + disk_bytes)
-    after.vms = max(0, after.vms + vms)
-    txn.check(kinds.NODE_CLAIMS, node, view.revision_of(kinds.NODE_CLAIMS, node)).put(kinds.NODE_CLAIMS, node, after)
+def _of_size(place: VolumePlacement, disk_bytes: int) -> VolumePlacement:
+    return VolumePlacement(volume=place.volume, node=place.node, pool=pool_of(place), disk_bytes=disk_bytes)
+
+
+def _where(view: View, place: VolumePlacement) -> str:
+    return f"on {node_name(view, place.node)}" if place.node else f"in pool {place.pool}"
+
+
+def _taken(view: View, kind: AnyKind, id: str) -> _Taken:
+    if kind is kinds.POOL_CLAIMS:
+        pool = view.get(kinds.POOL_CLAIMS, id)
+        return (pool.disk_bytes if pool is not None else 0,)
+    claims = view.get(kinds.NODE_CLAIMS, id)
+    return (claims.cpus, claims.memory_bytes) if claims is not None else (0, 0)
 
 
 def _event(vm: Vm, reason: str, say: str, node: str = "", *, warning: bool = False) -> EventSpec:
@@ -266,6 +264,9 @@ def _left(view: View, node: str) -> Outcome:
     """The node was removed: so are its claims."""
     if not _orphaned(view, node):
         return NOTHING
+    if view.by(kinds.PLACEMENT, "node", node) or view.by(kinds.VOLUME_PLACEMENT, "node", node):
+        # Of what is erased: each gives back what it had, first.
+        return Outcome(None, f"node {node} has left; what was placed there is being given back", again_after_s=LEFT_AGAIN_S)
     txn = Txn("placement").check(kinds.NODE, node, 0)
     txn.check(kinds.NODE_CLAIMS, node, view.revision_of(kinds.NODE_CLAIMS, node)).delete(kinds.NODE_CLAIMS, node)
     return Outcome(txn, f"node {node} has left: its claims are removed")
@@ -304,9 +305,11 @@ def _adjust(view: View, record: Record[Vm], placement: Placement, now: datetime)
     else:
         after.cpus, after.memory_bytes = vm.spec.cpus, vm.spec.memory_bytes
     txn = Txn("placement")
-    short += _disks(
-        txn, view, vm.id, node, free.disk_bytes, after.cpus - placement.cpus, after.memory_bytes - placement.memory_bytes
-    )
+    taken, lacking = _disks(txn, view, vm.id, node)
+    short += lacking
+    cpus_more, memory_more = after.cpus - placement.cpus, after.memory_bytes - placement.memory_bytes
+    if taken or cpus_more or memory_more:
+        claim(txn, view, node, cpus=cpus_more, memory_bytes=memory_more, pools=taken)
     if short:
         stays = f"{_STAYS} on {node_name(view, node)}: {'; '.join(short)}; ask for less or free some there"
         # How much is free there changes with its neighbours: that alone is nothing new.
@@ -345,24 +348,29 @@ def _as_asked(view: View, vm: Vm, placement: Placement) -> bool:
     return True
 
 
-def _disks(txn: Txn, view: View, vm: str, node: str, free_bytes: int, cpus: int, memory_bytes: int) -> list[str]:
-    """Claim room for volumes attached since, and for grown ones, with the change of CPU and memory; return what was short."""
+def _disks(txn: Txn, view: View, vm: str, node: str) -> tuple[Counter[str], list[str]]:
+    """Give volumes attached since their places, and grown ones room; return bytes taken by pool, and what was short."""
     short: list[str] = []
-    extra = 0
+    taken: Counter[str] = Counter()
     for id in view.by(kinds.VOLUME, "vm", vm):
         volume, place = view.get(kinds.VOLUME, id), view.record(kinds.VOLUME_PLACEMENT, id)
-        if volume is None or (place is not None and place.message.node != node):
+        if volume is None or (place is not None and place.message.node not in ("", node)):
             continue
-        more = volume.spec.size_bytes - (place.message.disk_bytes if place is not None else 0)
+        held_bytes = place.message.disk_bytes if place is not None else 0
+        more = volume.spec.size_bytes - held_bytes
         if place is not None and more <= 0:
             continue
-        if extra + more > free_bytes:
-            short.append(f"volume {volume.name} needs {size(more)} more, {size(max(0, free_bytes - extra))} free")
+        type = volume.spec.type or LOCAL_POOL
+        pool = pool_of(place.message) if place is not None else pool_for(view, node, type)
+        if not pool:
+            short.append(f"volume {volume.name} needs a {type} pool, which the node does not reach")
             continue
-        extra += more
-        grown = VolumePlacement(volume=id, node=node, disk_bytes=volume.spec.size_bytes)
+        free_bytes = pool_room(view, pool) - taken[pool]
+        if more > free_bytes:
+            short.append(f"volume {volume.name} needs {size(more)} more, {size(max(0, free_bytes))} free")
+            continue
+        taken[pool] += more
+        grown = _of_size(place.message, volume.spec.size_bytes) if place is not None else home(view, node, volume)
         txn.check(kinds.VOLUME_PLACEMENT, id, place.mod_revision if place is not None else 0)
         txn.put(kinds.VOLUME_PLACEMENT, id, grown).check(kinds.VOLUME, id, view.revision_of(kinds.VOLUME, id))
-    if extra or cpus or memory_bytes:
-        claim(txn, view, node, cpus=cpus, memory_bytes=memory_bytes, disk_bytes=extra)
-    return short
+    return taken, short

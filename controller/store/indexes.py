@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from cairn.proto import kinds
+from cairn.proto.ids import pool_id
 
 Extract = Callable[[str, Any], Iterable[str]]
 
@@ -26,6 +27,8 @@ INDEXES: Final[dict[str, dict[str, Extract]]] = {
     # Owner and incoming node; "" of one that is nowhere.
     kinds.PLACEMENT.name: {"node": lambda _, m: (m.node, m.incoming) if m.incoming else (m.node,)},
     kinds.VOLUME_PLACEMENT.name: {"node": lambda _, m: (m.node,)},
+    # The pools a node reaches.
+    kinds.NODE_FACTS.name: {"pool": lambda id, m: tuple(pool_id(pool.type, id, pool.name) for pool in m.pools)},
     # Desired-object key ("vm/i-…") -> reports about it, from whichever node.
     kinds.OBSERVED.name: {"node": lambda _, m: (m.node,), "key": lambda _, m: (m.key,)},
     kinds.IMAGE_CONTENT.name: {"node": lambda _, m: tuple(m.nodes)},

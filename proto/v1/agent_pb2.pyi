@@ -322,6 +322,7 @@ class Hello(_message.Message):
     HELD_FIELD_NUMBER: _builtins.int
     ENDPOINT_FIELD_NUMBER: _builtins.int
     FACTS_FIELD_NUMBER: _builtins.int
+    CAPABILITIES_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """Node id; must be the one in the certificate."""
     boot_id: _builtins.str
@@ -334,6 +335,10 @@ class Hello(_message.Message):
 
     @_builtins.property
     def facts(self) -> _node_pb2.NodeFacts: ...
+    @_builtins.property
+    def capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What this agent knows: "desired:<kind>", "volume:<type>", ...; it is sent nothing else."""
+
     def __init__(
         self,
         *,
@@ -343,10 +348,11 @@ class Hello(_message.Message):
         held: Global___Version | None = ...,
         endpoint: _builtins.str = ...,
         facts: _node_pb2.NodeFacts | None = ...,
+        capabilities: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["facts", b"facts", "held", b"held"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "boot_id", b"boot_id", "endpoint", b"endpoint", "facts", b"facts", "held", b"held", "node", b"node"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "boot_id", b"boot_id", "capabilities", b"capabilities", "endpoint", b"endpoint", "facts", b"facts", "held", b"held", "node", b"node"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

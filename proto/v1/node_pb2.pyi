@@ -585,6 +585,7 @@ class NodeSession(_message.Message):
     ENDPOINT_FIELD_NUMBER: _builtins.int
     CONNECT_TIME_FIELD_NUMBER: _builtins.int
     AGENT_VERSION_FIELD_NUMBER: _builtins.int
+    CAPABILITIES_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     controller: _builtins.str
     """Name of the controller that holds the stream."""
@@ -593,6 +594,10 @@ class NodeSession(_message.Message):
     agent_version: _builtins.str
     @_builtins.property
     def connect_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What the agent knows: "desired:<kind>", "volume:<type>", ...; none: an agent of the release before it said so."""
+
     def __init__(
         self,
         *,
@@ -602,10 +607,11 @@ class NodeSession(_message.Message):
         endpoint: _builtins.str = ...,
         connect_time: _timestamp_pb2.Timestamp | None = ...,
         agent_version: _builtins.str = ...,
+        capabilities: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["connect_time", b"connect_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "boot_id", b"boot_id", "connect_time", b"connect_time", "controller", b"controller", "endpoint", b"endpoint", "node", b"node"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "boot_id", b"boot_id", "capabilities", b"capabilities", "connect_time", b"connect_time", "controller", b"controller", "endpoint", b"endpoint", "node", b"node"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -940,12 +946,15 @@ class StoragePool(_message.Message):
     USED_BYTES_FIELD_NUMBER: _builtins.int
     FREE_BYTES_FIELD_NUMBER: _builtins.int
     PATH_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     type: _builtins.str
     total_bytes: _builtins.int
     used_bytes: _builtins.int
     """By anyone, as the file system says."""
     free_bytes: _builtins.int
     path: _builtins.str
+    name: _builtins.str
+    """Name of a pool that several nodes reach, the same on each of them; empty: it is this node's own."""
     def __init__(
         self,
         *,
@@ -954,10 +963,11 @@ class StoragePool(_message.Message):
         used_bytes: _builtins.int = ...,
         free_bytes: _builtins.int = ...,
         path: _builtins.str = ...,
+        name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["free_bytes", b"free_bytes", "path", b"path", "total_bytes", b"total_bytes", "type", b"type", "used_bytes", b"used_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["free_bytes", b"free_bytes", "name", b"name", "path", b"path", "total_bytes", b"total_bytes", "type", b"type", "used_bytes", b"used_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

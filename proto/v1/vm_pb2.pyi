@@ -979,6 +979,7 @@ class NodeClaims(_message.Message):
     cpus: _builtins.int
     memory_bytes: _builtins.int
     disk_bytes: _builtins.int
+    """Stored by older releases: of its local pool, now in PoolClaims. In NodeStatus: of its local pool."""
     vms: _builtins.int
     def __init__(
         self,

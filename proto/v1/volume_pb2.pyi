@@ -415,7 +415,7 @@ class VolumeSpec(_message.Message):
     DELETE_WITH_VM_FIELD_NUMBER: _builtins.int
     size_bytes: _builtins.int
     type: _builtins.str
-    """Driver: "local" (default; qcow2 on the VM's node)."""
+    """Type of the pool it lives in: "local" (default; qcow2 on the VM's node), or one that nodes report."""
     image: _builtins.str
     """Image it starts as a copy of; empty: zeros."""
     vm: _builtins.str
@@ -482,16 +482,19 @@ class VolumeStatus(_message.Message):
     NODE_FIELD_NUMBER: _builtins.int
     VM_NAME_FIELD_NUMBER: _builtins.int
     USED_BYTES_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
     say: _builtins.str
     """One sentence: what it is doing or waiting for."""
     observed_revision: _builtins.int
     """The spec revision the world matches."""
     state: Global___VolumeStatus.State.ValueType
     node: _builtins.str
-    """Name of the node that holds it."""
+    """Name of the node that holds it; empty while it is in no pool, and in a shared pool."""
     vm_name: _builtins.str
     used_bytes: _builtins.int
-    """Bytes it takes on the node."""
+    """Bytes it takes in the pool."""
+    pool: _builtins.str
+    """Pool it is in, "local/<node id>" or "<type>/<name>"; empty: in none yet."""
     @_builtins.property
     def conditions(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Condition]: ...
     def __init__(
@@ -504,10 +507,11 @@ class VolumeStatus(_message.Message):
         node: _builtins.str = ...,
         vm_name: _builtins.str = ...,
         used_bytes: _builtins.int = ...,
+        pool: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conditions", b"conditions", "node", b"node", "observed_revision", b"observed_revision", "say", b"say", "state", b"state", "used_bytes", b"used_bytes", "vm_name", b"vm_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conditions", b"conditions", "node", b"node", "observed_revision", b"observed_revision", "pool", b"pool", "say", b"say", "state", b"state", "used_bytes", b"used_bytes", "vm_name", b"vm_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -515,31 +519,61 @@ Global___VolumeStatus: _TypeAlias = VolumeStatus  # noqa: Y015
 
 @_typing.final
 class VolumePlacement(_message.Message):
-    """Stored: where a local volume lives. Sole writer: reconcilers/placement.py."""
+    """Stored: where a volume lives. Sole writer: reconcilers/placement.py."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     VOLUME_FIELD_NUMBER: _builtins.int
     NODE_FIELD_NUMBER: _builtins.int
     DISK_BYTES_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
     volume: _builtins.str
     node: _builtins.str
+    """Whose pool it is in; empty: the pool is shared, no node holds it."""
     disk_bytes: _builtins.int
-    """Reserved on the node."""
+    """Reserved in the pool."""
+    pool: _builtins.str
+    """Pool id, "local/<node>" or "<type>/<name>"; empty (as older releases wrote it): the local pool of `node`."""
     def __init__(
         self,
         *,
         volume: _builtins.str = ...,
         node: _builtins.str = ...,
         disk_bytes: _builtins.int = ...,
+        pool: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_bytes", b"disk_bytes", "node", b"node", "volume", b"volume"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_bytes", b"disk_bytes", "node", b"node", "pool", b"pool", "volume", b"volume"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___VolumePlacement: _TypeAlias = VolumePlacement  # noqa: Y015
+
+@_typing.final
+class PoolClaims(_message.Message):
+    """Stored: what is claimed of a pool; the id is the pool's. Sole writer: reconcilers/placement.py."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POOL_FIELD_NUMBER: _builtins.int
+    DISK_BYTES_FIELD_NUMBER: _builtins.int
+    pool: _builtins.str
+    disk_bytes: _builtins.int
+    """Promised to volumes, however much they take."""
+    def __init__(
+        self,
+        *,
+        pool: _builtins.str = ...,
+        disk_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_bytes", b"disk_bytes", "pool", b"pool"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PoolClaims: _TypeAlias = PoolClaims  # noqa: Y015
 
 @_typing.final
 class Purge(_message.Message):

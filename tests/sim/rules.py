@@ -25,11 +25,10 @@ SECTOR: Final = 512
 
 @dataclass(frozen=True, slots=True)
 class Amounts:
-    """What a node has, or what is claimed of it."""
+    """What a node has, or what is claimed of it, but for its pool."""
 
     cpus: int = 0
     memory_bytes: int = 0
-    disk_bytes: int = 0
     vms: int = 0
 
 
@@ -45,21 +44,48 @@ def capacity(cloud: Cloud, node: str) -> Amounts:
         return Amounts()
     overcommit = record.spec.cpu_overcommit if record.spec.HasField("cpu_overcommit") else OVERCOMMIT
     share = record.spec.memory_share if record.spec.HasField("memory_share") else MEMORY_SHARE
-    disk = sum(pool.total_bytes for pool in facts.pools if pool.type == "local")
-    return Amounts(int(facts.cpu.threads * overcommit), int(facts.memory_bytes * share), int(disk * DISK_SHARE))
+    return Amounts(int(facts.cpu.threads * overcommit), int(facts.memory_bytes * share))
+
+
+def pool_of(place: Any) -> str:
+    """Return the pool a volume is in; records of older releases name only the node, and mean its local pool."""
+    return str(place.pool or f"local/{place.node}")
+
+
+def pools_of(facts: Any, node: str) -> dict[str, int]:
+    """Return pool -> bytes of what a node reaches: pools with a name are shared."""
+    return {f"{pool.type}/{pool.name or node}": pool.total_bytes for pool in facts.pools}
+
+
+def pool_capacity(cloud: Cloud, pool: str) -> int:
+    """Return how many bytes of a pool may be promised: of the least a connected node reports, else of the least reported."""
+    told = {
+        node: pools_of(facts, node)[pool] for node, facts in cloud.all("node_facts").items() if pool in pools_of(facts, node)
+    }
+    fresh = {node: total for node, total in told.items() if cloud.get("node_session", node) is not None}
+    return min((int(total * DISK_SHARE) for total in (fresh or told).values()), default=0)
+
+
+def pool_claimed(cloud: Cloud, pool: str) -> int:
+    """Return what places of volumes hold of a pool, summed up."""
+    return sum(each.disk_bytes for each in cloud.all("volume_placement").values() if pool_of(each) == pool)
+
+
+def pool_free(cloud: Cloud, pool: str) -> int:
+    """Return what is left of a pool."""
+    return pool_capacity(cloud, pool) - pool_claimed(cloud, pool)
 
 
 def claimed(cloud: Cloud, node: str) -> Amounts:
     """Return what placements hold of a node, summed up."""
     holding = [each for each in cloud.all("placement").values() if each.node == node and not each.released]
-    disks = [each.disk_bytes for each in cloud.all("volume_placement").values() if each.node == node]
-    return Amounts(sum(each.cpus for each in holding), sum(each.memory_bytes for each in holding), sum(disks), len(holding))
+    return Amounts(sum(each.cpus for each in holding), sum(each.memory_bytes for each in holding), len(holding))
 
 
 def free(cloud: Cloud, node: str) -> Amounts:
     """Return what is left of a node."""
     most, taken = capacity(cloud, node), claimed(cloud, node)
-    return Amounts(most.cpus - taken.cpus, most.memory_bytes - taken.memory_bytes, most.disk_bytes - taken.disk_bytes)
+    return Amounts(most.cpus - taken.cpus, most.memory_bytes - taken.memory_bytes)
 
 
 def volumes_of(cloud: Cloud, vm: str) -> list[Any]:
@@ -72,17 +98,28 @@ def could_go(cloud: Cloud, vm: Any) -> Iterator[str]:
     image = cloud.get("image", vm.spec.image)
     arch = vm.spec.arch or (image.spec.arch if image is not None else "")
     places = {volume.id: cloud.get("volume_placement", volume.id) for volume in volumes_of(cloud, vm.id)}
-    homes = {place.node for place in places.values() if place is not None}
-    disk = sum(cloud.get("volume", id).spec.size_bytes for id, place in places.items() if place is None)
+    held_in = {pool_of(place) for place in places.values() if place is not None}
+    wanted: dict[str, int] = {}
+    for id, place in places.items():
+        if place is None:
+            spec = cloud.get("volume", id).spec
+            wanted[spec.type or "local"] = wanted.get(spec.type or "local", 0) + spec.size_bytes
     for id, node in cloud.all("node").items():
         facts, left = cloud.get("node_facts", id), free(cloud, id)
         if facts is None or cloud.get("node_session", id) is None or node.spec.cordoned or deleted(node):
             continue
-        if arch not in facts.hypervisor.archs or (vm.spec.node and vm.spec.node != id) or homes - {id}:
+        if arch not in facts.hypervisor.archs or (vm.spec.node and vm.spec.node != id):
+            continue
+        pools = pools_of(facts, id)
+        room = [
+            any(pool.partition("/")[0] == type and pool_free(cloud, pool) >= disk for pool in pools)
+            for type, disk in wanted.items()
+        ]
+        if held_in - pools.keys() or not all(room):
             continue
         if any(node.labels.get(key) != value for key, value in vm.spec.node_selector.items()):
             continue
-        if vm.spec.cpus <= left.cpus and vm.spec.memory_bytes <= left.memory_bytes and disk <= left.disk_bytes:
+        if vm.spec.cpus <= left.cpus and vm.spec.memory_bytes <= left.memory_bytes:
             yield id
 
 

@@ -27,6 +27,7 @@ from tests.sim.stage import (
     node,
     place,
     placement,
+    pool_claims,
     port,
     said,
     scene,
@@ -284,9 +285,24 @@ def an_attachment_only_one_side_knows(stage: Stage) -> None:
 @scene("capacity")
 def claimed_as_placed(stage: Stage) -> None:
     stage.commit(node(), facts())
-    stage.commit(placement(), place(), claims(cpus=1, memory_bytes=GIB, disk_bytes=GIB, vms=1))
-    stage.commit(placement(released=True), claims(disk_bytes=GIB))
+    stage.commit(placement(), place(), claims(cpus=1, memory_bytes=GIB, vms=1), pool_claims(GIB))
+    stage.commit(placement(released=True), claims())
     stage.settle()
+
+
+@scene("capacity")
+def claimed_by_an_older_release(stage: Stage) -> None:
+    stage.commit(node(), facts())
+    stage.commit(place(), claims(disk_bytes=GIB))
+    stage.commit(place("vol-2"), pool_claims(2 * GIB), claims())
+    stage.settle()
+
+
+@scene("capacity", "what is placed there is 0")
+def a_pool_claim_kept_for_nothing(stage: Stage) -> None:
+    stage.commit(node(), facts())
+    stage.commit(place(), pool_claims(GIB))
+    stage.commit(("volume_placement", place()[1], None))
 
 
 @scene("capacity", "what is placed there is")
@@ -309,10 +325,10 @@ def more_memory_than_there_is(stage: Stage) -> None:
     stage.commit(*some, claims(cpus=4, memory_bytes=4 * GIB, vms=4))
 
 
-@scene("capacity", "disk_bytes are claimed")
+@scene("capacity", "bytes are claimed, it has")
 def more_disk_than_there_is(stage: Stage) -> None:
     stage.commit(node(), facts())
-    stage.commit(place(size=96 * GIB), claims(disk_bytes=96 * GIB))
+    stage.commit(place(size=96 * GIB), pool_claims(96 * GIB))
 
 
 # --- never_back, ledger_first -------------------------------------------------------------------------------------------------

@@ -183,6 +183,10 @@ def claims(id: str = NODE, **amounts: int) -> tuple[str, str, vm_pb2.NodeClaims]
     return "node_claims", id, vm_pb2.NodeClaims(node=id, **amounts)
 
 
+def pool_claims(disk_bytes: int, id: str = f"local/{NODE}") -> tuple[str, str, volume_pb2.PoolClaims]:
+    return "pool_claims", id, volume_pb2.PoolClaims(pool=id, disk_bytes=disk_bytes)
+
+
 def image(id: str = IMAGE) -> tuple[str, str, image_pb2.Image]:
     return "image", id, image_pb2.Image(id=id, name="demo", project="p", spec=image_pb2.ImageSpec(digest=DIGEST, arch="x86_64"))
 

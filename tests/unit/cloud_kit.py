@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from cairn.controller.model.pools import pool_claimed
 from cairn.controller.reconcilers.base import Follower, Outcome, Reconciler
 from cairn.controller.store.base import Conflict, Txn
 from cairn.controller.store.view import LiveView
@@ -16,7 +17,7 @@ from cairn.proto.v1.image_pb2 import Image
 from cairn.proto.v1.node_pb2 import Node, NodeFacts, NodeSession
 from cairn.proto.v1.port_pb2 import Port
 from cairn.proto.v1.subnet_pb2 import Subnet
-from cairn.proto.v1.vm_pb2 import POWER_STATE_RUNNING, Vm
+from cairn.proto.v1.vm_pb2 import POWER_STATE_RUNNING, NodeClaims, Vm
 from cairn.proto.v1.volume_pb2 import Volume
 from cairn.proto.v1.vpc_pb2 import Vpc
 
@@ -87,6 +88,8 @@ class Cloud:
         facts.cpu.threads = threads
         facts.hypervisor.archs.extend(more.get("archs", ["x86_64"]))
         facts.pools.add(type="local", total_bytes=disk, free_bytes=disk)
+        for pool, total in more.get("shared", {}).items():
+            facts.pools.add(type="net", name=pool, total_bytes=total, free_bytes=total)
         self.put(kinds.NODE_FACTS, id, facts)
         if up:
             self.connect(id)
@@ -126,10 +129,12 @@ class Cloud:
         self.put(kinds.PORT, id, port)
         return id
 
-    def volume(self, name: str, *, vm: str = "", size: int = GIB, image: str = "", own: bool = False) -> str:
+    def volume(
+        self, name: str, *, vm: str = "", size: int = GIB, image: str = "", own: bool = False, type: str = "local"
+    ) -> str:
         id = f"vol-{name:0>8}"
         volume = Volume(id=id, name=name)
-        volume.spec.vm, volume.spec.size_bytes, volume.spec.image, volume.spec.type = vm, size, image, "local"
+        volume.spec.vm, volume.spec.size_bytes, volume.spec.image, volume.spec.type = vm, size, image, type
         volume.spec.delete_with_vm = volume.spec.boot = own
         self.put(kinds.VOLUME, id, volume)
         return id
@@ -153,11 +158,16 @@ class Cloud:
         vm.spec.node_selector.update(spec.get("selector", {}))
         vm.spec.root_volume = f"vol-{name:0>8}"
         if disk:
-            self.volume(name, vm=id, size=disk, image=image, own=True)
+            self.volume(name, vm=id, size=disk, image=image, own=True, type=spec.get("type", "local"))
         if subnet:
             vm.spec.nics.add(subnet=subnet, port=self.port(name, subnet, vm=id))
         self.put(kinds.VM, id, vm)
         return id
+
+    def claims(self, node: str) -> tuple[int, int, int, int]:
+        """CPUs, memory, disk and VMs claimed of a node and its local pool."""
+        claims = self.view.get(kinds.NODE_CLAIMS, node) or NodeClaims()
+        return claims.cpus, claims.memory_bytes, pool_claimed(self.view, f"local/{node}"), claims.vms
 
     def delete_vm(self, id: str, *, purge: bool = False) -> None:
         """What the API does."""

@@ -21,7 +21,7 @@ from cairn.proto.v1.port_pb2 import AddressClaim, Port, PortBinding
 from cairn.proto.v1.project_pb2 import Project
 from cairn.proto.v1.subnet_pb2 import Subnet
 from cairn.proto.v1.vm_pb2 import POWER_STATE_RUNNING, POWER_STATE_STOPPED, NodeClaims, Placement, Vm, VmStatus
-from cairn.proto.v1.volume_pb2 import Purge, Volume, VolumePlacement, VolumeStatus
+from cairn.proto.v1.volume_pb2 import PoolClaims, Purge, Volume, VolumePlacement, VolumeStatus
 from cairn.proto.v1.vpc_pb2 import Vpc
 
 VM, NODE, NODE2, IMAGE, ROOT, DATA = (
@@ -75,6 +75,7 @@ def records() -> dict[tuple[kinds.Kind[Any], str], Any]:
         (kinds.NODE_FACTS, NODE): facts,
         (kinds.NODE_SESSION, NODE): NodeSession(node=NODE),
         (kinds.NODE_CLAIMS, NODE): NodeClaims(node=NODE, vms=1),
+        (kinds.POOL_CLAIMS, f"local/{NODE}"): PoolClaims(pool=f"local/{NODE}", disk_bytes=1 << 30),
         (kinds.PLACEMENT, VM): placement,
         (kinds.VOLUME_PLACEMENT, ROOT): VolumePlacement(volume=ROOT, node=NODE),
         (kinds.VOLUME_PLACEMENT, DATA): VolumePlacement(volume=DATA, node=NODE),

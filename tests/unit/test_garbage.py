@@ -78,9 +78,7 @@ def test_waits_for_every_node_to_say_absent() -> None:
     cloud.report(node, "volume/vol-00000web", state=VolumeReport.STATE_ABSENT)
     cloud.settle(ALL)
     assert left(cloud) == []
-    claims = cloud.view.get(kinds.NODE_CLAIMS, node)
-    assert claims is not None
-    assert (claims.cpus, claims.disk_bytes) == (0, 0)
+    assert cloud.claims(node) == (0, 0, 0, 0)
 
 
 def test_what_a_node_said_of_an_earlier_life_erases_nothing() -> None:

@@ -44,9 +44,7 @@ def test_claims_follow_the_placement() -> None:
     check_writers(Placements(), outcome.txn)
     assert [event.reason for event in outcome.events] == ["Placed"]
     cloud.commit(outcome.txn)
-    claims = cloud.view.get(kinds.NODE_CLAIMS, node)
-    assert claims is not None
-    assert (claims.cpus, claims.memory_bytes, claims.disk_bytes, claims.vms) == (2, GIB, 3 * GIB, 1)
+    assert cloud.claims(node) == (2, GIB, 3 * GIB, 1)
     place_of = cloud.view.get(kinds.VOLUME_PLACEMENT, "vol-00000web")
     assert place_of is not None
     assert place_of.node == node
@@ -161,14 +159,10 @@ def test_deleted_vm_brought_back_returns_to_its_disks() -> None:
     cloud.delete_vm(vm)
     absent_everywhere(cloud, [vm])
     cloud.settle([Placements()])
-    claims = cloud.view.get(kinds.NODE_CLAIMS, home)
-    assert claims is not None
-    assert (claims.cpus, claims.memory_bytes, claims.disk_bytes) == (0, 0, GIB)
+    assert cloud.claims(home) == (0, 0, GIB, 0)
     cloud.undelete_vm(vm)
     assert place(cloud, vm).node == home
-    claims = cloud.view.get(kinds.NODE_CLAIMS, home)
-    assert claims is not None
-    assert (claims.cpus, claims.disk_bytes, claims.vms) == (1, GIB, 1)
+    assert cloud.claims(home) == (1, 512 * MIB, GIB, 1)
 
 
 def test_what_a_node_said_of_an_earlier_life_gives_nothing_back() -> None:
@@ -193,9 +187,7 @@ def test_everything_is_given_back_when_records_are_gone() -> None:
     cloud.delete(kinds.VM, vm)
     cloud.delete(kinds.VOLUME, "vol-00000web")
     cloud.settle([Placements()])
-    claims = cloud.view.get(kinds.NODE_CLAIMS, node)
-    assert claims is not None
-    assert (claims.cpus, claims.memory_bytes, claims.disk_bytes, claims.vms) == (0, 0, 0, 0)
+    assert cloud.claims(node) == (0, 0, 0, 0)
     assert not list(cloud.view.ids(kinds.PLACEMENT))
     assert not list(cloud.view.ids(kinds.VOLUME_PLACEMENT))
 
@@ -213,9 +205,7 @@ def test_resize_changes_the_claim_or_says_what_is_missing() -> None:
     place(cloud, vm)
     resize(cloud, vm, cpus=2, memory=2 * GIB)
     assert place(cloud, vm).say == "resized on n1: 2 CPUs, 2 GiB of memory"
-    claims = cloud.view.get(kinds.NODE_CLAIMS, node)
-    assert claims is not None
-    assert (claims.cpus, claims.memory_bytes) == (2, 2 * GIB)
+    assert cloud.claims(node)[:2] == (2, 2 * GIB)
     resize(cloud, vm, cpus=2, memory=64 * GIB)
     assert "stays as it is on n1: 62 GiB more memory wanted, 1.5 GiB free" in place(cloud, vm).say
     placement = cloud.view.get(kinds.PLACEMENT, vm)
@@ -235,16 +225,12 @@ def test_volumes_attached_later_and_grown_are_claimed() -> None:
     place(cloud, vm)
     data = cloud.volume("data", vm=vm, size=10 * GIB)
     cloud.decide(Placements(), vm)
-    claims = cloud.view.get(kinds.NODE_CLAIMS, node)
-    assert claims is not None
-    assert claims.disk_bytes == 11 * GIB
+    assert cloud.claims(node)[2] == 11 * GIB
     volume = cloud.edit(kinds.VOLUME, data)
     volume.spec.size_bytes = 500 * GIB
     cloud.put(kinds.VOLUME, data, volume)
     assert "volume data needs 490 GiB more" in place(cloud, vm).say
-    claims = cloud.view.get(kinds.NODE_CLAIMS, node)
-    assert claims is not None
-    assert claims.disk_bytes == 11 * GIB
+    assert cloud.claims(node)[2] == 11 * GIB
 
 
 def test_two_controllers_on_one_node_conflict_and_the_second_decides_again() -> None:

@@ -1,4 +1,7 @@
-"""Placement under random histories and stale decisions: claims are what is placed, and never more than there is."""
+"""Placement under random histories and stale decisions: claims are what is placed, and never more than there is.
+
+One pool is shared by two of the nodes, and one node begins with a volume that an older release placed and claimed.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ from cairn.controller.model.nodes import capacity
 from cairn.controller.reconcilers.placement import Placements
 from cairn.controller.store.base import Conflict, Txn
 from cairn.proto import kinds
+from cairn.proto.v1.vm_pb2 import NodeClaims
+from cairn.proto.v1.volume_pb2 import VolumePlacement
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -19,7 +24,14 @@ class Placing(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.cloud = Cloud()
-        self.nodes = [self.cloud.node(f"n{i}", memory=(1 + i) * GIB, threads=1 + i, disk=(4 + i) * GIB) for i in range(3)]
+        shared = ({}, {"tank": 6 * GIB}, {"tank": 6 * GIB})
+        self.nodes = [
+            self.cloud.node(f"n{i}", memory=(1 + i) * GIB, threads=1 + i, disk=(4 + i) * GIB, shared=shared[i])
+            for i in range(3)
+        ]
+        old = VolumePlacement(volume=self.cloud.volume("old"), node=self.nodes[0], disk_bytes=GIB)
+        self.cloud.put(kinds.VOLUME_PLACEMENT, old.volume, old)
+        self.cloud.put(kinds.NODE_CLAIMS, old.node, NodeClaims(node=old.node, disk_bytes=GIB))
         self.placements = Placements()
         self.held: list[Txn] = []
         self.made = 0
@@ -28,10 +40,10 @@ class Placing(RuleBasedStateMachine):
         vms = sorted(self.cloud.view.ids(kinds.VM))
         return vms[number % len(vms)]
 
-    @rule(cpus=st.integers(1, 6), memory=st.integers(1, 8), disk=st.integers(0, 3))
-    def create(self, cpus: int, memory: int, disk: int) -> None:
+    @rule(cpus=st.integers(1, 6), memory=st.integers(1, 8), disk=st.integers(0, 3), type=st.sampled_from(["local", "net"]))
+    def create(self, cpus: int, memory: int, disk: int, type: str) -> None:
         self.made += 1
-        self.cloud.vm(f"v{self.made}", cpus=cpus, memory=memory * 256 * MIB, disk=disk * GIB)
+        self.cloud.vm(f"v{self.made}", cpus=cpus, memory=memory * 256 * MIB, disk=disk * GIB, type=type)
 
     @precondition(lambda self: self.cloud.view.count(kinds.VM) > 0)
     @rule(number=st.integers(0), cpus=st.integers(1, 6), memory=st.integers(1, 8))
@@ -97,25 +109,39 @@ class Placing(RuleBasedStateMachine):
                 for vm in view.by(kinds.PLACEMENT, "node", id)
                 if (placement := view.get(kinds.PLACEMENT, vm)) is not None and not placement.released
             ]
-            disks = [
-                place
-                for volume in view.by(kinds.VOLUME_PLACEMENT, "node", id)
-                if (place := view.get(kinds.VOLUME_PLACEMENT, volume))
-            ]
             if claims is None:
                 assert not held
-                assert not disks
                 continue
             assert claims.cpus == sum(each.cpus for each in held)
             assert claims.memory_bytes == sum(each.memory_bytes for each in held)
-            assert claims.disk_bytes == sum(each.disk_bytes for each in disks)
             assert claims.vms == len(held)
             assert node is not None
             assert facts is not None
             most = capacity(node, facts)
             assert claims.cpus <= most.cpus
             assert claims.memory_bytes <= most.memory_bytes
-            assert claims.disk_bytes <= most.disk_bytes
+
+    @invariant()
+    def pools_are_promised_once(self) -> None:
+        places = list(self.cloud.view.all(kinds.VOLUME_PLACEMENT))
+        capacity_bytes = {f"local/{id}": int((4 + i) * GIB * 0.95) for i, id in enumerate(self.nodes)}
+        for pool, most in {**capacity_bytes, "net/tank": int(6 * GIB * 0.95)}.items():
+            placed = [place for place in places if (place.pool or f"local/{place.node}") == pool]
+            assert all(place.node == pool.removeprefix("local/") or (pool == "net/tank" and not place.node) for place in placed)
+            claims = self.cloud.view.get(kinds.POOL_CLAIMS, pool)
+            old = self.cloud.view.get(kinds.NODE_CLAIMS, pool.removeprefix("local/"))
+            claimed = (claims.disk_bytes if claims is not None else 0) + (old.disk_bytes if old is not None else 0)
+            assert claimed == sum(place.disk_bytes for place in placed)
+            assert claimed <= most
+
+    @invariant()
+    def guests_reach_their_volumes(self) -> None:
+        view = self.cloud.view
+        for placement in view.all(kinds.PLACEMENT):
+            if placement.node == self.nodes[0] and not placement.released:
+                volumes = view.by(kinds.VOLUME, "vm", placement.vm)
+                pools = [place.pool for id in volumes if (place := view.get(kinds.VOLUME_PLACEMENT, id)) is not None]
+                assert "net/tank" not in pools
 
     @invariant()
     def decisions_add_up(self) -> None:

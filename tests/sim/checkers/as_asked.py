@@ -99,8 +99,8 @@ class AsAsked(Checker):
         place = cloud.get("volume_placement", volume.id)
         if place is not None and place.disk_bytes != record.spec.size_bytes:
             more = record.spec.size_bytes - place.disk_bytes
-            if more <= rules.free(cloud, place.node).disk_bytes:
-                yield f"volume {volume.name} ({volume.id}) wants {more} bytes more, which its node has"
+            if more <= rules.pool_free(cloud, rules.pool_of(place)):
+                yield f"volume {volume.name} ({volume.id}) wants {more} bytes more, which its pool has"
 
     def emptied(self, cloud: Cloud) -> Iterator[str]:
         """Nothing runs."""

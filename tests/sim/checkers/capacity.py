@@ -1,4 +1,4 @@
-"""No node is promised away twice: what is claimed of it is the sum of what was placed there, and not more than it has.
+"""No node or pool is promised away twice: what is claimed of it is the sum of what was placed there, and not more than it has.
 
 Sums are of the records, in the same revision; what a node has follows from its facts and its policy.
 """
@@ -12,7 +12,8 @@ from tests.sim import rules
 from tests.sim.checkers.base import Checker
 from tests.sim.cloud import Cloud, Commit
 
-_KINDS = ("placement", "volume_placement", "node_claims")
+_KINDS = ("placement", "node_claims")
+_POOL_KINDS = ("volume_placement", "pool_claims", "node_claims")
 
 
 class Capacity(Checker):
@@ -31,12 +32,17 @@ class Capacity(Checker):
                 nodes[change.id] = _amounts(change.before)
         for node, before in nodes.items():
             yield from _node(cloud, node, before)
+        for pool, held_bytes in _pools(commit).items():
+            yield from _pool(cloud, pool, held_bytes)
 
     def settled(self, cloud: Cloud, asked: Any) -> Iterator[str]:
         """All nodes: policies may have changed meanwhile, sums not."""
         for node in cloud.all("node_claims"):
             if _amounts(cloud.get("node_claims", node)) != rules.claimed(cloud, node):
                 yield f"{cloud.name_of(node)} has claims that are not the sum of what is there"
+        for pool in {*cloud.all("pool_claims"), *map(rules.pool_of, cloud.all("volume_placement").values())}:
+            if _claimed(cloud.get("pool_claims", pool)) + _before(cloud, pool) != rules.pool_claimed(cloud, pool):
+                yield f"pool {pool} has claims that are not the sum of what is there"
 
 
 def _node(cloud: Cloud, node: str, before: rules.Amounts) -> Iterator[str]:
@@ -45,10 +51,43 @@ def _node(cloud: Cloud, node: str, before: rules.Amounts) -> Iterator[str]:
     summed, most = rules.claimed(cloud, node), rules.capacity(cloud, node)
     if now != summed:
         yield f"of {name} {now} is claimed, what is placed there is {summed}"
-    for what in ("cpus", "memory_bytes", "disk_bytes"):
+    for what in ("cpus", "memory_bytes"):
         if getattr(now, what) > max(getattr(most, what), getattr(before, what)):
             yield f"of {name} {getattr(now, what)} {what} are claimed, it has {getattr(most, what)}"
 
 
 def _amounts(claims: Any) -> rules.Amounts:
-    return rules.Amounts(claims.cpus, claims.memory_bytes, claims.disk_bytes, claims.vms)
+    return rules.Amounts(claims.cpus, claims.memory_bytes, claims.vms)
+
+
+def _pools(commit: Commit) -> dict[str, int]:
+    """Return the pools a revision concerns: id -> bytes that were claimed before it."""
+    found: dict[str, int] = {}
+    for change in commit.changes:
+        if change.kind not in _POOL_KINDS:
+            continue
+        for each in (change.before, change.after):
+            if each is not None and change.kind == "volume_placement":
+                found.setdefault(rules.pool_of(each), 0)
+        if change.kind != "volume_placement":
+            pool = change.id if change.kind == "pool_claims" else f"local/{change.id}"
+            found[pool] = found.get(pool, 0) + _claimed(change.before)
+    return found
+
+
+def _pool(cloud: Cloud, pool: str, before: int) -> Iterator[str]:
+    now = _claimed(cloud.get("pool_claims", pool)) + _before(cloud, pool)
+    summed, most = rules.pool_claimed(cloud, pool), rules.pool_capacity(cloud, pool)
+    if now != summed:
+        yield f"of pool {pool} {now} bytes are claimed, what is placed there is {summed}"
+    if now > max(most, before):
+        yield f"of pool {pool} {now} bytes are claimed, it has {most}"
+
+
+def _claimed(claims: Any) -> int:
+    return int(claims.disk_bytes) if claims is not None else 0
+
+
+def _before(cloud: Cloud, pool: str) -> int:
+    """What an older release claimed of a local pool is in the claims of its node."""
+    return _claimed(cloud.get("node_claims", pool.removeprefix("local/")))

@@ -81,8 +81,10 @@ def _node(cloud: Cloud, node: Any) -> str:
         return NodeStatus.State.Name(node.status.state)
     claimed = rules.claimed(cloud, node.id)
     shown = node.status.claims
-    if rules.Amounts(shown.cpus, shown.memory_bytes, shown.disk_bytes, shown.vms) != claimed:
+    if rules.Amounts(shown.cpus, shown.memory_bytes, shown.vms) != claimed:
         return f"claims {shown}, what is placed there is {claimed}"
+    if shown.disk_bytes != rules.pool_claimed(cloud, f"local/{node.id}"):
+        return f"{shown.disk_bytes} bytes of its pool claimed, which is not what is placed there"
     return ""
 
 
