@@ -25,6 +25,7 @@ from cairn.controller.api.interceptor import Gate
 from cairn.controller.api.projects import ensure_default_project
 from cairn.controller.api.services import add_enrolment, add_services
 from cairn.controller.api.watch import Feed
+from cairn.controller.backup import cluster_record
 from cairn.controller.config import Config, ConfigError
 from cairn.controller.jobs.import_image import ImportImage
 from cairn.controller.jobs.keepers import Keepers
@@ -40,12 +41,13 @@ from cairn.controller.reconcilers.ports import Ports
 from cairn.controller.renewal import Renewal
 from cairn.controller.retention import Retention
 from cairn.controller.runtime import Runtime
+from cairn.controller.standing import StoreReplaced, back_say
 from cairn.controller.store.base import Store, Unavailable
 from cairn.controller.store.cache import Cache
 from cairn.controller.store.etcd import EtcdStore
 from cairn.controller.sync import SyncService
 from cairn.proto import kinds, log
-from cairn.proto.errors import TryAgain
+from cairn.proto.errors import Refused, TryAgain
 from cairn.proto.pki import Authority, PkiError
 from cairn.proto.rpc import FileCredentials, GrpcTransport, add_health_and_reflection, split_endpoint
 from cairn.proto.seams import Clock, Ids, SystemClock, SystemIds, Transport
@@ -58,6 +60,8 @@ EVENT_KEEP_S: Final = 24 * 3600.0
 LEASE_USE_S: Final = 3600.0
 PROBE_S: Final = 2.0
 RETRY_S: Final = 0.5
+# Answered also while nobody may decide anything: how it is, and the way out.
+ALWAYS: Final = frozenset({f"/cairn.v1.ClusterService/{name}" for name in ("GetClusterStatus", "RestoreCluster")})
 # How long calls under way may go on after SIGTERM.
 GRACE_S: Final = 2.0
 
@@ -93,15 +97,17 @@ class Controller:
             authority=authority,
             ca_pem=ca_pem,
             enrolment_endpoints=self._enrolment_endpoints,
+            version=version,
         )
+        self.standing, fenced = self.core.standing, self.core.store
         endpoints = [config.advertised]
         self.peers = Peers(config.name, endpoints, store, self.cache, clock, cluster=config.cluster, version=version)
         leases = Retention(store, EVENT_KEEP_S, LEASE_USE_S)
         reconcilers: list[Reconciler] = [Ports(), Placements(), Garbage(), Jobs([ImportImage()], [Keepers()]), NodeEvents()]
         metrics = RuntimeMetrics(registry)
-        self.runtime = Runtime(self.cache, store, self.peers, clock, ids, reconcilers, metrics, leases)
+        self.runtime = Runtime(self.cache, fenced, self.peers, clock, ids, reconcilers, metrics, leases)
         self.sync = SyncService(
-            self.cache, store, clock, ids, leases, SyncMetrics(registry), controller=config.name, epoch=lambda: self.peers.epoch
+            self.cache, fenced, clock, ids, leases, SyncMetrics(registry), self.standing, controller=config.name
         )
         # Set once calls are answered.
         self.ready = asyncio.Event()
@@ -161,8 +167,14 @@ class Controller:
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         self._tasks.append(asyncio.create_task(work, name=name))
 
-    def _unready(self) -> str:
-        return "" if self.ready.is_set() else f"controller {self.config.name} is starting: it has not read the store yet"
+    def _unready(self, method: str) -> Refused | None:
+        """Return why a method cannot be answered now. What a stopped cluster needs is answered all the same."""
+        if not self.cache.ready.is_set():
+            return TryAgain(f"controller {self.config.name} is starting: it has not read the store yet")
+        why = self.standing.why_not()
+        if why is not None or method in ALWAYS:
+            return None if method in ALWAYS else why
+        return None if self.ready.is_set() else TryAgain(f"controller {self.config.name} is starting")
 
     def _current_feed(self) -> Feed:
         assert self.feed is not None, "the gate lets nobody through before the feed is there"
@@ -214,11 +226,22 @@ class Controller:
             if alive:
                 try:
                     async with asyncio.timeout(PROBE_S):
-                        await self.store.revision()
+                        await self.core.store.revision()
+                        await self._outlived()
                 except (Unavailable, TimeoutError):
                     alive = False
+                alive = alive and self.standing.why_not() is None
             await self._tell_health(ready=alive)
             await asyncio.sleep(PROBE_S if self.ready.is_set() else RETRY_S)
+
+    async def _outlived(self) -> None:
+        """See to a store that went back: nobody is told anything on its word. Raises StoreReplaced once it has a new epoch."""
+        if self.standing.went_back is None:
+            return
+        self.sync.disband(back_say(*self.standing.went_back))
+        cluster, _, _ = await cluster_record(self.store)
+        if cluster.epoch > self.peers.epoch and not cluster.HasField("restore"):
+            raise StoreReplaced(f"the store was restored, as epoch {cluster.epoch}: this controller starts anew")
 
     async def _tell_health(self, *, ready: bool) -> None:
         status = HealthCheckResponse.SERVING if ready else HealthCheckResponse.NOT_SERVING

@@ -29,7 +29,17 @@ from cairn.controller.events import Leases, tell
 from cairn.controller.metrics import RuntimeMetrics
 from cairn.controller.model.happening import EventSpec
 from cairn.controller.reconcilers.base import Follower, Outcome, Reconciler
-from cairn.controller.store.base import Changed, Conflict, Indeterminate, LeaseLost, Store, Txn, Unavailable, View
+from cairn.controller.store.base import (
+    OPERATIONS_MAX,
+    Changed,
+    Conflict,
+    Indeterminate,
+    LeaseLost,
+    Store,
+    Txn,
+    Unavailable,
+    View,
+)
 from cairn.controller.store.cache import Cache, Changes, Subscription
 from cairn.controller.store.view import Fork
 from cairn.proto import kinds
@@ -37,8 +47,6 @@ from cairn.proto.log import logger
 from cairn.proto.seams import Clock, Ids
 
 _log = logger("runtime")
-# etcd's default limit on operations in a transaction.
-OPERATIONS_MAX: Final = 128
 # Keys decided before others may run.
 GROUP_MAX: Final = 64
 SLICE_S: Final = 0.01

@@ -1,6 +1,6 @@
 """AgentService: what each node must hold goes down its stream, what it reports comes up.
 
-    hello       the certificate's node id must be the one it says; our view must be at least as fresh as what it holds
+    hello       the certificate's node id must be the one it says; what it holds must not be newer than the store
     session     the record that says it is connected, under a lease (node_session.py)
     snapshot    all its objects, between SnapshotBegin and a bookmark
     deltas      what differs from what was sent, then a bookmark; a bookmark also answers each heartbeat
@@ -18,16 +18,19 @@ A change costs what changed: presence.py names the nodes and keys concerned, and
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from typing import Any, Final
 
-from cairn.controller.events import Leases
+from cairn.controller.events import Leases, tell
 from cairn.controller.metrics import SyncMetrics
+from cairn.controller.model.happening import EventSpec
+from cairn.controller.model.nodes import node_name
 from cairn.controller.node_reports import Reports
 from cairn.controller.node_session import Session
 from cairn.controller.nodespec import desired, node_objects
 from cairn.controller.presence import Presence
-from cairn.controller.store.base import Conflict, Indeterminate, LeaseLost, Store, Unavailable
+from cairn.controller.standing import Standing
+from cairn.controller.store.base import Conflict, Indeterminate, LeaseLost, Store, StoreError, Txn, Unavailable
 from cairn.controller.store.cache import Cache, Changes
 from cairn.proto import kinds
 from cairn.proto.errors import BadState, Denied, Invalid, NotFound, Refused, TryAgain
@@ -67,14 +70,14 @@ class SyncService(AgentServiceServicer):
         ids: Ids,
         leases: Leases,
         metrics: SyncMetrics,
+        standing: Standing,
         *,
         controller: str,
-        epoch: Callable[[], int],
         silence_s: float = SILENCE_S,
     ) -> None:
-        """controller: this controller's name; epoch: gives the cluster's; silence_s: after which an agent is cut off."""
+        """controller: this controller's name; silence_s: after which an agent is cut off."""
         self.cache, self.store, self.clock, self.ids, self.leases = cache, store, clock, ids, leases
-        self.metrics, self.controller, self.epoch, self.silence_s = metrics, controller, epoch, silence_s
+        self.metrics, self.standing, self.controller, self.silence_s = metrics, standing, controller, silence_s
         self._changes = cache.subscribe()
         self._presence: Presence | None = None
         self._streams: dict[str, Stream] = {}
@@ -110,6 +113,13 @@ class SyncService(AgentServiceServicer):
                 self._streams[node].check_report(id)
             elif kind is kinds.NODE and id in self._streams:
                 self._streams[id].check_node()
+            elif kind is kinds.CLUSTER:
+                self.disband("the cluster's record has changed: it is being restored, or was")
+
+    def disband(self, why: str) -> None:
+        """End all streams."""
+        for stream in self._streams.values():
+            stream.end(_Over(why, revoke=False))
 
     async def Sync(self, request_iterator: AsyncIterator[SyncRequest], context: Any) -> AsyncGenerator[SyncResponse, None]:
         """Serve one agent until it goes, falls silent, or connects elsewhere."""
@@ -152,23 +162,45 @@ class SyncService(AgentServiceServicer):
         return hello
 
     async def _caught_up(self, hello: Hello) -> None:
-        """Wait until the view is at least as fresh as what the agent holds. Raises TryAgain, BadState."""
+        """Wait until the view is as fresh as the store, and so as what the agent holds. Raises TryAgain, BadState."""
         held = hello.held
         try:
             async with asyncio.timeout(CATCH_UP_S):
                 await self.cache.ready.wait()
                 # Also what was made just now through another controller: the node itself, when it has just joined.
                 revision = await self.store.revision()
-                if held.epoch == self.epoch():
-                    revision = max(revision, held.revision)
                 await self.cache.wait_for(revision)
         except TimeoutError as error:
-            raise TryAgain(f"this controller has not caught up with revision {held.revision} yet") from error
+            raise TryAgain("this controller has not caught up with the store yet") from error
         except Unavailable as error:
             raise TryAgain(f"the store does not answer: {error}") from error
-        if held.epoch > self.epoch():
-            say = f"node {hello.node} holds epoch {held.epoch}, this cluster is at {self.epoch()}"
-            raise BadState("node", hello.node, say)
+        epoch = self.standing.cluster().epoch
+        # Nobody is told a revision before the store has it: one that the store does not have yet is of a store that went back.
+        if held.epoch > epoch or (held.epoch == epoch and held.revision > revision):
+            self.metrics.refused.labels("ahead").inc()
+            raise await self._ahead(hello, epoch, revision)
+        self.standing.ahead.pop(hello.node, None)
+
+    async def _ahead(self, hello: Hello, epoch: int, revision: int) -> BadState:
+        """Note, and tell once, that a node knows a later state than the store; return what to answer it."""
+        name, held = node_name(self.cache.view, hello.node), hello.held
+        say = (
+            f"node {name} was told revision {held.revision} of epoch {held.epoch}, the store is at {revision} of {epoch}:"
+            " it went back without a restore. The node keeps what it has; `cairn cluster restore FILE` with the newest backup"
+            " makes it believe the store again"
+        )
+        known = self.standing.ahead.get(hello.node)
+        self.standing.ahead[hello.node] = held
+        if known != held and self.cache.view.get(kinds.NODE, hello.node) is not None:
+            _log.error("store_went_back", node=hello.node, held=f"{held.epoch}/{held.revision}", store=f"{epoch}/{revision}")
+            txn = Txn("sync")
+            try:
+                told = EventSpec(hello.node, name, "", "StoreWentBack", say, name, warning=True)
+                tell(txn, [told], now=self.clock.now(), ids=self.ids, lease=await self.leases.lease())
+                await self.store.commit(txn)
+            except StoreError as error:
+                _log.warning("event_lost", node=hello.node, error=str(error))
+        return BadState("node", hello.node, say)
 
 
 class Stream:
@@ -176,6 +208,8 @@ class Stream:
 
     def __init__(self, service: SyncService, hello: Hello, requests: AsyncIterator[SyncRequest]) -> None:
         self._service, self._hello, self._requests, self.node = service, hello, requests, hello.node
+        # Of all it will be told: a stream ends with its epoch.
+        self._epoch = service.standing.cluster().epoch
         self._session = Session(service.store, service.clock, hello, service.controller)
         # Key -> hash of what was sent last.
         self._sent: dict[str, int] = {}
@@ -315,19 +349,19 @@ class Stream:
                     some = True
                     yield response
             # Nothing pending, as of this very moment: all up to this revision has been sent.
-            if some:
+            if some and self._over is None:
                 self._service.metrics.sent.labels("bookmark").inc()
                 yield SyncResponse(bookmark=Bookmark(version=self._version()))
             if since_s is not None:
                 self._service.metrics.lag_s.observe(asyncio.get_running_loop().time() - since_s)
 
     def _version(self) -> Version:
-        return Version(epoch=self._service.epoch(), revision=self._service.cache.view.revision)
+        return Version(epoch=self._epoch, revision=self._service.cache.view.revision)
 
     def _pending(self) -> bool:
         """Tell whether something may differ from what was sent, as of the newest view."""
         self._service.presence()
-        return bool(self._touched)
+        return bool(self._touched) and self._over is None
 
     async def _snapshot(self) -> AsyncGenerator[SyncResponse, None]:
         """Yield everything the node must hold; what changes meanwhile follows as deltas."""

@@ -42,6 +42,8 @@ class Kind(Generic[M_co]):
     id_prefix: str = ""
     # Components that may delete it besides the writer.
     deleters: frozenset[str] = field(default_factory=frozenset)
+    # In backups. What is leased is not, nor what nodes say again when they connect.
+    kept: bool = True
 
     @property
     def prefix(self) -> str:
@@ -69,8 +71,8 @@ NODE = Kind("node", node_pb2.Node, "api", "node")
 JOIN_TOKEN = Kind("join_token", node_pb2.JoinToken, "api", "jt", _GARBAGE)
 NAME = Kind("name", cluster_pb2.NameClaim, "api", "", _GARBAGE)  # id: <project>/<kind>/<name>
 VNI = Kind("vni", vpc_pb2.VniClaim, "api", "", _GARBAGE)  # id: decimal, 8 digits
-REQUEST = Kind("request", cluster_pb2.RequestRecord, "api")  # leased, 24 h
-PLAN = Kind("plan", cluster_pb2.PlanRecord, "api", "plan")  # leased, 10 min
+REQUEST = Kind("request", cluster_pb2.RequestRecord, "api", kept=False)  # leased, 24 h
+PLAN = Kind("plan", cluster_pb2.PlanRecord, "api", "plan", kept=False)  # leased, 10 min
 
 # What reconcilers decide.
 PORT_BINDING = Kind("port_binding", port_pb2.PortBinding, "ports")
@@ -84,14 +86,14 @@ IMAGE_CONTENT = Kind("image_content", image_pb2.ImageContent, "jobs", "", _GARBA
 JOB = Kind("job", job_pb2.Job, "jobs", "j", _GARBAGE)
 
 # What nodes report, and who is alive.
-OBSERVED = Kind("observed", agent_pb2.Observed, "sync", "", _GARBAGE)  # id: <node>/<key of the desired object>
+OBSERVED = Kind("observed", agent_pb2.Observed, "sync", "", _GARBAGE, kept=False)  # id: <node>/<key of the desired object>
 NODE_FACTS = Kind("node_facts", node_pb2.NodeFacts, "sync", "", _GARBAGE)
-NODE_SESSION = Kind("node_session", node_pb2.NodeSession, "sync")  # leased while the stream lives
-CONTROLLER = Kind("controller", cluster_pb2.ControllerSession, "peers")  # leased
+NODE_SESSION = Kind("node_session", node_pb2.NodeSession, "sync", kept=False)  # leased while the stream lives
+CONTROLLER = Kind("controller", cluster_pb2.ControllerSession, "peers", kept=False)  # leased
 CLUSTER = Kind("cluster", cluster_pb2.Cluster, "peers")  # id: "self"
 
 # Written by whoever has something to tell; ids are unique, nothing is ever changed. Leased, 24 h.
-EVENT = Kind("event", event_pb2.Event, "*", "ev")
+EVENT = Kind("event", event_pb2.Event, "*", "ev", kept=False)
 
 ALL: Final[tuple[Kind[Message], ...]] = (
     PROJECT, IMAGE, VPC, SUBNET, PORT, VOLUME, VM, NODE, JOIN_TOKEN, NAME, VNI, REQUEST, PLAN,

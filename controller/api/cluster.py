@@ -2,57 +2,112 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any, Final
 
+from cairn.controller import restore
 from cairn.controller.api import nouns
 from cairn.controller.api.authorise import caller_of
 from cairn.controller.api.core import Core
+from cairn.controller.backup import backup
+from cairn.controller.model.nodes import node_name
 from cairn.controller.model.permits import Caller, Verb, permits
-from cairn.controller.store.base import Membership, View
+from cairn.controller.store.base import View
 from cairn.controller.words import several
 from cairn.proto import kinds
-from cairn.proto.errors import Denied
+from cairn.proto.errors import Denied, Invalid
 from cairn.proto.v1 import cluster_pb2, cluster_pb2_grpc
-from cairn.proto.v1.cluster_pb2 import Cluster, GetClusterStatusResponse
+from cairn.proto.v1.backup_pb2 import (
+    BackupClusterRequest,
+    BackupClusterResponse,
+    RestoreClusterRequest,
+    RestoreClusterResponse,
+    RestoreResult,
+)
+from cairn.proto.v1.cluster_pb2 import GetClusterStatusResponse
 from cairn.proto.v1.node_pb2 import NodeStatus
 from cairn.proto.v1.vm_pb2 import VmStatus
 
-
-@runtime_checkable
-class Membered(Membership, Protocol):
-    """A store that can tell about its members, asked for at run time."""
+RESTORED: Final = "restored; nodes connect again by themselves, and what they know besides is listed by `cairn cluster adopt`"
 
 
 class ClusterService(cluster_pb2_grpc.ClusterServiceServicer):
-    """ClusterService of proto/v1/cluster.proto."""
+    """ClusterService of proto/v1/cluster.proto. All of it works also while nobody may decide anything (standing.py)."""
 
     def __init__(self, core: Core) -> None:
         self._core = core
+
+    def _permitted(self, context: Any, verb: Verb, doing: str) -> Caller:
+        """Return who calls, if he may do that to the cluster. Raises Denied, Unauthenticated."""
+        caller = caller_of(context)
+        if not permits(self._core.cache.view, caller, verb, self._core.standing.cluster()):
+            raise Denied(f"{caller.kind} {caller.id!r} may not {doing}")
+        return caller
 
     async def GetClusterStatus(
         self, request: cluster_pb2.GetClusterStatusRequest, context: Any
     ) -> cluster_pb2.GetClusterStatusResponse:
         """Return how everything is."""
-        view, caller = self._core.cache.view, caller_of(context)
-        cluster = view.get(kinds.CLUSTER, "self")
-        if not permits(view, caller, Verb.SEE, cluster or Cluster()):
-            raise Denied(f"{caller.kind} {caller.id!r} may not see the cluster's status")
+        view, standing = self._core.cache.view, self._core.standing
+        caller = self._permitted(context, Verb.SEE, "see the cluster's status")
         answer = GetClusterStatusResponse(revision=view.revision)
-        if cluster is not None:
-            answer.name, answer.epoch = cluster.name, cluster.epoch
+        cluster = standing.cluster()
+        answer.name, answer.epoch = cluster.name, cluster.epoch
+        if cluster.HasField("restored"):
+            answer.restored.CopyFrom(cluster.restored)
+        if cluster.HasField("restore"):
+            answer.restore.CopyFrom(cluster.restore)
+        for node, held in sorted(standing.ahead.items()):
+            answer.nodes_ahead.add(node=node, name=node_name(view, node), epoch=held.epoch, revision=held.revision)
         answer.controllers.extend(sorted(view.all(kinds.CONTROLLER), key=lambda session: session.name))
         _count(view, caller, answer)
-        if isinstance(self._core.store, Membered):
-            for member in await self._core.store.members():
-                answer.members.add(
-                    endpoint=member.endpoint,
-                    healthy=member.healthy,
-                    leader=member.leader,
-                    size_bytes=member.size_bytes,
-                    version=member.version,
-                )
-        answer.say = sentence(answer)
+        for member in await self._core.store.members():
+            answer.members.add(
+                endpoint=member.endpoint,
+                healthy=member.healthy,
+                leader=member.leader,
+                size_bytes=member.size_bytes,
+                version=member.version,
+            )
+        why = standing.why_not()
+        answer.say = why.say if why is not None else sentence(answer)
         return answer
+
+    async def BackupCluster(self, request: BackupClusterRequest, context: Any) -> AsyncIterator[BackupClusterResponse]:
+        """Stream a backup as the bytes of its file."""
+        self._permitted(context, Verb.BACKUP, "back the cluster up")
+        async with aclosing(backup(self._core.store, self._core.clock, self._core.version)) as chunks:
+            async for chunk in chunks:
+                yield BackupClusterResponse(chunk=chunk)
+
+    async def RestoreCluster(
+        self, requests: AsyncIterator[RestoreClusterRequest], context: Any
+    ) -> AsyncIterator[RestoreClusterResponse]:
+        """Put a backup in the place of all records, or say what that would change."""
+        caller = self._permitted(context, Verb.RESTORE, "restore the cluster")
+        first = await anext(aiter(requests), None)
+        if first is None or first.WhichOneof("part") != "options":
+            raise Invalid("options", "the first message must say what is to be done")
+        taken = await restore.read(_chunks(requests))
+        attempt = restore.Restore(self._core.unfenced, self._core.clock, taken, caller.id)
+        plan = await attempt.plan()
+        yield RestoreClusterResponse(plan=plan)
+        if first.options.validate_only:
+            return
+        if first.options.cluster != plan.cluster:
+            say = f"this cluster's name is {plan.cluster!r}, not {first.options.cluster!r}: nothing was restored"
+            raise Invalid("options.cluster", say)
+        async with aclosing(attempt.run()) as progress:
+            async for each in progress:
+                yield RestoreClusterResponse(progress=each)
+        revision = await self._core.unfenced.revision()
+        yield RestoreClusterResponse(result=RestoreResult(epoch=attempt.epoch, revision=revision, say=RESTORED))
+
+
+async def _chunks(requests: AsyncIterator[RestoreClusterRequest]) -> AsyncIterator[bytes]:
+    async for request in requests:
+        yield request.chunk
 
 
 def _count(view: View, caller: Caller, answer: GetClusterStatusResponse) -> None:
@@ -75,6 +130,10 @@ def _count(view: View, caller: Caller, answer: GetClusterStatusResponse) -> None
 def sentence(answer: GetClusterStatusResponse) -> str:
     """Return what matters most, first what is wrong."""
     troubles = []
+    if answer.nodes_ahead:
+        names = ", ".join(node.name for node in answer.nodes_ahead)
+        say = f"the store is older than what {names} was told: it went back without a restore, and tells those nothing"
+        troubles.append(f"{say}; `cairn cluster restore FILE` with the newest backup makes them believe it again")
     silent = [member.endpoint for member in answer.members if not member.healthy]
     if silent:
         troubles.append(f"store member {', '.join(silent)} does not answer")

@@ -9,6 +9,7 @@ from cairn.controller.api.decision import Views
 from cairn.controller.api.listing import Listings
 from cairn.controller.api.mutation import Mutations
 from cairn.controller.api.watch import Feed, Watches
+from cairn.controller.standing import FencedStore, Standing
 from cairn.controller.store.base import Store
 from cairn.proto.pki import Authority
 from cairn.proto.seams import Clock, Ids, Transport
@@ -18,7 +19,10 @@ from cairn.proto.seams import Clock, Ids, Transport
 class Core:
     """The API's machinery."""
 
-    store: Store
+    store: FencedStore
+    # The same without the fence: for restoring, which is what the fence is for.
+    unfenced: Store
+    standing: Standing
     cache: Views
     clock: Clock
     ids: Ids
@@ -32,6 +36,8 @@ class Core:
     ca_pem: bytes
     # Endpoints a joining node enrols at.
     enrolment_endpoints: Callable[[], list[str]]
+    # Of this program, for what it writes about itself.
+    version: str
 
     @classmethod
     def build(
@@ -46,11 +52,15 @@ class Core:
         authority: Authority | None = None,
         ca_pem: bytes = b"",
         enrolment_endpoints: Callable[[], list[str]] = list,
+        version: str = "",
     ) -> Core:
-        """Wire the parts together."""
-        mutations = Mutations(store, cache, clock, ids)
-        listings = Listings(store, cache, mutations.freshen)
+        """Wire the parts together. store: as it is, without a fence."""
+        standing = Standing(cache)
+        fenced = FencedStore(store, cache, standing)
+        mutations = Mutations(fenced, cache, clock, ids)
+        listings = Listings(fenced, cache, mutations.freshen)
         watches = Watches(cache, feed, listings)
         return cls(
-            store, cache, clock, ids, transport, mutations, listings, watches, authority, ca_pem, enrolment_endpoints
+            fenced, store, standing, cache, clock, ids, transport, mutations, listings, watches, authority, ca_pem,
+            enrolment_endpoints, version,
         )  # fmt: skip

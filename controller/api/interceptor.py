@@ -15,7 +15,7 @@ import grpc
 import grpc.aio
 from cairn.controller.api.authorise import PACKAGE, authorise
 from cairn.controller.store.base import StoreError
-from cairn.proto.errors import TryAgain
+from cairn.proto.errors import Refused, TryAgain
 
 Handler = Any
 _SHAPES: Final[dict[tuple[bool, bool], tuple[str, Any]]] = {
@@ -26,18 +26,18 @@ _SHAPES: Final[dict[tuple[bool, bool], tuple[str, Any]]] = {
 }
 
 
-def always_ready() -> str:
+def always_ready(_method: str) -> Refused | None:
     """Nothing stands in the way."""
-    return ""
+    return None
 
 
 class Gate(grpc.aio.ServerInterceptor[Any, Any] if TYPE_CHECKING else grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Authorises every call of ours; health and reflection are for anybody with a certificate.
 
-    unready: says why the controller cannot answer yet, "" once it can.
+    unready: says why the controller cannot answer a method now, None when it can.
     """
 
-    def __init__(self, unready: Callable[[], str] = always_ready) -> None:
+    def __init__(self, unready: Callable[[str], Refused | None] = always_ready) -> None:
         self._unready = unready
 
     async def intercept_service(
@@ -86,7 +86,7 @@ class Gate(grpc.aio.ServerInterceptor[Any, Any] if TYPE_CHECKING else grpc.aio.S
         return call
 
     def _admit(self, method: str, context: Any) -> None:
-        """Raises Denied, Unauthenticated, TryAgain."""
+        """Raises Denied, Unauthenticated, TryAgain, BadState."""
         authorise(method, context)
-        if method.startswith(PACKAGE) and (why := self._unready()):
-            raise TryAgain(why)
+        if method.startswith(PACKAGE) and (why := self._unready(method)) is not None:
+            raise why

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import click
+from cairn.controller.cli import backup
 from cairn.controller.cli.client import Session
 from cairn.controller.cli.commands import NounGroup
 from cairn.controller.cli.failures import Failure
 from cairn.controller.cli.output import Detail, Section
 from cairn.controller.cli.values import size_text
 
-group = NounGroup("cluster", "The cluster as a whole; making a new one.")
+group = NounGroup("cluster", "The cluster as a whole; making a new one; backup and restore.")
+backup.add_verbs(group)
 
 
 @group.verb("status")
@@ -32,6 +34,11 @@ def status_details(answer: Any) -> Iterator[Detail]:
     yield "Nodes", f"{answer.nodes_ready} ready{down}"
     yield "VMs", f"{answer.vms}, {answer.vms_running} running"
     yield "Revision", f"{answer.revision} (epoch {answer.epoch})"
+    if answer.HasField("restored"):
+        restored = answer.restored
+        yield "Restored", f"{restored.restore_time.ToJsonString()} from the backup of {restored.backup_time.ToJsonString()}"
+    for node in answer.nodes_ahead:
+        yield "Ahead", f"{node.name} was told revision {node.revision} of epoch {node.epoch}"
     yield Section("Controllers", [(each.name, f"{', '.join(each.endpoints)}  {each.version}") for each in answer.controllers])
     yield Section("Store", [(member.endpoint, _member(member)) for member in answer.members])
 

@@ -25,7 +25,7 @@ AREAS: Final = {
     },
     "Infrastructure": {
         "node": "Servers that carry VMs, and tokens to join more.",
-        "cluster": "The cluster as a whole; making a new one.",
+        "cluster": "The cluster as a whole; making a new one; backup and restore.",
     },
     "Operations": {
         "job": "Work in steps: image imports.",

@@ -63,6 +63,8 @@ class Verb(StrEnum):
     CANCEL = "cancel"
     JOIN = "join"
     RENEW = "renew"
+    BACKUP = "backup"
+    RESTORE = "restore"
 
 
 _UNRESTRICTED: Final = frozenset({"user", "controller", "system"})

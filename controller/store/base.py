@@ -29,7 +29,9 @@ M = TypeVar("M", bound=Message)
 # What changed: a record, by kind and id. It may be gone.
 Changed: TypeAlias = tuple[AnyKind, str]
 # etcd's defaults for one transaction (--max-txn-ops, and a margin below --max-request-bytes, which counts framing too).
-OPERATIONS_MAX: Final = 128
+STORE_OPERATIONS_MAX: Final = 128
+# What may be decided in one: a check of the cluster's record is added to each (controller/standing.py).
+OPERATIONS_MAX: Final = STORE_OPERATIONS_MAX - 1
 TXN_BYTES_MAX: Final = 1_400_000
 
 
@@ -106,8 +108,8 @@ class Put:
 class Txn:
     """What to check, put and delete, atomically; built by the component `writer`, which must be allowed each kind it touches.
 
-    Methods return self, so that a transaction reads as one expression. At most 128 operations go into one commit (etcd's
-    default limit): see `size`.
+    Methods return self, so that a transaction reads as one expression. At most 127 operations go into one commit (etcd's
+    default limit, less one): see `size`.
     """
 
     writer: str
@@ -166,10 +168,10 @@ class Txn:
         """Operations in it, as etcd counts: the larger of checks and writes."""
         return max(len(self.checks), len(self.puts) + len(self.deletes))
 
-    def check_limits(self) -> None:
+    def check_limits(self, operations_max: int = STORE_OPERATIONS_MAX) -> None:
         """Raise ValueError when it is too big for one commit, or puts and deletes the same key."""
-        if self.size > OPERATIONS_MAX:
-            raise ValueError(f"{self.size} operations in one transaction; at most {OPERATIONS_MAX} fit")
+        if self.size > operations_max:
+            raise ValueError(f"{self.size} operations in one transaction; at most {operations_max} fit")
         size_bytes = sum(len(key) + len(put.value) for key, put in self.puts.items()) + sum(map(len, self.checks))
         if size_bytes > TXN_BYTES_MAX:
             raise ValueError(f"{size_bytes} bytes in one transaction; at most {TXN_BYTES_MAX} fit")

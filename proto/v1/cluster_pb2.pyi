@@ -3,6 +3,7 @@
 isort:skip_file
 The cluster itself, and how servers and people get certificates."""
 
+from cairn.proto.v1 import backup_pb2 as _backup_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -48,6 +49,9 @@ class GetClusterStatusResponse(_message.Message):
     VMS_RUNNING_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
     SAY_FIELD_NUMBER: _builtins.int
+    RESTORED_FIELD_NUMBER: _builtins.int
+    RESTORE_FIELD_NUMBER: _builtins.int
+    NODES_AHEAD_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     epoch: _builtins.int
     """Grows when the store is restored from a backup."""
@@ -61,6 +65,18 @@ class GetClusterStatusResponse(_message.Message):
     def controllers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ControllerSession]: ...
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoreMember]: ...
+    @_builtins.property
+    def restored(self) -> _backup_pb2.Restored:
+        """The last restore from a backup."""
+
+    @_builtins.property
+    def restore(self) -> _backup_pb2.RestoreUnderWay:
+        """A restore that is under way, or broke off."""
+
+    @_builtins.property
+    def nodes_ahead(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeAhead]:
+        """Nodes that know a later state than the store, which went back without a restore."""
+
     def __init__(
         self,
         *,
@@ -74,14 +90,47 @@ class GetClusterStatusResponse(_message.Message):
         vms_running: _builtins.int = ...,
         members: _abc.Iterable[Global___StoreMember] | None = ...,
         say: _builtins.str = ...,
+        restored: _backup_pb2.Restored | None = ...,
+        restore: _backup_pb2.RestoreUnderWay | None = ...,
+        nodes_ahead: _abc.Iterable[Global___NodeAhead] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["restore", b"restore", "restored", b"restored"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["controllers", b"controllers", "epoch", b"epoch", "members", b"members", "name", b"name", "nodes_down", b"nodes_down", "nodes_ready", b"nodes_ready", "revision", b"revision", "say", b"say", "vms", b"vms", "vms_running", b"vms_running"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["controllers", b"controllers", "epoch", b"epoch", "members", b"members", "name", b"name", "nodes_ahead", b"nodes_ahead", "nodes_down", b"nodes_down", "nodes_ready", b"nodes_ready", "restore", b"restore", "restored", b"restored", "revision", b"revision", "say", b"say", "vms", b"vms", "vms_running", b"vms_running"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetClusterStatusResponse: _TypeAlias = GetClusterStatusResponse  # noqa: Y015
+
+@_typing.final
+class NodeAhead(_message.Message):
+    """A node that was told what the store does not know."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    name: _builtins.str
+    epoch: _builtins.int
+    revision: _builtins.int
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        name: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "name", b"name", "node", b"node", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeAhead: _TypeAlias = NodeAhead  # noqa: Y015
 
 @_typing.final
 class StoreMember(_message.Message):
@@ -214,29 +263,45 @@ Global___JoinNodeResponse: _TypeAlias = JoinNodeResponse  # noqa: Y015
 
 @_typing.final
 class Cluster(_message.Message):
-    """Stored: identity of the cluster. Sole writer: the controller's first start."""
+    """Stored: identity of the cluster. Sole writer: controller/peers.py at the first start; controller/restore.py at a restore."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    RESTORE_FIELD_NUMBER: _builtins.int
+    RESTORED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     epoch: _builtins.int
+    """Grows when the store is restored from a backup: versions of a higher epoch are newer, whatever their revision."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def restore(self) -> _backup_pb2.RestoreUnderWay: ...
+    @_builtins.property
+    def restored(self) -> _backup_pb2.Restored: ...
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         epoch: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        restore: _backup_pb2.RestoreUnderWay | None = ...,
+        restored: _backup_pb2.Restored | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_restore", b"_restore", "_restored", b"_restored", "create_time", b"create_time", "restore", b"restore", "restored", b"restored"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "epoch", b"epoch", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_restore", b"_restore", "_restored", b"_restored", "create_time", b"create_time", "epoch", b"epoch", "name", b"name", "restore", b"restore", "restored", b"restored"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__restore: _TypeAlias = _typing.Literal["restore"]  # noqa: Y015
+    _WhichOneofArgType__restore: _TypeAlias = _typing.Literal["_restore", b"_restore"]  # noqa: Y015
+    _WhichOneofReturnType__restored: _TypeAlias = _typing.Literal["restored"]  # noqa: Y015
+    _WhichOneofArgType__restored: _TypeAlias = _typing.Literal["_restored", b"_restored"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__restore) -> _WhichOneofReturnType__restore | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__restored) -> _WhichOneofReturnType__restored | None: ...
 
 Global___Cluster: _TypeAlias = Cluster  # noqa: Y015
 

@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from cairn.proto.v1 import backup_pb2 as cairn_dot_proto_dot_v1_dot_backup__pb2
 from cairn.proto.v1 import cluster_pb2 as cairn_dot_proto_dot_v1_dot_cluster__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -40,6 +41,16 @@ class ClusterServiceStub:
                 request_serializer=cairn_dot_proto_dot_v1_dot_cluster__pb2.GetClusterStatusRequest.SerializeToString,
                 response_deserializer=cairn_dot_proto_dot_v1_dot_cluster__pb2.GetClusterStatusResponse.FromString,
                 _registered_method=True)
+        self.BackupCluster = channel.unary_stream(
+                '/cairn.v1.ClusterService/BackupCluster',
+                request_serializer=cairn_dot_proto_dot_v1_dot_backup__pb2.BackupClusterRequest.SerializeToString,
+                response_deserializer=cairn_dot_proto_dot_v1_dot_backup__pb2.BackupClusterResponse.FromString,
+                _registered_method=True)
+        self.RestoreCluster = channel.stream_stream(
+                '/cairn.v1.ClusterService/RestoreCluster',
+                request_serializer=cairn_dot_proto_dot_v1_dot_backup__pb2.RestoreClusterRequest.SerializeToString,
+                response_deserializer=cairn_dot_proto_dot_v1_dot_backup__pb2.RestoreClusterResponse.FromString,
+                _registered_method=True)
 
 
 class ClusterServiceServicer:
@@ -52,6 +63,19 @@ class ClusterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BackupCluster(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestoreCluster(self, request_iterator, context):
+        """Puts a backup in the place of all records. Repeating it after it broke off goes on where it ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ClusterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -59,6 +83,16 @@ def add_ClusterServiceServicer_to_server(servicer, server):
                     servicer.GetClusterStatus,
                     request_deserializer=cairn_dot_proto_dot_v1_dot_cluster__pb2.GetClusterStatusRequest.FromString,
                     response_serializer=cairn_dot_proto_dot_v1_dot_cluster__pb2.GetClusterStatusResponse.SerializeToString,
+            ),
+            'BackupCluster': grpc.unary_stream_rpc_method_handler(
+                    servicer.BackupCluster,
+                    request_deserializer=cairn_dot_proto_dot_v1_dot_backup__pb2.BackupClusterRequest.FromString,
+                    response_serializer=cairn_dot_proto_dot_v1_dot_backup__pb2.BackupClusterResponse.SerializeToString,
+            ),
+            'RestoreCluster': grpc.stream_stream_rpc_method_handler(
+                    servicer.RestoreCluster,
+                    request_deserializer=cairn_dot_proto_dot_v1_dot_backup__pb2.RestoreClusterRequest.FromString,
+                    response_serializer=cairn_dot_proto_dot_v1_dot_backup__pb2.RestoreClusterResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -89,6 +123,60 @@ class ClusterService:
             '/cairn.v1.ClusterService/GetClusterStatus',
             cairn_dot_proto_dot_v1_dot_cluster__pb2.GetClusterStatusRequest.SerializeToString,
             cairn_dot_proto_dot_v1_dot_cluster__pb2.GetClusterStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BackupCluster(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/cairn.v1.ClusterService/BackupCluster',
+            cairn_dot_proto_dot_v1_dot_backup__pb2.BackupClusterRequest.SerializeToString,
+            cairn_dot_proto_dot_v1_dot_backup__pb2.BackupClusterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestoreCluster(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/cairn.v1.ClusterService/RestoreCluster',
+            cairn_dot_proto_dot_v1_dot_backup__pb2.RestoreClusterRequest.SerializeToString,
+            cairn_dot_proto_dot_v1_dot_backup__pb2.RestoreClusterResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -3,6 +3,7 @@
 isort:skip_file
 The cluster itself, and how servers and people get certificates."""
 
+from cairn.proto.v1 import backup_pb2 as _backup_pb2
 from cairn.proto.v1 import cluster_pb2 as _cluster_pb2
 from collections import abc as _abc
 from grpc import aio as _aio
@@ -34,6 +35,9 @@ class ClusterServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ClusterServiceAsyncStub: ...
     GetClusterStatus: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.GetClusterStatusRequest, _cluster_pb2.GetClusterStatusResponse]
+    BackupCluster: _grpc.UnaryStreamMultiCallable[_backup_pb2.BackupClusterRequest, _backup_pb2.BackupClusterResponse]
+    RestoreCluster: _grpc.StreamStreamMultiCallable[_backup_pb2.RestoreClusterRequest, _backup_pb2.RestoreClusterResponse]
+    """Puts a backup in the place of all records. Repeating it after it broke off goes on where it ended."""
 
 @_typing.type_check_only
 class ClusterServiceAsyncStub(ClusterServiceStub):
@@ -41,6 +45,9 @@ class ClusterServiceAsyncStub(ClusterServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetClusterStatus: _aio.UnaryUnaryMultiCallable[_cluster_pb2.GetClusterStatusRequest, _cluster_pb2.GetClusterStatusResponse]  # type: ignore[assignment]
+    BackupCluster: _aio.UnaryStreamMultiCallable[_backup_pb2.BackupClusterRequest, _backup_pb2.BackupClusterResponse]  # type: ignore[assignment]
+    RestoreCluster: _aio.StreamStreamMultiCallable[_backup_pb2.RestoreClusterRequest, _backup_pb2.RestoreClusterResponse]  # type: ignore[assignment]
+    """Puts a backup in the place of all records. Repeating it after it broke off goes on where it ended."""
 
 class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
     """The cluster as a whole."""
@@ -51,6 +58,21 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _cluster_pb2.GetClusterStatusRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cluster_pb2.GetClusterStatusResponse, _abc.Awaitable[_cluster_pb2.GetClusterStatusResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def BackupCluster(
+        self,
+        request: _backup_pb2.BackupClusterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_backup_pb2.BackupClusterResponse], _abc.AsyncIterator[_backup_pb2.BackupClusterResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def RestoreCluster(
+        self,
+        request_iterator: _MaybeAsyncIterator[_backup_pb2.RestoreClusterRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_backup_pb2.RestoreClusterResponse], _abc.AsyncIterator[_backup_pb2.RestoreClusterResponse]]:
+        """Puts a backup in the place of all records. Repeating it after it broke off goes on where it ended."""
 
 def add_ClusterServiceServicer_to_server(servicer: ClusterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

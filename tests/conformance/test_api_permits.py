@@ -29,6 +29,7 @@ from cairn.proto.v1 import (
     volume_pb2,
     vpc_pb2,
 )
+from cairn.proto.v1.backup_pb2 import RestoreClusterRequest, RestoreOptions
 from cairn.proto.v1.common_pb2 import CHANGE_TYPE_BOOKMARK
 from cairn.proto.v1.port_pb2 import Port, PortSpec
 from cairn.proto.v1.project_pb2 import Project
@@ -113,6 +114,7 @@ CREATED: dict[str, Any] = {
     "CreateVolume": volume_pb2.CreateVolumeRequest(volume=Volume(name="second", spec=VolumeSpec(size_bytes=MIB))),
     "CreateVm": vm_pb2.CreateVmRequest(vm=vm("second")),
     "CreateJoinToken": node_pb2.CreateJoinTokenRequest(),
+    "RestoreCluster": RestoreClusterRequest(options=RestoreOptions(validate_only=True)),
     "RenewCertificate": cluster_pb2.RenewCertificateRequest(csr_pem=make_csr("x").cert_pem),
 }
 
@@ -176,6 +178,8 @@ async def test_the_same_requests_of_a_user_find_what_they_name(world: World, mon
         try:
             await told(channel, method, request_for(method, objects))
         except grpc.aio.AioRpcError as error:
+            if method.name == "RestoreCluster" and "not a backup" in (error.details() or ""):
+                continue  # no file follows the one message
             if error.code() not in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.UNAVAILABLE):
                 unfound.append(f"{method.name}: {error.code().name} {error.details()}")
     assert not unfound, "\n".join(unfound)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from cairn.controller.store.base import (
-    OPERATIONS_MAX,
+    STORE_OPERATIONS_MAX,
     TXN_BYTES_MAX,
     Batch,
     Change,
@@ -118,11 +118,11 @@ async def test_of_many_who_create_a_key_one_wins(bench: Bench, p: str) -> None:
 
 
 async def test_limits(store: Any, p: str) -> None:
-    most = {f"{p}{n:03}": b"x" for n in range(OPERATIONS_MAX)}
+    most = {f"{p}{n:03}": b"x" for n in range(STORE_OPERATIONS_MAX)}
     await store.commit(raw(most, checks=dict.fromkeys(most, 0)))
     with pytest.raises(Conflict) as caught:
         await store.commit(raw({}, checks=dict.fromkeys(most, 0)))
-    assert len(caught.value.keys) == OPERATIONS_MAX
+    assert len(caught.value.keys) == STORE_OPERATIONS_MAX
     before = await store.revision()
     for refused in (
         raw({**most, p + "more": b"x"}),
@@ -265,8 +265,8 @@ async def test_watch_tells_what_changed(store: Any, p: str) -> None:
 
 async def test_large_revisions_arrive_whole(store: Any, p: str) -> None:
     start = await store.revision()
-    keys = [f"{p}{n:03}" for n in range(OPERATIONS_MAX)]
-    size = TXN_BYTES_MAX // OPERATIONS_MAX - 100
+    keys = [f"{p}{n:03}" for n in range(STORE_OPERATIONS_MAX)]
+    size = TXN_BYTES_MAX // STORE_OPERATIONS_MAX - 100
     last = 0
     for fill in b"abc":
         last = await store.commit(raw({key: bytes([fill]) * size for key in keys}))

@@ -15,6 +15,7 @@ from cairn.controller.nodespec import node_objects
 from cairn.controller.presence import Presence
 from cairn.controller.reconcilers.placement import Placements
 from cairn.controller.reconcilers.ports import Ports
+from cairn.controller.standing import CLUSTER_ID, Standing
 from cairn.controller.store.base import Txn, View
 from cairn.controller.store.cache import Cache
 from cairn.controller.store.memory import MemoryBackend, MemoryStore
@@ -34,6 +35,7 @@ from cairn.proto.v1.agent_pb2 import (
     Version,
     VmReport,
 )
+from cairn.proto.v1.cluster_pb2 import Cluster
 from cairn.proto.v1.node_pb2 import NodeFacts
 from prometheus_client import CollectorRegistry
 
@@ -62,6 +64,7 @@ class Agent:
         self.versions: list[int] = []
         self.received: list[SyncResponse] = []
         self.bookmarks = 0
+        self.epochs: set[int] = set()
         self.error: BaseException | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -97,7 +100,9 @@ class Agent:
     def _take(self, response: SyncResponse) -> None:
         self.received.append(response)
         kind = response.WhichOneof("message")
-        self.versions.append(getattr(response, kind or "").version.revision)
+        version = getattr(response, kind or "").version
+        self.versions.append(version.revision)
+        self.epochs.add(version.epoch)
         if kind == "upsert":
             self.objects[response.upsert.key] = response.upsert.object
         elif kind == "remove":
@@ -175,12 +180,13 @@ async def world(*, silence_s: float = 60, services: int = 1) -> AsyncIterator[Wo
             SystemIds(),
             Leases(store),
             SyncMetrics(at.registry if i == 0 else CollectorRegistry()),
+            Standing(cache),
             controller=f"c{i}",
-            epoch=lambda: 1,
             silence_s=silence_s,
         )
         at.services.append(service)
         tasks.append(asyncio.create_task(service.run()))
+    await store.commit(Txn("peers").put(kinds.CLUSTER, CLUSTER_ID, Cluster(name="test", epoch=1)))
     for name in ("n1", "n2"):
         at.cloud.node(name)
     await at.copy()
@@ -328,14 +334,17 @@ async def test_bad_first_messages() -> None:
 
 async def test_waits_until_it_knows_what_the_agent_holds() -> None:
     async with world() as at:
+        for name in ("one", "two"):
+            at.cloud.image(name)
+        changes = [(kind, id, at.cloud.view.get(kind, id)) for kind, id in at.cloud.take()]
+        for kind, id, record in changes:
+            newest = await at.store.commit(Txn(kind.writer).put(kind, id, record))
         here = Agent(at.services[0], N1)
-        here.hello(held=at.cache.view.revision + 2)
+        here.hello(held=newest)
         here.connect()
-        for _ in range(2):
-            at.cloud.image("later")
-            await at.copy()
         await at.until(lambda: here.bookmarks)
         assert here.error is None
+        assert at.cache.view.revision >= newest
         await here.break_off()
 
 

@@ -1,0 +1,113 @@
+"""cairn cluster backup, verify, restore against a real controller and real agents on fake drivers."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from cairn.proto import kinds
+
+from tests.unit.cli_real import RealCloud
+from tests.unit.cli_run import Ran, run
+from tests.unit.test_cli_image import qcow2
+
+VM = ("--cpus", "1", "--memory", "128MiB", "--image", "demo", "--subnet", "blue")
+
+
+def done(cloud: RealCloud, *arguments: str) -> Ran:
+    """Run a command that must succeed."""
+    ran = run(cloud, *arguments, "--timeout", "60")
+    assert ran.code == 0, f"cairn {' '.join(arguments)}\n{ran.out}{ran.err}"
+    return ran
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    end_s = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end_s, f"waited 30 s for {what}"
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealCloud]:
+    """One controller, one node with a guest on it, and a backup of that."""
+    folder = tmp_path_factory.mktemp("cloud")
+    cloud = RealCloud(folder)
+    cloud.start()
+    try:
+        cloud.do(cloud.join("n1", done(cloud, "node", "token", "create", "--node", "n1").out))
+        done(
+            cloud, "image", "import", "demo", "--file", str(qcow2(folder / "demo.qcow2")), "--arch", "x86_64", "--replicas", "1"
+        )
+        done(cloud, "vpc", "create", "demo", "--cidr", "10.1.0.0/16")
+        done(cloud, "subnet", "create", "blue", "--vpc", "demo", "--cidr", "10.1.1.0/24")
+        done(cloud, "vm", "create", "old", *VM)
+        yield cloud
+    finally:
+        cloud.close()
+
+
+def test_a_backup_is_written_whole_and_for_its_owner_alone(cloud: RealCloud, tmp_path: Path) -> None:
+    out = tmp_path / "cairn.backup"
+    before = os.umask(0)
+    try:
+        said = done(cloud, "cluster", "backup", "--out", str(out)).err
+    finally:
+        os.umask(before)
+    assert "cluster 'cairn' at revision" in said
+    assert stat.S_IMODE(out.stat().st_mode) == 0o600
+    assert [path.name for path in tmp_path.iterdir()] == ["cairn.backup"]
+    shown = done(cloud, "cluster", "verify", str(out))
+    assert "whole and unchanged" in shown.out
+    assert {"kind": "vm", "count": "1"} in done(cloud, "cluster", "verify", str(out), "-o", "json").json["counts"]
+    alone = run(cloud, "cluster", "verify", str(out), CAIRN_ENDPOINT="127.0.0.1:1")
+    assert alone.code == 0
+
+
+def test_a_backup_goes_to_standard_output(cloud: RealCloud, tmp_path: Path) -> None:
+    out = tmp_path / "piped.backup"
+    with out.open("wb") as file:
+        command = [sys.executable, "-m", "cairn.controller.cli.main", "cluster", "backup"]
+        command = [sys.executable, "-c", "from cairn.controller.cli.main import main; main()", *command[3:]]
+        subprocess.run(command, env={**os.environ, **cloud.environment}, stdout=file, check=True, timeout=60)
+    assert "whole and unchanged" in done(cloud, "cluster", "verify", str(out)).out
+
+
+def test_a_file_that_is_none_is_refused_with_what_to_do(cloud: RealCloud, tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong"
+    wrong.write_bytes(b"cairn-backup 1\n")
+    for verb in ("verify", "restore"):
+        ran = run(cloud, "cluster", verb, str(wrong))
+        assert ran.code == 1
+        assert "next: use another backup" in ran.err
+    assert run(cloud, "cluster", "verify", str(tmp_path / "none")).code == 2
+
+
+def test_a_restore_brings_the_old_state_and_stops_no_guest(cloud: RealCloud, tmp_path: Path) -> None:
+    out, host = tmp_path / "cairn.backup", cloud.nodes["n1"].host
+    done(cloud, "cluster", "backup", "--out", str(out))
+    (old,) = host.boots
+    done(cloud, "subnet", "create", "later", "--vpc", "demo", "--cidr", "10.1.2.0/24")
+    plan = done(cloud, "cluster", "restore", str(out), "--plan").out
+    assert "subnet: 0 added, 1 removed, 0 changed, 1 the same" in plan
+    unasked = run(cloud, "cluster", "restore", str(out))
+    assert unasked.code == 2
+    assert "--yes" in unasked.err
+    assert "later" in done(cloud, "subnet", "list").out
+    said = done(cloud, "cluster", "restore", str(out), "--yes").err
+    assert "restored" in said
+    assert "later" not in done(cloud, "subnet", "list").out
+    controller = cloud.controllers["c1"]
+    until(lambda: controller.cache.view.count(kinds.NODE_SESSION) == 1, "the node to connect again")
+    until(lambda: "RUNNING" in done(cloud, "vm", "list").out, "the guest to be known as running")
+    assert host.boots == [old]
+    assert host.guests[old].live is not None
+    status = done(cloud, "cluster", "status").out
+    assert "Restored" in status
+    done(cloud, "subnet", "create", "later", "--vpc", "demo", "--cidr", "10.1.2.0/24")
