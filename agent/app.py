@@ -40,7 +40,7 @@ from cairn.agent.volumes import Volumes
 from cairn.agent.world import World
 from cairn.hardware.base import Inventory
 from cairn.net.base import Dataplane, GuestServices
-from cairn.proto import log
+from cairn.proto import capabilities, log
 from cairn.proto.pki import Identity, PkiError
 from cairn.proto.rpc import FileCredentials, GrpcTransport, StaticCredentials, add_health_and_reflection, peer_identity
 from cairn.proto.seams import Clock, Disk, Ids, SystemClock, SystemDisk, SystemIds, Transport
@@ -178,6 +178,7 @@ class Agent:
             agent_version=self._version,
             endpoint=self._endpoint,
             facts=self.reports.facts,
+            capabilities=capabilities.of_agent([self._volumes.name]),
         )
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:

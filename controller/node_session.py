@@ -39,6 +39,7 @@ class Session:
             boot_id=hello.boot_id,
             endpoint=hello.endpoint,
             agent_version=hello.agent_version,
+            capabilities=hello.capabilities,
             connect_time=timestamp(clock.now()),
         )
         self._lease: Lease | None = None

@@ -16,14 +16,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from cairn.controller.model.capabilities import lacking
 from cairn.controller.model.nodes import hash_of
 from cairn.controller.model.seats import transit_of
-from cairn.controller.model.where import claimed, needs_permit, vms_on, volume_claimed_bytes, volume_nodes, volumes_on, where
+from cairn.controller.model.where import (
+    claimed,
+    needs_permit,
+    vms_on,
+    volume_claimed_bytes,
+    volume_node,
+    volume_nodes,
+    volume_pool,
+    volumes_on,
+    where,
+)
 from cairn.controller.presence import Presence
 from cairn.controller.store.base import View
 from cairn.net import ipam
 from cairn.proto import kinds
-from cairn.proto.ids import mac_of, router_mac, tap_of, transit_address
+from cairn.proto.ids import LOCAL_POOL, mac_of, router_mac, tap_of, transit_address
 from cairn.proto.v1.agent_pb2 import (
     VM_ROLE_UNSPECIFIED,
     BlobSource,
@@ -56,9 +67,10 @@ def node_objects(view: View, presence: Presence, node: str) -> dict[str, Desired
 
 
 def desired(view: View, presence: Presence, node: str, key: str) -> Desired | None:
-    """Return one object a node must hold, or None when it need not hold it."""
+    """Return one object a node must hold, or None when it need not hold it, or its agent would not understand it."""
     kind, _, id = key.partition("/")
-    return _MAKERS[kind](view, presence, node, id)
+    made = _MAKERS[kind](view, presence, node, id)
+    return None if made is None or lacking(view, node, made) else made
 
 
 def _keys(view: View, presence: Presence, node: str) -> Iterator[str]:
@@ -150,7 +162,10 @@ def _disks(view: View, node: str, vm: str) -> list[VmDisk]:
     for id in view.by(kinds.VOLUME, "vm", vm):
         volume = view.get(kinds.VOLUME, id)
         if volume is not None and node in volume_nodes(view, id) and not _erased(view, id):
-            disks.append(VmDisk(volume=id, boot=volume.spec.boot))
+            disk = VmDisk(volume=id, boot=volume.spec.boot)
+            if volume.spec.type not in ("", LOCAL_POOL):
+                disk.type, disk.pool = volume.spec.type, volume_pool(view, id)
+            disks.append(disk)
     return sorted(disks, key=lambda disk: (not disk.boot, disk.volume))
 
 
@@ -164,12 +179,12 @@ def _erased(view: View, id: str) -> bool:
 
 def _volume(view: View, _presence: Presence, node: str, id: str) -> Desired | None:
     volume = view.get(kinds.VOLUME, id)
-    if volume is None or node not in volume_nodes(view, id):
+    if volume is None or node != volume_node(view, id):
         return None
     if _erased(view, id):
         return Desired(volume=DesiredVolume(id=id, absent=True, type=volume.spec.type))
     # Not larger than the room claimed for it.
-    result = DesiredVolume(id=id, size_bytes=volume_claimed_bytes(view, id), type=volume.spec.type)
+    result = DesiredVolume(id=id, size_bytes=volume_claimed_bytes(view, id), type=volume.spec.type, pool=volume_pool(view, id))
     image = view.get(kinds.IMAGE, volume.spec.image) if volume.spec.image else None
     if image is not None:
         content = view.get(kinds.IMAGE_CONTENT, image.id)

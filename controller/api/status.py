@@ -12,13 +12,15 @@ from datetime import UTC
 from ipaddress import IPv4Network
 from typing import Any, TypeVar
 
+from cairn.controller.model.capabilities import unknown_there
 from cairn.controller.model.nodes import capacity, connected, node_name
 from cairn.controller.model.pools import pool_claimed
 from cairn.controller.model.reports import report
-from cairn.controller.model.where import vms_on, volume_node, where
+from cairn.controller.model.where import vms_on, volume_node, volume_pool, where
 from cairn.controller.store.base import Record, View
 from cairn.controller.words import size
 from cairn.proto import kinds
+from cairn.proto.capabilities import volume_type
 from cairn.proto.ids import LOCAL_POOL, pool_id
 from cairn.proto.v1.agent_pb2 import ImageReport, PortReport, VolumeReport
 from cairn.proto.v1.event_pb2 import Event
@@ -157,6 +159,7 @@ def volume(view: View, record: Record[Volume]) -> Volume:
     vm = view.get(kinds.VM, result.spec.vm)
     status.vm_name = vm.name if vm is not None else ""
     status.node = node_name(view, node) if node else ""
+    status.pool = volume_pool(view, result.id)
     if seen is not None:
         status.used_bytes = seen.volume.used_bytes
     status.observed_revision = record.mod_revision
@@ -180,6 +183,8 @@ def _volume_state(view: View, volume: Volume, node: str, seen: VolumeReport | No
         if volume.spec.vm:
             return VolumeStatus.STATE_PENDING, f"waits for VM {status.vm_name or volume.spec.vm} to be placed"
         return VolumeStatus.STATE_AVAILABLE, "ready; its space is taken on the node of the first VM it is attached to"
+    if unknown := unknown_there(view, node, {volume_type(volume.spec.type)}):
+        return VolumeStatus.STATE_PENDING, f"waits: {unknown}"
     if seen is None or seen.state in (VolumeReport.STATE_ABSENT, VolumeReport.STATE_UNSPECIFIED):
         silent = "" if connected(view, node) else ", which does not answer"
         return VolumeStatus.STATE_CREATING, f"waits for {status.node}{silent}"

@@ -6,11 +6,13 @@ from typing import TypeAlias
 
 from cairn.controller.api.status import clock_time, condition, copied, percent
 from cairn.controller.model.absence import is_absent
+from cairn.controller.model.capabilities import unknown_there, vm_needs
 from cairn.controller.model.nodes import connected, node_name
 from cairn.controller.model.reports import report
 from cairn.controller.model.where import decision_of, where
 from cairn.controller.store.base import Record, View
 from cairn.proto import kinds
+from cairn.proto.capabilities import desired_kind
 from cairn.proto.ids import mac_of
 from cairn.proto.v1.agent_pb2 import ImageReport, VmReport
 from cairn.proto.v1.common_pb2 import Decision
@@ -99,6 +101,8 @@ def _placed(view: View, vm: Vm, node: str, seen: VmReport | None) -> tuple[State
             "the guest may be running" if seen is not None and seen.state == VmReport.STATE_RUNNING else "nothing more is known"
         )
         return VmStatus.STATE_UNKNOWN, f"node {name} does not answer; {maybe}"
+    if unknown := unknown_there(view, node, {desired_kind(kinds.VM.name), *vm_needs(view, vm.id)}):
+        return VmStatus.STATE_UNKNOWN, f"{unknown}; until then it is left as it is"
     if seen is None or seen.state in (VmReport.STATE_UNSPECIFIED, VmReport.STATE_ABSENT):
         return VmStatus.STATE_STARTING, _preparing(view, vm, node, f"waits for {name} to take it up")
     if seen.state == VmReport.STATE_PREPARING:

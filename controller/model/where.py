@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from cairn.controller.model.pools import is_shared, pool_of
 from cairn.controller.store.base import View
 from cairn.proto import kinds
 from cairn.proto.v1.agent_pb2 import VM_ROLE_INCOMING, VM_ROLE_OUTGOING, VM_ROLE_OWNER, VM_ROLE_UNSPECIFIED, VmRole
@@ -86,9 +87,19 @@ def volume_node(view: View, volume: str) -> str:
 
 
 def volume_nodes(view: View, volume: str) -> tuple[str, ...]:
-    """Return every node that must be able to open a volume: of a local one, its own."""
-    node = volume_node(view, volume)
-    return (node,) if node else ()
+    """Return every node that must be able to open a volume: of a local one, its own; of a shared one, those of its VM."""
+    place, record = view.get(kinds.VOLUME_PLACEMENT, volume), view.get(kinds.VOLUME, volume)
+    if place is None:
+        return ()
+    if not is_shared(place):
+        return (place.node,)
+    return where(view, record.spec.vm).nodes if record is not None and record.spec.vm else ()
+
+
+def volume_pool(view: View, volume: str) -> str:
+    """Return the id of the pool a volume is in; empty: none yet."""
+    place = view.get(kinds.VOLUME_PLACEMENT, volume)
+    return pool_of(place) if place is not None else ""
 
 
 def volume_claimed_bytes(view: View, volume: str) -> int:

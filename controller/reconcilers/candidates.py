@@ -10,10 +10,11 @@ many nodes each filter refused), plain Python rows (2,400 decisions a second at 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import Final, TypeAlias
 
 import numpy as np
+from cairn.controller.model.capabilities import capabilities
 from cairn.controller.model.nodes import capacity, hash_of
 from cairn.controller.model.pools import pool_claimed, pool_room
 from cairn.controller.store.base import View
@@ -64,6 +65,8 @@ class Candidates:
         # It runs guests of some architecture at all.
         self.hypervisor: Mask = np.zeros(count, np.bool_)
         self.archs: dict[str, Mask] = {}
+        # Which agents know what (proto/capabilities.py).
+        self.known: dict[str, Mask] = {}
         self.cpus: Amounts = np.zeros(count, np.int64)
         self.cpus_free: Amounts = np.zeros(count, np.int64)
         self.memory_bytes: Amounts = np.zeros(count, np.int64)
@@ -156,10 +159,8 @@ class Candidates:
         self.labels[row] = node.labels
         runs = set(facts.hypervisor.archs) if facts is not None else set()
         self.hypervisor[row] = bool(runs)
-        for arch in runs - self.archs.keys():
-            self.archs[arch] = np.zeros(len(self.ids), np.bool_)
-        for arch, mask in self.archs.items():
-            mask[row] = arch in runs
+        _mark(self.archs, row, runs, len(self))
+        _mark(self.known, row, capabilities(view, id), len(self))
         most = capacity(node, facts) if facts is not None else NodeCapacity()
         self.cpus[row], self.memory_bytes[row], self.disk_bytes[row] = most.cpus, most.memory_bytes, most.disk_bytes
         self._fill_reach(row, facts)
@@ -180,3 +181,11 @@ class Candidates:
         self.cpus_free[row] = self.cpus[row] - claims.cpus
         self.memory_free_bytes[row] = self.memory_bytes[row] - claims.memory_bytes
         self.disk_free_bytes[row] = self.disk_bytes[row] - pool_claimed(view, _LOCAL + self.ids[row])
+
+
+def _mark(columns: dict[str, Mask], row: int, names: Set[str], count: int) -> None:
+    """Say in the columns which of all names a row has."""
+    for name in names - columns.keys():
+        columns[name] = np.zeros(count, np.bool_)
+    for name, mask in columns.items():
+        mask[row] = name in names

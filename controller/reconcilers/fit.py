@@ -42,6 +42,8 @@ class Wanted:
     node: str = ""
     node_name: str = ""
     selector: Mapping[str, str] = field(default_factory=dict)
+    # What the node's agent must know because of its volumes.
+    needs: frozenset[str] = frozenset()
     # Pools that hold a volume of it.
     pools: frozenset[str] = frozenset()
 
@@ -84,6 +86,7 @@ def _simple(
             arch=wanted.arch,
             node=wanted.node_name or wanted.node,
             selector=selector_text(wanted),
+            needs=", ".join(sorted(wanted.needs)),
             pools=", ".join(sorted(wanted.pools)),
         )
 
@@ -152,6 +155,15 @@ def _arch(table: Candidates, wanted: Wanted) -> Mask:
 
 def _image(table: Candidates, wanted: Wanted) -> Mask | None:
     return None if wanted.image_arch in ("", wanted.arch) else _none(table)
+
+
+def _known(table: Candidates, wanted: Wanted) -> Mask | None:
+    """Its agent knows all that the VM needs."""
+    mask: Mask | None = None
+    for need in sorted(wanted.needs):
+        known = table.known.get(need, _none(table))
+        mask = known if mask is None else mask & known
+    return mask
 
 
 def _pinned(table: Candidates, wanted: Wanted) -> Mask | None:
@@ -282,6 +294,10 @@ FILTERS: Final[tuple[Filter, ...]] = (
         "disk", "disk space", lambda table: table.disk_free_bytes, lambda wanted: wanted.disks.get(LOCAL_POOL, 0), size, MIB
     ),
     Filter("pool", _pooled, _pool_why, _pool_lack, _pool_advice),
+    _simple(
+        "agent", _known, "has an agent that does not know {needs}", "have agents that do not know {needs}",
+        lambda table, _, rows: f"upgrade the agent on {table.names[rows[0]]}",
+    ),
 )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from datetime import datetime
 from typing import Final, TypeAlias
 
 from cairn.controller.model.absence import removed
+from cairn.controller.model.capabilities import vm_needs
 from cairn.controller.model.happening import EventSpec
 from cairn.controller.model.nodes import node_name
 from cairn.controller.model.pools import pool_for, pool_of, pool_room, pools_on
@@ -185,6 +186,7 @@ def wanted_of(view: View, vm: Vm) -> Wanted:
         cpus=vm.spec.cpus,
         memory_bytes=vm.spec.memory_bytes,
         disks=disks,
+        needs=vm_needs(view, vm.id),
         arch=vm.spec.arch or image_arch,
         image_arch=image_arch,
         node=vm.spec.node,

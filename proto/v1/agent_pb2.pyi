@@ -662,6 +662,8 @@ class DesiredVolume(_message.Message):
     IMAGE_FIELD_NUMBER: _builtins.int
     IMAGE_DIGEST_FIELD_NUMBER: _builtins.int
     IMAGE_FORMAT_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     absent: _builtins.bool
     size_bytes: _builtins.int
@@ -671,6 +673,10 @@ class DesiredVolume(_message.Message):
     """Image it is a copy of; empty: zeros."""
     image_digest: _builtins.str
     image_format: _image_pb2.ImageFormat.ValueType
+    pool: _builtins.str
+    """Pool it is in; empty: the node's own pool of that type."""
+    generation: _builtins.int
+    """Of a volume in a shared pool: grows each time another node is to administer it. What an older one still does is refused."""
     def __init__(
         self,
         *,
@@ -681,10 +687,12 @@ class DesiredVolume(_message.Message):
         image: _builtins.str = ...,
         image_digest: _builtins.str = ...,
         image_format: _image_pb2.ImageFormat.ValueType = ...,
+        pool: _builtins.str = ...,
+        generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["absent", b"absent", "id", b"id", "image", b"image", "image_digest", b"image_digest", "image_format", b"image_format", "size_bytes", b"size_bytes", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["absent", b"absent", "generation", b"generation", "id", b"id", "image", b"image", "image_digest", b"image_digest", "image_format", b"image_format", "pool", b"pool", "size_bytes", b"size_bytes", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -975,17 +983,24 @@ class VmDisk(_message.Message):
 
     VOLUME_FIELD_NUMBER: _builtins.int
     BOOT_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
     volume: _builtins.str
     boot: _builtins.bool
+    type: _builtins.str
+    """Type of the volume and its pool, as in DesiredVolume; empty: local."""
+    pool: _builtins.str
     def __init__(
         self,
         *,
         volume: _builtins.str = ...,
         boot: _builtins.bool = ...,
+        type: _builtins.str = ...,
+        pool: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot", b"boot", "volume", b"volume"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot", b"boot", "pool", b"pool", "type", b"type", "volume", b"volume"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

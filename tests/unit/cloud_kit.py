@@ -11,6 +11,7 @@ from cairn.controller.reconcilers.base import Follower, Outcome, Reconciler
 from cairn.controller.store.base import Conflict, Txn
 from cairn.controller.store.view import LiveView
 from cairn.proto import kinds
+from cairn.proto.capabilities import of_agent
 from cairn.proto.seams import timestamp
 from cairn.proto.v1.agent_pb2 import ImageReport, Observed, Report, VmReport, VolumeReport
 from cairn.proto.v1.image_pb2 import Image
@@ -95,8 +96,10 @@ class Cloud:
             self.connect(id)
         return id
 
-    def connect(self, node: str) -> None:
+    def connect(self, node: str, *, knows: Sequence[str] | None = None) -> None:
+        """knows: what its agent says it knows; None: all of this release and volumes of type "net"; empty: too old to say."""
         session = NodeSession(node=node, controller="c1", endpoint=f"{node}:7446", connect_time=timestamp(self.now))
+        session.capabilities.extend(of_agent(["local", "net"]) if knows is None else knows)
         self.put(kinds.NODE_SESSION, node, session)
 
     def image(self, name: str, *, size: int = 10 * MIB, arch: str = "x86_64") -> str:

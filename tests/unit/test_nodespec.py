@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cairn.controller.api import nouns
 from cairn.controller.nodespec import desired, node_objects
 from cairn.controller.presence import Presence
 from cairn.controller.reconcilers.garbage import Garbage
@@ -9,6 +10,7 @@ from cairn.controller.reconcilers.placement import Placements
 from cairn.controller.reconcilers.ports import Ports
 from cairn.controller.store.base import Txn
 from cairn.proto import kinds
+from cairn.proto.capabilities import desired_kind
 from cairn.proto.seams import timestamp
 from cairn.proto.v1.agent_pb2 import Desired, ImageReport, VmReport, VolumeReport
 from cairn.proto.v1.image_pb2 import ImageContent
@@ -17,7 +19,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from tests.unit.cloud_kit import MIB, Cloud
+from tests.unit.cloud_kit import GIB, MIB, Cloud
 
 RECONCILERS = (Ports(), Placements(), Garbage())
 
@@ -72,6 +74,26 @@ def test_contents() -> None:
     assert (nic.tap, nic.address, nic.prefix_length, nic.gateway, nic.mtu) == ("tap-00000vm0", "10.1.1.2", 24, "10.1.1.1", 1450)
     volume = held["volume/vol-00000vm0"].volume
     assert (volume.size_bytes, volume.type, volume.image, volume.absent) == (1 << 30, "local", "img-0000demo", False)
+
+
+def test_an_old_agent_is_sent_only_what_it_knows_and_its_users_are_told() -> None:
+    """An agent of the release before capabilities, and one that knows no volumes, at a controller of this release."""
+    cloud = Cloud()
+    node = cloud.node("n1", shared={"tank": GIB << 10})
+    plain, shared = cloud.vm("plain"), cloud.vm("shared", type="net")
+    cloud.settle([Placements()])
+    assert {f"vm/{plain}", f"vm/{shared}", "volume/vol-000plain"} <= objects(cloud, node).keys()
+    assert objects(cloud, node)[f"vm/{shared}"].vm.disks[0].pool == "net/tank"
+    cloud.connect(node, knows=[])
+    assert sorted(objects(cloud, node)) == [f"vm/{plain}", "volume/vol-000plain"]
+    said = nouns.VM.of(cloud.view, shared)
+    assert said is not None
+    assert said.status.say == "the agent of n1 does not know volume:net: upgrade it; until then it is left as it is"
+    cloud.connect(node, knows=[desired_kind("vm")])
+    assert sorted(objects(cloud, node)) == [], "each of its disks must be known, too"
+    volume = nouns.VOLUME.of(cloud.view, "vol-000plain")
+    assert volume is not None
+    assert volume.status.say == "waits: the agent of n1 does not know volume:local: upgrade it"
 
 
 def test_a_vm_waits_for_its_address() -> None:

@@ -8,6 +8,7 @@ from cairn.controller.reconcilers.claims import claim
 from cairn.controller.reconcilers.placement import Placements
 from cairn.controller.store.base import Txn
 from cairn.proto import kinds
+from cairn.proto.capabilities import of_agent
 from cairn.proto.ids import pool_id
 from cairn.proto.v1.vm_pb2 import NodeClaims
 from cairn.proto.v1.volume_pb2 import VolumePlacement
@@ -70,11 +71,23 @@ def _cordoned(cloud: Cloud, node: str) -> object:
     return record
 
 
+def test_an_agent_that_does_not_know_a_type_of_volume_is_not_chosen() -> None:
+    cloud, (_, first, second) = tank(20, 20)
+    cloud.connect(first, knows=of_agent(["local"]))
+    assert "on n2" in decided(cloud, cloud.vm("web", type="net"))
+    cloud.connect(second, knows=[])
+    assert decided(cloud, cloud.vm("other", type="net")) == (
+        "no node fits: 3 nodes considered; n0 reaches no net pool; "
+        "n1, n2 have agents that do not know volume:net; upgrade the agent on n1"
+    )
+
+
 def test_says_which_pool_is_missing_or_full() -> None:
     cloud, (outside, *_) = tank(20, 20)
     assert decided(cloud, cloud.vm("far", type="far")) == (
         "no node fits: 3 nodes considered; n0, n1, n2 reach no far pool; give a node access to a far pool"
     )
+    assert "n0 reaches no net pool" in decided(cloud, cloud.vm("there", type="net", node=outside))
     assert decided(cloud, cloud.vm("big", type="net", disk=50 * GIB)) == (
         "no node fits: 3 nodes considered; n0, n1, n2 lack room in net pools: 19 GiB free, 50 GiB wanted; "
         "free some in the net pool, or make it larger"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -68,8 +68,10 @@ class Agent:
         self.error: BaseException | None = None
         self._task: asyncio.Task[None] | None = None
 
-    def hello(self, *, held: int = 0, epoch: int = 1, facts: NodeFacts | None = None) -> None:
+    def hello(self, *, held: int = 0, epoch: int = 1, facts: NodeFacts | None = None, knows: Sequence[str] = ()) -> None:
+        """knows: empty, as of an agent of the release before capabilities."""
         hello = Hello(node=self.node, boot_id="b", endpoint=f"{self.node}:7446", held=Version(epoch=epoch, revision=held))
+        hello.capabilities.extend(knows)
         if facts is not None:
             hello.facts.CopyFrom(facts)
         self.send(SyncRequest(hello=hello))
@@ -233,6 +235,21 @@ async def test_snapshot_then_deltas() -> None:
             "only what concerns it, only what changed"
         )
         assert here.versions == sorted(here.versions)
+        await here.break_off()
+
+
+async def test_an_agent_is_sent_what_it_says_it_knows() -> None:
+    async with world() as at:
+        at.cloud.vm("a", node=N1)
+        await at.decided()
+        here = Agent(at.services[0], N1)
+        here.hello(knows=["desired:volume", "volume:local"])
+        here.connect()
+        await at.until(lambda: here.bookmarks)
+        assert list(here.objects) == ["volume/vol-0000000a"]
+        session = at.cache.view.get(kinds.NODE_SESSION, N1)
+        assert session is not None
+        assert list(session.capabilities) == ["desired:volume", "volume:local"]
         await here.break_off()
 
 

@@ -1,0 +1,49 @@
+"""What an agent can be asked to do, in words both ends know: "desired:<kind>" for a kind of object it can hold, "volume:<type>"
+for a type of volume it can make and open, and plain words for what it understands of the stream.
+
+An agent names its capabilities in its Hello; a controller sends it nothing else. New kinds of work are new words, so that
+controllers and agents of different releases can be mixed in any order. Rejected: comparing version numbers, which cannot tell
+what a node without some driver knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from cairn.proto.ids import LOCAL_POOL
+from cairn.proto.v1.agent_pb2 import Desired
+
+
+def desired_kind(kind: str) -> str:
+    """Return the capability of holding objects of a kind: a field of Desired ("vm")."""
+    return f"desired:{kind}"
+
+
+def volume_type(type: str) -> str:
+    """Return the capability of making and opening volumes of a type."""
+    return f"volume:{type or LOCAL_POOL}"
+
+
+# What agents knew that do not say what they know.
+BEFORE_CAPABILITIES: Final = frozenset(
+    (*map(desired_kind, ("image", "volume", "network", "port", "forward", "vm")), volume_type(LOCAL_POOL))
+)
+# What every agent of this release knows, whatever its node has.
+OF_THIS_RELEASE: Final = frozenset(desired_kind(field.name) for field in Desired.DESCRIPTOR.fields)
+
+
+def of_agent(volume_types: Iterable[str]) -> list[str]:
+    """Return what an agent of this release on a node with drivers for these types of volumes says of itself, sorted."""
+    return sorted(OF_THIS_RELEASE | {volume_type(type) for type in volume_types})
+
+
+def needed(object: Desired) -> frozenset[str]:
+    """Return what an agent must know to be sent an object."""
+    kind = object.WhichOneof("object") or ""
+    types: list[str] = []
+    if kind == "volume":
+        types.append(object.volume.type)
+    elif kind == "vm":
+        types += [disk.type for disk in object.vm.disks]
+    return frozenset((desired_kind(kind), *map(volume_type, types)))
