@@ -7,6 +7,9 @@ key. So:
     look     on a view that contains the mark: still unused? no -> the mark is taken back and the call is refused
     remove   the record, its name and what else it held
 
+What is marked is what is removed: the name is looked up once, and only when no earlier call with this request id was answered;
+else a repeated call would mark, and remove unlooked at, what somebody has made under that name since.
+
 A controller that dies between leaves the mark: the object says "being deleted", takes no new references, and the repeated
 call (or deleting it again) finishes.
 """
@@ -18,7 +21,7 @@ from typing import Any, Generic, TypeVar
 
 from cairn.controller.api import resolution
 from cairn.controller.api.core import Core
-from cairn.controller.api.decision import Decided
+from cairn.controller.api.decision import Decide, Decided
 from cairn.controller.api.nouns import Noun
 from cairn.controller.model.permits import Caller, Verb
 from cairn.controller.store.base import Conflict, Indeterminate, Record, Txn, Unavailable, View
@@ -48,35 +51,49 @@ class Erasure(Generic[M]):
 
     async def run(self, request: Any, caller: Caller) -> M:
         """Answer a Delete request. Raises Refused."""
+        if request.validate_only:
+            return await self._core.mutations.run(request, caller, lambda view, by: self._named(view, by, request))
+        # A name may have been given again since the first call: what it means is asked only when there was none.
+        answer: M | None = await self._core.mutations.again(request, caller)
+        if answer is not None:
+            return answer
+        try:
+            before, marked = await self._mark(caller, request)
+        except NotFound as error:
+            # Unless it is answered meanwhile; what somebody makes under that name from now on is not meant.
+            return await self._core.mutations.run(request, caller, _refuse(error))
+        name = getattr(marked.message, "name", "")
+        touched = {self._noun.kind.key(self._id(marked)): (before.mod_revision, marked.mod_revision)}
 
         def decide(view: View, caller: Caller) -> Decided[M]:
-            return self._decide(view, caller, request)
+            record = self._find(view, caller, request, self._id(marked))
+            if not record.message.HasField("delete_time"):
+                # Without the mark nobody can have looked.
+                raise TryAgain(f"{self._noun.title} {name!r} is being changed by someone else; try again")
+            return self._decide(view, caller, record)
 
-        if request.validate_only:
-            return await self._core.mutations.run(request, caller, decide)
-        before, marked = await self._mark(caller, request)
-        touched = {}
-        if before is not None and marked is not None:
-            key = self._noun.kind.key(self._id(marked))
-            touched[key] = (before.mod_revision, marked.mod_revision)
         try:
-            if marked is not None:
-                self._in_use(self._core.cache.view, caller, marked)
+            self._in_use(self._core.cache.view, caller, marked)
             return await self._core.mutations.run(request, caller, decide, touched)
         except Refused:
-            if marked is not None:
-                await self._unmark(marked)
+            await self._unmark(marked)
             raise
 
-    def _find(self, view: View, caller: Caller, request: Any) -> Record[M]:
-        project = "" if self._noun.cluster_wide else resolution.project_id(view, caller, request.project)
-        return resolution.find(view, caller, self._noun, project, request.id, verb=Verb.DELETE)
-
-    def _decide(self, view: View, caller: Caller, request: Any) -> Decided[M]:
-        record = self._find(view, caller, request)
+    def _named(self, view: View, caller: Caller, request: Any) -> Decided[M]:
+        """Decide about the object as the request names it."""
+        record = self._find(view, caller, request, request.id)
         message: Any = record.message
         if not message.HasField("delete_time"):
             resolution.check_etag("etag", record, request.etag, required=False, title=self._noun.title)
+        return self._decide(view, caller, record)
+
+    def _find(self, view: View, caller: Caller, request: Any, text: str) -> Record[M]:
+        project = "" if self._noun.cluster_wide else resolution.project_id(view, caller, request.project)
+        return resolution.find(view, caller, self._noun, project, text, verb=Verb.DELETE)
+
+    def _decide(self, view: View, caller: Caller, record: Record[M]) -> Decided[M]:
+        """Decide to remove an object."""
+        message: Any = record.message
         self._in_use(view, caller, record)
         txn = Txn("api").check(self._noun.kind, message.id, record.mod_revision).delete(self._noun.kind, message.id)
         self._release(txn, view, record)
@@ -84,13 +101,12 @@ class Erasure(Generic[M]):
         last = self._noun.project(view, record)
         return Decided(txn, self._noun, message.id, message.name, message.project, erased=last, events=said)
 
-    async def _mark(self, caller: Caller, request: Any) -> tuple[Record[M] | None, Record[M] | None]:
-        """Mark the record; return it before and after. (None, None): not there; the mutation itself tells what that means."""
-        try:
-            view = await self._core.mutations.freshen()
-            record = self._find(view, caller, request)
-        except NotFound:
-            return None, None
+    async def _mark(self, caller: Caller, request: Any) -> tuple[Record[M], Record[M]]:
+        """Mark the record; return it before and after. Raises Refused."""
+        view = await self._core.mutations.freshen()
+        # A plan is about the object it was made for, whatever has that name now.
+        planned = self._core.mutations.planned(view, caller, request)
+        record = self._find(view, caller, request, planned or request.id)
         message: Any = record.message
         if message.HasField("delete_time"):
             return record, record
@@ -134,3 +150,12 @@ class Erasure(Generic[M]):
         if written is None:
             raise TryAgain(f"{self._noun.title} {message.name!r} is being deleted by someone else; try again")
         return written
+
+
+def _refuse(error: Refused) -> Decide[Any]:
+    """Return what decides nothing but that refusal."""
+
+    def decide(_view: View, _caller: Caller) -> Decided[Any]:
+        raise error
+
+    return decide

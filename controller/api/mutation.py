@@ -154,6 +154,24 @@ class Mutations:
                 raise Moved(f"plan {plan_id} no longer applies: something it was decided on has changed; plan again")
         raise TryAgain("too many others change the same objects; try again")
 
+    async def again(self, request: Any, caller: Caller) -> Any:
+        """Return the answer of an earlier call with this request's id, None when this is the first. Raises Refused.
+
+        For what must be done before the mutation is run: names may mean something else by now.
+        """
+        if not request.request_id:
+            return None
+        validation.request_id(request.request_id)
+        view = await self.freshen()
+        first = self.first(view, caller, request.request_id)
+        return None if first is None else self._answer_again(view, caller, first, fingerprint(request))
+
+    @staticmethod
+    def planned(view: View, caller: Caller, request: Any) -> str:
+        """Return the id of the object a request's plan was made for; "" without a plan of the caller's."""
+        plan = view.get(kinds.PLAN, request.plan_id) if request.plan_id else None
+        return plan.object.partition("/")[2] if plan is not None and plan.caller == caller.uri else ""
+
     @staticmethod
     def first(view: View, caller: Caller, request_id: str) -> RequestRecord | None:
         """Return the record of a caller's earlier request with that id."""

@@ -229,7 +229,7 @@ def a_claim_left(stage: Stage) -> None:
 
 @scene("answers")
 def told_and_true(stage: Stage) -> None:
-    stage.commit(vm(), ("request", "r", RequestRecord(object="vm/i-1")))
+    stage.commit(vm(), ("request", "u/r", RequestRecord(object="vm/i-1")))
     stage.settle(Asked(vms=asked().vms, answers={"r": VM}, erased={"i-2": None}))
 
 
@@ -258,7 +258,7 @@ def answered_twice(stage: Stage) -> None:
 
 @scene("answers", "its record says vm/i-2")
 def answered_with_another(stage: Stage) -> None:
-    stage.commit(("request", "r", RequestRecord(object="vm/i-2")))
+    stage.commit(("request", "u/r", RequestRecord(object="vm/i-2")))
     stage.settle(Asked(answers={"r": VM}))
 
 

@@ -34,7 +34,9 @@ class Answers(Checker):
         for id in asked.erased:
             if cloud.get("vm", id) is not None or cloud.get("volume", id) is not None:
                 yield f"{id} was to be erased and is there"
+        # A request's record is kept under who asked and the id.
+        records = {key.rpartition("/")[2]: record for key, record in cloud.all("request").items()}
         for request, object in asked.answers.items():
-            record = cloud.get("request", request)
+            record = records.get(request)
             if record is not None and record.object.partition("/")[2] != object:
                 yield f"request {request} was answered with {object}, its record says {record.object}"
