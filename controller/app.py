@@ -50,6 +50,7 @@ from cairn.proto import kinds, log
 from cairn.proto.errors import Refused, TryAgain
 from cairn.proto.pki import Authority, PkiError
 from cairn.proto.rpc import FileCredentials, GrpcTransport, add_health_and_reflection, split_endpoint
+from cairn.proto.sealing import SealError, Seals
 from cairn.proto.seams import Clock, Ids, SystemClock, SystemIds, Transport
 from cairn.proto.v1 import agent_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckResponse
@@ -81,7 +82,9 @@ class Controller:
         ca_pem: bytes = b"",
         registry: CollectorRegistry | None = None,
         version: str = "",
+        seals: Seals | None = None,
     ) -> None:
+        seals = seals or Seals()
         registry = registry or CollectorRegistry()
         self.config, self.store = config, store
         self._transport, self._clock = transport, clock
@@ -98,6 +101,7 @@ class Controller:
             ca_pem=ca_pem,
             enrolment_endpoints=self._enrolment_endpoints,
             version=version,
+            seals=seals,
         )
         self.standing, fenced = self.core.standing, self.core.store
         endpoints = [config.advertised]
@@ -107,7 +111,15 @@ class Controller:
         metrics = RuntimeMetrics(registry)
         self.runtime = Runtime(self.cache, fenced, self.peers, clock, ids, reconcilers, metrics, leases)
         self.sync = SyncService(
-            self.cache, fenced, clock, ids, leases, SyncMetrics(registry), self.standing, controller=config.name
+            self.cache,
+            fenced,
+            clock,
+            ids,
+            leases,
+            SyncMetrics(registry),
+            self.standing,
+            controller=config.name,
+            seals=seals,
         )
         # Set once calls are answered.
         self.ready = asyncio.Event()
@@ -307,7 +319,7 @@ async def serve(
     open_store: Callable[[Config], Store] = open_etcd,
     told_to_stop: Callable[[], Coroutine[Any, Any, None]] = told_by_signal,
 ) -> None:
-    """Run a controller until it is told to stop. Raises OSError, PkiError."""
+    """Run a controller until it is told to stop. Raises OSError, PkiError, SealError."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
@@ -322,6 +334,7 @@ async def serve(
         ca_pem=ca_pem,
         registry=registry,
         version=installed_version("cairn"),
+        seals=Seals.load(Path(config.secrets_key)) if config.secrets_key else None,
     )
     metrics = MetricsServer(config, registry)
     renewal = Renewal(config, transport, authority, clock, ids, lambda: others(controller), metrics.start)
@@ -364,5 +377,5 @@ def main(path: Path) -> None:
         clock, ids = SystemClock(), SystemIds()
         authority = Authority.load(Path(config.ca), Path(config.ca_key), clock, ids) if config.ca_key else None
         asyncio.run(serve(config, authority, Path(config.ca).read_bytes(), clock, ids))
-    except (ConfigError, PkiError, OSError) as error:
+    except (ConfigError, PkiError, SealError, OSError) as error:
         raise click.ClickException(str(error)) from error

@@ -7,6 +7,7 @@ A TOML file (`cairn-controller --config /etc/cairn/controller.toml`):
     etcd_endpoints = ["10.0.0.1:2379", "10.0.0.2:2379", "10.0.0.3:2379"]
     etcd_ca = "/etc/cairn/pki/etcd-ca.crt"      # and etcd_cert, etcd_key
     ca = "/etc/cairn/pki/ca.crt"                # and cert, key; ca_key where this controller signs
+    secrets_key = "/etc/cairn/pki/secrets.key"  # the same on every controller
 
 An unknown or misspelt key is an error that names it and the nearest one there is.
 """
@@ -50,6 +51,8 @@ class Config:
     metrics_listen: str = ""
     # Key of the CA, where this controller signs certificates.
     ca_key: str = ""
+    # Keys that seal what users trust the cluster with (user data, passwords); the same file on every controller.
+    secrets_key: str = ""
     # Name of the cluster, used when this controller is the first of a new one.
     cluster: str = "cairn"
     log_level: str = "info"

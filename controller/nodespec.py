@@ -125,8 +125,10 @@ def _vm(view: View, _presence: Presence, node: str, id: str) -> Desired | None:
         force=spec.force,
         restart_policy=spec.restart_policy,
         hostname=vm.name,
+        # Of VMs made by older releases; later ones have a secret.
         ssh_keys=spec.ssh_keys,
         user_data=spec.user_data,
+        sealed=view.get(kinds.SECRET, f"vm/{id}"),
         spec_revision=record.mod_revision,
         role=role,
         needs_permit=needs_permit(view, vm),

@@ -163,6 +163,11 @@ class Presence:
         self._vm_changed(id, affected)
         ports.update(dict.fromkeys(view.by(kinds.PORT, "vm", id)))
 
+    def _on_secret(self, _view: View, id: str, affected: Affected, _ports: dict[str, None]) -> None:
+        kind, _, owner = id.partition("/")
+        if kind == kinds.VM.name:
+            self._vm_changed(owner, affected)
+
     def _on_placement(self, view: View, id: str, affected: Affected, ports: dict[str, None]) -> None:
         self._vm_changed(id, affected)
         self._vm_nodes.pop(id, None)

@@ -32,12 +32,14 @@ from cairn.controller.presence import Presence
 from cairn.controller.standing import Standing
 from cairn.controller.store.base import Conflict, Indeterminate, LeaseLost, Store, StoreError, Txn, Unavailable
 from cairn.controller.store.cache import Cache, Changes
+from cairn.controller.unsealing import opened
 from cairn.proto import kinds
 from cairn.proto.errors import BadState, Denied, Invalid, NotFound, Refused, TryAgain
 from cairn.proto.log import logger
 from cairn.proto.rpc import peer_identity
+from cairn.proto.sealing import SealError, Seals
 from cairn.proto.seams import Clock, Ids
-from cairn.proto.v1.agent_pb2 import Bookmark, Hello, Remove, SnapshotBegin, SyncRequest, SyncResponse, Upsert, Version
+from cairn.proto.v1.agent_pb2 import Bookmark, Desired, Hello, Remove, SnapshotBegin, SyncRequest, SyncResponse, Upsert, Version
 from cairn.proto.v1.agent_pb2_grpc import AgentServiceServicer
 
 _log = logger("sync")
@@ -74,8 +76,10 @@ class SyncService(AgentServiceServicer):
         *,
         controller: str,
         silence_s: float = SILENCE_S,
+        seals: Seals | None = None,
     ) -> None:
         """controller: this controller's name; silence_s: after which an agent is cut off."""
+        self.seals = seals or Seals()
         self.cache, self.store, self.clock, self.ids, self.leases = cache, store, clock, ids, leases
         self.metrics, self.standing, self.controller, self.silence_s = metrics, standing, controller, silence_s
         self._changes = cache.subscribe()
@@ -373,13 +377,23 @@ class Stream:
         yield SyncResponse(snapshot_begin=SnapshotBegin(version=version))
         for key in sorted(objects, key=_rank):
             self._sent[key] = hash(objects[key].SerializeToString(deterministic=True))
-            yield SyncResponse(upsert=Upsert(key=key, version=version, object=objects[key]))
+            sent = self._opened(key, objects[key])
+            if sent is not None:
+                yield SyncResponse(upsert=Upsert(key=key, version=version, object=sent))
         yield SyncResponse(bookmark=Bookmark(version=version, snapshot_end=True))
         service.metrics.snapshots.inc()
         _log.info("snapshot_sent", node=self.node, objects=len(objects), revision=version.revision)
         self._told_all = True
         for id in service.cache.view.by(kinds.OBSERVED, "node", self.node):
             self.check_report(id)
+
+    def _opened(self, key: str, object: Desired) -> Desired | None:
+        """Return an object with its secrets, None when they cannot be opened: the node is told nothing of it then."""
+        try:
+            return opened(object, self._service.seals)
+        except SealError as error:
+            _log.error("secret_unreadable", node=self.node, key=key, error=str(error))
+            return None
 
     def _deltas(self) -> list[SyncResponse]:
         """Return the differences of some of the touched objects, computed from one view."""
@@ -397,7 +411,9 @@ class Stream:
             digest = hash(object.SerializeToString(deterministic=True))
             if self._sent.get(key) != digest:
                 self._sent[key] = digest
-                found.append(SyncResponse(upsert=Upsert(key=key, version=version, object=object)))
+                sent = self._opened(key, object)
+                if sent is not None:
+                    found.append(SyncResponse(upsert=Upsert(key=key, version=version, object=sent)))
         for response in found:
             self._service.metrics.sent.labels(response.WhichOneof("message")).inc()
         return found

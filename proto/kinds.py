@@ -19,6 +19,7 @@ from cairn.proto.v1 import (
     node_pb2,
     port_pb2,
     project_pb2,
+    secret_pb2,
     subnet_pb2,
     vm_pb2,
     volume_pb2,
@@ -68,6 +69,8 @@ PORT = Kind("port", port_pb2.Port, "api", "nic", _GARBAGE)
 VOLUME = Kind("volume", volume_pb2.Volume, "api", "vol", _GARBAGE)
 VM = Kind("vm", vm_pb2.Vm, "api", "i", _GARBAGE)
 NODE = Kind("node", node_pb2.Node, "api", "node")
+# id: "<kind>/<id>" of whom it belongs to; sealed, see sealing.py.
+SECRET = Kind("secret", secret_pb2.Secret, "api", "", _GARBAGE)
 JOIN_TOKEN = Kind("join_token", node_pb2.JoinToken, "api", "jt", _GARBAGE)
 NAME = Kind("name", cluster_pb2.NameClaim, "api", "", _GARBAGE)  # id: <project>/<kind>/<name>
 VNI = Kind("vni", vpc_pb2.VniClaim, "api", "", _GARBAGE)  # id: decimal, 8 digits
@@ -96,7 +99,7 @@ CLUSTER = Kind("cluster", cluster_pb2.Cluster, "peers")  # id: "self"
 EVENT = Kind("event", event_pb2.Event, "*", "ev", kept=False)
 
 ALL: Final[tuple[Kind[Message], ...]] = (
-    PROJECT, IMAGE, VPC, SUBNET, PORT, VOLUME, VM, NODE, JOIN_TOKEN, NAME, VNI, REQUEST, PLAN,
+    PROJECT, IMAGE, VPC, SUBNET, PORT, VOLUME, VM, NODE, SECRET, JOIN_TOKEN, NAME, VNI, REQUEST, PLAN,
     PORT_BINDING, ADDRESS, PLACEMENT, NODE_CLAIMS, VOLUME_PLACEMENT, POOL_CLAIMS, PURGE, IMAGE_CONTENT, JOB,
     OBSERVED, NODE_FACTS, NODE_SESSION, CONTROLLER, CLUSTER, EVENT,
 )  # fmt: skip

@@ -22,6 +22,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Final, Self
 
+from cairn.proto.sealing import new_key
 from cairn.proto.seams import Clock, Ids
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -30,6 +31,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 CONTROLLER_SERVER_NAME: Final = "controller.cairn"
+SECRETS_KEY: Final = "secrets.key"
 ETCD_SERVER_NAME: Final = "etcd.cairn"
 LEAF_LIFETIME: Final = timedelta(days=90)
 CA_LIFETIME: Final = timedelta(days=3652)
@@ -344,7 +346,8 @@ def init_cluster(
     nothing, an interrupted one is completed, more controllers can be added. PkiError when the folder is another
     cluster's, or holds a certificate for other addresses.
 
-    Files: ca, etcd-ca, admin, controller-<name>, controller-<name>-etcd, etcd-<name>, each .crt and .key.
+    Files: ca, etcd-ca, admin, controller-<name>, controller-<name>-etcd, etcd-<name>, each .crt and .key; secrets.key, with
+    which controllers seal what users trust them with.
     """
     made: list[Path] = []
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -354,6 +357,10 @@ def init_cluster(
     def leaf(file: str, issuer: Authority, identity: Identity, hosts: Sequence[str] = ()) -> None:
         _leaf(directory, file, issuer, identity, hosts, lifetime, made)
 
+    sealing_path = directory / SECRETS_KEY
+    if not sealing_path.exists():
+        write_private(sealing_path, new_key())
+        made.append(sealing_path)
     leaf("admin", ca, Identity("user", admin))
     for controller, hosts in controllers.items():
         leaf(f"controller-{controller}", ca, Identity("controller", controller), hosts)

@@ -12,6 +12,7 @@ from cairn.controller.api.watch import Feed, Watches
 from cairn.controller.standing import FencedStore, Standing
 from cairn.controller.store.base import Store
 from cairn.proto.pki import Authority
+from cairn.proto.sealing import Seals
 from cairn.proto.seams import Clock, Ids, Transport
 
 
@@ -38,6 +39,8 @@ class Core:
     enrolment_endpoints: Callable[[], list[str]]
     # Of this program, for what it writes about itself.
     version: str
+    # What keeps secrets.
+    seals: Seals
 
     @classmethod
     def build(
@@ -53,6 +56,7 @@ class Core:
         ca_pem: bytes = b"",
         enrolment_endpoints: Callable[[], list[str]] = list,
         version: str = "",
+        seals: Seals | None = None,
     ) -> Core:
         """Wire the parts together. store: as it is, without a fence."""
         standing = Standing(cache)
@@ -62,5 +66,5 @@ class Core:
         watches = Watches(cache, feed, listings)
         return cls(
             fenced, store, standing, cache, clock, ids, transport, mutations, listings, watches, authority, ca_pem,
-            enrolment_endpoints, version,
+            enrolment_endpoints, version, seals or Seals(),
         )  # fmt: skip

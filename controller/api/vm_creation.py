@@ -17,9 +17,11 @@ from cairn.controller.store.base import Txn, View
 from cairn.controller.words import size
 from cairn.proto import kinds
 from cairn.proto.errors import BadState, Exhausted, Invalid
+from cairn.proto.sealing import SealError
 from cairn.proto.v1.image_pb2 import Image
 from cairn.proto.v1.node_pb2 import NodeCapacity
 from cairn.proto.v1.port_pb2 import Port
+from cairn.proto.v1.secret_pb2 import VmData
 from cairn.proto.v1.subnet_pb2 import Subnet
 from cairn.proto.v1.vm_pb2 import POWER_STATE_RUNNING, Vm, VmSpec
 from cairn.proto.v1.volume_pb2 import Volume
@@ -39,8 +41,7 @@ def create_vm(view: View, caller: Caller, core: Core, given: Vm) -> Decided[Vm]:
     fits_somewhere(view, spec)
     if wanted.node:
         spec.node = looked_up(view, caller, nouns.NODE, "", wanted.node, "vm.spec.node").id
-    spec.ssh_keys.extend(validation.ssh_key(f"vm.spec.ssh_keys[{i}]", key) for i, key in enumerate(wanted.ssh_keys))
-    spec.user_data = wanted.user_data
+    _data(core, decided.txn, vm, wanted)
     spec.power_state = wanted.power_state or POWER_STATE_RUNNING
     spec.power_generation = 1
     spec.restart_policy = wanted.restart_policy
@@ -51,6 +52,21 @@ def create_vm(view: View, caller: Caller, core: Core, given: Vm) -> Decided[Vm]:
     _data_volumes(view, caller, decided.txn, vm, wanted)
     decided.txn.create(kinds.VM, vm.id, vm)
     return decided
+
+
+def _data(core: Core, txn: Txn, vm: Vm, wanted: VmSpec) -> None:
+    """Keep keys and user data apart from the VM, sealed. Raises Invalid, BadState."""
+    data = VmData(user_data=wanted.user_data)
+    data.ssh_keys.extend(validation.ssh_key(f"vm.spec.ssh_keys[{i}]", key) for i, key in enumerate(wanted.ssh_keys))
+    vm.spec.ssh_key_count, vm.spec.user_data_bytes = len(data.ssh_keys), len(data.user_data)
+    content = data.SerializeToString(deterministic=True)
+    if not content:
+        return
+    id = f"vm/{vm.id}"
+    try:
+        txn.create(kinds.SECRET, id, core.seals.seal(id, content, core.clock.now()))
+    except SealError as error:
+        raise BadState("vm", vm.name, f"vm.spec: keys and user data cannot be kept: {error}") from error
 
 
 def check_spec(spec: VmSpec) -> None:

@@ -25,6 +25,9 @@ _SETTLED = frozenset({VmStatus.STATE_RUNNING, VmStatus.STATE_STOPPED, VmStatus.S
 def vm(view: View, record: Record[Vm]) -> Vm:
     """Project a VM."""
     result: Vm = copied(record)
+    # Records of older releases hold them.
+    result.spec.ClearField("ssh_keys")
+    result.spec.ClearField("user_data")
     status = result.status
     decision, node = decision_of(view, result.id), where(view, result.id).owner
     seen = report(view, node, f"vm/{result.id}") if node else None

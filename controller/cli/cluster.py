@@ -98,9 +98,10 @@ def next_steps(directory: Path, controllers: dict[str, list[str]], members: dict
     member = next(iter(members), controller)
     return f"""
 Next:
- 1. Keep {directory}/ca.key and etcd-ca.key safe: whoever has them is the cluster.
+ 1. Keep {directory}/ca.key, etcd-ca.key and secrets.key safe: whoever has them is the cluster. A backup without
+    secrets.key has no user data.
  2. To each etcd member, as /etc/cairn/pki/: etcd-ca.crt, and its own pair (etcd-{member}.crt and .key for {member}).
- 3. To each controller, as /etc/cairn/pki/: ca.crt, ca.key, etcd-ca.crt, and its own pairs
+ 3. To each controller, as /etc/cairn/pki/: ca.crt, ca.key, secrets.key, etcd-ca.crt, and its own pairs
     (controller-{controller}.crt and .key, controller-{controller}-etcd.crt and .key for {controller}).
  4. Start etcd, then cairn-controller, on each.
  5. On your own machine: export CAIRN_ENDPOINT={host}:7443 CAIRN_CA={directory}/ca.crt \\

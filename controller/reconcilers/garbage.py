@@ -51,8 +51,8 @@ class Garbage:
         kinds.JOIN_TOKEN, kinds.NODE, kinds.NODE_FACTS,
     )  # fmt: skip
     writes: tuple[AnyKind, ...] = (
-        kinds.PURGE, kinds.VM, kinds.VOLUME, kinds.PORT, kinds.OBSERVED, kinds.IMAGE_CONTENT, kinds.VNI, kinds.NAME, kinds.JOB,
-        kinds.JOIN_TOKEN, kinds.NODE_FACTS,
+        kinds.PURGE, kinds.VM, kinds.SECRET, kinds.VOLUME, kinds.PORT, kinds.OBSERVED, kinds.IMAGE_CONTENT, kinds.VNI,
+        kinds.NAME, kinds.JOB, kinds.JOIN_TOKEN, kinds.NODE_FACTS,
     )  # fmt: skip
 
     def keys(self, view: View, kind: AnyKind, id: str) -> Iterable[str]:
@@ -118,7 +118,7 @@ def _vm(view: View, id: str, now: datetime) -> Outcome:
     for port in view.by(kinds.PORT, "vm", id):
         txn.delete(kinds.PORT, port)
         _forget(txn, view, f"port/{port}")
-    txn.delete(kinds.VM, id).delete(kinds.PURGE, id)
+    txn.delete(kinds.VM, id).delete(kinds.PURGE, id).delete(kinds.SECRET, f"vm/{id}")
     _forget(txn, view, f"vm/{id}")
     said = EventSpec(id, vm.name, vm.project, "Erased", f"VM {vm.name} and its disks were erased")
     return Outcome(txn, said.message, events=(said,))

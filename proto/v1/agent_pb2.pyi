@@ -10,6 +10,7 @@ simply left out: it is sent with `absent`, and its record lives until the node r
 
 from cairn.proto.v1 import image_pb2 as _image_pb2
 from cairn.proto.v1 import node_pb2 as _node_pb2
+from cairn.proto.v1 import secret_pb2 as _secret_pb2
 from cairn.proto.v1 import vm_pb2 as _vm_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
@@ -917,6 +918,7 @@ class DesiredVm(_message.Message):
     PROJECT_NAME_FIELD_NUMBER: _builtins.int
     ROLE_FIELD_NUMBER: _builtins.int
     NEEDS_PERMIT_FIELD_NUMBER: _builtins.int
+    SEALED_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     name: _builtins.str
     project: _builtins.str
@@ -944,6 +946,10 @@ class DesiredVm(_message.Message):
     def nics(self) -> _containers.RepeatedCompositeFieldContainer[Global___VmNic]: ...
     @_builtins.property
     def ssh_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def sealed(self) -> _secret_pb2.Secret:
+        """Holds ssh_keys and user_data while the object is inside a controller; opened when it is sent, and never at a node."""
+
     def __init__(
         self,
         *,
@@ -968,10 +974,11 @@ class DesiredVm(_message.Message):
         project_name: _builtins.str = ...,
         role: Global___VmRole.ValueType = ...,
         needs_permit: _builtins.bool = ...,
+        sealed: _secret_pb2.Secret | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sealed", b"sealed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["absent", b"absent", "arch", b"arch", "cpus", b"cpus", "disks", b"disks", "force", b"force", "hostname", b"hostname", "id", b"id", "memory_bytes", b"memory_bytes", "name", b"name", "needs_permit", b"needs_permit", "nics", b"nics", "power_generation", b"power_generation", "power_state", b"power_state", "project", b"project", "project_name", b"project_name", "reboot_generation", b"reboot_generation", "restart_policy", b"restart_policy", "role", b"role", "spec_revision", b"spec_revision", "ssh_keys", b"ssh_keys", "user_data", b"user_data"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["absent", b"absent", "arch", b"arch", "cpus", b"cpus", "disks", b"disks", "force", b"force", "hostname", b"hostname", "id", b"id", "memory_bytes", b"memory_bytes", "name", b"name", "needs_permit", b"needs_permit", "nics", b"nics", "power_generation", b"power_generation", "power_state", b"power_state", "project", b"project", "project_name", b"project_name", "reboot_generation", b"reboot_generation", "restart_policy", b"restart_policy", "role", b"role", "sealed", b"sealed", "spec_revision", b"spec_revision", "ssh_keys", b"ssh_keys", "user_data", b"user_data"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

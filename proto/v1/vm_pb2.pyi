@@ -715,6 +715,8 @@ class VmSpec(_message.Message):
     NODE_SELECTOR_FIELD_NUMBER: _builtins.int
     HIGH_AVAILABILITY_FIELD_NUMBER: _builtins.int
     VOLUME_TYPE_FIELD_NUMBER: _builtins.int
+    SSH_KEY_COUNT_FIELD_NUMBER: _builtins.int
+    USER_DATA_BYTES_FIELD_NUMBER: _builtins.int
     cpus: _builtins.int
     """1 to 64."""
     memory_bytes: _builtins.int
@@ -728,7 +730,7 @@ class VmSpec(_message.Message):
     root_volume: _builtins.str
     """Volume id; set by the API."""
     user_data: _builtins.bytes
-    """cloud-init user data, at most 64 KiB. Never logged."""
+    """cloud-init user data, at most 64 KiB. Taken when the VM is made, sealed, never in an answer nor in a log."""
     node: _builtins.str
     """Place it on this node (id; a name is accepted in requests) or nowhere."""
     power_state: Global___PowerState.ValueType
@@ -743,6 +745,9 @@ class VmSpec(_message.Message):
     """Restart on another node when its node is lost. Refused, as no release does that yet; kept for the one that will."""
     volume_type: _builtins.str
     """"local": type of the root volume."""
+    ssh_key_count: _builtins.int
+    """How much of both it has; set by the API."""
+    user_data_bytes: _builtins.int
     @_builtins.property
     def nics(self) -> _containers.RepeatedCompositeFieldContainer[Global___Nic]:
         """At most 8."""
@@ -753,7 +758,7 @@ class VmSpec(_message.Message):
 
     @_builtins.property
     def ssh_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """OpenSSH public keys."""
+        """OpenSSH public keys. Taken when the VM is made, kept apart from it, never in an answer."""
 
     @_builtins.property
     def node_selector(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -781,10 +786,12 @@ class VmSpec(_message.Message):
         node_selector: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         high_availability: _builtins.bool = ...,
         volume_type: _builtins.str = ...,
+        ssh_key_count: _builtins.int = ...,
+        user_data_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_cpus", b"_cpus", "_memory_bytes", b"_memory_bytes", "_root_disk_bytes", b"_root_disk_bytes", "cpus", b"cpus", "memory_bytes", b"memory_bytes", "root_disk_bytes", b"root_disk_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cpus", b"_cpus", "_memory_bytes", b"_memory_bytes", "_root_disk_bytes", b"_root_disk_bytes", "arch", b"arch", "cpus", b"cpus", "force", b"force", "high_availability", b"high_availability", "image", b"image", "memory_bytes", b"memory_bytes", "nics", b"nics", "node", b"node", "node_selector", b"node_selector", "power_generation", b"power_generation", "power_state", b"power_state", "reboot_generation", b"reboot_generation", "restart_policy", b"restart_policy", "root_disk_bytes", b"root_disk_bytes", "root_volume", b"root_volume", "ssh_keys", b"ssh_keys", "user_data", b"user_data", "volume_type", b"volume_type", "volumes", b"volumes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cpus", b"_cpus", "_memory_bytes", b"_memory_bytes", "_root_disk_bytes", b"_root_disk_bytes", "arch", b"arch", "cpus", b"cpus", "force", b"force", "high_availability", b"high_availability", "image", b"image", "memory_bytes", b"memory_bytes", "nics", b"nics", "node", b"node", "node_selector", b"node_selector", "power_generation", b"power_generation", "power_state", b"power_state", "reboot_generation", b"reboot_generation", "restart_policy", b"restart_policy", "root_disk_bytes", b"root_disk_bytes", "root_volume", b"root_volume", "ssh_key_count", b"ssh_key_count", "ssh_keys", b"ssh_keys", "user_data", b"user_data", "user_data_bytes", b"user_data_bytes", "volume_type", b"volume_type", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cpus: _TypeAlias = _typing.Literal["cpus"]  # noqa: Y015
     _WhichOneofArgType__cpus: _TypeAlias = _typing.Literal["_cpus", b"_cpus"]  # noqa: Y015

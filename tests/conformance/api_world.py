@@ -23,6 +23,7 @@ from cairn.controller.store.cache import Cache
 from cairn.proto import kinds
 from cairn.proto.pki import CONTROLLER_SERVER_NAME, Authority, Identity
 from cairn.proto.rpc import GrpcTransport, StaticCredentials
+from cairn.proto.sealing import KEY_BYTES, Seals
 from cairn.proto.seams import SystemClock, SystemIds
 from cairn.proto.v1 import (
     cluster_pb2_grpc,
@@ -115,6 +116,7 @@ class World:
             authority=self.authority,
             ca_pem=self.authority.cert_pem,
             enrolment_endpoints=lambda: [self.enrolment],
+            seals=Seals([bytes(KEY_BYTES)]),
         )
         await ensure_default_project(self.core, self.clock)
         self.server = transport.server(interceptors=[Gate()])

@@ -22,6 +22,7 @@ from cairn.controller.store.memory import MemoryBackend, MemoryStore
 from cairn.proto import kinds, pki
 from cairn.proto.pki import CONTROLLER_SERVER_NAME, Authority, Identity
 from cairn.proto.rpc import FileCredentials, GrpcTransport, StaticCredentials
+from cairn.proto.sealing import Seals
 from cairn.proto.seams import SystemClock, SystemIds
 from cairn.proto.v1.project_pb2 import ListProjectsRequest
 from cairn.proto.v1.vm_pb2 import GetVmRequest
@@ -92,6 +93,7 @@ async def controller(site: Site) -> AsyncIterator[Controller]:
         site.ids,
         authority=site.authority,
         ca_pem=site.authority.cert_pem,
+        seals=Seals([bytes(64)]),
     )
     await made.start()
     yield made

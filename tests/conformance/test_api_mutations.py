@@ -13,6 +13,7 @@ from cairn.controller.store.base import Indeterminate, Store, Txn
 from cairn.proto import kinds
 from cairn.proto.errors import status_of
 from cairn.proto.seams import timestamp
+from cairn.proto.v1.secret_pb2 import VmData
 from cairn.proto.v1.subnet_pb2 import CreateSubnetRequest, DeleteSubnetRequest, Subnet, SubnetSpec
 from cairn.proto.v1.vm_pb2 import (
     POWER_STATE_STOPPED,
@@ -305,3 +306,23 @@ async def test_every_mutation_leaves_an_event(world: World) -> None:
     found = await world.api.events.ListEvents(ListEventsRequest(filter="object_name=web"))
     assert sorted(event.reason for event in found.events) == ["Created", "Deleted"]
     assert {event.actor for event in found.events} == {"alice"}
+
+
+async def test_keys_and_user_data_are_kept_apart_and_sealed(world: World) -> None:
+    """In no answer, list, plan or record but the sealed one; that one goes with its VM."""
+    key, data = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIB" + "A" * 42, b"#cloud-config\npassword: s3cr3t\n"
+    planned = await world.api.vms.CreateVm(CreateVmRequest(vm=vm(ssh_keys=[key], user_data=data), validate_only=True))
+    made = await world.api.vms.CreateVm(CreateVmRequest(vm=vm(ssh_keys=[key], user_data=data), request_id=world.ids.uuid()))
+    listed = (await world.api.vms.ListVms(ListVmsRequest())).vms[0]
+    for shown in (planned, made, listed):
+        assert (shown.spec.ssh_key_count, shown.spec.user_data_bytes) == (1, len(data))
+        assert not shown.spec.ssh_keys
+        assert not shown.spec.user_data
+    items, _ = await world.store.read(kinds.ROOT)
+    assert not [item.key for item in items if b"s3cr3t" in item.value]
+    secret = world.cache.view.get(kinds.SECRET, f"vm/{made.id}")
+    assert secret is not None
+    held = VmData.FromString(world.core.seals.open(secret))
+    assert (list(held.ssh_keys), held.user_data) == ([key], data)
+    plain = await world.api.vms.CreateVm(CreateVmRequest(vm=vm("plain")))
+    assert world.cache.view.get(kinds.SECRET, f"vm/{plain.id}") is None

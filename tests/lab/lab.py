@@ -154,6 +154,7 @@ class Lab:
         copies = {
             "ca.crt": "ca.crt",
             "ca.key": "ca.key",
+            "secrets.key": "secrets.key",
             "etcd-ca.crt": "etcd-ca.crt",
             **{f"{controller}.{end}": f"controller.{end}" for end in ("crt", "key")},
             **{f"{controller}-etcd.{end}": f"controller-etcd.{end}" for end in ("crt", "key")},
@@ -185,6 +186,7 @@ class Lab:
             cert="/etc/cairn/pki/controller.crt",
             key="/etc/cairn/pki/controller.key",
             ca_key="/etc/cairn/pki/ca.key",
+            secrets_key="/etc/cairn/pki/secrets.key",
         )
 
     def socket_of(self, host: Host) -> Path:

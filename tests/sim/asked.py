@@ -35,6 +35,9 @@ class AskedVm:
     subnets: tuple[str, ...] = ()
     # Id of the image it was made of; empty: the one everybody has.
     image: str = ""
+    # What its guest is to be told at its first boot.
+    user_data: bytes = b""
+    ssh_keys: tuple[str, ...] = ()
     # Deleted, and may be brought back: must not run, keeps its disks.
     deleted: bool = False
     # Its revision when its power was last asked for: an older picture does not know of that.

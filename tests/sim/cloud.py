@@ -74,6 +74,8 @@ class Host:
     peers: Mapping[str, frozenset[str]] = field(default_factory=dict)
     # VPCs whose rules somebody damaged.
     damaged: frozenset[str] = frozenset()
+    # VM id -> keys and user data in its seed image.
+    seeds: Mapping[str, tuple[tuple[str, ...], bytes]] = field(default_factory=dict)
     # VM ids with a seed image or console log.
     files: frozenset[str] = frozenset()
     # What the node's ledger durably holds: key -> version it came with; and the version of the whole.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final, TypeVar
 
 from cairn.agent.hypervisor.base import FaultKnobs
@@ -17,6 +18,7 @@ from cairn.agent.hypervisor.fake import FakeHost
 from cairn.agent.ledger import NAME as LEDGER
 from cairn.net import fake as net_fake
 from cairn.net.fake import FakeNetHost
+from cairn.proto.v1.agent_pb2 import DesiredVm
 from cairn.proto.v1.node_pb2 import NodeFacts
 from cairn.storage.fake import FakePool
 
@@ -209,6 +211,7 @@ class Machine:
             subnets={vpc: frozenset(subnet.id for subnet in net.network.subnets) for vpc, net in networks.items()},
             peers={vpc: frozenset(peer.vtep for peer in net.network.peers) for vpc, net in networks.items()},
             damaged=frozenset(vpc for vpc, net in networks.items() if not net.complete),
+            seeds={id: _told(content) for id, content in self.files.items()},
             files=frozenset(self.files),
             ledger=dict(self._reader.keys),
             held=self._reader.held,
@@ -231,3 +234,10 @@ class Machine:
             cards = tuple(Card(nic.port, nic.subnet, nic.address, nic.mac) for nic in vm.nics if nic.tap in live.taps)
             found.append(Guest(id, not live.paused, vm.cpus, vm.memory_bytes, cards, tuple(live.disks)))
         return found
+
+
+@lru_cache(maxsize=4096)
+def _told(seed: bytes) -> tuple[tuple[str, ...], bytes]:
+    """Return what the guest reads of its seed, which the fake keeps as the object it was made from."""
+    vm = DesiredVm.FromString(seed)
+    return tuple(vm.ssh_keys), vm.user_data

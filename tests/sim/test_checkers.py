@@ -10,10 +10,12 @@ import re
 
 import pytest
 
-from tests.sim import cast, scenes_agree, scenes_bare, scenes_rest, scenes_safety
+from tests.sim import cast, scenes_agree, scenes_bare, scenes_rest, scenes_safety, scenes_secrets
 from tests.sim.stage import SCENES, Scene, Stage
 
-assert scenes_safety.SCENES is scenes_rest.SCENES is scenes_agree.SCENES is scenes_bare.SCENES is SCENES
+assert (
+    scenes_safety.SCENES is scenes_secrets.SCENES is scenes_rest.SCENES is scenes_agree.SCENES is scenes_bare.SCENES is SCENES
+)
 CHECKERS = {checker.name: type(checker) for checker in cast.all_checkers()}
 
 

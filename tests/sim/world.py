@@ -39,6 +39,7 @@ from cairn.net.fake import FakeDataplane, FakeGuestServices
 from cairn.proto import kinds
 from cairn.proto.log import hide_secrets
 from cairn.proto.pki import Authority, Identity
+from cairn.proto.sealing import KEY_BYTES, Seals
 from cairn.proto.seams import ID_ALPHABET, ID_LENGTH, timestamp
 from cairn.proto.v1.node_pb2 import Node
 from cairn.storage.fake import FakeImages, FakeVolumes
@@ -53,6 +54,8 @@ from tests.sim.transport import SimTransport
 
 START: Final = datetime(2030, 1, 1, tzinfo=UTC)
 START_S: Final = 60.0
+# What all controllers of a story seal secrets with.
+SEALS: Final = Seals([bytes(range(KEY_BYTES))])
 
 
 class SimClock:
@@ -278,7 +281,9 @@ class World:
             name=name, listen=(f"{name}:7443",), enrol_listen=f"{name}:7444", etcd_endpoints=("store:2379",),
             etcd_ca="", etcd_cert="", etcd_key="", ca="", cert="", key="",
         )  # fmt: skip
-        return Controller(config, store, transport, clock, ids, authority=self.authority, ca_pem=self.authority.cert_pem)
+        return Controller(
+            config, store, transport, clock, ids, authority=self.authority, ca_pem=self.authority.cert_pem, seals=SEALS
+        )
 
     def _agent(self, name: str, label: str, clock: SimClock) -> Agent:
         machine, ids = self.machines[name], SimIds(f"{self.seed}/{label}")

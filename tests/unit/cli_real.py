@@ -21,6 +21,7 @@ from cairn.hardware.inventory.linux import LinuxInventory
 from cairn.net.fake import FakeDataplane, FakeGuestServices, FakeNetHost
 from cairn.proto import kinds, log, pki
 from cairn.proto.rpc import FileCredentials, GrpcTransport, StaticCredentials
+from cairn.proto.sealing import Seals
 from cairn.proto.seams import SystemClock, SystemDisk, SystemIds
 from cairn.storage.fake import FakeImages, FakePool, FakeVolumes
 
@@ -102,7 +103,14 @@ class RealCloud:
         )  # fmt: skip
         authority = pki.Authority.load(folder / "ca.crt", folder / "ca.key", clock, ids)
         controller = Controller(
-            config, MemoryStore(self.backend), transport, clock, ids, authority=authority, ca_pem=authority.cert_pem
+            config,
+            MemoryStore(self.backend),
+            transport,
+            clock,
+            ids,
+            authority=authority,
+            ca_pem=authority.cert_pem,
+            seals=Seals.load(folder / "secrets.key"),
         )
         await controller.start()
         self.controllers[name] = controller

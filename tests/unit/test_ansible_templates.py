@@ -51,7 +51,10 @@ def test_the_controller_reads_its_configuration() -> None:
     assert config.etcd_endpoints == ("192.0.2.11:2379", "192.0.2.12:2379", "192.0.2.13:2379")
     assert config.ca_key
     defaults = yaml.safe_load((ANSIBLE / "roles/controller/defaults/main.yml").read_text())
-    named = {Path(getattr(config, key)).name for key in ("ca", "ca_key", "cert", "key", "etcd_ca", "etcd_cert", "etcd_key")}
+    named = {
+        Path(getattr(config, key)).name
+        for key in ("ca", "ca_key", "secrets_key", "cert", "key", "etcd_ca", "etcd_cert", "etcd_key")
+    }
     assert named == set(defaults["controller_files"])
 
 

@@ -73,6 +73,8 @@ class AsAsked(Checker):
             yield from (text for text in said if text)
             return
         there = host.definitions[vm.id]
+        if vm.id in host.seeds and host.seeds[vm.id] != (vm.ssh_keys, vm.user_data):
+            yield f"{vm.name} ({vm.id}) is not told the keys and user data that were given for it"
         if (there.cpus, there.memory_bytes) != (vm.cpus, vm.memory_bytes) and not _stays(cloud, record, placement):
             yield f"{vm.name} ({vm.id}) is defined with {there.cpus} CPUs and {there.memory_bytes} bytes on {host.name}"
 

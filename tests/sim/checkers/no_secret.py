@@ -8,9 +8,6 @@ from typing import Any
 from tests.sim.checkers.base import Checker
 from tests.sim.cloud import Cloud, Commit
 
-# Stored as a user gave it, for the guest to read.
-_MAY_HOLD = ("vm",)
-
 
 class NoSecret(Checker):
     """Looks at every line, and at records."""
@@ -24,15 +21,15 @@ class NoSecret(Checker):
                 yield f"a secret was logged: {text.replace(secret, '***')[:200]}"
 
     def committed(self, cloud: Cloud, commit: Commit) -> Iterator[str]:
-        """Records hold hashes of secrets."""
+        """Records hold hashes of secrets, or hold them sealed."""
         for change in commit.changes if cloud.secrets else ():
-            if change.after is not None and change.kind not in _MAY_HOLD:
+            if change.after is not None:
                 content: bytes = change.after.SerializeToString()
                 if any(secret.encode() in content for secret in cloud.secrets):
                     yield f"{change.key} holds a secret"
 
     def listed(self, cloud: Cloud, who: str, kind: str, objects: Any) -> Iterator[str]:
-        """Lists show none either, but what the user gave."""
-        for each in objects if kind not in _MAY_HOLD else ():
+        """Lists show none either."""
+        for each in objects:
             if any(secret in str(each) for secret in cloud.secrets):
                 yield f"{who} shows a secret in {kind} {each.id}"

@@ -22,6 +22,7 @@ _WRITERS: Final[dict[str, tuple[str, str, bool]]] = {
     "volume": ("api", "garbage", False),
     "vm": ("api", "garbage", False),
     "node": ("api", "", False),
+    "secret": ("api", "garbage", False),
     "join_token": ("api", "garbage", False),
     "name": ("api", "garbage", False),
     "vni": ("api", "garbage", False),
