@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import AsyncIterator, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -18,6 +19,8 @@ from cairn.controller.cli.failures import Failure
 from cairn.controller.cli.output import Detail, Section
 
 CHUNK_BYTES: Final = 256 << 10
+_NAMED_BY_TIME: Final = "cairn-????????T??????Z.backup"
+_KEEP_WHERE: Final = "--keep needs --out FOLDER, a folder that is there"
 _NO_BACKUP: Final = "use another backup: this one can neither be trusted nor restored"
 
 
@@ -31,32 +34,60 @@ def add_verbs(group: NounGroup) -> None:
 # --- backup ------------------------------------------------------------------------------------------------------------------
 
 
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="File to write; standard output unless given.")
-async def backup(session: Session, out: Path | None) -> None:
+@click.option("--out", type=click.Path(path_type=Path), help="File, or folder for a file named by the time; standard output.")
+@click.option("--keep", type=click.IntRange(1), metavar="N", help="With a folder: remove older backups in it beyond N.")
+async def backup(session: Session, out: Path | None, keep: int | None) -> None:
     """Write all records of the control plane to a file.
 
     It holds secrets of the cloud's users (start-up data, tokens): keep it as safe as the controllers. No guest's disk is in it.
     """
     if out is None:
+        if keep is not None:
+            raise Failure(_KEEP_WHERE, usage=True)
         if sys.stdout.isatty():
             raise Failure("a backup is not for a terminal", next="give --out FILE, or redirect standard output", usage=True)
         await _pour(session, sys.stdout.buffer)
         sys.stdout.buffer.flush()
         return
+    path = _path(out, session.now(), keep)
+    try:
+        said = await _write(session, path)
+        if keep is not None:
+            _thin_out(path.parent, keep)
+    except OSError as error:
+        raise Failure(f"cannot write {path}: {error.strerror or error}") from error
+    session.output.say(f"{path}: {said}")
+
+
+def _path(out: Path, now: datetime, keep: int | None) -> Path:
+    """Return the file to write: in a folder, one named by the time."""
+    if out.is_dir():
+        return out / f"cairn-{now:%Y%m%dT%H%M%SZ}.backup"
+    if keep is not None:
+        raise Failure(_KEEP_WHERE, usage=True)
+    return out
+
+
+def _thin_out(folder: Path, keep: int) -> None:
+    """Remove the oldest backups of a folder beyond so many. Raises OSError."""
+    for old in sorted(folder.glob(_NAMED_BY_TIME))[:-keep]:
+        old.unlink()
+
+
+async def _write(session: Session, path: Path) -> str:
+    """Write a file whole or not at all, for its owner alone. Raises OSError, Failure."""
     # In the same folder, so that the rename is one step.
-    partial = out.with_name(f".{out.name}.part-{os.getpid()}")
+    partial = path.with_name(f".{path.name}.part-{os.getpid()}")
     try:
         with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             said = await _pour(session, file)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(out)
-        _sync_folder(out.parent)
-    except OSError as error:
-        raise Failure(f"cannot write {out}: {error.strerror or error}") from error
+        partial.replace(path)
+        _sync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
-    session.output.say(f"{out}: {said}")
+    return said
 
 
 def _sync_folder(folder: Path) -> None:

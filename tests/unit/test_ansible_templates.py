@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import yaml
 from cairn.agent import config as agent_config
+from cairn.controller.cli.main import cairn
 from cairn.controller.config import Config as ControllerConfig
 
 jinja2 = pytest.importorskip("jinja2", reason="jinja2 comes with ansible-core (the extra `ansible`)")
@@ -83,12 +85,36 @@ def unit(role: str, template: str) -> configparser.SectionProxy:
     return parser["Service"]
 
 
-@pytest.mark.parametrize(("role", "template"), [("etcd", "hardening.conf.j2"), ("controller", "cairn-controller.service.j2")])
+HARDENED = [
+    ("etcd", "hardening.conf.j2"),
+    ("controller", "cairn-controller.service.j2"),
+    ("controller", "cairn-backup.service.j2"),
+]
+
+
+@pytest.mark.parametrize(("role", "template"), HARDENED)
 def test_the_control_plane_can_do_little(role: str, template: str) -> None:
     service = unit(role, template)
     assert service["CapabilityBoundingSet"] == ""
     assert service["ProtectSystem"] == "strict"
     assert service["NoNewPrivileges"] == "true"
+
+
+def test_backups_are_made_by_a_command_there_is_and_readable_by_nobody_else() -> None:
+    service = unit("controller", "cairn-backup.service.j2")
+    program, *arguments = service["ExecStart"].split()
+    assert program == "/opt/cairn/venv/bin/cairn"
+    context = cairn.make_context("cairn", list(arguments))
+    group = cairn.get_command(context, arguments[0])
+    assert isinstance(group, click.Group)
+    verb = group.commands[arguments[1]].make_context(arguments[1], arguments[2:], parent=context)
+    assert verb.params == {"out": Path("/var/lib/cairn-backups"), "keep": 168}
+    assert (service["StateDirectory"], service["StateDirectoryMode"]) == ("cairn-backups", "0700")
+    given = dict(each.split("=", 1) for each in service["Environment"].replace("\\\n", " ").split())
+    config = ControllerConfig.parse(tomllib.loads(render("controller", "controller.toml.j2")))
+    assert (given["CAIRN_ENDPOINT"], given["CAIRN_CA"]) == (config.advertise, config.ca)
+    assert (given["CAIRN_CERT"], given["CAIRN_KEY"]) == (config.cert, config.key)
+    assert "OnCalendar=hourly" in render("controller", "cairn-backup.timer.j2")
 
 
 def test_the_agent_shares_the_hosts_mounts() -> None:

@@ -70,11 +70,24 @@ def test_a_backup_is_written_whole_and_for_its_owner_alone(cloud: RealCloud, tmp
     assert alone.code == 0
 
 
+def test_a_folder_keeps_the_newest_backups(cloud: RealCloud, tmp_path: Path) -> None:
+    """What the playbook's timer runs. Files of other names are nobody's business."""
+    for name in ("cairn-20200101T000000Z.backup", "cairn-20210101T000000Z.backup", "mine.backup"):
+        (tmp_path / name).write_text("old")
+    done(cloud, "cluster", "backup", "--out", str(tmp_path), "--keep", "2")
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert len(left) == 3
+    assert "cairn-20210101T000000Z.backup" in left
+    assert "mine.backup" in left
+    (new,) = set(left) - {"cairn-20210101T000000Z.backup", "mine.backup"}
+    assert "whole and unchanged" in done(cloud, "cluster", "verify", str(tmp_path / new)).out
+    assert run(cloud, "cluster", "backup", "--out", str(tmp_path / "file"), "--keep", "2").code == 2
+
+
 def test_a_backup_goes_to_standard_output(cloud: RealCloud, tmp_path: Path) -> None:
     out = tmp_path / "piped.backup"
     with out.open("wb") as file:
-        command = [sys.executable, "-m", "cairn.controller.cli.main", "cluster", "backup"]
-        command = [sys.executable, "-c", "from cairn.controller.cli.main import main; main()", *command[3:]]
+        command = [sys.executable, "-c", "from cairn.controller.cli.main import main; main()", "cluster", "backup"]
         subprocess.run(command, env={**os.environ, **cloud.environment}, stdout=file, check=True, timeout=60)
     assert "whole and unchanged" in done(cloud, "cluster", "verify", str(out)).out
 
