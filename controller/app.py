@@ -62,7 +62,9 @@ LEASE_USE_S: Final = 3600.0
 PROBE_S: Final = 2.0
 RETRY_S: Final = 0.5
 # Answered also while nobody may decide anything: how it is, and the way out.
-ALWAYS: Final = frozenset({f"/cairn.v1.ClusterService/{name}" for name in ("GetClusterStatus", "BackupCluster", "RestoreCluster")})
+ALWAYS: Final = frozenset(
+    {f"/cairn.v1.ClusterService/{name}" for name in ("GetClusterStatus", "BackupCluster", "RestoreCluster")}
+)
 # How long calls under way may go on after SIGTERM.
 GRACE_S: Final = 2.0
 

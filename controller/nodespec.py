@@ -18,6 +18,7 @@ from typing import Final
 
 from cairn.controller.model.capabilities import lacking
 from cairn.controller.model.nodes import hash_of
+from cairn.controller.model.restored import is_restored
 from cairn.controller.model.seats import transit_of
 from cairn.controller.model.where import (
     claimed,
@@ -35,6 +36,7 @@ from cairn.controller.store.base import View
 from cairn.net import ipam
 from cairn.proto import kinds
 from cairn.proto.ids import LOCAL_POOL, mac_of, router_mac, tap_of, transit_address
+from cairn.proto.kinds import AnyKind
 from cairn.proto.v1.agent_pb2 import (
     VM_ROLE_UNSPECIFIED,
     BlobSource,
@@ -54,6 +56,8 @@ from cairn.proto.v1.agent_pb2 import (
 from cairn.proto.v1.image_pb2 import IMAGE_FORMAT_UNSPECIFIED
 from cairn.proto.v1.vm_pb2 import Vm
 
+# What a node may know better than a restored record.
+_RESTORABLE: Final[dict[str, AnyKind]] = {kind.name: kind for kind in (kinds.VM, kinds.VOLUME)}
 # VXLAN over IPv4 (RFC 7348): 14 + 20 + 8 + 8 bytes.
 VXLAN_OVERHEAD: Final = 50
 MTU_MAX: Final = 1500
@@ -70,6 +74,8 @@ def desired(view: View, presence: Presence, node: str, key: str) -> Desired | No
     """Return one object a node must hold, or None when it need not hold it, or its agent would not understand it."""
     kind, _, id = key.partition("/")
     made = _MAKERS[kind](view, presence, node, id)
+    if made is not None and kind in _RESTORABLE:
+        made.restored = is_restored(view, _RESTORABLE[kind], id)
     return None if made is None or lacking(view, node, made) else made
 
 

@@ -30,7 +30,7 @@ BEFORE_CAPABILITIES: Final = frozenset(
     (*map(desired_kind, ("image", "volume", "network", "port", "forward", "vm")), volume_type(LOCAL_POOL))
 )
 # What every agent of this release knows, whatever its node has.
-OF_THIS_RELEASE: Final = frozenset(desired_kind(field.name) for field in Desired.DESCRIPTOR.fields)
+OF_THIS_RELEASE: Final = frozenset(desired_kind(field.name) for field in Desired.DESCRIPTOR.oneofs_by_name["object"].fields)
 
 
 def of_agent(volume_types: Iterable[str]) -> list[str]:

@@ -14,6 +14,7 @@ from cairn.controller.api.objects import UpdateRules, addressed, mark_deleted, u
 from cairn.controller.api.vm_creation import create_vm, fits_somewhere, refuse_high_availability
 from cairn.controller.api.volumes import refuse_if_deleted, revived
 from cairn.controller.model.permits import Caller, Verb
+from cairn.controller.model.restored import next_power, next_reboot
 from cairn.controller.model.where import decision_of
 from cairn.controller.store.base import Record, Txn, View
 from cairn.proto import kinds
@@ -72,16 +73,16 @@ class VmService(vm_pb2_grpc.VmServiceServicer):
     async def StartVm(self, request: vm_pb2.StartVmRequest, context: Any) -> Vm:
         """Run it; also again after its guest shut itself down."""
 
-        def change(vm: Vm) -> None:
+        def change(view: View, vm: Vm) -> None:
             vm.spec.power_state, vm.spec.force = POWER_STATE_RUNNING, False
-            vm.spec.power_generation += 1
+            vm.spec.power_generation = next_power(view, vm)
 
         return await self._power(request, context, Verb.START, change)
 
     async def StopVm(self, request: vm_pb2.StopVmRequest, context: Any) -> Vm:
         """Ask its guest to shut down, or cut its power."""
 
-        def change(vm: Vm) -> None:
+        def change(_view: View, vm: Vm) -> None:
             vm.spec.power_state, vm.spec.force = POWER_STATE_STOPPED, request.force
 
         return await self._power(request, context, Verb.STOP, change)
@@ -89,21 +90,21 @@ class VmService(vm_pb2_grpc.VmServiceServicer):
     async def RebootVm(self, request: vm_pb2.RebootVmRequest, context: Any) -> Vm:
         """Restart its guest."""
 
-        def change(vm: Vm) -> None:
+        def change(view: View, vm: Vm) -> None:
             if vm.spec.power_state == POWER_STATE_STOPPED:
                 raise BadState("vm", vm.name, f"VM {vm.name!r} is stopped: start it with `cairn vm start {vm.name}`")
-            vm.spec.reboot_generation += 1
+            vm.spec.reboot_generation = next_reboot(view, vm)
             vm.spec.force = request.force
 
         return await self._power(request, context, Verb.REBOOT, change)
 
-    async def _power(self, request: Any, context: Any, verb: Verb, change: Callable[[Vm], None]) -> Vm:
+    async def _power(self, request: Any, context: Any, verb: Verb, change: Callable[[View, Vm], None]) -> Vm:
         """Run one power operation; change edits a copy of the VM."""
 
         def decide(view: View, caller: Caller) -> Decided[Vm]:
             record = addressed(view, caller, nouns.VM, request, verb=verb)
             vm = _copy(record)
-            change(vm)
+            change(view, vm)
             vm.update_time.CopyFrom(timestamp(self._core.clock.now()))
             txn = Txn("api").check(kinds.VM, vm.id, record.mod_revision).put(kinds.VM, vm.id, vm)
             said = [(f"{verb.title()}Requested", f"{verb} of VM {vm.name} was asked for")]
@@ -155,7 +156,7 @@ class VmService(vm_pb2_grpc.VmServiceServicer):
         vm = _copy(record)
         txn = revived(view, caller, record, vm, nouns.VM, self._core.clock)
         # Also of one that stays off: what its node says of the life before must not count for this one.
-        vm.spec.power_generation += 1
+        vm.spec.power_generation = next_power(view, vm)
         txn.put(kinds.VM, vm.id, vm)
         for id in view.by(kinds.VOLUME, "vm", vm.id):
             held = view.record(kinds.VOLUME, id)
@@ -214,4 +215,4 @@ def amend(view: View, _caller: Caller, _txn: Txn, new: Vm, record: Record[Any]) 
     if new.spec.power_state != old.spec.power_state:
         new.spec.force = False
         if new.spec.power_state == POWER_STATE_RUNNING:
-            new.spec.power_generation += 1
+            new.spec.power_generation = next_power(view, new)

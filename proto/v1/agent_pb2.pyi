@@ -559,6 +559,11 @@ class Desired(_message.Message):
     PORT_FIELD_NUMBER: _builtins.int
     FORWARD_FIELD_NUMBER: _builtins.int
     VM_FIELD_NUMBER: _builtins.int
+    RESTORED_FIELD_NUMBER: _builtins.int
+    restored: _builtins.bool
+    """Its record is as a restored backup has it. Where the node was told otherwise later, that stays in force until the record is
+    written again: a VM is neither started, stopped, changed nor removed, a volume neither made nor erased, on such a word.
+    """
     @_builtins.property
     def image(self) -> Global___DesiredImage: ...
     @_builtins.property
@@ -580,10 +585,11 @@ class Desired(_message.Message):
         port: Global___DesiredPort | None = ...,
         forward: Global___DesiredForward | None = ...,
         vm: Global___DesiredVm | None = ...,
+        restored: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["forward", b"forward", "image", b"image", "network", b"network", "object", b"object", "port", b"port", "vm", b"vm", "volume", b"volume"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["forward", b"forward", "image", b"image", "network", b"network", "object", b"object", "port", b"port", "vm", b"vm", "volume", b"volume"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["forward", b"forward", "image", b"image", "network", b"network", "object", b"object", "port", b"port", "restored", b"restored", "vm", b"vm", "volume", b"volume"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_object: _TypeAlias = _typing.Literal["image", "volume", "network", "port", "forward", "vm"]  # noqa: Y015
     _WhichOneofArgType_object: _TypeAlias = _typing.Literal["object", b"object"]  # noqa: Y015

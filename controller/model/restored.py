@@ -1,0 +1,40 @@
+"""What a restore from a backup leaves open: which records nobody has touched since, which nodes have not spoken yet.
+
+A restored record says what was true at the backup; its node may have been told otherwise since. So a record counts as a word of
+today only once somebody wrote it after the restore, and numbers that must only grow start from what nodes have seen of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from cairn.controller.store.base import View
+from cairn.proto import kinds
+from cairn.proto.kinds import Kind
+from cairn.proto.v1.agent_pb2 import VmReport
+from cairn.proto.v1.vm_pb2 import Vm
+
+CLUSTER_ID: Final = "self"
+
+
+def is_restored(view: View, kind: Kind[Any], id: str) -> bool:
+    """Tell whether a record is as the last restore has it: nobody has written it since."""
+    cluster = view.get(kinds.CLUSTER, CLUSTER_ID)
+    if cluster is None or not cluster.HasField("restored"):
+        return False
+    return 0 < view.revision_of(kind, id) <= cluster.restored.revision
+
+
+def next_power(view: View, vm: Vm) -> int:
+    """Return the next power generation of a VM: greater than its own, and than any a node has seen before a restore."""
+    return 1 + max([vm.spec.power_generation, *(report.power_generation for report in _reports(view, vm.id))])
+
+
+def next_reboot(view: View, vm: Vm) -> int:
+    """Return the next reboot generation, likewise."""
+    return 1 + max([vm.spec.reboot_generation, *(report.reboot_generation for report in _reports(view, vm.id))])
+
+
+def _reports(view: View, vm: str) -> list[VmReport]:
+    found = (view.get(kinds.OBSERVED, id) for id in view.by(kinds.OBSERVED, "key", f"vm/{vm}"))
+    return [observed.report.vm for observed in found if observed is not None]
