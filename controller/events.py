@@ -18,6 +18,8 @@ from cairn.proto.v1.event_pb2 import Event
 
 _TIME_DIGITS: Final = 8
 _RANDOM_DIGITS: Final = 4
+# Of an event's record besides its texts: id, time, actor, fields' tags.
+_FRAME_BYTES: Final = 128
 
 
 class Leases(Protocol):
@@ -39,6 +41,15 @@ def event_id(now: datetime, ids: Ids) -> str:
         number, digit = divmod(number, len(ID_ALPHABET))
         digits = ID_ALPHABET[digit] + digits
     return f"{kinds.EVENT.id_prefix}-{digits}{ids.new('')[-_RANDOM_DIGITS:]}"
+
+
+def bytes_of(specs: Iterable[EventSpec]) -> int:
+    """Return at most how many bytes the records of events take."""
+    return sum(_FRAME_BYTES + sum(len(text.encode()) for text in _texts(spec)) for spec in specs)
+
+
+def _texts(spec: EventSpec) -> tuple[str, ...]:
+    return spec.object, spec.name, spec.project, spec.reason, spec.message, spec.node
 
 
 def tell(txn: Txn, specs: Iterable[EventSpec], *, now: datetime, ids: Ids, lease: int) -> None:

@@ -8,14 +8,25 @@ was not told to hold are refused: a node speaks for itself only.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from typing import Any, Final
 
-from cairn.controller.events import Leases, event_id, tell
+from cairn.controller.events import Leases, bytes_of, event_id, tell
 from cairn.controller.model.happening import EventSpec
 from cairn.controller.model.nodes import node_name
 from cairn.controller.node_session import RETRY_S, WRITER, Session
-from cairn.controller.store.base import Conflict, Indeterminate, LeaseLost, Store, StoreError, Txn, Unavailable, View
+from cairn.controller.store.base import (
+    Conflict,
+    Gathering,
+    Indeterminate,
+    LeaseLost,
+    Put,
+    Store,
+    StoreError,
+    Txn,
+    Unavailable,
+    View,
+)
 from cairn.controller.store.cache import Cache
 from cairn.proto import kinds
 from cairn.proto.kinds import AnyKind
@@ -28,9 +39,8 @@ from cairn.proto.v1.node_pb2 import NodeFacts
 _log = logger("sync")
 # Reports of one moment go together; while one lot is being written the next gathers anyway.
 COALESCE_S: Final = 0.005
-# Of at most 128 operations: a report may bring an event.
-REPORTS_MAX: Final = 50
-EVENTS_MAX: Final = 20
+# Largest message that is kept: several fit one transaction.
+MESSAGE_BYTES_MAX: Final = 256 << 10
 EVENTS_PENDING_MAX: Final = 256
 TEXT_MAX: Final = 1000
 _KINDS: Final[dict[str, AnyKind]] = {"vm": kinds.VM, "volume": kinds.VOLUME, "image": kinds.IMAGE, "port": kinds.PORT}
@@ -56,11 +66,14 @@ class Reports:
         self._some = asyncio.Event()
 
     def report(self, report: Report) -> bool:
-        """Take a report; False when it is about nothing this node was told to hold."""
+        """Take a report; False when it is about nothing this node was told to hold, or too large to keep."""
         kind = report.key.partition("/")[0]
         if report.key not in self._known or kind not in _KINDS or report.WhichOneof("object") != kind:
             return False
-        self._reports[report.key] = _clipped(report)
+        clipped = _clipped(report)
+        if clipped.ByteSize() > MESSAGE_BYTES_MAX:
+            return False
+        self._reports[report.key] = clipped
         self._gone.pop(report.key, None)
         self._some.set()
         return True
@@ -71,14 +84,17 @@ class Reports:
         self._gone[key] = None
         self._some.set()
 
-    def facts(self, facts: NodeFacts) -> None:
-        """Take new facts."""
+    def facts(self, facts: NodeFacts) -> bool:
+        """Take new facts; False when they are too large to keep."""
+        if facts.ByteSize() > MESSAGE_BYTES_MAX:
+            return False
         self._facts = facts
         self._some.set()
+        return True
 
     def event(self, event: AgentEvent) -> bool:
-        """Take an event; False when there are too many."""
-        if len(self._events) >= EVENTS_PENDING_MAX:
+        """Take an event; False when there are too many, or it is too large to keep."""
+        if len(self._events) >= EVENTS_PENDING_MAX or event.ByteSize() > MESSAGE_BYTES_MAX:
             return False
         self._events[event_id(self._clock.now(), self._ids)] = event
         self._some.set()
@@ -99,16 +115,13 @@ class Reports:
                 await self._write()
 
     async def _write(self) -> None:
-        """Write some of what waits; what could not be written waits on."""
-        reports = dict(list(self._reports.items())[:REPORTS_MAX])
-        gone = list(self._gone)[:REPORTS_MAX]
-        events = dict(list(self._events.items())[:EVENTS_MAX])
-        facts = self._facts
+        """Write as much of what waits as one transaction takes; what could not be written waits on."""
+        lot = _Lot(self._node, self._session.revision)
+        self._gather(lot)
         try:
-            txn = await self._txn(reports, gone, events, facts)
-            if txn:
-                txn.check(kinds.NODE_SESSION, self._node, self._session.revision)
-                await self._cache.wait_for(await self._store.commit(txn))
+            if lot.txn:
+                await self._tell(lot)
+                await self._cache.wait_for(await self._store.commit(lot.txn))
         except (Conflict, Indeterminate, LeaseLost) as error:
             if isinstance(error, LeaseLost):
                 self._leases.forget()
@@ -119,14 +132,14 @@ class Reports:
             await asyncio.sleep(RETRY_S)
             return
         # Newer ones may have come meanwhile: those stay.
-        for key, report in reports.items():
+        for key, report in lot.reports.items():
             if self._reports.get(key) is report:
                 del self._reports[key]
-        for key in gone:
+        for key in lot.gone:
             self._gone.pop(key, None)
-        for id in events:
+        for id in lot.events:
             self._events.pop(id, None)
-        if self._facts is facts:
+        if self._facts is lot.facts:
             self._facts = None
 
     async def _freshen(self, error: StoreError) -> None:
@@ -139,35 +152,50 @@ class Reports:
             await asyncio.sleep(RETRY_S)
         await asyncio.sleep(COALESCE_S)
 
-    async def _txn(
-        self, reports: dict[str, Report], gone: list[str], events: dict[str, AgentEvent], facts: NodeFacts | None
-    ) -> Txn:
-        """Return what differs from the view."""
-        view, txn, told = self._cache.view, Txn(WRITER), list[EventSpec]()
-        now = self._clock.now()
-        for key, report in reports.items():
-            id = f"{self._node}/{key}"
-            before = view.get(kinds.OBSERVED, id)
-            if before is not None and _same(before.report, report):
-                continue
-            observed = Observed(key=key, node=self._node, report=report, observe_time=timestamp(now))
-            # Checked, though nobody else writes it: a commit given up as in doubt may still arrive, after newer reports.
-            txn.check(kinds.OBSERVED, id, view.revision_of(kinds.OBSERVED, id)).put(kinds.OBSERVED, id, observed)
-            told += lifecycle(view, self._node, before.report if before is not None else Report(), report)
-        for key in gone:
-            id = f"{self._node}/{key}"
+    def _gather(self, lot: _Lot) -> None:
+        """Put what differs from the view into a lot, until it is full."""
+        view, now = self._cache.view, self._clock.now()
+        for key, report in self._reports.items():
+            before = view.get(kinds.OBSERVED, f"{self._node}/{key}")
+            part, told = Txn(WRITER), list[EventSpec]()
+            if before is None or not _same(before.report, report):
+                observed = Observed(key=key, node=self._node, report=report, observe_time=timestamp(now))
+                # Checked, though nobody else writes it: a commit given up as in doubt may still arrive, after newer reports.
+                _over(view, part, kinds.OBSERVED, f"{self._node}/{key}").put(kinds.OBSERVED, f"{self._node}/{key}", observed)
+                told = lifecycle(view, self._node, before.report if before is not None else Report(), report)
+            if not lot.add(part, told):
+                return
+            lot.reports[key] = report
+        for key in self._gone:
+            id, part = f"{self._node}/{key}", Txn(WRITER)
             if view.get(kinds.OBSERVED, id) is not None:
-                txn.check(kinds.OBSERVED, id, view.revision_of(kinds.OBSERVED, id)).delete(kinds.OBSERVED, id)
-        if facts is not None and view.get(kinds.NODE_FACTS, self._node) != facts:
-            revision = view.revision_of(kinds.NODE_FACTS, self._node)
-            txn.check(kinds.NODE_FACTS, self._node, revision).put(kinds.NODE_FACTS, self._node, facts)
-        fresh = {id: event for id, event in events.items() if view.get(kinds.EVENT, id) is None}
-        if told or fresh:
-            lease = await self._leases.lease()
-            tell(txn, told, now=now, ids=self._ids, lease=lease)
-            for id, event in fresh.items():
-                txn.create(kinds.EVENT, id, self._event(view, id, event), lease=lease)
-        return txn
+                _over(view, part, kinds.OBSERVED, id).delete(kinds.OBSERVED, id)
+            if not lot.add(part):
+                return
+            lot.gone.append(key)
+        if self._facts is not None:
+            part = Txn(WRITER)
+            if view.get(kinds.NODE_FACTS, self._node) != self._facts:
+                _over(view, part, kinds.NODE_FACTS, self._node).put(kinds.NODE_FACTS, self._node, self._facts)
+            if not lot.add(part):
+                return
+            lot.facts = self._facts
+        for id, event in self._events.items():
+            fresh = view.get(kinds.EVENT, id) is None
+            if not lot.add(Txn(WRITER).create(kinds.EVENT, id, self._event(view, id, event)) if fresh else Txn(WRITER)):
+                return
+            lot.events.append(id)
+
+    async def _tell(self, lot: _Lot) -> None:
+        """Put the events of a lot under a lease, and write those that tell of its reports. Raises Unavailable."""
+        own = [kinds.EVENT.key(id) for id in lot.events]
+        if not lot.told and not any(key in lot.txn.puts for key in own):
+            return
+        lease = await self._leases.lease()
+        for key in own:
+            if key in lot.txn.puts:
+                lot.txn.puts[key] = Put(lot.txn.puts[key].value, lease)
+        tell(lot.txn, lot.told, now=self._clock.now(), ids=self._ids, lease=lease)
 
     def _event(self, view: View, id: str, told: AgentEvent) -> Event:
         key = told.object if "/" in told.object else f"/{told.object}"
@@ -184,6 +212,31 @@ class Reports:
             actor=f"node {node_name(view, self._node)}",
             warning=told.warning,
         )
+
+
+class _Lot:
+    """What is written at once: a transaction that checks the session, and what it was made of."""
+
+    def __init__(self, node: str, session: int) -> None:
+        self._gathering = Gathering(Txn(WRITER).check(kinds.NODE_SESSION, node, session))
+        self.txn = self._gathering.txn
+        self.reports: dict[str, Report] = {}
+        self.gone: list[str] = []
+        self.events: list[str] = []
+        self.facts: NodeFacts | None = None
+        self.told: list[EventSpec] = []
+
+    def add(self, part: Txn, told: Sequence[EventSpec] = ()) -> bool:
+        """Take a part in, with the events that tell of it; False when there is no room for it."""
+        if not self._gathering.add(part, creates=len(told), create_bytes=bytes_of(told)):
+            return False
+        self.told += told
+        return True
+
+
+def _over(view: View, txn: Txn, kind: AnyKind, id: str) -> Txn:
+    """Have a transaction check the record that is there."""
+    return txn.check(kind, id, view.revision_of(kind, id))
 
 
 def _same(first: Report, second: Report) -> bool:

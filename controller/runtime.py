@@ -21,21 +21,21 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final, Protocol
 
-from cairn.controller.events import Leases, tell
+from cairn.controller.events import Leases, bytes_of, tell
 from cairn.controller.metrics import RuntimeMetrics
 from cairn.controller.model.happening import EventSpec
 from cairn.controller.reconcilers.base import Follower, Outcome, Reconciler
 from cairn.controller.store.base import (
-    OPERATIONS_MAX,
     Changed,
     Conflict,
+    Gathering,
     Indeterminate,
     LeaseLost,
     Store,
+    TooBig,
     Txn,
     Unavailable,
     View,
@@ -80,29 +80,30 @@ def check_writers(reconciler: Reconciler, txn: Txn) -> None:
             raise Unlawful(f"{reconciler.name} wrote {key} but does not list {kind.name} in `writes`")
 
 
-@dataclass(slots=True)
 class Group:
     """Decisions to commit together."""
 
-    txn: Txn
-    keys: list[str] = field(default_factory=list)
-    events: list[EventSpec] = field(default_factory=list)
-    again: dict[str, float] = field(default_factory=dict)
-    say: str = ""
+    def __init__(self, writer: str) -> None:
+        self._gathering = Gathering(Txn(writer))
+        self.txn = self._gathering.txn
+        self.keys: list[str] = []
+        self.events: list[EventSpec] = []
+        self.again: dict[str, float] = {}
+        self.say = ""
 
-    @property
-    def size(self) -> int:
-        """Operations, with the events to come."""
-        return self.txn.size + len(self.events)
-
-    def add(self, key: str, txn: Txn, outcome: Outcome) -> None:
-        """Take a decision in."""
+    def add(self, key: str, txn: Txn, outcome: Outcome) -> bool:
+        """Take a decision in, with its events; False when there is no room for it. Raises TooBig: there never will be."""
+        if not self._gathering.add(txn, creates=len(outcome.events), create_bytes=bytes_of(outcome.events)):
+            if not self.keys:
+                events = len(outcome.events)
+                raise TooBig(f"{txn.size} operations, {txn.size_bytes} bytes and {events} events do not fit one transaction")
+            return False
         self.keys.append(key)
-        self.txn.merge(txn)
         self.events += outcome.events
         self.say = outcome.say
         if outcome.again_after_s is not None:
             self.again[key] = outcome.again_after_s
+        return True
 
 
 class Queue:
@@ -305,7 +306,7 @@ class Loop:
         """Decide about keys until the transaction is full. Never awaits."""
         loop, now = asyncio.get_running_loop(), self._clock.now()
         until_s = loop.time() + SLICE_S
-        group = Group(Txn(self.name))
+        group = Group(self.name)
         view: View = self._follow(self._cache.view)
         looked = 0
         while len(self._queue) and len(group.keys) < self._limit and looked < GROUP_MAX and loop.time() <= until_s:
@@ -323,10 +324,13 @@ class Loop:
                 if outcome.again_after_s is not None:
                     self._queue.at(loop.time() + outcome.again_after_s, key)
                 continue
-            if group.keys and group.size + outcome.txn.size + len(outcome.events) > OPERATIONS_MAX:
-                self._queue.put_back([key])
-                break
-            group.add(key, outcome.txn, outcome)
+            try:
+                if not group.add(key, outcome.txn, outcome):
+                    self._queue.put_back([key])
+                    break
+            except TooBig as error:
+                self._failed(key, error)
+                continue
             if isinstance(view, Fork):
                 view.extend(outcome.txn)
             else:
@@ -355,11 +359,15 @@ class Loop:
             if outcome.txn is not None:
                 check_writers(self._reconciler, outcome.txn)
         except Exception as error:  # noqa: BLE001 - the boundary: a fault with one key must not stop the others
-            _log.exception("reconcile_failed", reconciler=self.name, key=key, error=str(error))
-            self._count_errors.inc()
-            self._queue.back_off(asyncio.get_running_loop().time(), key)
+            self._failed(key, error)
             return None
         return outcome
+
+    def _failed(self, key: str, error: Exception) -> None:
+        """A fault with one key: told, counted, and tried again later."""
+        _log.error("reconcile_failed", reconciler=self.name, key=key, error=str(error), exc_info=error)
+        self._count_errors.inc()
+        self._queue.back_off(asyncio.get_running_loop().time(), key)
 
     async def _commit(self, group: Group) -> None:
         loop = asyncio.get_running_loop()

@@ -25,7 +25,7 @@ from cairn.controller.events import Leases, tell
 from cairn.controller.metrics import SyncMetrics
 from cairn.controller.model.happening import EventSpec
 from cairn.controller.model.nodes import node_name
-from cairn.controller.node_reports import Reports
+from cairn.controller.node_reports import MESSAGE_BYTES_MAX, Reports
 from cairn.controller.node_session import Session
 from cairn.controller.nodespec import desired, node_objects
 from cairn.controller.presence import Presence
@@ -33,6 +33,7 @@ from cairn.controller.standing import Standing
 from cairn.controller.store.base import Conflict, Indeterminate, LeaseLost, Store, StoreError, Txn, Unavailable
 from cairn.controller.store.cache import Cache, Changes
 from cairn.controller.unsealing import opened
+from cairn.controller.words import size
 from cairn.proto import kinds
 from cairn.proto.errors import BadState, Denied, Invalid, NotFound, Refused, TryAgain
 from cairn.proto.log import logger
@@ -156,6 +157,8 @@ class SyncService(AgentServiceServicer):
         if first is None or first.WhichOneof("message") != "hello":
             raise Invalid("hello", "the first message must be a hello")
         hello = first.hello
+        if hello.facts.ByteSize() > MESSAGE_BYTES_MAX:
+            raise Invalid("hello.facts", f"{size(hello.facts.ByteSize())} long, at most {size(MESSAGE_BYTES_MAX)} are kept")
         if identity.kind != "node" or identity.id != hello.node:
             self.metrics.refused.labels("identity").inc()
             _log.warning("node_refused", says=hello.node, certificate=identity.uri)
@@ -311,7 +314,7 @@ class Stream:
             taken = self._reports.report(request.report)
             metrics.reports.inc()
         elif what == "facts":
-            self._reports.facts(request.facts)
+            taken = self._reports.facts(request.facts)
         elif what == "event":
             taken = self._reports.event(request.event)
         elif what == "heartbeat":

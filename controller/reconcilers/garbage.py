@@ -12,7 +12,7 @@ What a node had reported goes when the node was removed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -22,7 +22,7 @@ from cairn.controller.model.lifetime import kept_for_s
 from cairn.controller.model.reports import report
 from cairn.controller.model.where import volume_node, where
 from cairn.controller.reconcilers.base import NOTHING, Outcome
-from cairn.controller.store.base import Record, Txn, View
+from cairn.controller.store.base import Gathering, Record, Txn, View
 from cairn.proto import kinds
 from cairn.proto.kinds import AnyKind
 from cairn.proto.seams import moment, timestamp
@@ -107,21 +107,35 @@ def _vm(view: View, id: str, now: datetime) -> Outcome:
     vm = record.message
     disks = [disk for each in view.by(kinds.VOLUME, "vm", id) if (disk := view.record(kinds.VOLUME, each)) is not None]
     own = [disk for disk in disks if disk.message.spec.delete_with_vm]
-    txn = Txn("garbage").check(kinds.VM, id, record.mod_revision)
-    txn.check(kinds.PLACEMENT, id, view.revision_of(kinds.PLACEMENT, id))
     if not _vm_absent(view, vm):
         return Outcome(None, "its node has not removed it yet")
     for disk in own:
         if not _volume_absent(view, disk.message.id):
             return Outcome(None, f"the node of its disk {disk.message.name} has not erased it yet")
-        _erase_volume(txn, view, disk)
-    for port in view.by(kinds.PORT, "vm", id):
-        txn.delete(kinds.PORT, port)
-        _forget(txn, view, f"port/{port}")
-    txn.delete(kinds.VM, id).delete(kinds.PURGE, id).delete(kinds.SECRET, f"vm/{id}")
-    _forget(txn, view, f"vm/{id}")
     said = EventSpec(id, vm.name, vm.project, "Erased", f"VM {vm.name} and its disks were erased")
-    return Outcome(txn, said.message, events=(said,))
+    base = Txn("garbage").check(kinds.VM, id, record.mod_revision)
+    base.check(kinds.PLACEMENT, id, view.revision_of(kinds.PLACEMENT, id))
+    gathering = Gathering(base, creates=1)
+    for part in _parts(view, id, own):
+        if not gathering.add(part):
+            # More than one commit takes: the VM itself goes last, and until then this is looked at again.
+            return Outcome(gathering.txn, f"erasing VM {vm.name}", again_after_s=0.0)
+    return Outcome(gathering.txn, said.message, events=(said,))
+
+
+def _parts(view: View, id: str, disks: Iterable[Record[Volume]]) -> Iterator[Txn]:
+    """Yield what removes each part of a VM, itself last."""
+    for disk in disks:
+        txn = Txn("garbage")
+        _erase_volume(txn, view, disk)
+        yield txn
+    for port in view.by(kinds.PORT, "vm", id):
+        txn = Txn("garbage").delete(kinds.PORT, port)
+        _forget(txn, view, f"port/{port}")
+        yield txn
+    txn = Txn("garbage").delete(kinds.VM, id).delete(kinds.PURGE, id).delete(kinds.SECRET, f"vm/{id}")
+    _forget(txn, view, f"vm/{id}")
+    yield txn
 
 
 def _volume(view: View, id: str, now: datetime) -> Outcome:

@@ -33,6 +33,10 @@ STORE_OPERATIONS_MAX: Final = 128
 # What may be decided in one: a check of the cluster's record is added to each (controller/standing.py).
 OPERATIONS_MAX: Final = STORE_OPERATIONS_MAX - 1
 TXN_BYTES_MAX: Final = 1_400_000
+# What a value, a key or a compared key takes besides its own bytes.
+_FRAME_BYTES: Final = 24
+# What a short key takes that is compared, read back, and written.
+_CREATE_BYTES: Final = 3 * (_FRAME_BYTES + 40)
 
 
 class StoreError(Exception):
@@ -65,6 +69,10 @@ class Unavailable(StoreError):
 
 class LeaseLost(StoreError):
     """The lease ran out or was revoked."""
+
+
+class TooBig(ValueError):
+    """A transaction has more operations or bytes than one commit takes; nothing was written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +117,7 @@ class Txn:
     """What to check, put and delete, atomically; built by the component `writer`, which must be allowed each kind it touches.
 
     Methods return self, so that a transaction reads as one expression. At most 127 operations go into one commit (etcd's
-    default limit, less one): see `size`.
+    default limit, less one): see `size`, `size_bytes`, and Gathering.
     """
 
     writer: str
@@ -168,18 +176,63 @@ class Txn:
         """Operations in it, as etcd counts: the larger of checks and writes."""
         return max(len(self.checks), len(self.puts) + len(self.deletes))
 
+    @property
+    def size_bytes(self) -> int:
+        """Bytes it takes in one commit: of each write its key and value, of each check its key twice (it is read back)."""
+        written = sum(len(key) + len(put.value) + _FRAME_BYTES for key, put in self.puts.items())
+        removed = sum(len(key) + _FRAME_BYTES for key in self.deletes)
+        return written + removed + 2 * sum(len(key) + _FRAME_BYTES for key in self.checks)
+
     def check_limits(self, operations_max: int = STORE_OPERATIONS_MAX) -> None:
-        """Raise ValueError when it is too big for one commit, or puts and deletes the same key."""
+        """Raise TooBig when it is too big for one commit, ValueError when it puts and deletes the same key."""
         if self.size > operations_max:
-            raise ValueError(f"{self.size} operations in one transaction; at most {operations_max} fit")
-        size_bytes = sum(len(key) + len(put.value) for key, put in self.puts.items()) + sum(map(len, self.checks))
-        if size_bytes > TXN_BYTES_MAX:
-            raise ValueError(f"{size_bytes} bytes in one transaction; at most {TXN_BYTES_MAX} fit")
+            raise TooBig(f"{self.size} operations in one transaction; at most {operations_max} fit")
+        if (size_bytes := self.size_bytes) > TXN_BYTES_MAX:
+            raise TooBig(f"{size_bytes} bytes in one transaction; at most {TXN_BYTES_MAX} fit")
         if both := self.puts.keys() & self.deletes:
             raise ValueError(f"both put and deleted: {', '.join(sorted(both))}")
 
     def __bool__(self) -> bool:
         return bool(self.puts or self.deletes)
+
+
+@dataclass(slots=True)
+class Gathering:
+    """A transaction put together from parts, as many as one commit takes. Each part is taken whole, or not at all.
+
+        gathering = Gathering(Txn("placement"))
+        for part in parts:
+            if not gathering.add(part): break        # for the next commit
+        await store.commit(gathering.txn)
+
+    Bytes are counted as if no two parts wrote the same key: what was taken always fits (Txn.check_limits).
+    """
+
+    txn: Txn
+    # Records that will be created besides, and the bytes of all there is.
+    creates: int = 0
+    size_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        self.size_bytes += self.txn.size_bytes
+
+    def add(self, part: Txn, *, creates: int = 0, create_bytes: int = 0) -> bool:
+        """Merge a part, with room for that many records to be created later, of so many bytes; False: there is no room."""
+        if not self.fits(part, creates=creates, create_bytes=create_bytes):
+            return False
+        self.txn.merge(part)
+        self.creates += creates
+        self.size_bytes += part.size_bytes + create_bytes + creates * _CREATE_BYTES
+        return True
+
+    def fits(self, part: Txn, *, creates: int = 0, create_bytes: int = 0) -> bool:
+        """Tell whether it could be added."""
+        more = self.creates + creates
+        written = self.txn.puts.keys() | self.txn.deletes
+        checks = len(self.txn.checks) + sum(key not in self.txn.checks and key not in written for key in part.checks)
+        writes = len(written) + sum(key not in written for key in (*part.puts, *part.deletes))
+        size_bytes = self.size_bytes + part.size_bytes + create_bytes + creates * _CREATE_BYTES
+        return max(checks, writes) + more <= OPERATIONS_MAX and size_bytes <= TXN_BYTES_MAX
 
 
 class Lease(Protocol):
@@ -232,8 +285,8 @@ class Store(Protocol):
     async def commit(self, txn: Txn) -> int:
         """Apply and return the new revision; the current one when it changes nothing.
 
-        Raises Conflict, Indeterminate, Unavailable; LeaseLost when it puts under a lease that is no more; ValueError for a
-        transaction that is too big (Txn.check_limits). After all but Indeterminate nothing was written.
+        Raises Conflict, Indeterminate, Unavailable; LeaseLost when it puts under a lease that is no more; TooBig (a ValueError)
+        for a transaction that is too big (Txn.check_limits). After all but Indeterminate nothing was written.
         """
         ...
 

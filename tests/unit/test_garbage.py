@@ -9,8 +9,8 @@ from cairn.controller.jobs.import_image import start
 from cairn.controller.reconcilers.garbage import Garbage
 from cairn.controller.reconcilers.placement import Placements
 from cairn.controller.reconcilers.ports import Ports
-from cairn.controller.runtime import OPERATIONS_MAX, check_writers
-from cairn.controller.store.base import Conflict
+from cairn.controller.runtime import check_writers
+from cairn.controller.store.base import OPERATIONS_MAX, Conflict
 from cairn.proto import kinds
 from cairn.proto.seams import timestamp
 from cairn.proto.v1.agent_pb2 import VmReport, VolumeReport

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 from cairn.controller.reconcilers.ports import PORTS_MAX, Ports
-from cairn.controller.runtime import OPERATIONS_MAX, check_writers
-from cairn.controller.store.base import Conflict, Txn
+from cairn.controller.runtime import check_writers
+from cairn.controller.store.base import OPERATIONS_MAX, Conflict, Txn
 from cairn.proto import kinds
 from cairn.proto.ids import mac_of
 from hypothesis import settings

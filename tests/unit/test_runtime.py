@@ -16,8 +16,8 @@ from cairn.controller.model.happening import EventSpec
 from cairn.controller.reconcilers.base import Outcome, Reconciler
 from cairn.controller.reconcilers.placement import Placements
 from cairn.controller.reconcilers.ports import Ports
-from cairn.controller.runtime import OPERATIONS_MAX, Queue, Runtime, Unlawful, check_writers
-from cairn.controller.store.base import Conflict, Indeterminate, LeaseLost, Store, Txn, Unavailable, View
+from cairn.controller.runtime import Queue, Runtime, Unlawful, check_writers
+from cairn.controller.store.base import OPERATIONS_MAX, Conflict, Indeterminate, LeaseLost, Store, Txn, Unavailable, View
 from cairn.controller.store.cache import Cache
 from cairn.controller.store.memory import MemoryBackend, MemoryStore
 from cairn.proto import kinds
