@@ -36,6 +36,7 @@ from cairn.agent.networks import Networks
 from cairn.agent.reports import Reports
 from cairn.agent.server import HostServer
 from cairn.agent.sync import SyncClient
+from cairn.agent.unknown import Unknowns
 from cairn.agent.volumes import Volumes
 from cairn.agent.world import World
 from cairn.hardware.base import Inventory
@@ -88,7 +89,8 @@ class Agent:
         self.guests = Guests(hypervisor, files, self.world, self.networks, self.ledger, self.reports)
         volume_unit = Volumes(volumes, self.world, self.ledger, self.reports)
         self.images = Images(images, self.world, self.ledger, self.reports, transport)
-        units = Units(self.guests, volume_unit, self.images, self.networks)
+        unknowns = Unknowns(self.world, self.ledger, self.reports)
+        units = Units(self.guests, volume_unit, self.images, self.networks, unknowns)
         self.loop = NodeLoop(units, self.world, self.ledger, self.reports, hypervisor, dataplane, ids)
         self.facts = Facts(
             inventory,

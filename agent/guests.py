@@ -3,6 +3,8 @@
 What is remembered durably is written before anything is done. After acting the guest is looked at again, until there is nothing
 to do. An action that fails ends the round; the report says which and why, and the loop comes back later.
 
+A guest that is not desired is left as it is, running or not: only `absent` removes one (docs/decisions/0013, unknown.py).
+
 A volume is open in one guest at most: one that another guest has not let go of yet, though it is this one's now, is waited for.
 """
 
@@ -36,7 +38,7 @@ from cairn.agent.plan import (
     Verdict,
     Wanted,
     WriteSeed,
-    plan_gone,
+    noted,
     plan_vm,
 )
 from cairn.agent.reports import Reports
@@ -79,7 +81,7 @@ class Guests:
             await self._world.refresh(Part.DOMAINS, Part.VOLUMES, Part.FILES)
             held = self._ledger.desired.get(key)
             if held is None:
-                await self._remove(id)
+                self.forget(id)
                 return Again()
             if self._is_asked_anew(key, held.object.vm):
                 self._world.mark(Part.DOMAINS)
@@ -105,16 +107,18 @@ class Guests:
         domain = self._world.domains.get(vm.id)
         if domain is None or domain.state is DomainState.SHUT_OFF:
             return False
-        return vm.power_generation > max(Note(**self._ledger.note(key)).power_generation, domain.power_generation)
+        return vm.power_generation > max(noted(self._ledger.note(key)).power_generation, domain.power_generation)
 
     def _decide(self, key: str, wanted: Wanted) -> Verdict:
         id = wanted.vm.id
         found = Found(self._world.domains.get(id), id in self._world.files)
-        note = Note(**self._ledger.note(key))
+        note = noted(self._ledger.note(key))
         memory = self._memories.get(id, Memory())
         verdict = plan_vm(wanted, found, note, memory, asyncio.get_running_loop().time())
         self._memories[id] = verdict.memory
-        self._ledger.write_note(key, asdict(verdict.note) if verdict.note != Note() else None)
+        # What a newer release noted besides is kept for it.
+        more = {name: value for name, value in self._ledger.note(key).items() if name not in asdict(note)}
+        self._ledger.write_note(key, {**more, **(asdict(verdict.note) if verdict.note != Note() else {})})
         return verdict
 
     async def _wanted(self, vm: DesiredVm) -> Wanted:
@@ -141,15 +145,6 @@ class Guests:
         if report is None:
             return f"waits for volume {volume}"
         return f"waits for volume {volume}: {report.volume.error or report.volume.say}"
-
-    async def _remove(self, id: str) -> None:
-        """Remove a guest nobody wants here, once it is sure that nobody does."""
-        if not (self._ledger.synced and self._ledger.trusted):
-            return
-        for action in plan_gone(id, Found(self._world.domains.get(id), id in self._world.files)):
-            logger("guests").info("orphan_removed", vm=id, action=type(action).__name__)
-            await self._act(action, DesiredVm())
-        self.forget(id)
 
     async def _apply(self, key: str, vm: DesiredVm, verdict: Verdict) -> None:
         for action in verdict.actions:

@@ -1,6 +1,8 @@
 """Images this node must hold: pulled from other nodes' agents, or waited for until a controller uploads them.
 
 A pull goes on where it ended, from whichever source answers; the store verifies the bytes before anybody can use them.
+Bytes go only when the image was said to be `absent` and nothing else here is made of them: what nobody mentions is told as
+unknown (unknown.py). Halves of what nobody wants are swept: they are nobody's image yet.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from cairn.storage.plan import DeleteImage, plan
 # A source that sends nothing for this long is given up.
 CHUNK_TIMEOUT_S: Final = 20.0
 PROGRESS_EVERY_S: Final = 1.0
+REMOVE_AGAIN_S: Final = 10.0
 
 
 class Images:
@@ -33,12 +36,15 @@ class Images:
     def __init__(self, store: ImageStore, world: World, ledger: Ledger, reports: Reports, transport: Transport) -> None:
         self._store, self._world, self._ledger, self._reports = store, world, ledger, reports
         self._transport = transport
+        self._collecting = asyncio.Lock()
 
     async def settle(self, key: str) -> Again:
         """Get an image that is not here; StorageError when no source gave it."""
         desired = self._desired(key)
         if desired is None:
             return Again()
+        if desired.absent:
+            return await self._remove(key, desired)
         await self._world.refresh(Part.IMAGES)
         if desired.digest not in self._world.images and desired.sources:
             await self._pull(key, desired)
@@ -61,20 +67,39 @@ class Images:
         self._report(key, _ready(image))
         return image
 
+    async def _remove(self, key: str, desired: DesiredImage) -> Again:
+        """Remove an image that must not be here; tell what still keeps its bytes."""
+        await self.collect()
+        await self._world.refresh(Part.IMAGES, Part.VOLUMES)
+        others = [each.id for each in self._images() if each.digest == desired.digest and not each.absent]
+        copies = [each.id for each in self._world.volumes.values() if each.image_digest == desired.digest]
+        if desired.digest in self._world.images and not others:
+            say = f"kept while {', '.join(copies)} is a copy of it" if copies else "being removed"
+            self._report(key, ImageReport(state=ImageReport.STATE_READY, say=say))
+            return Again(after_s=REMOVE_AGAIN_S)
+        self._report(key, ImageReport(state=ImageReport.STATE_ABSENT, say="removed"))
+        return Again()
+
+    def _images(self) -> list[DesiredImage]:
+        """Return the images that are desired here, or were last: what is unknown stays."""
+        held = (*self._ledger.desired.values(), *self._ledger.unknown.values())
+        return [each.object.image for each in held if each.object.HasField("image")]
+
     async def collect(self, _key: str = "") -> Again:
-        """Remove images that nobody wants here and no volume is a copy of, and halves of such."""
+        """Remove images that must be absent, unless a volume is a copy of them, and halves of what nobody wants."""
         if not (self._ledger.synced and self._ledger.trusted):
             return Again()
-        await self._world.refresh(Part.IMAGES, Part.VOLUMES)
-        objects = [each.object for each in self._ledger.desired.values()]
-        images = [object.image for object in objects if object.HasField("image")]
-        volumes = [object.volume for object in objects if object.HasField("volume")]
-        for action in plan(images, volumes, self._world.images.values(), self._world.volumes.values()):
-            if isinstance(action, DeleteImage):
-                self._world.mark(Part.IMAGES)
-                await self._store.delete(action.digest)
-                self._world.mark(Part.IMAGES)
-        await self._store.sweep({each.digest for each in images} | {each.image_digest for each in volumes})
+        async with self._collecting:
+            await self._world.refresh(Part.IMAGES, Part.VOLUMES)
+            images = self._images()
+            volumes = [each.object.volume for each in self._ledger.desired.values() if each.object.HasField("volume")]
+            for action in plan(images, volumes, self._world.images.values(), self._world.volumes.values()):
+                if isinstance(action, DeleteImage):
+                    self._world.mark(Part.IMAGES)
+                    await self._store.delete(action.digest)
+                    self._world.mark(Part.IMAGES)
+            wanted = {each.digest for each in images if not each.absent}
+            await self._store.sweep(wanted | {each.image_digest for each in volumes})
         return Again()
 
     async def _pull(self, key: str, desired: DesiredImage) -> None:

@@ -10,6 +10,9 @@ Invariants: the version held never goes back, neither for the whole nor for a ke
 known, so nothing may be undone. `trusted` says the log was never cut since the last snapshot: only then what is not in it
 counts as not desired.
 
+What was desired and is no longer, without having been said to be `absent`, is *unknown*: its last object is kept, as is all
+that a guest among it needs of networks, until it is desired again or forgotten: kept.py decides (docs/decisions/0013).
+
 Notes are the agent's own memory per key, lost with the key: what the controller cannot know and the world does not show.
 """
 
@@ -22,6 +25,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
+from cairn.agent.kept import concerned, is_kept, left_over, stays
 from cairn.proto.log import logger
 from cairn.proto.seams import Disk
 from cairn.proto.v1.agent_pb2 import Desired, SyncResponse, Upsert, Version
@@ -33,7 +37,7 @@ COMPACT_FACTOR: Final = 4
 # No frame is larger: a length beyond it is garbage.
 FRAME_BYTES_MAX: Final = 8 << 20
 _HEAD: Final = struct.Struct(">II")
-_MESSAGE, _NOTE, _SYNCED, _CUT = b"M", b"N", b"S", b"C"
+_MESSAGE, _NOTE, _SYNCED, _CUT, _UNKNOWN, _FORGET = b"M", b"N", b"S", b"C", b"U", b"F"
 
 Order = tuple[int, int]
 Note = Mapping[str, Any]
@@ -54,6 +58,7 @@ class Ledger:
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
         self._desired: dict[str, Upsert] = {}
+        self._unknown: dict[str, Upsert] = {}
         self._notes: dict[str, Note] = {}
         self._size_bytes = 0
         # False after a failed append: the file may end in half a frame, so the next write makes it anew.
@@ -66,6 +71,16 @@ class Ledger:
     def desired(self) -> Mapping[str, Upsert]:
         """The accepted objects by key, each with the version it came with."""
         return MappingProxyType(self._desired)
+
+    @property
+    def unknown(self) -> Mapping[str, Upsert]:
+        """What was desired once, was never said to be absent, and is not desired now: its last objects by key."""
+        return MappingProxyType(self._unknown)
+
+    def last(self, key: str) -> Desired | None:
+        """Return a desired object, or the last one of what is unknown."""
+        held = self._desired.get(key) or self._unknown.get(key)
+        return held.object if held is not None else None
 
     def object(self, key: str) -> Desired | None:
         """Return a desired object, or None."""
@@ -104,18 +119,20 @@ class Ledger:
             held = at
             if key:
                 taken.append(message)
-        changed = set()
+        changed = set[str]()
         if taken:
             self._append([_MESSAGE + message.SerializeToString() for message in taken])
-            changed = {key for message in taken if (key := self._apply(message))}
+            for message in taken:
+                changed |= self._apply(message)
         self.held = held
         self._compact_if_large()
         return changed
 
-    def accept_snapshot(self, version: Version, upserts: Iterable[Upsert]) -> set[str]:
-        """Make exactly these objects the desired state, durably; return the keys that changed or went.
+    def accept_snapshot(self, version: Version, upserts: Iterable[Upsert], kept: Iterable[str] = ()) -> set[str]:
+        """Make these objects the desired state, durably; return the keys that changed or went.
 
-        StaleVersion when the snapshot, or an object in it, is older than what is held.
+        kept: keys and kinds ("forward/") that stay desired as they were. StaleVersion when the snapshot, or an object in it, is
+        older than what is held.
         """
         at, objects = order(version), {each.key: each for each in upserts}
         if at < self.held:
@@ -123,12 +140,23 @@ class Ledger:
         for key, each in objects.items():
             if order(each.version) < self._version_of(key):
                 raise StaleVersion(f"{key} came with version {order(each.version)}, {self._version_of(key)} is held")
-        before = self._desired
-        notes = {key: note for key, note in self._notes.items() if key in objects}
-        self._rewrite(_synced(at), objects, notes)
-        self._desired, self._notes, self.held, self.synced, self.trusted = objects, notes, at, True, True
-        gone = before.keys() - objects.keys()
+        before, unknown_before, names = self._desired, self._unknown, frozenset(kept)
+        objects |= {key: each for key, each in before.items() if key not in objects and is_kept(key, names)}
+        unknown = left_over(before, unknown_before, objects, restored=at[0] > self.held[0])
+        notes = {key: note for key, note in self._notes.items() if key in objects or key in unknown}
+        self._rewrite(_synced(at), objects, unknown, notes)
+        self._desired, self._unknown, self._notes = objects, unknown, notes
+        self.held, self.synced, self.trusted = at, True, True
+        gone = (before.keys() - objects.keys()) | (unknown_before.keys() - unknown.keys())
         return gone | {key for key, each in objects.items() if key not in before or before[key] != each}
+
+    def forget(self, keys: Iterable[str]) -> set[str]:
+        """Forget, durably, what is unknown and not here any more; return the keys that went, also those that stayed for it."""
+        gone = sorted(set(keys) & self._unknown.keys())
+        if not gone:
+            return set()
+        self._append([_FORGET + json.dumps(gone).encode()])
+        return self._forget(gone)
 
     def write_note(self, key: str, note: Note | None) -> None:
         """Remember something about a key, durably; None: forget it."""
@@ -139,7 +167,7 @@ class Ledger:
         self._compact_if_large()
 
     def _version_of(self, key: str) -> Order:
-        known = self._desired.get(key)
+        known = self._desired.get(key) or self._unknown.get(key)
         return order(known.version) if known is not None else (0, 0)
 
     def _replay(self, payload: bytes) -> None:
@@ -155,17 +183,52 @@ class Ledger:
             self.synced, self.held = True, max(self.held, order(Version.FromString(body)))
         elif kind == _CUT:
             self.trusted = False
+        elif kind == _UNKNOWN:
+            known = Upsert.FromString(body)
+            self._unknown[known.key] = known
+        elif kind == _FORGET:
+            self._forget(json.loads(body))
 
-    def _apply(self, message: SyncResponse) -> str:
-        """Take one message; return the key it changed, empty when it said nothing new."""
-        if message.WhichOneof("message") == "remove":
-            self._notes.pop(message.remove.key, None)
-            return message.remove.key if self._desired.pop(message.remove.key, None) is not None else ""
+    def _apply(self, message: SyncResponse) -> set[str]:
+        """Take one message; return the keys it changed: none when it said nothing new."""
+        before = self._desired.get(_position(message)[1])
+        if message.WhichOneof("message") == "remove" and before is not None:
+            key = message.remove.key
+            del self._desired[key]
+            if not before.object.HasField("forward"):
+                self._unknown[key] = before
+            gone = self._prune([key, *concerned(before.object, self._unknown)])
+            self._drop([] if key in self._unknown else [key])
+            return gone | {key}
         if message.WhichOneof("message") == "upsert":
-            before = self._desired.get(message.upsert.key)
-            self._desired[message.upsert.key] = message.upsert
-            return message.upsert.key if before != message.upsert else ""
-        return ""
+            key = message.upsert.key
+            known_again = self._unknown.pop(key, None) is not None
+            self._desired[key] = message.upsert
+            if before == message.upsert and not known_again:
+                return set()
+            return {key} | self._prune(concerned(message.upsert.object, self._unknown))
+        return set()
+
+    def _forget(self, keys: Iterable[str]) -> set[str]:
+        gone = {key: self._unknown[key].object for key in keys if key in self._unknown}
+        self._drop(gone)
+        return set(gone).union(*(self._prune(concerned(each, self._unknown)) for each in gone.values()))
+
+    def _prune(self, keys: Iterable[str]) -> set[str]:
+        """Forget those of these keys that do not stay unknown, and what stayed for them; return all of them."""
+        gone: dict[str, Upsert] = {}
+        for key in keys:
+            if key in self._unknown and not stays(key, self._desired, self._unknown):
+                gone[key] = self._unknown[key]
+        self._drop(gone)
+        more = [self._prune(concerned(each.object, self._unknown)) for each in gone.values()]
+        return set(gone).union(*more)
+
+    def _drop(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            self._unknown.pop(key, None)
+            if key not in self._desired:
+                self._notes.pop(key, None)
 
     def _set_note(self, key: str, note: Note | None) -> None:
         if note:
@@ -176,7 +239,7 @@ class Ledger:
     def _append(self, payloads: Iterable[bytes]) -> None:
         """Add frames and make them durable; one sync for all."""
         if not self._whole:
-            self._rewrite(self._state(), self._desired, self._notes)
+            self._rewrite(self._state(), self._desired, self._unknown, self._notes)
         content = b"".join(_frame(payload) for payload in payloads)
         self._whole = False
         self._disk.append(NAME, content)
@@ -188,10 +251,13 @@ class Ledger:
         """Return the frames that say how far this log is to be believed."""
         return (_synced(self.held) if self.synced else []) + ([] if self.trusted else [_CUT])
 
-    def _rewrite(self, state: list[bytes], objects: Mapping[str, Upsert], notes: Mapping[str, Note]) -> None:
+    def _rewrite(
+        self, state: list[bytes], objects: Mapping[str, Upsert], unknown: Mapping[str, Upsert], notes: Mapping[str, Note]
+    ) -> None:
         """Write the whole log anew, in one step."""
         payloads = list(state)
         payloads += [_MESSAGE + SyncResponse(upsert=each).SerializeToString() for each in objects.values()]
+        payloads += [_UNKNOWN + each.SerializeToString() for each in unknown.values()]
         payloads += [_NOTE + json.dumps({"key": key, "note": dict(note)}).encode() for key, note in notes.items()]
         content = b"".join(_frame(payload) for payload in payloads)
         self._disk.replace(NAME, content)
@@ -200,11 +266,12 @@ class Ledger:
     def _compact_if_large(self) -> None:
         if self._size_bytes < COMPACT_BYTES_MIN:
             return
-        live = sum(each.ByteSize() for each in self._desired.values()) + sum(len(str(note)) for note in self._notes.values())
+        live = sum(each.ByteSize() for each in (*self._desired.values(), *self._unknown.values()))
+        live += sum(len(str(note)) for note in self._notes.values())
         if self._size_bytes <= COMPACT_FACTOR * live:
             return
         try:
-            self._rewrite(self._state(), self._desired, self._notes)
+            self._rewrite(self._state(), self._desired, self._unknown, self._notes)
         except OSError as error:
             logger("ledger").warning("compaction_failed", error=str(error), size_bytes=self._size_bytes)
 

@@ -1,6 +1,7 @@
 """The node's loop: whoever knows that something may have changed wakes a key; each key is observed, planned, applied, reported.
 
-Keys are those of the desired objects; "net" stands for all networking, "images" for removing images. They are woken by accepted
+Keys are those of the desired objects; "net" stands for all networking, "images" for removing images, "unknown" for telling what
+is here without being desired. They are woken by accepted
 changes, by events of the drivers, by reports others depend on (a volume becomes ready: its guest goes on), by retries, and by a
 periodic scan of everything. All take the same path, so a lost event costs time, never correctness.
 """
@@ -8,17 +9,18 @@ periodic scan of everything. All take the same path, so a lost event costs time,
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from cairn.agent import networks
+from cairn.agent import networks, unknown
 from cairn.agent.guests import DriverError, Guests
 from cairn.agent.hypervisor.base import Hypervisor
 from cairn.agent.images import Images
 from cairn.agent.ledger import Ledger
 from cairn.agent.networks import Networks
 from cairn.agent.reports import Reports
+from cairn.agent.unknown import Unknowns
 from cairn.agent.volumes import Volumes
 from cairn.agent.work import Again, KeyedWork
 from cairn.agent.world import Part, World
@@ -42,6 +44,7 @@ class Units:
     volumes: Volumes
     images: Images
     networks: Networks
+    unknowns: Unknowns
 
 
 class NodeLoop:
@@ -68,10 +71,11 @@ class NodeLoop:
         self.failed = 0
         self.handling_s = 0.0
         reports.listener = self._reported
+        units.unknowns.forgotten = self.accepted
 
     async def run(self) -> None:
         """Serve what the ledger holds and all that comes, until cancelled."""
-        self.accepted(set(self._ledger.desired))
+        self.accepted({*self._ledger.desired, *self._ledger.unknown})
         async with asyncio.TaskGroup() as group:
             group.create_task(self.work.run(), name="work")
             group.create_task(self.pulls.run(), name="pulls")
@@ -94,6 +98,7 @@ class NodeLoop:
             if object is None:
                 self._reports.forget(key)
             self._wake(key, fresh=True)
+        self.work.wake(unknown.KEY, fresh=True)
 
     def _wake(self, key: str, *, fresh: bool = False) -> None:
         kind = key.partition("/")[0]
@@ -140,6 +145,8 @@ class NodeLoop:
             return await self._units.volumes.settle(key)
         if kind == "image":
             return await self._units.images.settle(key)
+        if kind == unknown.KEY:
+            return await self._units.unknowns.settle()
         if kind == IMAGES:
             return await self._units.images.collect()
         logger("loop").warning("unknown_key", key=key)
@@ -180,6 +187,7 @@ class NodeLoop:
                     self._wake_volumes_in_use()
                     if event.id:
                         self.work.wake(f"vm/{event.id}")
+                        self.work.wake(unknown.KEY)
                     else:
                         self._scan()
             except DriverError as error:
@@ -211,16 +219,12 @@ class NodeLoop:
             self._world.mark()
 
     def _scan(self) -> None:
-        """Wake all that is wanted or there."""
+        """Wake all that is wanted, and who looks for what is there without being wanted."""
         for key in self._ledger.desired:
             self._wake(key)
-        found: Mapping[str, object] = self._world.domains
-        for id in {*found, *self._world.files}:
-            self.work.wake(f"vm/{id}")
         self.work.wake(networks.KEY)
         self.work.wake(IMAGES)
-        if self._ledger.synced and self._ledger.trusted:
-            self._units.volumes.tell_unknown()
+        self.work.wake(unknown.KEY)
 
 
 def _needs(object: Desired) -> set[str]:

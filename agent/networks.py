@@ -55,7 +55,8 @@ class Networks:
     def accept(self, keys: Iterable[str]) -> None:
         """Take up what changed in the ledger."""
         for key in keys:
-            object = self._ledger.object(key)
+            # Also of what is unknown: the guests that need it run on.
+            object = self._ledger.last(key)
             kind, _, id = key.partition("/")
             if kind == "network":
                 _put(self._networks, id, object.network if object is not None else None)
@@ -162,7 +163,9 @@ class Networks:
         return (running | self._started) - self._starting
 
     def _is_allowed(self, action: Action) -> bool:
-        """While the ledger was cut, what it does not say proves nothing: only what is desired is touched."""
+        """A guest the ledger never heard of keeps its cards. While the ledger was cut, only what is desired is touched."""
+        if isinstance(action, UnbindPort) and tap_of(action.state.id) in self._strangers_taps():
+            return False
         if self._ledger.trusted:
             return True
         match action:
@@ -174,6 +177,10 @@ class Networks:
                 return action.forward.port in self._forwards
             case _:
                 return True
+
+    def _strangers_taps(self) -> set[str]:
+        """Return the TAPs of guests that are neither desired nor remembered."""
+        return {tap for id, domain in self._world.domains.items() if id not in self._vms for tap in domain.taps}
 
     def _take(self, observed: Observed, done: list[Action], errors: dict[str, NetError]) -> None:
         """Conclude from what was there and what was done."""

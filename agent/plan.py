@@ -17,7 +17,9 @@ Rejected: one plan of the whole node. It would be read and made again for every 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 from cairn.agent.hypervisor.base import Disk, Domain, DomainSpec, DomainState, ExitCause
 from cairn.proto.v1.agent_pb2 import DesiredVm, VmReport
@@ -168,6 +170,12 @@ class Note:
     crashes: int = 0
     # Machine digest it was last started with.
     machine_digest: str = ""
+
+
+def noted(content: Mapping[str, Any]) -> Note:
+    """Return a note as it was written, by whatever release: what this one does not know of is left aside."""
+    known = {each.name for each in fields(Note)}
+    return Note(**{name: value for name, value in content.items() if name in known})
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import Final
 
 from cairn.proto.log import logger
 from cairn.proto.seams import Clock, timestamp
-from cairn.proto.v1.agent_pb2 import AgentEvent, Report, SyncRequest, VmReport
+from cairn.proto.v1.agent_pb2 import AgentEvent, Report, SyncRequest, Unknown, UnknownKeys, VmReport
 from cairn.proto.v1.node_pb2 import NodeFacts
 
 EVENTS_MAX: Final = 256
@@ -25,6 +25,9 @@ class Reports:
         self._clock = clock
         self._latest: dict[str, Report] = {}
         self._unsent: dict[str, None] = {}
+        # None: not looked yet, so nothing can be said to be gone.
+        self._unknown: dict[str, Unknown] | None = None
+        self._unknown_unsent: dict[str, None] | None = None
         self._events: deque[AgentEvent] = deque(maxlen=EVENTS_MAX)
         self._facts_unsent = False
         self.facts = NodeFacts()
@@ -53,6 +56,15 @@ class Reports:
         self._latest.pop(key, None)
         self._unsent.pop(key, None)
 
+    def put_unknown(self, found: dict[str, Unknown]) -> None:
+        """Take all that is unknown here, by key."""
+        before, self._unknown = self._unknown, found
+        if before == found:
+            return
+        changed = {key: None for key, each in found.items() if before is None or before.get(key) != each}
+        self._unknown_unsent = {**(self._unknown_unsent or {}), **changed}
+        self.some.set()
+
     def put_facts(self, facts: NodeFacts) -> None:
         """Take new facts, also into what was told of guests before they were known."""
         self.facts, self._facts_unsent = facts, True
@@ -75,17 +87,20 @@ class Reports:
     def begin(self) -> None:
         """A stream opens with our facts in its hello: of what else is unsent, only events will be sent before the snapshot."""
         self._unsent.clear()
+        self._unknown_unsent = None
         self._facts_unsent = False
 
     def resend_all(self) -> None:
         """Everything is to be said once more."""
         self._unsent = dict.fromkeys(self._latest)
+        self._unknown_unsent = dict.fromkeys(self._unknown) if self._unknown is not None else None
         self.some.set()
 
     def take(self) -> list[SyncRequest]:
         """Return what is to be sent, oldest first, and count it as sent."""
         messages = [SyncRequest(facts=self.facts)] if self._facts_unsent else []
         messages += [SyncRequest(report=self._latest[key]) for key in self._unsent]
+        messages += self._take_unknown()
         messages += [SyncRequest(event=event) for event in self._events]
         self._unsent.clear()
         self._events.clear()
@@ -93,6 +108,15 @@ class Reports:
         self.some.clear()
         self.sent += len(messages)
         return messages
+
+    def _take_unknown(self) -> list[SyncRequest]:
+        """Return what is new of the unknown, then the keys of all of it."""
+        unsent, known = self._unknown_unsent, self._unknown
+        self._unknown_unsent = None
+        if unsent is None or known is None:
+            return []
+        told = [SyncRequest(unknown=known[key]) for key in unsent if key in known]
+        return [*told, SyncRequest(unknown_keys=UnknownKeys(keys=sorted(known)))]
 
 
 def _same_object(first: Report, second: Report) -> bool:

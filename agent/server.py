@@ -64,7 +64,7 @@ class HostServer(HostServiceServicer):
         begin = first.begin
         key = f"image/{begin.image}"
         object = self._ledger.object(key)
-        if object is None or not self._ledger.synced:
+        if object is None or object.image.absent or not self._ledger.synced:
             raise BadState("image", begin.image, f"this node was not told (yet) to hold image {begin.image}")
         desired = object.image
         if (begin.digest, begin.size_bytes) != (desired.digest, desired.size_bytes):

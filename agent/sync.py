@@ -183,7 +183,7 @@ class SyncClient:
             objects.pop(message.remove.key, None)
         elif kind == "bookmark" and message.bookmark.snapshot_end:
             version = max(begin, message.bookmark.version, key=order)
-            changed = self._ledger.accept_snapshot(version, objects.values())
+            changed = self._ledger.accept_snapshot(version, objects.values(), message.bookmark.kept)
             logger("sync").info("snapshot", objects=len(objects), changed=len(changed), revision=version.revision)
             self._snapshot = None
             self._reports.resend_all()

@@ -1,9 +1,9 @@
 """Volumes of this node, one at a time: made, grown, removed, through storage/plan.py.
 
 User data is safe: a volume is removed only when the controller says `absent`, and not while a guest has it open. One that
-nobody mentions is left alone and told as an event. One that was here and is gone (a pool that is not mounted, a file somebody
-deleted) is never made again, empty or from its image, behind its owner's back: it is told as lost until it is here again. That
-it was here is a note in the ledger.
+nobody mentions is left alone and told as unknown (unknown.py). One that was here and is gone (a pool that is not mounted, a
+file somebody deleted) is never made again, empty or from its image, behind its owner's back: it is told as lost until it is
+here again. That it was here is a note in the ledger.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ class Volumes:
 
     def __init__(self, driver: VolumeDriver, world: World, ledger: Ledger, reports: Reports) -> None:
         self._driver, self._world, self._ledger, self._reports = driver, world, ledger, reports
-        self._told: set[str] = set()
         # Keys that wait for a guest to let go.
         self.in_use: set[str] = set()
 
@@ -69,13 +68,6 @@ class Volumes:
 
     def _was_here(self, key: str) -> bool:
         return bool(self._ledger.note(key).get(_HERE))
-
-    def tell_unknown(self) -> None:
-        """Tell, once, which volumes are here that nobody mentions."""
-        unknown = {id for id in self._world.volumes if f"volume/{id}" not in self._ledger.desired}
-        for id in sorted(unknown - self._told):
-            self._reports.event(f"volume/{id}", "UnknownVolume", f"volume {id} is here but not known; it is kept", warning=True)
-        self._told = unknown
 
     async def _apply(self, action: CreateVolume | GrowVolume | DeleteVolume) -> None:
         try:

@@ -56,6 +56,10 @@ class World:
         for part in parts or Part:
             self._marked[part] += 1
 
+    def is_fresh(self, *parts: Part) -> bool:
+        """Whether nothing was marked since these parts were read."""
+        return all(self._seen[part] == self._marked[part] for part in parts)
+
     async def refresh(self, *parts: Part) -> None:
         """Read those of the parts that are marked."""
         for part in parts:

@@ -2,7 +2,8 @@
 
     vm/<id>               its VM; `absent` while it is deleted and its record lives
     volume/<id>           on it; `absent` once its retention, or its VM's, is over
-    image/<id>            kept here as a copy, or needed by a volume here; with nodes to pull it from until it is here
+    image/<id>            kept here as a copy, or needed by a volume here; with nodes to pull it from until it is here; `absent`
+                          when it was, until the node has removed it
     port/<id>             a guest's card here, once it has an address
     network/<vpc>         a VPC with a port here: all its subnets, and the other nodes where it is present
     forward/<vpc>/<port>  a guest's card elsewhere, of a VPC present here
@@ -70,13 +71,37 @@ def node_objects(view: View, presence: Presence, node: str) -> dict[str, Desired
     return {key: object for key, object in found if object is not None}
 
 
-def desired(view: View, presence: Presence, node: str, key: str) -> Desired | None:
-    """Return one object a node must hold, or None when it need not hold it, or its agent would not understand it."""
+def desired(view: View, presence: Presence, node: str, key: str, *, told: bool = False) -> Desired | None:
+    """Return one object a node must hold, or None when it need not hold it, or its agent would not understand it.
+
+    told: it was told to hold that key just before. What need not be held, holds something, and can be said to be `absent`, is
+    not None until the node has removed it.
+    """
     kind, _, id = key.partition("/")
     made = _MAKERS[kind](view, presence, node, id)
-    if made is not None and kind in _RESTORABLE:
+    if made is None:
+        made = _absent(view, node, key, told=told)
+    elif kind in _RESTORABLE:
         made.restored = is_restored(view, _RESTORABLE[kind], id)
     return None if made is None or lacking(view, node, made) else made
+
+
+def _absent(view: View, node: str, key: str, *, told: bool) -> Desired | None:
+    """Return the explicit word that a node must not hold something, as long as it may."""
+    seen, unknown = view.get(kinds.OBSERVED, f"{node}/{key}"), view.get(kinds.UNKNOWN, f"{node}/{key}")
+    if seen is None and unknown is None and not told:
+        return None
+    erasure = view.get(kinds.ERASURE, f"{node}/{key}")
+    if erasure is not None:
+        # Until garbage.py has seen it done.
+        return erasure.desired
+    if seen is not None and seen.report.image.state == ImageReport.STATE_ABSENT:
+        return None
+    everywhere, image = view.get(kinds.ERASURE, f"-/{key}"), view.get(kinds.IMAGE, key.partition("/")[2])
+    if everywhere is not None:
+        return everywhere.desired
+    # Its record is there, and says that this node need not keep it.
+    return Desired(image=DesiredImage(id=image.id, digest=image.spec.digest, absent=True)) if image is not None else None
 
 
 def _keys(view: View, presence: Presence, node: str) -> Iterator[str]:
@@ -88,6 +113,9 @@ def _keys(view: View, presence: Presence, node: str) -> Iterator[str]:
         volume = view.get(kinds.VOLUME, id)
         if volume is not None and volume.spec.image:
             yield f"image/{volume.spec.image}"
+    yield from (id.partition("/")[2] for id in view.by(kinds.UNKNOWN, "node", node))
+    reported = (id.partition("/")[2] for id in view.by(kinds.OBSERVED, "node", node))
+    yield from (key for key in reported if key.startswith("image/") or view.get(kinds.ERASURE, f"{node}/{key}") is not None)
     for vpc in presence.vpcs_on(node):
         yield f"network/{vpc}"
         for there, ports in presence.vpcs[vpc].items():

@@ -227,6 +227,8 @@ class Presence:
 
     def _on_observed(self, view: View, id: str, affected: Affected, ports: dict[str, None]) -> None:
         node, kind, object = [*id.split("/", 2), "", ""][:3]
+        if kind == kinds.IMAGE.name or view.get(kinds.ERASURE, id) is not None:
+            affected[node].add(f"{kind}/{object}")
         if kind == kinds.VM.name:
             vm = view.get(kinds.VM, object)
             if vm is not None and vm.HasField("delete_time"):
@@ -238,6 +240,18 @@ class Presence:
         if ready != (node in self._ready[object]):
             (self._ready[object].add if ready else self._ready[object].discard)(node)
             self._image_changed(object, affected)
+
+    # --- what nodes hold without being told --------------------------------------------------------------------------------
+
+    def _on_unknown(self, _view: View, id: str, affected: Affected, _ports: dict[str, None]) -> None:
+        node, _, key = id.partition("/")
+        affected[node].add(key)
+
+    def _on_erasure(self, view: View, id: str, affected: Affected, _ports: dict[str, None]) -> None:
+        node, _, key = id.partition("/")
+        holders = [*view.by(kinds.OBSERVED, "key", key), *view.by(kinds.UNKNOWN, "key", key)] if node == "-" else [id]
+        for holder in holders:
+            affected[holder.partition("/")[0]].add(key)
 
     # --- nodes -----------------------------------------------------------------------------------------------------------
 

@@ -32,6 +32,7 @@ from cairn.controller.presence import Presence
 from cairn.controller.standing import Standing
 from cairn.controller.store.base import Conflict, Indeterminate, LeaseLost, Store, StoreError, Txn, Unavailable
 from cairn.controller.store.cache import Cache, Changes
+from cairn.controller.unknowns import Unknowns
 from cairn.controller.unsealing import opened
 from cairn.controller.words import size
 from cairn.proto import kinds
@@ -232,6 +233,9 @@ class Stream:
         self._reports = Reports(
             service.cache, service.store, service.clock, service.ids, service.leases, self._session, self._sent
         )
+        self._unknowns = Unknowns(
+            service.cache, service.store, service.clock, service.ids, service.leases, service.seals, self._session
+        )
 
     def touch(self, keys: Iterable[str]) -> None:
         """These objects may be different now."""
@@ -275,7 +279,13 @@ class Stream:
         if isinstance(self._over, Refused):
             raise self._over
         _log.info("node_connected", node=self.node, endpoint=self._hello.endpoint, agent=self._hello.agent_version)
-        for part in (self._session.keep(self._service.cache), self._reports.run(), self._read(), self._watch()):
+        for part in (
+            self._session.keep(self._service.cache),
+            self._reports.run(),
+            self._unknowns.run(),
+            self._read(),
+            self._watch(),
+        ):
             task = asyncio.create_task(part)
             task.add_done_callback(self._part_ended)
             self._tasks.append(task)
@@ -317,6 +327,10 @@ class Stream:
             taken = self._reports.facts(request.facts)
         elif what == "event":
             taken = self._reports.event(request.event)
+        elif what == "unknown":
+            taken = self._unknowns.unknown(request.unknown)
+        elif what == "unknown_keys":
+            taken = self._unknowns.keys(list(request.unknown_keys.keys))
         elif what == "heartbeat":
             self._beat = True
             self._some.set()
@@ -324,7 +338,7 @@ class Stream:
             raise Invalid("message", f"{what or 'an empty message'} is not expected here")
         if not taken:
             metrics.refused.labels(what).inc()
-            _log.warning("message_refused", node=self.node, what=what, about=request.report.key or request.event.object)
+            _log.warning("message_refused", node=self.node, what=what, about=_about(request))
 
     async def _watch(self) -> None:
         """Cut off an agent that says nothing: it may hang while its connection stands."""
@@ -405,7 +419,7 @@ class Stream:
         version, found = self._version(), list[SyncResponse]()
         for key in keys:
             del self._touched[key]
-            object = desired(view, presence, self.node, key)
+            object = desired(view, presence, self.node, key, told=key in self._sent)
             if object is None:
                 if self._sent.pop(key, None) is not None:
                     found.append(SyncResponse(remove=Remove(key=key, version=version)))
@@ -424,6 +438,10 @@ class Stream:
 
 def _removed(node: str) -> NotFound:
     return NotFound("node", node, f"node {node} is not part of this cluster: join it again")
+
+
+def _about(request: SyncRequest) -> str:
+    return request.report.key or request.event.object or request.unknown.key
 
 
 def _rank(key: str) -> tuple[int, str]:

@@ -29,8 +29,12 @@ def volume_type(type: str) -> str:
 BEFORE_CAPABILITIES: Final = frozenset(
     (*map(desired_kind, ("image", "volume", "network", "port", "forward", "vm")), volume_type(LOCAL_POOL))
 )
+# Images are removed when they are sent with `absent`, no longer when they are sent no more.
+ABSENT_IMAGES: Final = "absent:image"
 # What every agent of this release knows, whatever its node has.
-OF_THIS_RELEASE: Final = frozenset(desired_kind(field.name) for field in Desired.DESCRIPTOR.oneofs_by_name["object"].fields)
+OF_THIS_RELEASE: Final = frozenset(
+    (*(desired_kind(field.name) for field in Desired.DESCRIPTOR.oneofs_by_name["object"].fields), ABSENT_IMAGES)
+)
 
 
 def of_agent(volume_types: Iterable[str]) -> list[str]:
@@ -46,4 +50,5 @@ def needed(object: Desired) -> frozenset[str]:
         types.append(object.volume.type)
     elif kind == "vm":
         types += [disk.type for disk in object.vm.disks]
-    return frozenset((desired_kind(kind), *map(volume_type, types)))
+    words = [ABSENT_IMAGES] if object.image.absent else []
+    return frozenset((desired_kind(kind), *map(volume_type, types), *words))

@@ -74,6 +74,7 @@ SECRET = Kind("secret", secret_pb2.Secret, "api", "", _GARBAGE)
 JOIN_TOKEN = Kind("join_token", node_pb2.JoinToken, "api", "jt", _GARBAGE)
 NAME = Kind("name", cluster_pb2.NameClaim, "api", "", _GARBAGE)  # id: <project>/<kind>/<name>
 VNI = Kind("vni", vpc_pb2.VniClaim, "api", "", _GARBAGE)  # id: decimal, 8 digits
+ERASURE = Kind("erasure", agent_pb2.Erasure, "api", "", _GARBAGE, kept=False)  # id: <node>/<key>, "-/<key>" for every node
 REQUEST = Kind("request", cluster_pb2.RequestRecord, "api", kept=False)  # leased, 24 h
 PLAN = Kind("plan", cluster_pb2.PlanRecord, "api", "plan", kept=False)  # leased, 10 min
 
@@ -90,6 +91,7 @@ JOB = Kind("job", job_pb2.Job, "jobs", "j", _GARBAGE)
 
 # What nodes report, and who is alive.
 OBSERVED = Kind("observed", agent_pb2.Observed, "sync", "", _GARBAGE, kept=False)  # id: <node>/<key of the desired object>
+UNKNOWN = Kind("unknown", agent_pb2.Unknown, "sync", "", _GARBAGE, kept=False)  # id: <node>/<key>
 NODE_FACTS = Kind("node_facts", node_pb2.NodeFacts, "sync", "", _GARBAGE)
 NODE_SESSION = Kind("node_session", node_pb2.NodeSession, "sync", kept=False)  # leased while the stream lives
 CONTROLLER = Kind("controller", cluster_pb2.ControllerSession, "peers", kept=False)  # leased
@@ -99,9 +101,9 @@ CLUSTER = Kind("cluster", cluster_pb2.Cluster, "peers")  # id: "self"
 EVENT = Kind("event", event_pb2.Event, "*", "ev", kept=False)
 
 ALL: Final[tuple[Kind[Message], ...]] = (
-    PROJECT, IMAGE, VPC, SUBNET, PORT, VOLUME, VM, NODE, SECRET, JOIN_TOKEN, NAME, VNI, REQUEST, PLAN,
+    PROJECT, IMAGE, VPC, SUBNET, PORT, VOLUME, VM, NODE, SECRET, JOIN_TOKEN, NAME, VNI, ERASURE, REQUEST, PLAN,
     PORT_BINDING, ADDRESS, PLACEMENT, NODE_CLAIMS, VOLUME_PLACEMENT, POOL_CLAIMS, PURGE, IMAGE_CONTENT, JOB,
-    OBSERVED, NODE_FACTS, NODE_SESSION, CONTROLLER, CLUSTER, EVENT,
+    OBSERVED, UNKNOWN, NODE_FACTS, NODE_SESSION, CONTROLLER, CLUSTER, EVENT,
 )  # fmt: skip
 BY_NAME: Final[dict[str, Kind[Message]]] = {kind.name: kind for kind in ALL}
 

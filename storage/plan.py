@@ -44,7 +44,7 @@ class DeleteVolume:
 
 @dataclass(frozen=True, slots=True)
 class DeleteImage:
-    """An image nobody wants here any more."""
+    """An image that must not be here any more."""
 
     digest: str
 
@@ -61,12 +61,15 @@ def plan(
     """Return the actions; empty when the world matches.
 
     A volume is deleted only when it is desired `absent`: one that nobody mentions holds user data and stays. A volume whose
-    image is not here yet waits: its creation comes with the plan made after the fetch.
+    image is not here yet waits: its creation comes with the plan made after the fetch. An image, too, is deleted only when it
+    is desired `absent`, and no other image or volume needs its bytes.
     """
     wanted = sorted(desired_volumes, key=lambda volume: volume.id)
     held = {volume.id: volume for volume in volumes}
     digests = {image.digest for image in images}
-    fetch = {image.digest: image for image in sorted(desired_images, key=lambda image: image.id, reverse=True)}
+    listed = sorted(desired_images, key=lambda image: image.id, reverse=True)
+    fetch = {image.digest: image for image in listed if not image.absent}
+    unwanted = {image.digest for image in listed if image.absent}
     actions: list[Action] = [FetchImage(fetch[digest]) for digest in sorted(fetch) if digest not in digests]
     gone = [volume.id for volume in wanted if volume.absent and volume.id in held]
     actions += [DeleteVolume(id) for id in gone]
@@ -80,5 +83,5 @@ def plan(
             actions.append(GrowVolume(volume.id, volume.size_bytes))
     needed = {held[id].image_digest for id in held if id not in gone}
     needed |= {volume.image_digest for volume in wanted if not volume.absent}
-    actions += [DeleteImage(digest) for digest in sorted(digests - fetch.keys() - needed)]
+    actions += [DeleteImage(digest) for digest in sorted((digests & unwanted) - fetch.keys() - needed)]
     return actions

@@ -21,8 +21,8 @@ from cairn.controller.words import several
 from cairn.proto import kinds
 from cairn.proto.errors import BadState, Invalid, TryAgain
 from cairn.proto.pki import node_server_name
-from cairn.proto.v1 import image_pb2, image_pb2_grpc
-from cairn.proto.v1.agent_pb2 import ImageReport, PutBlobBegin, PutBlobRequest
+from cairn.proto.v1 import agent_pb2, image_pb2, image_pb2_grpc
+from cairn.proto.v1.agent_pb2 import Desired, DesiredImage, ImageReport, PutBlobBegin, PutBlobRequest
 from cairn.proto.v1.agent_pb2_grpc import HostServiceStub
 from cairn.proto.v1.image_pb2 import Image, UploadImageRequest, UploadImageResponse
 
@@ -172,6 +172,9 @@ def in_use(view: View, caller: Caller, record: Record[Image]) -> None:
 
 
 def release(txn: Txn, view: View, record: Record[Image]) -> None:
-    """Give back its name."""
+    """Give back its name; leave the word that its bytes may go, for nodes that hold them and cannot be asked now."""
     image = record.message
     resolution.release(txn, view, nouns.IMAGE, image.project, image.name, image.id)
+    key = f"{kinds.IMAGE.name}/{image.id}"
+    absent = Desired(image=DesiredImage(id=image.id, digest=image.spec.digest, absent=True))
+    txn.create(kinds.ERASURE, f"-/{key}", agent_pb2.Erasure(key=key, desired=absent, create_time=image.delete_time))

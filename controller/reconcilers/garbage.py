@@ -7,7 +7,8 @@ Keys are "<kind>/<id>". Erasing goes in two steps, so that no record vanishes wh
 
 A VM or disk that was never placed counts as absent. The removing transaction checks where everything is placed, so a
 placement made at that moment wins. The room on the nodes is given back by placement.py when it sees the records gone.
-What a node had reported goes when the node was removed.
+What a node had reported goes when the node was removed. The word that a node may remove something (Erasure) goes when the node
+has said that it is gone; the word that all may, when it is so old that no node will come back with it.
 """
 
 from __future__ import annotations
@@ -26,18 +27,21 @@ from cairn.controller.store.base import Gathering, Record, Txn, View
 from cairn.proto import kinds
 from cairn.proto.kinds import AnyKind
 from cairn.proto.seams import moment, timestamp
-from cairn.proto.v1.agent_pb2 import VolumeReport
+from cairn.proto.v1.agent_pb2 import ImageReport, VmReport, VolumeReport
 from cairn.proto.v1.vm_pb2 import Vm
 from cairn.proto.v1.volume_pb2 import Purge, Volume
 
 # How long finished jobs and expired tokens are kept to be looked at.
 KEEP: Final = timedelta(hours=24)
+# How long nodes that cannot be reached may come back and be told that a deleted image goes.
+ERASURE_KEEP: Final = timedelta(days=90)
 _LOOKED_AT: Final[tuple[AnyKind, ...]] = (
     kinds.VM, kinds.VOLUME, kinds.PURGE, kinds.IMAGE_CONTENT, kinds.VNI, kinds.NAME, kinds.JOB, kinds.JOIN_TOKEN,
+    kinds.ERASURE,
 )  # fmt: skip
 _HOLDERS: Final = (kinds.VPC, kinds.SUBNET)
 # Records of which a node is the first part of the id.
-_OF_NODES: Final[tuple[AnyKind, ...]] = (kinds.NODE, kinds.NODE_FACTS, kinds.OBSERVED)
+_OF_NODES: Final[tuple[AnyKind, ...]] = (kinds.NODE, kinds.NODE_FACTS, kinds.OBSERVED, kinds.UNKNOWN)
 # Removed at once, below what one transaction takes.
 REPORTS_MAX: Final = 100
 
@@ -48,17 +52,19 @@ class Garbage:
     name = "garbage"
     reads: tuple[AnyKind, ...] = (
         kinds.VM, kinds.VOLUME, kinds.PURGE, kinds.PLACEMENT, kinds.VOLUME_PLACEMENT, kinds.OBSERVED, kinds.IMAGE, kinds.JOB,
-        kinds.JOIN_TOKEN, kinds.NODE, kinds.NODE_FACTS,
+        kinds.JOIN_TOKEN, kinds.NODE, kinds.NODE_FACTS, kinds.UNKNOWN, kinds.ERASURE,
     )  # fmt: skip
     writes: tuple[AnyKind, ...] = (
         kinds.PURGE, kinds.VM, kinds.SECRET, kinds.VOLUME, kinds.PORT, kinds.OBSERVED, kinds.IMAGE_CONTENT, kinds.VNI,
-        kinds.NAME, kinds.JOB, kinds.JOIN_TOKEN, kinds.NODE_FACTS,
+        kinds.NAME, kinds.JOB, kinds.JOIN_TOKEN, kinds.NODE_FACTS, kinds.UNKNOWN, kinds.ERASURE,
     )  # fmt: skip
 
     def keys(self, view: View, kind: AnyKind, id: str) -> Iterable[str]:
         """The object, and the VM a disk goes with."""
         if kind in _OF_NODES and view.get(kinds.NODE, id.partition("/")[0]) is None:
             return (f"node/{id.partition('/')[0]}",)
+        if kind is kinds.OBSERVED and view.get(kinds.ERASURE, id) is not None:
+            return (f"erasure/{id}",)
         if kind is kinds.OBSERVED:
             _, _, key = id.partition("/")
             kind_name, _, id = key.partition("/")
@@ -80,7 +86,9 @@ class Garbage:
         """Everything that could have to go."""
         for kind in _LOOKED_AT:
             yield from (f"{kind.name}/{id}" for id in view.ids(kind))
-        nodes = dict.fromkeys(id.partition("/")[0] for kind in (kinds.NODE_FACTS, kinds.OBSERVED) for id in view.ids(kind))
+        nodes = dict.fromkeys(
+            id.partition("/")[0] for kind in (kinds.NODE_FACTS, kinds.OBSERVED, kinds.UNKNOWN) for id in view.ids(kind)
+        )
         yield from (f"node/{node}" for node in nodes if view.get(kinds.NODE, node) is None)
 
     def shard(self, key: str) -> str:
@@ -252,11 +260,35 @@ def _node(view: View, id: str, now: datetime) -> Outcome:  # noqa: ARG001 - one 
     txn = Txn("garbage").check(kinds.NODE, id, 0)
     if view.get(kinds.NODE_FACTS, id) is not None:
         txn.delete(kinds.NODE_FACTS, id)
-    for observed in view.by(kinds.OBSERVED, "node", id)[:REPORTS_MAX]:
+    for unknown in view.by(kinds.UNKNOWN, "node", id)[:REPORTS_MAX]:
+        txn.delete(kinds.UNKNOWN, unknown)
+    for observed in view.by(kinds.OBSERVED, "node", id)[: REPORTS_MAX - len(txn.deletes)]:
         txn.delete(kinds.OBSERVED, observed)
     return Outcome(txn, f"node {id} has left: what it reported is removed") if txn else NOTHING
 
 
+def _erasure(view: View, id: str, now: datetime) -> Outcome:
+    """The word that something may go."""
+    record = view.get(kinds.ERASURE, id)
+    if record is None:
+        return NOTHING
+    node, _, key = id.partition("/")
+    if node == "-":
+        left_s = (moment(record.create_time) + ERASURE_KEEP - now).total_seconds()
+        if left_s > 0:
+            return Outcome(None, "kept for nodes that cannot be reached now", again_after_s=left_s)
+        return _drop(view, kinds.ERASURE, id, f"{key} was deleted long ago")
+    seen = view.get(kinds.OBSERVED, id)
+    kind = seen.report.WhichOneof("object") if seen is not None else None
+    gone = seen is not None and kind is not None and getattr(seen.report, kind).state == _ABSENT[kind]
+    if not gone and view.get(kinds.NODE, node) is not None:
+        return Outcome(None, f"node {node} has not removed {key} yet")
+    return _drop(view, kinds.ERASURE, id, f"node {node} does not hold {key} any more")
+
+
+_ABSENT: Final[dict[str, int]] = {
+    "vm": VmReport.STATE_ABSENT, "volume": VolumeReport.STATE_ABSENT, "image": ImageReport.STATE_ABSENT,
+}  # fmt: skip
 _RULES: Final[dict[str, Callable[[View, str, datetime], Outcome]]] = {
     kinds.VM.name: _vm,
     kinds.VOLUME.name: _volume,
@@ -267,4 +299,5 @@ _RULES: Final[dict[str, Callable[[View, str, datetime], Outcome]]] = {
     kinds.JOB.name: _job,
     kinds.JOIN_TOKEN.name: _join_token,
     kinds.NODE.name: _node,
+    kinds.ERASURE.name: _erasure,
 }

@@ -31,6 +31,8 @@ INDEXES: Final[dict[str, dict[str, Extract]]] = {
     kinds.NODE_FACTS.name: {"pool": lambda id, m: tuple(pool_id(pool.type, id, pool.name) for pool in m.pools)},
     # Desired-object key ("vm/i-…") -> reports about it, from whichever node.
     kinds.OBSERVED.name: {"node": lambda _, m: (m.node,), "key": lambda _, m: (m.key,)},
+    kinds.UNKNOWN.name: {"node": lambda _, m: (m.node,), "key": lambda _, m: (m.key,)},
+    kinds.ERASURE.name: {"key": lambda _, m: (m.key,)},
     kinds.IMAGE_CONTENT.name: {"node": lambda _, m: tuple(m.nodes)},
     kinds.JOB.name: {"target": lambda _, m: (m.spec.target,)},
     kinds.EVENT.name: {"object": lambda _, m: (m.object,)},

@@ -4,8 +4,9 @@ isort:skip_file
 The whole contract between a controller and a node: what the node must hold, and what it reports.
 
 One stream per node. Down come keyed objects: the full set on connect (snapshot), then upserts and deletes. Every message
-carries a Version; an agent refuses what is older than it holds. Up come reports. A VM or volume that must go away is not
-simply left out: it is sent with `absent`, and its record lives until the node reports ABSENT.
+carries a Version; an agent refuses what is older than it holds. Up come reports. A VM, volume or image that must go away is
+not simply left out: it is sent with `absent`. One that is left out, or taken back with Remove, stays where it is and is told
+as Unknown; networks, ports and forwards that are left out go once no guest here needs them (docs/decisions/0013).
 """
 
 from cairn.proto.v1 import image_pb2 as _image_pb2
@@ -282,6 +283,8 @@ class SyncRequest(_message.Message):
     FACTS_FIELD_NUMBER: _builtins.int
     EVENT_FIELD_NUMBER: _builtins.int
     HEARTBEAT_FIELD_NUMBER: _builtins.int
+    UNKNOWN_FIELD_NUMBER: _builtins.int
+    UNKNOWN_KEYS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello: ...
     @_builtins.property
@@ -292,6 +295,10 @@ class SyncRequest(_message.Message):
     def event(self) -> Global___AgentEvent: ...
     @_builtins.property
     def heartbeat(self) -> Global___Heartbeat: ...
+    @_builtins.property
+    def unknown(self) -> Global___Unknown: ...
+    @_builtins.property
+    def unknown_keys(self) -> Global___UnknownKeys: ...
     def __init__(
         self,
         *,
@@ -300,12 +307,14 @@ class SyncRequest(_message.Message):
         facts: _node_pb2.NodeFacts | None = ...,
         event: Global___AgentEvent | None = ...,
         heartbeat: Global___Heartbeat | None = ...,
+        unknown: Global___Unknown | None = ...,
+        unknown_keys: Global___UnknownKeys | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "facts", b"facts", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "report", b"report"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "facts", b"facts", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "report", b"report", "unknown", b"unknown", "unknown_keys", b"unknown_keys"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "facts", b"facts", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "report", b"report"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "facts", b"facts", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "report", b"report", "unknown", b"unknown", "unknown_keys", b"unknown_keys"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "report", "facts", "event", "heartbeat"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "report", "facts", "event", "heartbeat", "unknown", "unknown_keys"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -427,7 +436,7 @@ class SyncResponse(_message.Message):
     BOOKMARK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def snapshot_begin(self) -> Global___SnapshotBegin:
-        """A snapshot follows: after its bookmark, keys not sent in it are no longer desired."""
+        """A snapshot follows: after its bookmark, keys not sent in it and not `kept` are no longer desired."""
 
     @_builtins.property
     def upsert(self) -> Global___Upsert: ...
@@ -530,18 +539,26 @@ class Bookmark(_message.Message):
 
     VERSION_FIELD_NUMBER: _builtins.int
     SNAPSHOT_END_FIELD_NUMBER: _builtins.int
+    KEPT_FIELD_NUMBER: _builtins.int
     snapshot_end: _builtins.bool
     @_builtins.property
     def version(self) -> Global___Version: ...
+    @_builtins.property
+    def kept(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """At a snapshot's end: keys, or kinds ("forward/"), of which the controller cannot tell now whether the node must hold them:
+        what it holds under them stays desired as it was.
+        """
+
     def __init__(
         self,
         *,
         version: Global___Version | None = ...,
         snapshot_end: _builtins.bool = ...,
+        kept: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["snapshot_end", b"snapshot_end", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kept", b"kept", "snapshot_end", b"snapshot_end", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -608,10 +625,13 @@ class DesiredImage(_message.Message):
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     FORMAT_FIELD_NUMBER: _builtins.int
     SOURCES_FIELD_NUMBER: _builtins.int
+    ABSENT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     digest: _builtins.str
     size_bytes: _builtins.int
     format: _image_pb2.ImageFormat.ValueType
+    absent: _builtins.bool
+    """The bytes must not be kept, unless another image here is made of the same."""
     @_builtins.property
     def sources(self) -> _containers.RepeatedCompositeFieldContainer[Global___BlobSource]:
         """Agents that hold it, to pull from; empty: it will be uploaded here."""
@@ -624,10 +644,11 @@ class DesiredImage(_message.Message):
         size_bytes: _builtins.int = ...,
         format: _image_pb2.ImageFormat.ValueType = ...,
         sources: _abc.Iterable[Global___BlobSource] | None = ...,
+        absent: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "format", b"format", "id", b"id", "size_bytes", b"size_bytes", "sources", b"sources"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["absent", b"absent", "digest", b"digest", "format", b"format", "id", b"id", "size_bytes", b"size_bytes", "sources", b"sources"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1427,3 +1448,121 @@ class Observed(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Observed: _TypeAlias = Observed  # noqa: Y015
+
+@_typing.final
+class Unknown(_message.Message):
+    """Something a node holds that it is not told to hold: it stays as it is until there is an explicit word (an Erasure), or it is
+    desired again. Sent when it changes and for all after a snapshot. Stored, id "<node>/<key>". Sole writer: controller/unknowns.py.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    DESIRED_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    RUNNING_FIELD_NUMBER: _builtins.int
+    SAY_FIELD_NUMBER: _builtins.int
+    SINCE_TIME_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """"vm/<id>", "volume/<id>" or "image/<id>"; of an image nobody ever named to this node, "image/<digest>"."""
+    node: _builtins.str
+    """Set by the controller."""
+    running: _builtins.bool
+    """A guest that executes instructions."""
+    say: _builtins.str
+    """One sentence."""
+    @_builtins.property
+    def desired(self) -> Global___Desired:
+        """The last object it was told to hold under that key. Stored with user data and keys sealed. Unset: it knows none, its ledger
+        was lost.
+        """
+
+    @_builtins.property
+    def version(self) -> Global___Version:
+        """Of that object."""
+
+    @_builtins.property
+    def since_time(self) -> _timestamp_pb2.Timestamp:
+        """When the controller first heard of it."""
+
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        node: _builtins.str = ...,
+        desired: Global___Desired | None = ...,
+        version: Global___Version | None = ...,
+        running: _builtins.bool = ...,
+        say: _builtins.str = ...,
+        since_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["desired", b"desired", "since_time", b"since_time", "version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["desired", b"desired", "key", b"key", "node", b"node", "running", b"running", "say", b"say", "since_time", b"since_time", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Unknown: _TypeAlias = Unknown  # noqa: Y015
+
+@_typing.final
+class UnknownKeys(_message.Message):
+    """All keys of what is unknown on a node: what was told before and is not among them is gone, or known again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEYS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        keys: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnknownKeys: _TypeAlias = UnknownKeys  # noqa: Y015
+
+@_typing.final
+class Erasure(_message.Message):
+    """Stored: somebody's explicit word that nodes may remove what no other record speaks of. Id "<node>/<key>"; "-/<key>": wherever
+    it is. Sole writer: the API.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    DESIRED_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    node: _builtins.str
+    """Empty: every node."""
+    actor: _builtins.str
+    @_builtins.property
+    def desired(self) -> Global___Desired:
+        """What the node is sent: the object with `absent`."""
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        node: _builtins.str = ...,
+        desired: Global___Desired | None = ...,
+        actor: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "desired", b"desired"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "create_time", b"create_time", "desired", b"desired", "key", b"key", "node", b"node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Erasure: _TypeAlias = Erasure  # noqa: Y015

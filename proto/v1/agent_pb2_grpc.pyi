@@ -4,8 +4,9 @@ isort:skip_file
 The whole contract between a controller and a node: what the node must hold, and what it reports.
 
 One stream per node. Down come keyed objects: the full set on connect (snapshot), then upserts and deletes. Every message
-carries a Version; an agent refuses what is older than it holds. Up come reports. A VM or volume that must go away is not
-simply left out: it is sent with `absent`, and its record lives until the node reports ABSENT.
+carries a Version; an agent refuses what is older than it holds. Up come reports. A VM, volume or image that must go away is
+not simply left out: it is sent with `absent`. One that is left out, or taken back with Remove, stays where it is and is told
+as Unknown; networks, ports and forwards that are left out go once no guest here needs them (docs/decisions/0013).
 """
 
 from cairn.proto.v1 import agent_pb2 as _agent_pb2

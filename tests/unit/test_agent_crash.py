@@ -144,9 +144,17 @@ class Story:
         self.agent = self.machine.agent()
         self.wanted: dict[str, Desired] = {"image/img-00000001": Desired(image=image())}
         self.generation = 1
+        # No longer desired, never said to be absent; and those among them that ran, and were not ended by themselves.
+        self.unknown: set[str] = set()
+        self.left_running: set[str] = set()
 
     async def play(self, verb: str, number: int) -> None:
         machine, vm = self.machine, f"i-{number:08d}"
+        if verb in ("want", "stop"):
+            self.unknown.discard(vm)
+        if verb in ("crash guest", "power off"):
+            self.left_running -= {vm} if verb == "crash guest" else self.left_running
+        self.left_running &= self.unknown
         if verb in ("want", "stop"):
             self.generation += 1
             power = 2 if verb == "stop" else 1
@@ -161,6 +169,9 @@ class Story:
             self.wanted.update(changed)
             machine.upsert(self.agent, changed)
         elif verb == "forget" and f"vm/{vm}" in self.wanted and not self.wanted[f"vm/{vm}"].vm.absent:
+            self.unknown.add(vm)
+            if vm in machine.running() and self.wanted[f"vm/{vm}"].vm.power_state == 1:
+                self.left_running.add(vm)
             del self.wanted[f"vm/{vm}"], self.wanted[f"port/nic-{number:08d}"]
             machine.remove(self.agent, [f"vm/{vm}", f"port/nic-{number:08d}"])
         elif verb == "crash agent":
@@ -183,13 +194,14 @@ class Story:
         alive = {
             key.partition("/")[2]: each.vm for key, each in self.wanted.items() if each.HasField("vm") and not each.vm.absent
         }
-        assert set(machine.host.guests) == set(alive)
-        assert machine.running() == {id for id, vm in alive.items() if vm.power_state == 1}
-        for id in machine.running():
+        assert set(alive) <= set(machine.host.guests) <= set(alive) | self.unknown
+        assert machine.running() - self.unknown == {id for id, vm in alive.items() if vm.power_state == 1}
+        assert self.left_running <= machine.running(), "what is unknown runs on"
+        for id in (machine.running() - self.unknown) | self.left_running:
             assert machine.net.is_bound(f"nic-{id[2:]}")
         wanted = {k.partition("/")[2] for k, v in self.wanted.items() if v.HasField("volume") and not v.volume.absent}
         assert wanted == set(machine.pool.volumes)
-        assert set(machine.files) == set(alive)
+        assert set(alive) <= set(machine.files) <= set(alive) | self.unknown
 
 
 @given(story=commands)

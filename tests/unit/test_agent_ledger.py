@@ -94,7 +94,8 @@ def test_a_snapshot_from_the_past_is_refused_but_a_new_epoch_wins() -> None:
 def test_a_snapshot_replaces_everything_and_forgets_notes_of_what_went() -> None:
     disk = MemoryDisk()
     ledger = loaded(disk)
-    ledger.accept_snapshot(at(5), [put("vm/a", 5).upsert, put("vm/b", 5).upsert])
+    gone = Upsert(key="vm/a", version=at(5), object=Desired(vm=DesiredVm(id="a", absent=True)))
+    ledger.accept_snapshot(at(5), [gone, put("vm/b", 5).upsert])
     ledger.write_note("vm/a", {"crashes": 1})
     ledger.write_note("vm/b", {"crashes": 2})
     assert ledger.accept_snapshot(at(6), [put("vm/b", 5).upsert]) == {"vm/a"}

@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 from cairn.agent.hypervisor.base import ExitCause
-from cairn.proto.v1.agent_pb2 import Desired, DesiredVm, ImageReport, PortReport, VmDisk, VmReport, VolumeReport
+from cairn.proto.v1.agent_pb2 import Desired, DesiredImage, DesiredVm, ImageReport, PortReport, VmDisk, VmReport, VolumeReport
 from cairn.proto.v1.node_pb2 import NodeFacts
 from cairn.proto.v1.vm_pb2 import (
     POWER_STATE_RUNNING,
@@ -15,9 +15,9 @@ from cairn.proto.v1.vm_pb2 import (
     RESTART_POLICY_ALWAYS,
     RESTART_POLICY_NEVER,
 )
-from cairn.storage.base import StorageError, Volume
+from cairn.storage.base import StorageError
 
-from tests.unit.agent_kit import MIB, Machine, elapse, ran, root_volume, run, settled, state_of, until, vm_objects
+from tests.unit.agent_kit import DIGEST, MIB, Machine, elapse, ran, root_volume, run, settled, state_of, until, vm_objects
 
 VM, KEY = "i-00000001", "vm/i-00000001"
 
@@ -95,6 +95,7 @@ def test_removal_leaves_nothing() -> None:
         absent = {
             KEY: Desired(vm=DesiredVm(id=VM, absent=True)),
             "volume/vol-00000001": Desired(volume=root_volume(absent=True)),
+            "image/img-00000001": Desired(image=DesiredImage(id="img-00000001", digest=DIGEST, absent=True)),
         }
         machine.upsert(agent, absent)
         await until("absent", lambda: state_of(agent, VM) == VmReport.STATE_ABSENT)
@@ -104,9 +105,9 @@ def test_removal_leaves_nothing() -> None:
             return report is not None and report.volume.state == VolumeReport.STATE_ABSENT
 
         await until("volume gone", volume_is_gone, 5.0)
+        await until("image gone", lambda: not machine.pool.images)
         machine.remove(agent, objects)
         await until("all gone", machine.is_empty)
-        await until("image gone", lambda: not machine.pool.images)
         assert agent.reports.latest(KEY) is None
         await agent.stop()
 
@@ -409,73 +410,6 @@ def test_cold_start_without_a_controller() -> None:
         await ran(agent, "i-00000001")
         await ran(agent, "i-00000002")
         assert sorted(machine.host.boots) == ["i-00000001", "i-00000002", "i-00000002"]
-        await agent.stop()
-
-    run(scenario)
-
-
-def test_an_agent_that_knows_nothing_removes_nothing() -> None:
-    async def scenario() -> None:
-        machine = Machine()
-        machine.hold_image()
-        agent = machine.agent()
-        await agent.start()
-        machine.snapshot(agent, vm_objects())
-        await ran(agent, VM)
-        await machine.crash(agent)
-        machine.disk.files.clear()
-        machine.disk.durable.clear()
-        agent = machine.agent()
-        await agent.start()
-        await elapse(100)
-        assert machine.running() == {VM}
-        assert machine.net.is_bound("nic-00000001")
-        machine.snapshot(agent, {})
-        await until("domain and network gone", lambda: not machine.host.guests and not machine.net.networks)
-        await elapse(40)
-        assert set(machine.pool.volumes) == {"vol-00000001"}, "user data nobody said is absent"
-        await agent.stop()
-
-    run(scenario)
-
-
-def test_a_cut_ledger_starts_guests_but_proves_nothing_absent() -> None:
-    async def scenario() -> None:
-        machine = Machine()
-        machine.hold_image()
-        agent = machine.agent()
-        await agent.start()
-        machine.snapshot(agent, {})
-        machine.upsert(agent, vm_objects(1))
-        await ran(agent, VM)
-        machine.upsert(agent, vm_objects(2))
-        await ran(agent, "i-00000002")
-        await machine.crash(agent)
-        content = machine.disk.files["ledger"]
-        at = content.index(b"vm/i-00000002")
-        machine.disk.files["ledger"] = content[:at] + b"?" + content[at + 1 :]
-        agent = machine.agent()
-        await agent.start()
-        await elapse(100)
-        assert machine.running() == {VM, "i-00000002"}
-        machine.snapshot(agent, vm_objects(1))
-        await until("the orphan to go", lambda: machine.running() == {VM})
-        await agent.stop()
-
-    run(scenario)
-
-
-def test_unknown_volumes_are_kept_and_told() -> None:
-    async def scenario() -> None:
-        machine = Machine()
-        machine.pool.volumes["vol-0000zzzz"] = Volume("vol-0000zzzz", MIB, MIB)
-        agent = machine.agent()
-        await agent.start()
-        machine.snapshot(agent, {})
-        await elapse(40)
-        told = [each.event for each in agent.reports.take() if each.HasField("event")]
-        assert [(each.object, each.reason, each.warning) for each in told] == [("volume/vol-0000zzzz", "UnknownVolume", True)]
-        assert "vol-0000zzzz" in machine.pool.volumes
         await agent.stop()
 
     run(scenario)

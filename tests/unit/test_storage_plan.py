@@ -27,7 +27,12 @@ def test_grow_delete_and_forget_the_image() -> None:
     kept = DesiredVolume(id="vol-00000001", size_bytes=4096)
     gone = DesiredVolume(id="vol-00000002", absent=True)
     held = [Volume("vol-00000001", 2048, 10), Volume("vol-00000002", 2048, 10, A)]
-    actions = plan([], [kept, gone], [image(A), image(B)], held)
+    unwanted = [DesiredImage(id="img-00000001", digest=A, absent=True), DesiredImage(id="img-00000002", digest=B, absent=True)]
+    assert plan([], [kept, gone], [image(A), image(B)], held) == [
+        DeleteVolume("vol-00000002"),
+        GrowVolume("vol-00000001", 4096),
+    ], "nobody said that the images be absent"
+    actions = plan(unwanted, [kept, gone], [image(A), image(B)], held)
     assert actions == [DeleteVolume("vol-00000002"), GrowVolume("vol-00000001", 4096), DeleteImage(A), DeleteImage(B)]
 
 

@@ -21,6 +21,7 @@ from cairn.controller.store.cache import Cache
 from cairn.controller.store.memory import MemoryBackend, MemoryStore
 from cairn.controller.sync import SyncService
 from cairn.proto import kinds
+from cairn.proto.capabilities import of_agent
 from cairn.proto.errors import BadState, Denied, Invalid, NotFound, Refused, TryAgain, Unauthenticated
 from cairn.proto.seams import SystemClock, SystemIds
 from cairn.proto.v1.agent_pb2 import (
@@ -456,14 +457,20 @@ async def test_the_newer_stream_takes_over(service: int) -> None:
         await new.break_off()
 
 
-async def test_stale_reports_go_with_the_snapshot() -> None:
+@pytest.mark.parametrize("knows", [(), of_agent(["local"])], ids=["an older agent", "one that waits for the word"])
+async def test_stale_reports_go_with_the_snapshot(knows: Sequence[str]) -> None:
     async with world() as at:
         image = at.cloud.image("old")
         await at.copy()
         at.cloud.report(N1, f"image/{image}", state=ImageReport.STATE_READY)
         await at.copy()
-        here = agent(at)
+        here = Agent(at.services[0], N1)
+        here.hello(knows=knows)
+        here.connect()
         await at.until(lambda: here.bookmarks)
+        if knows:
+            assert here.objects[f"image/{image}"].image.absent, "it goes on an explicit word"
+            here.report(f"image/{image}", image=ImageReport(state=ImageReport.STATE_ABSENT))
         await at.until(lambda: at.observed(N1, f"image/{image}") is None)
         await here.break_off()
 

@@ -26,6 +26,7 @@ _WRITERS: Final[dict[str, tuple[str, str, bool]]] = {
     "join_token": ("api", "garbage", False),
     "name": ("api", "garbage", False),
     "vni": ("api", "garbage", False),
+    "erasure": ("api", "garbage", False),
     "request": ("api", "", True),
     "plan": ("api", "", True),
     # What is decided.
@@ -39,6 +40,7 @@ _WRITERS: Final[dict[str, tuple[str, str, bool]]] = {
     "job": ("jobs", "garbage", False),
     # What nodes report, and who is alive.
     "observed": ("sync", "garbage", False),
+    "unknown": ("sync", "garbage", False),
     "node_facts": ("sync", "garbage", False),
     "node_session": ("sync", "", True),
     "controller": ("peers", "", True),

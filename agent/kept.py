@@ -1,0 +1,92 @@
+"""What stays on a node though it is no longer desired: pure rules over a ledger's objects (docs/decisions/0013).
+
+Guests, volumes and images hold what people cannot get back: they stay until they were said to be `absent`. Networks, ports and
+forwards hold nothing: they stay only as long as a guest that stays, or is desired, needs them. So a node that lost sight of a
+guest's records keeps its guest running with its addresses, its DHCP and its metadata.
+
+Forwards lead to guests of other nodes: whether those still exist is for the controller to say, so they go with its word. Only a
+restored store (a new epoch) may know less than there is: then those stay that nothing desired contradicts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from cairn.proto.v1.agent_pb2 import Desired, DesiredForward, DesiredPort, DesiredVm, Upsert
+
+Objects = Mapping[str, Upsert]
+
+
+def is_kept(key: str, kept: Collection[str]) -> bool:
+    """Tell whether a snapshot says that it cannot tell: by the key, or by its kind ("forward/")."""
+    return key in kept or key.partition("/")[0] + "/" in kept
+
+
+def stays(key: str, desired: Objects, unknown: Objects) -> bool:
+    """Tell whether an unknown object stays, as long as everything else does."""
+    object = unknown[key].object
+    match object.WhichOneof("object"):
+        case "vm":
+            return not object.vm.absent
+        case "volume":
+            return not object.volume.absent
+        case "image":
+            return not object.image.absent
+        case "port":
+            return _is_card(object.port, _last(f"vm/{object.port.vm}", desired, unknown))
+        case "network":
+            ports = (each.object.port for held in (desired, unknown) for each in held.values() if each.object.HasField("port"))
+            return any(port.vpc == object.network.vpc for port in ports)
+        case "forward":
+            return _is_undisputed(object.forward, desired, unknown)
+        case _:
+            return False
+
+
+def concerned(changed: Desired, unknown: Objects) -> list[str]:
+    """Return which unknown objects may stay no longer now that this one came, changed or went."""
+    kind, each = changed.WhichOneof("object"), changed.vm.id
+    if kind == "vm":
+        return [key for key, held in unknown.items() if held.object.port.vm == each and each]
+    if kind == "network":
+        vpc = changed.network.vpc
+        return [key for key, held in unknown.items() if held.object.HasField("forward") and held.object.forward.vpc == vpc]
+    if kind not in ("port", "forward"):
+        return []
+    card = changed.port if kind == "port" else changed.forward
+    networks = [f"network/{card.vpc}"] if f"network/{card.vpc}" in unknown else []
+    return networks + [key for key, held in unknown.items() if _place(held.object.forward) == _place(card)]
+
+
+def left_over(before: Objects, unknown: Objects, desired: Objects, *, restored: bool) -> dict[str, Upsert]:
+    """Return what is unknown after a snapshot. restored: it is the first of a store made from a backup."""
+    left = {**unknown, **before}
+    found = {key: each for key, each in left.items() if key not in desired}
+    if not restored:
+        found = {key: each for key, each in found.items() if key in unknown or not each.object.HasField("forward")}
+    while gone := [key for key in found if not stays(key, desired, found)]:
+        for key in gone:
+            del found[key]
+    return found
+
+
+def _last(key: str, desired: Objects, unknown: Objects) -> Desired | None:
+    held = desired.get(key) or unknown.get(key)
+    return held.object if held is not None else None
+
+
+def _is_card(port: DesiredPort, owner: Desired | None) -> bool:
+    vm = owner.vm if owner is not None else DesiredVm(absent=True)
+    return not vm.absent and any(nic.port == port.id for nic in vm.nics)
+
+
+def _is_undisputed(forward: DesiredForward, desired: Objects, unknown: Objects) -> bool:
+    """Whether its network is here, and nothing desired has its address."""
+    if _last(f"network/{forward.vpc}", desired, unknown) is None:
+        return False
+    place = _place(forward)
+    return all(place not in (_place(each.object.port), _place(each.object.forward)) for each in desired.values())
+
+
+def _place(card: DesiredPort | DesiredForward) -> tuple[str, str, str]:
+    return card.vpc, card.subnet, card.address

@@ -1,0 +1,82 @@
+"""What this node holds that it is not told to hold: left as it is, and told to the controller, who remembers it for people.
+
+Two sorts: what the ledger knows from before (its last object was taken back, or a snapshot lacked it, without a word that it
+be absent), and what is found on the host without the ledger knowing anything. Neither is ever started, stopped or removed from
+here; guests that run keep their networks (kept.py). What is unknown and not here any more is forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from cairn.agent.hypervisor.base import DomainState
+from cairn.agent.ledger import Ledger
+from cairn.agent.reports import Reports
+from cairn.agent.work import Again
+from cairn.agent.world import Part, World
+from cairn.proto.v1.agent_pb2 import Unknown
+
+KEY: Final = "unknown"
+# Kinds of objects that are told; what they need of networks goes with them.
+_TOLD: Final = ("vm", "volume", "image")
+_PARTS: Final = (Part.DOMAINS, Part.VOLUMES, Part.IMAGES, Part.FILES)
+
+
+class Unknowns:
+    """Observe and report what is unknown."""
+
+    def __init__(self, world: World, ledger: Ledger, reports: Reports) -> None:
+        self._world, self._ledger, self._reports = world, ledger, reports
+        # Called with the keys of what was forgotten, and of what had stayed for it.
+        self.forgotten: Callable[[set[str]], None] = _ignore
+
+    async def settle(self, _key: str = KEY) -> Again:
+        """Look at everything; tell what is unknown now."""
+        if not (self._ledger.synced and self._ledger.trusted):
+            return Again()
+        while not self._world.is_fresh(*_PARTS):
+            await self._world.refresh(*_PARTS)
+        remembered = [key for key in self._ledger.unknown if key.partition("/")[0] in _TOLD]
+        gone = self._ledger.forget(key for key in remembered if not self._is_here(key))
+        if gone:
+            self.forgotten(gone)
+        found = {key: self._unknown(key) for key in remembered if self._is_here(key)}
+        found |= {key: self._unknown(key) for key in sorted(self._strangers())}
+        self._reports.put_unknown(found)
+        return Again()
+
+    def _is_here(self, key: str) -> bool:
+        kind, _, id = key.partition("/")
+        if kind == "vm":
+            return id in self._world.domains or id in self._world.files
+        if kind == "volume":
+            # One that was here and is gone may come back with its pool.
+            return id in self._world.volumes or bool(self._ledger.note(key))
+        held = self._ledger.last(key)
+        return (held.image.digest if held is not None else id) in self._world.images
+
+    def _strangers(self) -> set[str]:
+        """Return the keys of what is here without the ledger ever having heard of it."""
+        known = self._ledger.desired.keys() | self._ledger.unknown.keys()
+        images = {held.image.digest for key in known if (held := self._ledger.last(key)) is not None}
+        found = {f"vm/{id}" for id in (*self._world.domains, *self._world.files)}
+        found |= {f"volume/{id}" for id in self._world.volumes}
+        return (found - known) | {f"image/{digest}" for digest in self._world.images if digest not in images}
+
+    def _unknown(self, key: str) -> Unknown:
+        held, (kind, _, id) = self._ledger.unknown.get(key), key.partition("/")
+        domain = self._world.domains.get(id) if kind == "vm" else None
+        running = domain is not None and domain.state is not DomainState.SHUT_OFF
+        say = ("its guest runs" if running else "its guest is off") if kind == "vm" else "is kept here"
+        if kind == "volume" and id not in self._world.volumes:
+            say = "was here and is gone: is its pool mounted?"
+        told = Unknown(key=key, running=running, say=say)
+        if held is not None:
+            told.desired.CopyFrom(held.object)
+            told.version.CopyFrom(held.version)
+        return told
+
+
+def _ignore(_keys: set[str]) -> None:
+    return None

@@ -1,0 +1,87 @@
+"""AgentService and what nodes hold without being told: it is recorded, and goes on an explicit word."""
+
+from __future__ import annotations
+
+from cairn.controller.reconcilers.garbage import Garbage
+from cairn.controller.store.base import Txn
+from cairn.controller.unknowns import absent
+from cairn.proto import kinds
+from cairn.proto.sealing import KEY_BYTES, Seals
+from cairn.proto.v1.agent_pb2 import (
+    Desired,
+    DesiredVm,
+    Erasure,
+    SyncRequest,
+    Unknown,
+    UnknownKeys,
+    VmReport,
+)
+from cairn.proto.v1.secret_pb2 import VmData
+
+from tests.unit.test_sync import N1, Agent, World, agent, world
+
+KEY = "vm/i-gone0000"
+
+
+def tell(here: Agent, *keys: str) -> None:
+    for key in keys:
+        desired = Desired(vm=DesiredVm(id=key[3:], name="web", project="prj-1", user_data=b"secret"))
+        here.send(SyncRequest(unknown=Unknown(key=key, desired=desired, running=True, say="its guest runs")))
+    here.send(SyncRequest(unknown_keys=UnknownKeys(keys=keys)))
+
+
+def stored(at: World) -> dict[str, Unknown]:
+    return {each.key: each for each in at.cache.view.all(kinds.UNKNOWN)}
+
+
+async def test_it_is_recorded_with_an_event_until_it_is_gone() -> None:
+    async with world() as at:
+        at.services[0].seals = Seals([bytes(range(KEY_BYTES))])
+        here = agent(at)
+        await at.until(lambda: here.bookmarks)
+        tell(here, KEY, "vm/i-more0000")
+        await at.until(lambda: len(stored(at)) == 2)
+        record = stored(at)[KEY]
+        assert (record.node, record.running, record.desired.vm.name) == (N1, True, "web")
+        assert b"secret" not in record.SerializeToString()
+        data = VmData.FromString(at.services[0].seals.open(record.desired.vm.sealed))
+        assert data.user_data == b"secret", "as it is in the secret of a VM"
+        assert record.HasField("since_time")
+        tell(here, KEY)
+        await at.until(lambda: set(stored(at)) == {KEY})
+        assert stored(at)[KEY] == record
+        told = [event for event in at.cache.view.all(kinds.EVENT) if event.reason == "Unknown"]
+        assert sorted(event.object for event in told) == ["i-gone0000", "i-more0000"], "once each"
+        assert all(event.warning and "`cairn node show n1`" in event.message for event in told)
+        assert KEY not in here.objects, "nothing is said about it"
+
+
+async def test_what_cannot_be_unknown_is_refused() -> None:
+    async with world() as at:
+        here = agent(at)
+        await at.until(lambda: here.bookmarks)
+        tell(here, "forward/rtr-1/nic-1", KEY)
+        await at.until(lambda: stored(at))
+        assert set(stored(at)) == {KEY}
+
+
+async def test_an_explicit_word_is_sent_until_it_is_done() -> None:
+    async with world() as at:
+        here = agent(at)
+        await at.until(lambda: here.bookmarks)
+        tell(here, KEY)
+        await at.until(lambda: stored(at))
+        word = Erasure(key=KEY, node=N1, desired=absent(stored(at)[KEY]))
+        await at.store.commit(Txn("api").create(kinds.ERASURE, f"{N1}/{KEY}", word))
+        await at.until(lambda: KEY in here.objects)
+        assert here.objects[KEY].vm == DesiredVm(id="i-gone0000", name="web", project="prj-1", absent=True)
+        tell(here)
+        await at.until(lambda: not stored(at))
+        assert KEY in here.objects, "not yet done"
+        here.report(KEY, vm=VmReport(state=VmReport.STATE_ABSENT))
+        await at.until(lambda: at.observed(N1, KEY) is not None)
+        outcome = Garbage().reconcile(at.cache.view, f"erasure/{N1}/{KEY}", at.services[0].clock.now())
+        assert outcome.txn is not None
+        await at.store.commit(outcome.txn)
+        await at.until(lambda: KEY not in here.objects and at.observed(N1, KEY) is None)
+        assert here.error is None
