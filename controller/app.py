@@ -33,6 +33,7 @@ from cairn.controller.jobs.machine import Jobs
 from cairn.controller.lateness import Lateness
 from cairn.controller.metrics import RuntimeMetrics, SyncMetrics
 from cairn.controller.peers import Peers
+from cairn.controller.reconcilers.assignments import Assignments
 from cairn.controller.reconcilers.base import Reconciler
 from cairn.controller.reconcilers.garbage import Garbage
 from cairn.controller.reconcilers.node_events import NodeEvents
@@ -109,7 +110,14 @@ class Controller:
         endpoints = [config.advertised]
         self.peers = Peers(config.name, endpoints, store, self.cache, clock, cluster=config.cluster, version=version)
         leases = Retention(store, EVENT_KEEP_S, LEASE_USE_S)
-        reconcilers: list[Reconciler] = [Ports(), Placements(), Garbage(), Jobs([ImportImage()], [Keepers()]), NodeEvents()]
+        reconcilers: list[Reconciler] = [
+            Ports(),
+            Placements(),
+            Assignments(),
+            Garbage(),
+            Jobs([ImportImage()], [Keepers()]),
+            NodeEvents(),
+        ]
         metrics = RuntimeMetrics(registry)
         self.runtime = Runtime(self.cache, fenced, self.peers, clock, ids, reconcilers, metrics, leases)
         self.sync = SyncService(

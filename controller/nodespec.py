@@ -1,7 +1,7 @@
 """What a node must hold: a pure function of (view, node), and the same per key. The keys are those of proto/v1/agent.proto.
 
     vm/<id>               its VM; `absent` while it is deleted and its record lives
-    volume/<id>           on it; `absent` once its retention, or its VM's, is over
+    volume/<id>           in its own pool, or in a shared one, to administer; `absent` once its retention, or its VM's, is over
     image/<id>            kept here as a copy, or needed by a volume here; with nodes to pull it from until it is here; `absent`
                           when it was, until the node has removed it
     port/<id>             a guest's card here, once it has an address
@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from cairn.controller.model.assigned import VOLUME_WORK, assigned_to
 from cairn.controller.model.capabilities import lacking
 from cairn.controller.model.nodes import hash_of
 from cairn.controller.model.restored import is_restored
@@ -26,6 +27,7 @@ from cairn.controller.model.where import (
     needs_permit,
     vms_on,
     volume_claimed_bytes,
+    volume_generation,
     volume_node,
     volume_nodes,
     volume_pool,
@@ -108,7 +110,7 @@ def _keys(view: View, presence: Presence, node: str) -> Iterator[str]:
     """Yield at least the keys of what a node must hold."""
     yield from (f"vm/{id}" for id in vms_on(view, node))
     yield from (f"image/{id}" for id in view.by(kinds.IMAGE_CONTENT, "node", node))
-    for id in volumes_on(view, node):
+    for id in (*volumes_on(view, node), *assigned_to(view, node, VOLUME_WORK)):
         yield f"volume/{id}"
         volume = view.get(kinds.VOLUME, id)
         if volume is not None and volume.spec.image:
@@ -217,10 +219,12 @@ def _volume(view: View, _presence: Presence, node: str, id: str) -> Desired | No
     volume = view.get(kinds.VOLUME, id)
     if volume is None or node != volume_node(view, id):
         return None
+    result = DesiredVolume(id=id, type=volume.spec.type, pool=volume_pool(view, id), generation=volume_generation(view, id))
     if _erased(view, id):
-        return Desired(volume=DesiredVolume(id=id, absent=True, type=volume.spec.type))
+        result.absent = True
+        return Desired(volume=result)
     # Not larger than the room claimed for it.
-    result = DesiredVolume(id=id, size_bytes=volume_claimed_bytes(view, id), type=volume.spec.type, pool=volume_pool(view, id))
+    result.size_bytes = volume_claimed_bytes(view, id)
     image = view.get(kinds.IMAGE, volume.spec.image) if volume.spec.image else None
     if image is not None:
         content = view.get(kinds.IMAGE_CONTENT, image.id)

@@ -13,8 +13,9 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from cairn.controller.model.assigned import VOLUME_WORK
 from cairn.controller.model.seats import Seat, Transit, seat_of, transit_of
-from cairn.controller.model.where import vms_on, volume_nodes, where
+from cairn.controller.model.where import vms_on, volume_node, volume_pool, where
 from cairn.controller.store.base import Changed, View
 from cairn.proto import kinds
 from cairn.proto.kinds import AnyKind
@@ -25,9 +26,9 @@ Affected = dict[str, set[str]]
 
 
 class _Disk(NamedTuple):
-    """Where a volume is, and what it belongs to."""
+    """The node that makes and erases a volume (empty: none yet), and what the volume belongs to."""
 
-    nodes: tuple[str, ...]
+    node: str
     image: str
     vm: str
 
@@ -181,25 +182,28 @@ class Presence:
 
     def _on_volume(self, view: View, id: str, affected: Affected, _ports: dict[str, None]) -> None:
         self._disk_changed(id, affected)
-        nodes, volume = volume_nodes(view, id), view.get(kinds.VOLUME, id)
+        volume, node = view.get(kinds.VOLUME, id), volume_node(view, id)
         old = self._disks.pop(id, None)
         if old is not None:
-            for node in old.nodes:
-                self._copies[old.image][node].discard(id)
-        if nodes and volume is not None:
-            self._disks[id] = _Disk(nodes, volume.spec.image, volume.spec.vm)
-            for node in nodes:
-                self._copies.setdefault(volume.spec.image, {}).setdefault(node, set()).add(id)
+            self._copies[old.image][old.node].discard(id)
+        if volume is not None and volume_pool(view, id):
+            self._disks[id] = _Disk(node, volume.spec.image, volume.spec.vm)
+            self._copies.setdefault(volume.spec.image, {}).setdefault(node, set()).add(id)
         self._disk_changed(id, affected)
 
     _on_volume_placement = _on_volume
+
+    def _on_assignment(self, view: View, id: str, affected: Affected, ports: dict[str, None]) -> None:
+        kind, _, object = id.partition("/")
+        if kind == VOLUME_WORK:
+            self._on_volume(view, object, affected, ports)
 
     def _disk_changed(self, id: str, affected: Affected) -> None:
         disk = self._disks.get(id)
         if disk is None:
             return
-        for node in disk.nodes:
-            affected[node].update((f"volume/{id}", f"image/{disk.image}", f"vm/{disk.vm}"))
+        affected[disk.node].update((f"volume/{id}", f"image/{disk.image}"))
+        self._vm_changed(disk.vm, affected)
 
     def _on_purge(self, view: View, id: str, affected: Affected, _ports: dict[str, None]) -> None:
         for disk in (id, *view.by(kinds.VOLUME, "vm", id)):

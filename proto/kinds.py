@@ -85,6 +85,8 @@ PLACEMENT = Kind("placement", vm_pb2.Placement, "placement")
 NODE_CLAIMS = Kind("node_claims", vm_pb2.NodeClaims, "placement")
 VOLUME_PLACEMENT = Kind("volume_placement", volume_pb2.VolumePlacement, "placement")
 POOL_CLAIMS = Kind("pool_claims", volume_pb2.PoolClaims, "placement")  # id: that of the pool, <type>/<node or name>
+ASSIGNMENT = Kind("assignment", node_pb2.Assignment, "assignments")  # id: <kind of work>/<id of what it is about>
+NODE_LOSS = Kind("node_loss", node_pb2.NodeLoss, "assignments")  # id: that of the node
 PURGE = Kind("purge", volume_pb2.Purge, "garbage")
 IMAGE_CONTENT = Kind("image_content", image_pb2.ImageContent, "jobs", "", _GARBAGE)
 JOB = Kind("job", job_pb2.Job, "jobs", "j", _GARBAGE)
@@ -102,7 +104,8 @@ EVENT = Kind("event", event_pb2.Event, "*", "ev", kept=False)
 
 ALL: Final[tuple[Kind[Message], ...]] = (
     PROJECT, IMAGE, VPC, SUBNET, PORT, VOLUME, VM, NODE, SECRET, JOIN_TOKEN, NAME, VNI, ERASURE, REQUEST, PLAN,
-    PORT_BINDING, ADDRESS, PLACEMENT, NODE_CLAIMS, VOLUME_PLACEMENT, POOL_CLAIMS, PURGE, IMAGE_CONTENT, JOB,
+    PORT_BINDING, ADDRESS, PLACEMENT, NODE_CLAIMS, VOLUME_PLACEMENT, POOL_CLAIMS, ASSIGNMENT, NODE_LOSS, PURGE,
+    IMAGE_CONTENT, JOB,
     OBSERVED, UNKNOWN, NODE_FACTS, NODE_SESSION, CONTROLLER, CLUSTER, EVENT,
 )  # fmt: skip
 BY_NAME: Final[dict[str, Kind[Message]]] = {kind.name: kind for kind in ALL}

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from cairn.controller.api.nouns import BY_KIND
+from cairn.controller.model.assigned import VOLUME_WORK, assigned_to
 from cairn.controller.model.where import vms_on, volumes_on, where
 from cairn.controller.store.base import View
 from cairn.proto import kinds
@@ -41,7 +42,7 @@ def _node(view: View, id: str) -> Iterator[Affected]:
     yield "node", id
     for vm in vms_on(view, id):
         yield from _vm(view, vm)
-    for volume in volumes_on(view, id):
+    for volume in (*volumes_on(view, id), *assigned_to(view, id, VOLUME_WORK)):
         yield "volume", volume
 
 
@@ -116,6 +117,12 @@ def _volume(_view: View, id: str) -> Iterator[Affected]:
     yield "volume", id
 
 
+def _assignment(_view: View, id: str) -> Iterator[Affected]:
+    kind, _, object = id.partition("/")
+    if kind == VOLUME_WORK:
+        yield "volume", object
+
+
 def _purge(_view: View, id: str) -> Iterator[Affected]:
     yield ("vm" if id.startswith(f"{kinds.VM.id_prefix}-") else "volume"), id
 
@@ -151,6 +158,7 @@ RULES: Final[dict[str, Rule]] = {
     kinds.ADDRESS.name: _address,
     kinds.VOLUME.name: _volume,
     kinds.VOLUME_PLACEMENT.name: _volume,
+    kinds.ASSIGNMENT.name: _assignment,
     kinds.PURGE.name: _purge,
     kinds.OBSERVED.name: _observed,
 }

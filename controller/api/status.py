@@ -16,13 +16,13 @@ from cairn.controller.model.capabilities import unknown_there
 from cairn.controller.model.nodes import capacity, connected, node_name
 from cairn.controller.model.pools import pool_claimed
 from cairn.controller.model.reports import report
-from cairn.controller.model.where import vms_on, volume_node, volume_pool, where
+from cairn.controller.model.where import in_shared_pool, vms_on, volume_node, volume_pool, where
 from cairn.controller.store.base import Record, View
 from cairn.controller.words import size
 from cairn.proto import kinds
 from cairn.proto.capabilities import volume_type
 from cairn.proto.ids import LOCAL_POOL, pool_id
-from cairn.proto.v1.agent_pb2 import ImageReport, PortReport, VolumeReport
+from cairn.proto.v1.agent_pb2 import ImageReport, PortReport, Report, VolumeReport
 from cairn.proto.v1.event_pb2 import Event
 from cairn.proto.v1.image_pb2 import Image, ImageContent, ImageStatus
 from cairn.proto.v1.job_pb2 import Job
@@ -158,12 +158,15 @@ def volume(view: View, record: Record[Volume]) -> Volume:
     seen = report(view, node, f"volume/{result.id}")
     vm = view.get(kinds.VM, result.spec.vm)
     status.vm_name = vm.name if vm is not None else ""
-    status.node = node_name(view, node) if node else ""
+    shared = in_shared_pool(view, result.id)
+    status.node = node_name(view, node) if node and not shared else ""
     status.pool = volume_pool(view, result.id)
+    seen = seen if seen is not None or not shared else _last_seen(view, result.id)
     if seen is not None:
         status.used_bytes = seen.volume.used_bytes
     status.observed_revision = record.mod_revision
-    status.state, status.say = _volume_state(view, result, node, seen.volume if seen is not None else None)
+    state = _shared_state if shared and not result.HasField("delete_time") else _volume_state
+    status.state, status.say = state(view, result, node, seen.volume if seen is not None else None)
     result.reconciling = status.state in (VolumeStatus.STATE_PENDING, VolumeStatus.STATE_CREATING, VolumeStatus.STATE_DELETING)
     usable = status.state in (VolumeStatus.STATE_AVAILABLE, VolumeStatus.STATE_ATTACHED)
     condition(status, "Ready", usable, VolumeStatus.State.Name(status.state).removeprefix("STATE_").title(), status.say)
@@ -197,6 +200,32 @@ def _volume_state(view: View, volume: Volume, node: str, seen: VolumeReport | No
     if volume.spec.vm:
         return VolumeStatus.STATE_ATTACHED, f"attached to {status.vm_name or volume.spec.vm} on {status.node}"
     return VolumeStatus.STATE_AVAILABLE, f"on {status.node}, attached to no VM"
+
+
+def _shared_state(view: View, volume: Volume, node: str, seen: VolumeReport | None) -> tuple[VolumeStatus.State.ValueType, str]:
+    """Return state and sentence of a volume that no node holds; `node` administers it."""
+    pool, name = volume.status.pool, node_name(view, node) if node else ""
+    if not node:
+        return VolumeStatus.STATE_PENDING, f"waits for a connected node that reaches pool {pool}"
+    if seen is not None and seen.state == VolumeReport.STATE_FAILED:
+        return VolumeStatus.STATE_FAILED, f"{name} could not make it: {seen.error or seen.say}"
+    if seen is None or seen.state != VolumeReport.STATE_READY:
+        waits = unknown_there(view, node, {volume_type(volume.spec.type)}) or (
+            "" if connected(view, node) else f"{name} does not answer; another node takes over"
+        )
+        return VolumeStatus.STATE_CREATING, waits or f"{name}: {(seen.say if seen is not None else '') or 'is to make it'}"
+    if seen.size_bytes < volume.spec.size_bytes:
+        return VolumeStatus.STATE_CREATING, f"{name} is growing it to {size(volume.spec.size_bytes)}"
+    if volume.spec.vm:
+        return VolumeStatus.STATE_ATTACHED, f"attached to {volume.status.vm_name or volume.spec.vm}, in pool {pool}"
+    return VolumeStatus.STATE_AVAILABLE, f"in pool {pool}, attached to no VM"
+
+
+def _last_seen(view: View, volume: str) -> Report | None:
+    """Return what a node that administered a volume before said when it was ready: it was, and is."""
+    seen = (view.get(kinds.OBSERVED, id) for id in view.by(kinds.OBSERVED, "key", f"volume/{volume}"))
+    reports = (each.report for each in seen if each is not None)
+    return next((each for each in reports if each.volume.state == VolumeReport.STATE_READY), None)
 
 
 def image(view: View, record: Record[Image]) -> Image:

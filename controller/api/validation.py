@@ -42,7 +42,6 @@ SSH_KEYS_MAX: Final = 32
 SSH_KEY_LENGTH_MAX: Final = 16 * KIB
 USER_DATA_BYTES_MAX: Final = 64 * KIB
 ARCHS: Final = ("x86_64", "aarch64")
-VOLUME_TYPES: Final = ("local",)
 IMAGE_REPLICAS_MAX: Final = 16
 DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 

@@ -9,10 +9,11 @@ from cairn.controller.api.core import Core
 from cairn.controller.api.decision import Decided
 from cairn.controller.api.objects import begin, looked_up
 from cairn.controller.api.ports import fill, room
-from cairn.controller.api.volumes import disk_size
+from cairn.controller.api.volumes import disk_size, volume_type
 from cairn.controller.model.nodes import capacity, node_name
 from cairn.controller.model.permits import Caller, name_for
-from cairn.controller.model.where import volume_node
+from cairn.controller.model.pools import reaching
+from cairn.controller.model.where import in_shared_pool, volume_node, volume_pool
 from cairn.controller.store.base import Txn, View
 from cairn.controller.words import size
 from cairn.proto import kinds
@@ -46,7 +47,7 @@ def create_vm(view: View, caller: Caller, core: Core, given: Vm) -> Decided[Vm]:
     spec.power_generation = 1
     spec.restart_policy = wanted.restart_policy
     spec.node_selector.update(wanted.node_selector)
-    spec.volume_type = validation.one_of("vm.spec.volume_type", wanted.volume_type or "local", validation.VOLUME_TYPES)
+    spec.volume_type = volume_type(view, wanted.volume_type, "vm.spec.volume_type")
     _root_volume(view, caller, core, decided.txn, vm, wanted, image)
     _cards(view, caller, core, decided.txn, vm, wanted)
     _data_volumes(view, caller, decided.txn, vm, wanted)
@@ -160,6 +161,7 @@ def _cards(view: View, caller: Caller, core: Core, txn: Txn, vm: Vm, wanted: VmS
 def _data_volumes(view: View, caller: Caller, txn: Txn, vm: Vm, wanted: VmSpec) -> None:
     """Attach existing volumes; their revisions are checked, so that two VMs cannot take one."""
     nodes: dict[str, str] = {}
+    pools: dict[str, str] = {}
     for index, text in enumerate(wanted.volumes):
         field = f"vm.spec.volumes[{index}]"
         held: Volume = looked_up(view, caller, nouns.VOLUME, vm.project, text, field)
@@ -168,8 +170,10 @@ def _data_volumes(view: View, caller: Caller, txn: Txn, vm: Vm, wanted: VmSpec) 
             raise BadState("volume", held.name, f"{field}: volume {held.name!r} is attached to VM {name!r}: detach it first")
         if kinds.VOLUME.key(held.id) in txn.puts:
             raise Invalid(field, f"volume {held.name!r} is asked for twice")
-        if node := volume_node(view, held.id):
-            nodes[node] = held.name
+        if pool := volume_pool(view, held.id):
+            pools[pool] = held.name
+        if pool and not in_shared_pool(view, held.id):
+            nodes[volume_node(view, held.id)] = held.name
         volume = Volume()
         volume.CopyFrom(held)
         volume.spec.vm = vm.id
@@ -178,3 +182,6 @@ def _data_volumes(view: View, caller: Caller, txn: Txn, vm: Vm, wanted: VmSpec) 
     if len(nodes) > 1:
         held_on = ", ".join(f"{name!r} on {node_name(view, node)}" for node, name in nodes.items())
         raise BadState("volume", next(iter(nodes.values())), f"vm.spec.volumes: local volumes on different nodes: {held_on}")
+    if pools and not set[str].intersection(*(set(reaching(view, pool)) for pool in pools)):
+        held_in = ", ".join(f"{name!r} in {pool}" for pool, name in pools.items())
+        raise BadState("volume", next(iter(pools.values())), f"vm.spec.volumes: no node reaches all their pools: {held_in}")

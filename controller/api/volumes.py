@@ -17,11 +17,13 @@ from cairn.controller.api.status import virtual_size
 from cairn.controller.model.lifetime import kept_for_s
 from cairn.controller.model.nodes import node_name
 from cairn.controller.model.permits import Caller, Verb, name_for
-from cairn.controller.model.where import volume_nodes, where
+from cairn.controller.model.pools import pool_types, reaching
+from cairn.controller.model.where import in_shared_pool, volume_node, volume_pool, where
 from cairn.controller.store.base import Record, Txn, View
 from cairn.controller.words import size
 from cairn.proto import kinds
 from cairn.proto.errors import BadState, Invalid, NotFound
+from cairn.proto.ids import LOCAL_POOL
 from cairn.proto.seams import Clock, timestamp
 from cairn.proto.v1 import volume_pb2, volume_pb2_grpc
 from cairn.proto.v1.image_pb2 import Image
@@ -49,7 +51,7 @@ class VolumeService(volume_pb2_grpc.VolumeServiceServicer):
     def _create(self, view: View, caller: Caller, given: Volume) -> Decided[Volume]:
         decided, volume = begin(view, caller, self._core, nouns.VOLUME, given)
         spec = volume.spec
-        spec.type = validation.one_of("volume.spec.type", given.spec.type or "local", validation.VOLUME_TYPES)
+        spec.type = volume_type(view, given.spec.type, "volume.spec.type")
         if given.spec.boot:
             raise Invalid("volume.spec.boot", "is set by the system: a VM's root volume is made with the VM")
         if given.spec.image:
@@ -135,6 +137,13 @@ class VolumeService(volume_pb2_grpc.VolumeServiceServicer):
             yield response
 
 
+def volume_type(view: View, wanted: str, field: str) -> str:
+    """Return the type of a new volume: local, or that of a pool some node reports. Raises Invalid."""
+    if wanted in ("", LOCAL_POOL):
+        return LOCAL_POOL
+    return validation.one_of(field, wanted, sorted(pool_types(view)))
+
+
 def disk_size(view: View, image: Image, wanted: int | None, field: str) -> int:
     """Return the size of a disk copied from an image; unset: the image's own. Raises Invalid, BadState."""
     least = virtual_size(view, image.id)
@@ -181,9 +190,14 @@ def attach(view: View, caller: Caller, txn: Txn, volume: Volume, wanted: str) ->
     vm = looked_up(view, caller, nouns.VM, volume.project, wanted, "volume.spec.vm")
     data = [id for id in view.by(kinds.VOLUME, "vm", vm.id) if id != vm.spec.root_volume]
     validation.at_most("volume.spec.vm", [*data, volume.id], validation.VOLUMES_MAX, f"data volumes at VM {vm.name!r}")
-    owner, nodes = where(view, vm.id).owner, volume_nodes(view, volume.id)
-    if owner and nodes and owner not in nodes:
-        there, here = node_name(view, nodes[0]), node_name(view, owner)
+    owner, pool = where(view, vm.id).owner, volume_pool(view, volume.id)
+    if owner and pool and in_shared_pool(view, volume.id) and owner not in reaching(view, pool):
+        say = (
+            f"volume {volume.name!r} is in pool {pool}, which {node_name(view, owner)}, where VM {vm.name!r} is, does not reach"
+        )
+        raise BadState("volume", volume.name, say)
+    if owner and pool and not in_shared_pool(view, volume.id) and owner != volume_node(view, volume.id):
+        there, here = node_name(view, volume_node(view, volume.id)), node_name(view, owner)
         say = f"volume {volume.name!r} is local to node {there}, VM {vm.name!r} is on {here}: a local volume cannot follow"
         raise BadState("volume", volume.name, say)
     volume.spec.vm = vm.id

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from cairn.controller.model.assigned import VOLUME_WORK, assignment
 from cairn.controller.model.pools import is_shared, pool_of
 from cairn.controller.store.base import View
 from cairn.proto import kinds
@@ -83,7 +84,16 @@ def needs_permit(view: View, vm: Vm) -> bool:
 def volume_node(view: View, volume: str) -> str:
     """Return the node whose word counts about a volume's bytes: makes, grows and erases it; empty: none yet."""
     place = view.get(kinds.VOLUME_PLACEMENT, volume)
-    return place.node if place is not None else ""
+    if place is None or not is_shared(place):
+        return place.node if place is not None else ""
+    work = assignment(view, VOLUME_WORK, volume)
+    return work.node if work is not None else ""
+
+
+def volume_generation(view: View, volume: str) -> int:
+    """Return which of the nodes that administered a shared volume, one after the other, its node is; 0: of a local volume."""
+    work = assignment(view, VOLUME_WORK, volume)
+    return work.generation if work is not None else 0
 
 
 def volume_nodes(view: View, volume: str) -> tuple[str, ...]:
@@ -113,6 +123,17 @@ def vms_on(view: View, node: str) -> list[str]:
     return view.by(kinds.PLACEMENT, "node", node)
 
 
+def shared_volumes(view: View) -> list[str]:
+    """Return the ids of the volumes in shared pools, which no node holds, sorted."""
+    return view.by(kinds.VOLUME_PLACEMENT, "node", "")
+
+
+def in_shared_pool(view: View, volume: str) -> bool:
+    """Tell whether a volume is in a pool that several nodes can reach."""
+    place = view.get(kinds.VOLUME_PLACEMENT, volume)
+    return place is not None and is_shared(place)
+
+
 def volumes_on(view: View, node: str) -> list[str]:
-    """Return the ids of the volumes that a node must be able to open, sorted."""
+    """Return the ids of the volumes in a node's own pools, sorted."""
     return view.by(kinds.VOLUME_PLACEMENT, "node", node)

@@ -18,10 +18,12 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from cairn.controller.model.absence import removed
+from cairn.controller.model.assigned import VOLUME_WORK, work_key
 from cairn.controller.model.happening import EventSpec
 from cairn.controller.model.lifetime import kept_for_s
+from cairn.controller.model.opened import opened_by
 from cairn.controller.model.reports import report
-from cairn.controller.model.where import volume_node, where
+from cairn.controller.model.where import in_shared_pool, volume_node, where
 from cairn.controller.reconcilers.base import NOTHING, Outcome
 from cairn.controller.store.base import Gathering, Record, Txn, View
 from cairn.proto import kinds
@@ -31,6 +33,8 @@ from cairn.proto.v1.agent_pb2 import ImageReport, VmReport, VolumeReport
 from cairn.proto.v1.vm_pb2 import Vm
 from cairn.proto.v1.volume_pb2 import Purge, Volume
 
+# A guest that let go of a volume wakes nobody.
+OPEN_AGAIN_S: Final = 5.0
 # How long finished jobs and expired tokens are kept to be looked at.
 KEEP: Final = timedelta(hours=24)
 # How long nodes that cannot be reached may come back and be told that a deleted image goes.
@@ -170,9 +174,26 @@ def _purge(view: View, kind: AnyKind, record: Record[Any], now: datetime) -> Out
         return None
     if left_s > 0:
         return Outcome(None, "waits for the end of its retention", again_after_s=left_s)
+    if guest := _guest_at(view, message):
+        return Outcome(None, f"guest {guest} may have a disk of it open", again_after_s=OPEN_AGAIN_S)
     txn = Txn("garbage").check(kind, message.id, record.mod_revision)
     txn.create(kinds.PURGE, message.id, Purge(id=message.id, purge_time=timestamp(now)))
     return Outcome(txn, f"{kind.name} {message.name} is to be erased now")
+
+
+def _guest_at(view: View, message: Vm | Volume) -> str:
+    """Return a guest that may have open what is to be erased, in a pool where another node would erase it; empty: none.
+
+    A node does not erase a volume of its own pool under its own guests.
+    """
+    own = (id for id in view.by(kinds.VOLUME, "vm", message.id) if _goes_with(view, id)) if isinstance(message, Vm) else ()
+    shared = (id for id in (*own, message.id) if in_shared_pool(view, id))
+    return next((guest for id in shared if (guest := opened_by(view, id))), "")
+
+
+def _goes_with(view: View, id: str) -> bool:
+    volume = view.get(kinds.VOLUME, id)
+    return volume is not None and volume.spec.delete_with_vm
 
 
 def _vm_absent(view: View, vm: Vm) -> bool:
@@ -191,6 +212,10 @@ def _erase_volume(txn: Txn, view: View, record: Record[Volume]) -> None:
     id = record.message.id
     txn.check(kinds.VOLUME, id, record.mod_revision).delete(kinds.VOLUME, id).delete(kinds.PURGE, id)
     txn.check(kinds.VOLUME_PLACEMENT, id, view.revision_of(kinds.VOLUME_PLACEMENT, id))
+    if in_shared_pool(view, id):
+        # Nobody begins to make it, or administers it instead, at this moment.
+        work = work_key(VOLUME_WORK, id)
+        txn.check(kinds.ASSIGNMENT, work, view.revision_of(kinds.ASSIGNMENT, work))
     _forget(txn, view, f"volume/{id}")
 
 

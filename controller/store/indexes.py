@@ -27,10 +27,16 @@ INDEXES: Final[dict[str, dict[str, Extract]]] = {
     # Owner and incoming node; "" of one that is nowhere.
     kinds.PLACEMENT.name: {"node": lambda _, m: (m.node, m.incoming) if m.incoming else (m.node,)},
     kinds.VOLUME_PLACEMENT.name: {"node": lambda _, m: (m.node,)},
+    kinds.ASSIGNMENT.name: {"node": lambda _, m: (m.node,)},
     # The pools a node reaches.
     kinds.NODE_FACTS.name: {"pool": lambda id, m: tuple(pool_id(pool.type, id, pool.name) for pool in m.pools)},
     # Desired-object key ("vm/i-…") -> reports about it, from whichever node.
-    kinds.OBSERVED.name: {"node": lambda _, m: (m.node,), "key": lambda _, m: (m.key,)},
+    kinds.OBSERVED.name: {
+        "node": lambda _, m: (m.node,),
+        "key": lambda _, m: (m.key,),
+        # Volumes that a guest was seen to have open.
+        "open": lambda _, m: tuple(m.report.vm.open_volumes) if m.report.HasField("vm") else (),
+    },
     kinds.UNKNOWN.name: {"node": lambda _, m: (m.node,), "key": lambda _, m: (m.key,)},
     kinds.ERASURE.name: {"key": lambda _, m: (m.key,)},
     kinds.IMAGE_CONTENT.name: {"node": lambda _, m: tuple(m.nodes)},

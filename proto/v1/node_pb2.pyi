@@ -618,6 +618,70 @@ class NodeSession(_message.Message):
 Global___NodeSession: _TypeAlias = NodeSession  # noqa: Y015
 
 @_typing.final
+class Assignment(_message.Message):
+    """Stored: which node does work that is no VM's, as administering a volume of a shared pool; the id is "<kind>/<id>". It is the
+    node's until another one gets it. Sole writer: reconcilers/assignments.py.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    SINCE_TIME_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """Of the work: "volume"."""
+    id: _builtins.str
+    """Of the object it is about."""
+    node: _builtins.str
+    generation: _builtins.int
+    """Grows each time another node gets it; what is still done in the name of an older one must be harmless."""
+    @_builtins.property
+    def since_time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        id: _builtins.str = ...,
+        node: _builtins.str = ...,
+        generation: _builtins.int = ...,
+        since_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since_time", b"since_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "id", b"id", "kind", b"kind", "node", b"node", "since_time", b"since_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Assignment: _TypeAlias = Assignment  # noqa: Y015
+
+@_typing.final
+class NodeLoss(_message.Message):
+    """Stored: a node that has work assigned is not connected; the id is the node's. Sole writer: reconcilers/assignments.py."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    SINCE_TIME_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    @_builtins.property
+    def since_time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        since_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since_time", b"since_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node", "since_time", b"since_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeLoss: _TypeAlias = NodeLoss  # noqa: Y015
+
+@_typing.final
 class NodeFacts(_message.Message):
     """What a node is made of. Stored by controller/sync.py as the agent reports it."""
 

@@ -16,7 +16,7 @@ from cairn.proto.v1.agent_pb2 import ImageReport, Observed, PortReport, Report, 
 from cairn.proto.v1.event_pb2 import Event
 from cairn.proto.v1.image_pb2 import Image, ImageContent
 from cairn.proto.v1.job_pb2 import Job
-from cairn.proto.v1.node_pb2 import Node, NodeFacts, NodeSession, NodeStatus
+from cairn.proto.v1.node_pb2 import Assignment, Node, NodeFacts, NodeSession, NodeStatus
 from cairn.proto.v1.port_pb2 import AddressClaim, Port, PortBinding
 from cairn.proto.v1.project_pb2 import Project
 from cairn.proto.v1.subnet_pb2 import Subnet
@@ -32,6 +32,7 @@ VM, NODE, NODE2, IMAGE, ROOT, DATA = (
     "vol-00000001",
     "vol-00000002",
 )
+NET = "vol-00000003"
 PORT, SUBNET, VPC = "nic-00000001", "vxnet-00000001", "rtr-00000001"
 NOW = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
 
@@ -42,7 +43,8 @@ def records() -> dict[tuple[kinds.Kind[Any], str], Any]:
     vm.spec.image, vm.spec.root_volume = IMAGE, ROOT
     vm.spec.power_state, vm.spec.power_generation = POWER_STATE_RUNNING, 1
     vm.spec.nics.add(subnet=SUBNET, port=PORT)
-    root, data = Volume(id=ROOT, name="web-root"), Volume(id=DATA, name="data")
+    root, data, net = Volume(id=ROOT, name="web-root"), Volume(id=DATA, name="data"), Volume(id=NET, name="net")
+    net.spec.size_bytes, net.spec.type = 1 << 30, "net"
     root.spec.vm = data.spec.vm = VM
     root.spec.size_bytes = data.spec.size_bytes = 1 << 30
     root.spec.image = IMAGE
@@ -64,6 +66,7 @@ def records() -> dict[tuple[kinds.Kind[Any], str], Any]:
         (kinds.VM, VM): vm,
         (kinds.VOLUME, ROOT): root,
         (kinds.VOLUME, DATA): data,
+        (kinds.VOLUME, NET): net,
         (kinds.PORT, PORT): port,
         (kinds.SUBNET, SUBNET): subnet,
         (kinds.VPC, VPC): vpc,
@@ -79,12 +82,15 @@ def records() -> dict[tuple[kinds.Kind[Any], str], Any]:
         (kinds.PLACEMENT, VM): placement,
         (kinds.VOLUME_PLACEMENT, ROOT): VolumePlacement(volume=ROOT, node=NODE),
         (kinds.VOLUME_PLACEMENT, DATA): VolumePlacement(volume=DATA, node=NODE),
+        (kinds.VOLUME_PLACEMENT, NET): VolumePlacement(volume=NET, pool="net/tank"),
+        (kinds.ASSIGNMENT, f"volume/{NET}"): Assignment(kind="volume", id=NET, node=NODE2, generation=1),
         (kinds.PORT_BINDING, PORT): PortBinding(port=PORT, subnet=SUBNET, vpc=VPC, address="10.1.1.2"),
         (kinds.ADDRESS, f"{SUBNET}/10.1.1.2"): AddressClaim(subnet=SUBNET, address="10.1.1.2", port=PORT),
         (kinds.IMAGE_CONTENT, IMAGE): ImageContent(image=IMAGE, virtual_size_bytes=1 << 20, nodes=[NODE]),
         **seen(NODE, f"vm/{VM}", vm=VmReport(state=VmReport.STATE_RUNNING, power_generation=1, spec_revision=9)),
         **seen(NODE, f"volume/{ROOT}", volume=VolumeReport(state=VolumeReport.STATE_READY, size_bytes=1 << 30)),
         **seen(NODE, f"volume/{DATA}", volume=VolumeReport(state=VolumeReport.STATE_READY, size_bytes=1 << 30)),
+        **seen(NODE2, f"volume/{NET}", volume=VolumeReport(state=VolumeReport.STATE_CREATING, say="being made")),
         **seen(NODE, f"port/{PORT}", port=PortReport(state=PortReport.STATE_ACTIVE)),
         **seen(NODE, f"image/{IMAGE}", image=ImageReport(state=ImageReport.STATE_READY)),
     }
@@ -242,7 +248,8 @@ def test_a_deleted_vm_tells_how_to_get_it_back_then_that_it_goes() -> None:
 
 def test_the_others_say_what_they_are() -> None:
     view = picture(EXTRA)
-    said = {key[0]: projected.status.say for key, projected in shown(view).items() if key[0] != "event"}
+    said = {key[0]: projected.status.say for key, projected in shown(view).items() if key[0] != "event" and key[1] != NET}
+    assert shown(view)["volume", NET].status.say == "the agent of n2 does not know volume:net: upgrade it"
     assert said["subnet"] == "252 of 253 addresses free"
     assert said["volume"] == "attached to web on n1"
     assert said["port"] == "active on n1"

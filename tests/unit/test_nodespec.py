@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from cairn.controller.api import nouns
 from cairn.controller.nodespec import desired, node_objects
 from cairn.controller.presence import Presence
+from cairn.controller.reconcilers.assignments import Assignments
 from cairn.controller.reconcilers.garbage import Garbage
 from cairn.controller.reconcilers.placement import Placements
 from cairn.controller.reconcilers.ports import Ports
@@ -21,7 +24,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from tests.unit.cloud_kit import GIB, MIB, Cloud
 
-RECONCILERS = (Ports(), Placements(), Garbage())
+RECONCILERS = (Ports(), Placements(), Garbage(), Assignments())
 
 
 def objects(cloud: Cloud, node: str) -> dict[str, Desired]:
@@ -169,7 +172,7 @@ class Following(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.cloud = Cloud()
-        self.nodes = [self.cloud.node(f"n{i}") for i in range(3)]
+        self.nodes = [self.cloud.node(f"n{i}", shared={"tank": 1 << 40}) for i in range(3)]
         self.images = [self.cloud.image(f"im{i}") for i in range(2)]
         self.subnets: list[str] = []
         for i in range(2):
@@ -184,13 +187,13 @@ class Following(RuleBasedStateMachine):
         vms = sorted(self.cloud.view.ids(kinds.VM))
         return vms[number % len(vms)]
 
-    @rule(image=st.integers(0, 1), subnet=st.integers(0, 3), pinned=st.integers(0, 5))
-    def create(self, image: int, subnet: int, pinned: int) -> None:
+    @rule(image=st.integers(0, 1), subnet=st.integers(0, 3), pinned=st.integers(0, 5), type=st.sampled_from(["local", "net"]))
+    def create(self, image: int, subnet: int, pinned: int, type: str = "local") -> None:
         self.made += 1
         node = self.nodes[pinned] if pinned < 3 else ""
-        self.cloud.vm(f"v{self.made}", image=self.images[image], subnet=self.subnets[subnet], node=node)
+        self.cloud.vm(f"v{self.made}", image=self.images[image], subnet=self.subnets[subnet], node=node, type=type)
 
-    @rule(which=st.integers(0, 2))
+    @rule(which=st.integers(0, 3))
     def reconcile(self, which: int) -> None:
         self.cloud.settle([RECONCILERS[which]])
 
@@ -212,7 +215,7 @@ class Following(RuleBasedStateMachine):
             self.cloud.put(kinds.VM, id, vm)
         elif what == "data":
             self.made += 1
-            self.cloud.volume(f"d{self.made}", vm=id, image=self.images[number % 2])
+            self.cloud.volume(f"d{self.made}", vm=id, image=self.images[number % 2], type=("local", "net")[number % 2])
         elif self.cloud.view.get(kinds.PLACEMENT, id) is None:
             return
         elif what == "incoming":
@@ -231,7 +234,8 @@ class Following(RuleBasedStateMachine):
         for volume in self.cloud.view.by(kinds.VOLUME, "vm", vm):
             if self.cloud.view.get(kinds.VOLUME_PLACEMENT, volume) is not None:
                 place = self.cloud.edit(kinds.VOLUME_PLACEMENT, volume)
-                place.node = node
+                if place.node:
+                    place.node, place.pool = node, f"local/{node}"
                 txn.put(kinds.VOLUME_PLACEMENT, volume, place)
         self.cloud.commit(txn)
 
@@ -265,6 +269,7 @@ class Following(RuleBasedStateMachine):
             self.cloud.connect(id)
         elif what == "down":
             self.cloud.delete(kinds.NODE_SESSION, id)
+            self.cloud.now += timedelta(seconds=40)
         elif what == "index":
             record = self.cloud.edit(kinds.NODE, id)
             record.spec.index += 10

@@ -10,7 +10,10 @@ from collections.abc import Iterator
 from tests.sim.checkers.base import Checker
 from tests.sim.cloud import Cloud
 
-_KINDS = ("vm", "volume", "port", "port_binding", "address", "placement", "volume_placement", "pool_claims", "purge", "secret")
+_KINDS = (
+    "vm", "volume", "port", "port_binding", "address", "placement", "volume_placement", "pool_claims", "assignment", "purge",
+    "secret",
+)  # fmt: skip
 _BARE = ("vpc", "subnet", "vni", "image", "image_content", "observed", "unknown")
 # Kinds of names that outlive what users make.
 _STANDING = ("project", "node", "node-index")

@@ -1,0 +1,28 @@
+"""Which guest may have a volume open: what must be over before a volume that several nodes reach is erased.
+
+A guest may have a volume open that is attached to its VM, until its node has removed the guest; and one that a node last saw it
+with, whatever was asked for since. A node that does not answer keeps what it said last: only its own word, or its removal from
+the cluster, ends that.
+"""
+
+from __future__ import annotations
+
+from cairn.controller.model.absence import removed
+from cairn.controller.model.where import where
+from cairn.controller.store.base import View
+from cairn.proto import kinds
+
+
+def may_run(view: View, vm: str) -> bool:
+    """Tell whether the guest of a VM may exist somewhere."""
+    record = view.get(kinds.VM, vm)
+    return record is not None and any(not removed(view, record, node) for node in where(view, vm).nodes)
+
+
+def opened_by(view: View, volume: str) -> str:
+    """Return the id of a VM whose guest may have a volume open; empty: none."""
+    record = view.get(kinds.VOLUME, volume)
+    if record is not None and record.spec.vm and may_run(view, record.spec.vm):
+        return record.spec.vm
+    seen = view.by(kinds.OBSERVED, "open", volume)
+    return seen[0].partition("/vm/")[2] if seen else ""
