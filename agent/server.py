@@ -81,7 +81,7 @@ class HostServer(HostServiceServicer):
         try:
             image = await self._images.receive(key, desired, _bytes(requests))
         except BadImage as error:
-            raise Invalid("chunk", str(error)) from error
+            raise Invalid("image", str(error)) from error
         except PoolFull as error:
             raise Exhausted("disk", str(error)) from error
         except StorageError as error:

@@ -100,4 +100,6 @@ def _check_features(head: bytes) -> None:
 
 def _check_virtual_size(virtual: int) -> None:
     if not SECTOR_BYTES <= virtual <= VIRTUAL_BYTES_MAX:
-        raise BadImage(f"a disk of {virtual} bytes is not in {SECTOR_BYTES}..{VIRTUAL_BYTES_MAX}")
+        if virtual < SECTOR_BYTES:
+            raise BadImage(f"its disk has {virtual} bytes; the smallest is one sector, {SECTOR_BYTES} bytes")
+        raise BadImage(f"its disk has {virtual / (1 << 40):.1f} TiB; the largest is {VIRTUAL_BYTES_MAX >> 40} TiB")

@@ -12,9 +12,10 @@ functions; asking for them is refused with the reason.
 
 from __future__ import annotations
 
+import difflib
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -107,7 +108,7 @@ def _compile(comparison: Comparison, descriptor: Descriptor) -> Predicate:
     for position, part in enumerate(parts):
         field = here.fields_by_name.get(part) if here is not None else None
         if field is None:
-            raise Invalid("filter", f"there is no field {comparison.path!r} in {descriptor.name}")
+            raise Invalid("filter", _no_field(comparison.path, descriptor))
         rest = parts[position + 1 :]
         if _is_map(field):
             return _map_test(comparison, [*steps, part], ".".join(rest))
@@ -119,7 +120,29 @@ def _compile(comparison: Comparison, descriptor: Descriptor) -> Predicate:
             return _scalar_test(comparison, [*steps, part], field)
         steps.append(part)
         here = field.message_type
-    raise Invalid("filter", f"there is no field {comparison.path!r} in {descriptor.name}")
+    raise Invalid("filter", _no_field(comparison.path, descriptor))
+
+
+def _no_field(path: str, descriptor: Descriptor) -> str:
+    """Say that there is no such field, and which ones come near: the same last name elsewhere, else what looks like it."""
+    paths = list(_paths(descriptor))
+    last = path.rpartition(".")[2]
+    near = [each for each in paths if each.rpartition(".")[2] == last] or difflib.get_close_matches(path, paths, 3, 0.6)
+    hint = f"did you mean {' or '.join(near[:3])}?" if near else f"some there are: {', '.join(paths[:8])}"
+    return f"there is no field {path!r} in {descriptor.name}: {hint}"
+
+
+def _paths(descriptor: Descriptor, prefix: str = "", depth: int = 3) -> Iterator[str]:
+    """Yield the paths a filter can name, the shallow ones first."""
+    deeper: list[tuple[str, Descriptor]] = []
+    for field in descriptor.fields:
+        path = f"{prefix}{field.name}"
+        if field.message_type is None or _is_map(field) or field.message_type.full_name == Timestamp.DESCRIPTOR.full_name:
+            yield path
+        elif not field.is_repeated and depth > 1:
+            deeper.append((path, field.message_type))
+    for path, message in deeper:
+        yield from _paths(message, f"{path}.", depth - 1)
 
 
 def _is_map(field: FieldDescriptor) -> bool:

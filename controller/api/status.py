@@ -13,6 +13,7 @@ from ipaddress import IPv4Network
 from typing import Any, TypeVar
 
 from cairn.controller.model.capabilities import unknown_there
+from cairn.controller.model.lifetime import kept_no_longer
 from cairn.controller.model.nodes import capacity, connected, node_name
 from cairn.controller.model.pools import pool_claimed
 from cairn.controller.model.reports import report
@@ -179,6 +180,8 @@ def _volume_state(view: View, volume: Volume, node: str, seen: VolumeReport | No
     if volume.HasField("delete_time"):
         if view.get(kinds.PURGE, volume.id) is None:
             until = clock_time(volume.purge_time)
+            if kept_no_longer(volume):
+                return VolumeStatus.STATE_DELETED, "deleted for good; about to be erased"
             return VolumeStatus.STATE_DELETED, f"deleted; `cairn volume undelete {volume.id}` brings it back until {until}"
         where = f" on {status.node}" if node else ""
         return VolumeStatus.STATE_DELETING, f"being erased{where}"

@@ -7,20 +7,19 @@ from collections import Counter
 from cairn.controller.api import nouns, resolution, validation
 from cairn.controller.api.core import Core
 from cairn.controller.api.decision import Decided
+from cairn.controller.api.fitting import disk_fits_somewhere, fits_somewhere
 from cairn.controller.api.objects import begin, looked_up
 from cairn.controller.api.ports import fill, room
 from cairn.controller.api.volumes import disk_size, volume_type
-from cairn.controller.model.nodes import capacity, node_name
+from cairn.controller.model.nodes import node_name
 from cairn.controller.model.permits import Caller, name_for
 from cairn.controller.model.pools import reaching
 from cairn.controller.model.where import in_shared_pool, volume_node, volume_pool
 from cairn.controller.store.base import Txn, View
-from cairn.controller.words import size
 from cairn.proto import kinds
-from cairn.proto.errors import BadState, Exhausted, Invalid
+from cairn.proto.errors import BadState, Invalid
 from cairn.proto.sealing import SealError
 from cairn.proto.v1.image_pb2 import Image
-from cairn.proto.v1.node_pb2 import NodeCapacity
 from cairn.proto.v1.port_pb2 import Port
 from cairn.proto.v1.secret_pb2 import VmData
 from cairn.proto.v1.subnet_pb2 import Subnet
@@ -97,30 +96,6 @@ def refuse_high_availability(spec: VmSpec) -> None:
         raise Invalid("vm.spec.high_availability", f"{why}; {how}")
 
 
-def fits_somewhere(view: View, spec: VmSpec) -> None:
-    """Refuse what no node could hold even if it were empty. Raises Exhausted. With no node known, anything may fit one day."""
-    known: list[tuple[str, NodeCapacity]] = []
-    for id in view.ids(kinds.NODE):
-        node, facts = view.get(kinds.NODE, id), view.get(kinds.NODE_FACTS, id)
-        if node is None or facts is None:
-            continue
-        most = capacity(node, facts)
-        if spec.memory_bytes <= most.memory_bytes and spec.cpus <= most.cpus:
-            return
-        known.append((node.name, most))
-    if not known:
-        return
-    name, largest = max(known, key=lambda each: (each[1].memory_bytes, each[0]))
-    if spec.memory_bytes > largest.memory_bytes:
-        room_bytes = largest.memory_bytes // validation.MIB * validation.MIB
-        say = f"{size(spec.memory_bytes)} of memory fits no node: the largest, {name}, can give {size(room_bytes)}"
-        raise Exhausted("memory", f"{say}; ask for at most that, or add a larger node")
-    name, largest = max(known, key=lambda each: (each[1].cpus, each[0]))
-    if spec.cpus > largest.cpus:
-        say = f"{spec.cpus} CPUs fit no node: the largest, {name}, can give {largest.cpus}"
-        raise Exhausted("cpus", f"{say}; ask for at most that, or add a larger node")
-
-
 def _root_volume(view: View, caller: Caller, core: Core, txn: Txn, vm: Vm, wanted: VmSpec, image: Image) -> None:
     size = wanted.root_disk_bytes if wanted.HasField("root_disk_bytes") else None
     spec = vm.spec
@@ -133,6 +108,7 @@ def _root_volume(view: View, caller: Caller, core: Core, txn: Txn, vm: Vm, wante
         volume.name = volume.id
     resolution.claim(txn, view, caller, nouns.VOLUME, vm.project, volume.name, volume.id)
     volume.spec.size_bytes, volume.spec.type = spec.root_disk_bytes, spec.volume_type
+    disk_fits_somewhere(view, spec.root_disk_bytes, spec.volume_type)
     volume.spec.image, volume.spec.vm = image.id, vm.id
     volume.spec.boot = volume.spec.delete_with_vm = True
     spec.root_volume = volume.id

@@ -7,6 +7,7 @@ from typing import TypeAlias
 from cairn.controller.api.status import clock_time, condition, copied, percent
 from cairn.controller.model.absence import is_absent
 from cairn.controller.model.capabilities import unknown_there, vm_needs
+from cairn.controller.model.lifetime import kept_no_longer
 from cairn.controller.model.nodes import connected, node_name
 from cairn.controller.model.reports import report
 from cairn.controller.model.where import decision_of, where
@@ -91,6 +92,8 @@ def _deleted(view: View, vm: Vm, node: str, seen: VmReport | None) -> tuple[Stat
         return VmStatus.STATE_DELETING, f"being removed from {vm.status.node}{silent}"
     if view.get(kinds.PURGE, vm.id) is not None:
         return VmStatus.STATE_DELETING, "its disks are being erased"
+    if kept_no_longer(vm):
+        return VmStatus.STATE_DELETED, "deleted for good; its disks are about to be erased"
     until = clock_time(vm.purge_time)
     return VmStatus.STATE_DELETED, f"deleted; `cairn vm undelete {vm.id}` brings it back until {until}"
 

@@ -10,8 +10,9 @@ from cairn.controller.api.authorise import caller_of
 from cairn.controller.api.console import relay_console
 from cairn.controller.api.core import Core
 from cairn.controller.api.decision import Decided
+from cairn.controller.api.fitting import fits_somewhere
 from cairn.controller.api.objects import UpdateRules, addressed, mark_deleted, updated
-from cairn.controller.api.vm_creation import create_vm, fits_somewhere, refuse_high_availability
+from cairn.controller.api.vm_creation import create_vm, refuse_high_availability
 from cairn.controller.api.volumes import refuse_if_deleted, revived
 from cairn.controller.model.permits import Caller, Verb
 from cairn.controller.model.restored import next_power, next_reboot
@@ -154,7 +155,7 @@ class VmService(vm_pb2_grpc.VmServiceServicer):
     def _undelete(self, view: View, caller: Caller, request: vm_pb2.UndeleteVmRequest) -> Decided[Vm]:
         record = addressed(view, caller, nouns.VM, request, verb=Verb.UNDELETE, deleted=True)
         vm = _copy(record)
-        txn = revived(view, caller, record, vm, nouns.VM, self._core.clock)
+        txn = revived(view, caller, record, vm, nouns.VM, self._core.clock, request.name)
         # Also of one that stays off: what its node says of the life before must not count for this one.
         vm.spec.power_generation = next_power(view, vm)
         txn.put(kinds.VM, vm.id, vm)

@@ -12,6 +12,7 @@ from cairn.controller.api import nouns, resolution, validation
 from cairn.controller.api.authorise import caller_of
 from cairn.controller.api.core import Core
 from cairn.controller.api.decision import Decided
+from cairn.controller.api.fitting import disk_fits_somewhere
 from cairn.controller.api.objects import UpdateRules, addressed, begin, looked_up, mark_deleted, updated
 from cairn.controller.api.status import virtual_size
 from cairn.controller.model.lifetime import kept_for_s
@@ -22,7 +23,7 @@ from cairn.controller.model.where import in_shared_pool, volume_node, volume_poo
 from cairn.controller.store.base import Record, Txn, View
 from cairn.controller.words import size
 from cairn.proto import kinds
-from cairn.proto.errors import BadState, Invalid, NotFound
+from cairn.proto.errors import AlreadyExists, BadState, Invalid, NotFound
 from cairn.proto.ids import LOCAL_POOL
 from cairn.proto.seams import Clock, timestamp
 from cairn.proto.v1 import volume_pb2, volume_pb2_grpc
@@ -64,6 +65,7 @@ class VolumeService(volume_pb2_grpc.VolumeServiceServicer):
             raise Invalid("volume.spec.size_bytes", "a size is required")
         else:
             spec.size_bytes = validation.disk("volume.spec.size_bytes", given.spec.size_bytes)
+        disk_fits_somewhere(view, spec.size_bytes, spec.type)
         spec.delete_with_vm = given.spec.delete_with_vm
         if given.spec.vm:
             attach(view, caller, decided.txn, volume, given.spec.vm)
@@ -120,7 +122,7 @@ class VolumeService(volume_pb2_grpc.VolumeServiceServicer):
             record = addressed(view, caller, nouns.VOLUME, request, verb=Verb.UNDELETE, deleted=True)
             volume = Volume()
             volume.CopyFrom(record.message)
-            txn = revived(view, caller, record, volume, nouns.VOLUME, self._core.clock)
+            txn = revived(view, caller, record, volume, nouns.VOLUME, self._core.clock, request.name)
             txn.put(kinds.VOLUME, volume.id, volume)
             said = [("Undeleted", f"volume {volume.name} was brought back")]
             return Decided(txn, nouns.VOLUME, volume.id, volume.name, volume.project, events=said)
@@ -167,6 +169,7 @@ def amend(view: View, caller: Caller, txn: Txn, new: Any, record: Record[Any]) -
         if new.spec.size_bytes < old.spec.size_bytes:
             held = size(old.spec.size_bytes)
             raise Invalid("volume.spec.size_bytes", f"volumes only grow: it is {held} large")
+        disk_fits_somewhere(view, new.spec.size_bytes, old.spec.type)
     if new.spec.vm in (old.spec.vm, ""):
         if old.spec.vm and not new.spec.vm and old.spec.boot:
             raise BadState("volume", old.name, f"volume {old.name!r} is the root disk of its VM and cannot be detached")
@@ -226,8 +229,13 @@ def refuse_if_deleted(record: Record[Any], noun: nouns.Noun[Any], *, purge: bool
         raise NotFound(noun.kind.name, name, f"{noun.title} {name!r} is deleted already; say purge to erase it now")
 
 
-def revived(view: View, caller: Caller, record: Record[Any], message: Any, noun: nouns.Noun[Any], clock: Clock) -> Txn:
-    """Start the transaction that brings an object back: times cleared, name claimed. Raises BadState, AlreadyExists."""
+def revived(
+    view: View, caller: Caller, record: Record[Any], message: Any, noun: nouns.Noun[Any], clock: Clock, name: str = ""
+) -> Txn:
+    """Start the transaction that brings an object back: times cleared, its name (or another) claimed.
+
+    Raises BadState, AlreadyExists, Invalid.
+    """
     title = f"{noun.title} {message.name!r}"
     if not message.HasField("delete_time"):
         raise BadState(noun.kind.name, message.name, f"{title} is not deleted")
@@ -238,5 +246,11 @@ def revived(view: View, caller: Caller, record: Record[Any], message: Any, noun:
     message.ClearField("purge_time")
     message.update_time.CopyFrom(timestamp(now))
     txn = Txn("api").check(noun.kind, message.id, record.mod_revision).check(kinds.PURGE, message.id, 0)
-    resolution.claim(txn, view, caller, noun, message.project, message.name, message.id)
+    if name:
+        message.name = validation.name("name", name)
+    try:
+        resolution.claim(txn, view, caller, noun, message.project, message.name, message.id)
+    except AlreadyExists as error:
+        how = f"bring this one back under another name: `cairn {noun.kind.name} undelete {message.id} --name NAME`"
+        raise AlreadyExists(error.kind, error.name, f"{error.say}; {how}") from error
     return txn

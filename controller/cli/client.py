@@ -65,7 +65,7 @@ class Session:
         """Return the stub of a noun's service."""
         if noun not in self._stubs:
             module = importlib.import_module(f"cairn.proto.v1.{noun}_pb2_grpc")
-            self._stubs[noun] = getattr(module, f"{noun.capitalize()}ServiceStub")(self._connect())
+            self._stubs[noun] = getattr(module, f"{camel(noun)}ServiceStub")(self._connect())
         return self._stubs[noun]
 
     def _connect(self) -> grpc.aio.Channel:
@@ -97,7 +97,7 @@ class Session:
         patience = Patience(self)
         while True:
             try:
-                return await getattr(stub, method)(request, timeout=CALL_S)
+                return await getattr(stub, method)(request, timeout=patience.attempt_s())
             except _rpc_error() as error:
                 await patience.wait_after(error)
 
@@ -124,6 +124,11 @@ class Patience:
         self._loop = asyncio.get_running_loop()
         self._start_s = self._loop.time()
 
+    def attempt_s(self) -> float:
+        """Return how long one attempt may take: never longer than the person wants to wait."""
+        limit_s = self._session.settings.timeout_s
+        return CALL_S if limit_s is None else min(CALL_S, max(0.1, limit_s - (self._loop.time() - self._start_s)))
+
     async def wait_after(self, error: grpc.aio.AioRpcError) -> None:
         """Wait until the call may be repeated; raise Failure when it must not be, or no longer."""
         from grpc import StatusCode
@@ -132,9 +137,14 @@ class Patience:
             raise refused(error, self._session.context.endpoints) from error
         limit_s = TRY_AGAIN_S if answered(error) or error.code() is StatusCode.DEADLINE_EXCEEDED else NO_ANSWER_S
         limit_s = min(limit_s, self._session.settings.timeout_s or limit_s)
-        if self._loop.time() - self._start_s > limit_s:
+        if self._loop.time() - self._start_s >= limit_s:
             raise refused(error, self._session.context.endpoints) from error
         await asyncio.sleep(RETRY_EVERY_S * (0.5 + self._session.ids.jitter()))
+
+
+def camel(noun: str) -> str:
+    """Return a noun as messages and services spell it: "SecurityGroup" of "security_group"."""
+    return "".join(part.capitalize() for part in noun.split("_"))
 
 
 def _rpc_error() -> type[grpc.aio.AioRpcError]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import stat
 import sys
 import termios
 import tty
@@ -96,15 +95,7 @@ class Console:
     @contextmanager
     def _reading(self, interactive: bool) -> Iterator[None]:
         """Feed standard input into the queue as it comes."""
-        descriptor = sys.stdin.fileno()
-        if stat.S_ISREG(os.fstat(descriptor).st_mode):
-            # A file cannot be polled, and never blocks.
-            while data := os.read(descriptor, READ_BYTES):
-                self._keys.put_nowait(data)
-            self._keys.put_nowait(None)
-            yield
-            return
-        loop = asyncio.get_running_loop()
+        descriptor, loop = sys.stdin.fileno(), asyncio.get_running_loop()
 
         def readable() -> None:
             data = os.read(descriptor, READ_BYTES)
@@ -118,7 +109,15 @@ class Console:
             if not data:
                 self._keys.put_nowait(None)
 
-        loop.add_reader(descriptor, readable)
+        try:
+            loop.add_reader(descriptor, readable)
+        except OSError:
+            # A file, or a device like /dev/null: it cannot be polled, and never blocks.
+            while data := os.read(descriptor, READ_BYTES):
+                self._keys.put_nowait(data)
+            self._keys.put_nowait(None)
+            yield
+            return
         try:
             yield
         finally:

@@ -34,9 +34,18 @@ _OTHER: Final = {
     b"conectix": "a VHD disk",
     b"<<< ": "a VirtualBox disk (VDI)",
     b"\x7fELF": "a program",
+    b"LUKS\xba\xbe": "an encrypted disk (LUKS)",
     b"<!DOCTYPE": "a web page",
     b"<html": "a web page",
 }
+_TURN: Final = {
+    "an encrypted disk (LUKS)": "a guest cannot start from it: decrypt it first, and import what is inside",
+    "a program": "give the file of a disk",
+    "a web page": "what was downloaded is a page, not the image: look at its address",
+}
+_CONVERT: Final = "qemu-img convert -O qcow2 turns many into one"
+# POSIX.1-1988, ustar: the magic is at byte 257.
+_TAR_AT: Final = 257
 # (offset, bytes): what a raw disk holds somewhere near its start.
 _SIGNS: Final = (
     (510, b"\x55\xaa"),
@@ -92,7 +101,14 @@ def _check_raw(path: Path, start: bytes) -> None:
             raise Failure(f"{path} is compressed ({name})", next=f"unpack it first: {command} {path}")
     for magic, name in _OTHER.items():
         if start.startswith(magic):
-            raise Failure(f"{path} is {name}, not a qcow2 or raw image", next="qemu-img convert -O qcow2 turns many into one")
+            raise Failure(
+                f"{path} is {name}, not a qcow2 or raw image",
+                next=_TURN.get(name, "qemu-img convert -O qcow2 turns many into one"),
+            )
+    if start[_TAR_AT : _TAR_AT + 5] == b"ustar":
+        what = "a virtual appliance (OVA) or another archive" if path.suffix.lower() == ".ova" else "an archive (tar)"
+        how = f"tar -xf {path}, then qemu-img convert -O qcow2 DISK.vmdk DISK.qcow2, and import that"
+        raise Failure(f"{path} is {what}, not a qcow2 or raw image", next=how)
     if not any(start[offset:].startswith(sign) for offset, sign in _SIGNS):
         raise Failure(
             f"{path} is not an image: neither qcow2, nor does it hold a partition table or file system",

@@ -93,19 +93,39 @@ _NEXT = {
     "DEADLINE_EXCEEDED": "it may still be going on: look before you repeat it",
     "UNIMPLEMENTED": "the controller is older than this command: update it",
 }
+# Nouns with `list` and `show`.
+NOUNS = frozenset({"vm", "image", "volume", "vpc", "subnet", "port", "node", "job", "project"})
 _ADVICE: dict[tuple[str, str], Callable[[Any], str]] = {
-    ("NOT_FOUND", "ResourceInfo"): lambda info: f"cairn {info.resource_type} list" if info.resource_type else "",
-    ("ALREADY_EXISTS", "ResourceInfo"): lambda info: (
-        f"take another name, or look: cairn {info.resource_type} show {info.resource_name}"
-    ),
+    ("NOT_FOUND", "ResourceInfo"): lambda info: f"cairn {info.resource_type} list" if info.resource_type in NOUNS else "",
+    ("ALREADY_EXISTS", "ResourceInfo"): lambda info: _taken(info.resource_type, info.resource_name),
     ("FAILED_PRECONDITION", "PreconditionFailure"): lambda failure: _look_at(failure.violations[0].subject),
-    ("RESOURCE_EXHAUSTED", "QuotaFailure"): lambda _failure: "ask for less, or see what is free: cairn node list -o wide",
+    ("RESOURCE_EXHAUSTED", "QuotaFailure"): lambda failure: _used_up(failure.violations[0].subject),
 }
+
+
+def _taken(kind: str, name: str) -> str:
+    if kind == "image":
+        return f"take another name, look at it (cairn image show {name}), or delete it first: cairn image delete {name}"
+    return f"take another name, or look: cairn {kind} show {name}" if kind in NOUNS else "take another name"
 
 
 def _look_at(subject: str) -> str:
     kind, _, name = subject.partition("/")
-    return f"cairn {kind} show {name}" if name else ""
+    if kind == "address":
+        return f"see who has it: cairn port list --filter 'status.address = \"{name}\"'"
+    return f"cairn {kind} show {name}" if name and kind in NOUNS else ""
+
+
+def _used_up(subject: str) -> str:
+    """Say where to look when something is used up: an address space is not in the list of nodes."""
+    kind, _, rest = subject.partition("/")
+    if kind == "subnet":
+        name = rest.partition("/")[0]
+        ports = f"see who has them: cairn port list --filter 'status.subnet_name = \"{name}\"'"
+        return f"{ports}; deleted VMs keep theirs until they are erased: cairn vm list --deleted"
+    if kind in ("cpus", "memory", "disk"):
+        return "ask for less, or see what is free: cairn node list -o wide"
+    return ""
 
 
 def _details(status: Any) -> list[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,9 @@ import click
 from cairn.controller.cli.client import Session
 from cairn.controller.cli.commands import NounGroup, name_argument
 from cairn.controller.cli.failures import Failure
-from cairn.controller.cli.noun import Noun, add_delete, add_list, add_show
+from cairn.controller.cli.noun import Noun, add_delete, add_label, add_list, add_show
 from cairn.controller.cli.output import Column, Detail, Section
-from cairn.controller.cli.values import DURATION, PAIR, counted, size_text, state_text
+from cairn.controller.cli.values import DURATION, counted, size_text, state_text
 
 
 def _state(node: Any) -> str:
@@ -126,6 +126,7 @@ NOUN = Noun(
 group = NounGroup("node", "Servers that carry VMs, and tokens to join more.")
 add_list(group, NOUN)
 add_show(group, NOUN)
+add_label(group, NOUN)
 add_delete(group, NOUN, "remove", "Let a node leave for good, once no VM, no volume and no image's only copy is on it.")
 
 
@@ -166,24 +167,6 @@ async def set_policy(session: Session, name: str, cpu_overcommit: float | None, 
             setattr(node.spec, field, value)
 
     await NOUN.update(session, name, change, [f"spec.{field}" for field in chosen], None)
-
-
-@group.verb("label", changes=True)
-@name_argument("node")
-@click.option("--set", "set_", type=PAIR, multiple=True, help="KEY=VALUE to set; may be repeated.")
-@click.option("--remove", multiple=True, metavar="KEY", help="Label to remove; may be repeated.")
-async def label(session: Session, name: str, set_: Sequence[tuple[str, str]], remove: Sequence[str]) -> None:
-    """Change the labels of a node; VMs can ask for them."""
-    if not set_ and not remove:
-        raise Failure("nothing to change: give --set KEY=VALUE or --remove KEY", usage=True)
-
-    def change(node: Any) -> None:
-        for key in remove:
-            node.labels.pop(key, None)
-        for key, value in set_:
-            node.labels[key] = value
-
-    await NOUN.update(session, name, change, ["labels"], None)
 
 
 token = NounGroup("token", "One-time tokens with which new servers join.")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import click
-from cairn.controller.cli.client import Session
+from cairn.controller.cli.client import Session, camel
 from cairn.controller.cli.commands import NounGroup, name_argument
 from cairn.controller.cli.failures import Failure
 from cairn.controller.cli.output import Column, Detail, Section
@@ -40,12 +40,12 @@ class Noun:
     @property
     def message(self) -> str:
         """Name of the message: "Vm"."""
-        return self.name.capitalize()
+        return camel(self.name)
 
     @property
     def messages(self) -> str:
         """Plural, as in ListVms."""
-        return self.plural.capitalize()
+        return camel(self.plural)
 
     def request(self, method: str, **fields: Any) -> Any:
         """Return a request message."""
@@ -216,3 +216,36 @@ def add_simple(group: NounGroup, noun: Noun, verb: str, help: str, goal: Goal | 
 
     run.__doc__ = help
     group.verb(verb, changes=True)(name_argument(noun.name)(run))
+
+
+def add_undelete(group: NounGroup, noun: Noun, goal: Goal) -> None:
+    """Add `undelete NAME`, with --name for one whose name somebody else has now."""
+
+    async def run(session: Session, name: str, new_name: str) -> None:
+        request = noun.request(f"Undelete{noun.message}", id=name, name=new_name)
+        await perform(session, noun, request, goal)
+
+    run.__doc__ = f"Bring a deleted {noun.title} back; take its id, the name may be used again."
+    run = click.option("--name", "new_name", default="", metavar="NAME", help="Under another name, when its own is taken.")(run)
+    group.verb("undelete", changes=True)(name_argument(noun.name)(run))
+
+
+def add_label(group: NounGroup, noun: Noun) -> None:
+    """Add `label NAME --set KEY=VALUE --remove KEY`."""
+
+    async def run(session: Session, name: str, set_: Sequence[tuple[str, str]], remove: Sequence[str]) -> None:
+        if not set_ and not remove:
+            raise Failure("nothing to change: give --set KEY=VALUE or --remove KEY", usage=True)
+
+        def change(message: Any) -> None:
+            for key in remove:
+                message.labels.pop(key, None)
+            for key, value in set_:
+                message.labels[key] = value
+
+        await noun.update(session, name, change, ["labels"], None)
+
+    run.__doc__ = f"Change the labels of one {noun.title}."
+    run = click.option("--remove", multiple=True, metavar="KEY", help="Label to remove; may be repeated.")(run)
+    run = click.option("--set", "set_", type=PAIR, multiple=True, help="KEY=VALUE to set; may be repeated.")(run)
+    group.verb("label", changes=True)(name_argument(noun.name)(run))

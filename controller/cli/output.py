@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 WIDTH: Final = 100
+UNBROKEN: Final = 10_000
 _COLOURS: Final = {
     "RUNNING": "green", "READY": "green", "AVAILABLE": "green", "ATTACHED": "green", "ACTIVE": "green", "done": "green",
     "FAILED": "red", "DOWN": "red", "UNKNOWN": "red", "failed": "red",
@@ -172,7 +173,8 @@ class Output:
         return None if isinstance(value, Timestamp) else value
 
     def _print(self, table: Any, *, unlimited: bool) -> None:
-        console = _console(sys.stdout, 10_000 if unlimited else width())
+        # One object a line for whoever reads a pipe: no line is broken, however long a name is.
+        console = _console(sys.stdout, width() if sys.stdout.isatty() and not unlimited else UNBROKEN)
         with console.capture() as captured:
             console.print(table, soft_wrap=False)
         for line in captured.get().splitlines():

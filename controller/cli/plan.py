@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from cairn.controller.cli.failures import Failure
 from cairn.controller.cli.output import Output
 from cairn.controller.cli.values import counted
 
 
 def show_plan(output: Output, answer: Any) -> None:
-    """Print the plan in the answer to a validate_only call."""
+    """Print the plan in the answer to a validate_only call. Failure when it cannot be carried out as things are."""
     plan = answer.plan
     if output.human:
         output.lines(plan_lines(plan))
     else:
         output.one(plan, lambda _plan: ())
+    if plan.HasField("decision") and not plan.decision.node:
+        raise Failure(f"as things are it would run nowhere: {plan.decision.say or plan.say}")
 
 
 def plan_lines(plan: Any) -> Iterator[str]:

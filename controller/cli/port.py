@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from cairn.controller.cli.commands import NounGroup
-from cairn.controller.cli.noun import Noun, add_list, add_show
+import click
+from cairn.controller.cli.client import Session
+from cairn.controller.cli.commands import NounGroup, name_option
+from cairn.controller.cli.noun import Noun, add_delete, add_label, add_list, add_show, perform
 from cairn.controller.cli.output import Column
-from cairn.controller.cli.values import state_text
+from cairn.controller.cli.values import PAIR, state_text
+from cairn.controller.cli.waiting import Goal
 
 NOUN = Noun(
     "port",
@@ -34,3 +37,18 @@ NOUN = Noun(
 group = NounGroup("port", "Network cards of VMs, with their addresses.")
 add_list(group, NOUN)
 add_show(group, NOUN)
+add_label(group, NOUN)
+add_delete(group, NOUN)
+
+
+@group.verb("create", changes=True)
+@click.argument("name")
+@name_option("--subnet", "subnet", required=True, metavar="S[=IP]", help="Where it is; with =IP that very address.")
+@click.option("--label", type=PAIR, multiple=True, help="May be repeated.")
+async def create(session: Session, name: str, subnet: str, label: tuple[tuple[str, str], ...]) -> None:
+    """Reserve an address of a subnet for no VM. Ports of VMs are made with them."""
+    from cairn.proto.v1.port_pb2 import CreatePortRequest, Port, PortSpec
+
+    where, _, address = subnet.partition("=")
+    port = Port(name=name, project=session.project, labels=dict(label), spec=PortSpec(subnet=where, address=address))
+    await perform(session, NOUN, CreatePortRequest(port=port), Goal("there", frozenset({"ALLOCATED", "ACTIVE"})))

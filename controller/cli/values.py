@@ -37,7 +37,7 @@ class Size(click.ParamType[int]):
         if size != int(size) or not 0 < size <= SIZE_MAX:
             self.fail(f"{value!r} is not a size between 1 byte and 1024 PiB, in whole bytes", param, ctx)
         if not unit and size < 1 << 20:
-            self.fail(f"{value!r} has no unit and would be {int(size)} bytes; write for example {number}GiB", param, ctx)
+            self.fail(f"{value!r} has no unit and would be {int(size)} bytes: is it {number}MiB or {number}GiB?", param, ctx)
         return int(size)
 
 
@@ -97,7 +97,7 @@ def age_text(since: datetime | None, now: datetime) -> str:
         return "-"
     seconds = max(0, int((now - since).total_seconds()))
     for unit, length in (("d", 86_400), ("h", 3600), ("m", 60)):
-        if seconds >= 2 * length or (unit != "m" and seconds >= length) or (unit == "m" and seconds >= length):
+        if seconds >= length:
             return f"{seconds // length}{unit}"
     return f"{seconds}s"
 

@@ -1,77 +1,27 @@
-"""cairn vm: the verbs. Creating is in vm_create.py, the console in console.py."""
+"""cairn vm: the verbs. What they are about is in vm_noun.py, creating in vm_create.py, the console in console.py."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
 from cairn.controller.cli.client import Session
 from cairn.controller.cli.commands import NounGroup, name_argument
 from cairn.controller.cli.failures import Exit, Failure
-from cairn.controller.cli.noun import Noun, add_delete, add_list, add_show, add_simple, perform, settle
-from cairn.controller.cli.output import Column, Detail, Section
+from cairn.controller.cli.noun import add_delete, add_label, add_list, add_show, add_simple, add_undelete, perform, settle
 from cairn.controller.cli.plan import decision_lines
-from cairn.controller.cli.values import SIZE, counted, size_text, state_text
-from cairn.controller.cli.waiting import Goal
+from cairn.controller.cli.values import PAIR, SIZE
+from cairn.controller.cli.vm_create import add_create
+from cairn.controller.cli.vm_noun import GOALS, NOUN, RUNNING, SETTLED, STOPPED
 
-RUNNING = Goal("running", frozenset({"RUNNING"}))
-STOPPED = Goal("stopped", frozenset({"STOPPED"}))
-SETTLED = Goal("settled", frozenset({"RUNNING", "STOPPED"}))
-GONE = Goal("gone", frozenset({"DELETED"}), gone=True)
-GOALS = {"running": RUNNING, "stopped": STOPPED, "settled": SETTLED, "deleted": GONE}
-
-
-def _addresses(vm: Any) -> str:
-    return ",".join(nic.address for nic in vm.status.nics if nic.address)
-
-
-def _details(vm: Any) -> Iterable[Detail]:
-    spec, status = vm.spec, vm.status
-    yield "Node", status.node
-    yield "Size", f"{counted(spec.cpus, 'cpu')}, {size_text(spec.memory_bytes)} memory"
-    yield "Image", f"{status.image_name} ({spec.image})" if status.image_name else spec.image
-    yield "Architecture", spec.arch
-    yield "Runs by", status.accelerator
-    yield (
-        "Root disk",
-        " ".join(filter(None, [spec.root_volume, size_text(spec.root_disk_bytes) if spec.root_disk_bytes else ""])),
-    )
-    yield "Volumes", list(spec.volumes)
-    rows = [(nic.subnet_name or nic.subnet, f"{nic.address or 'no address yet'}  {nic.mac}  {nic.port}") for nic in status.nics]
-    yield Section("Network", rows)
-    yield "Only on node", spec.node
-    yield "Needs labels", [f"{key}={value}" for key, value in sorted(spec.node_selector.items())]
-    yield "Highly available", "yes" if spec.high_availability else ""
-    yield "Started", status.start_time
-
-
-NOUN = Noun(
-    "vm",
-    "vms",
-    "VM",
-    columns=[
-        Column("NAME", lambda vm: vm.name),
-        Column("ID", lambda vm: vm.id),
-        Column("STATE", lambda vm: state_text(vm.status)),
-        Column("NODE", lambda vm: vm.status.node),
-        Column("ADDRESS", _addresses),
-        Column("CPUS", lambda vm: vm.spec.cpus, right=True),
-        Column("MEMORY", lambda vm: size_text(vm.spec.memory_bytes), right=True),
-        Column("AGE", lambda vm: vm.create_time),
-        Column("IMAGE", lambda vm: vm.status.image_name, wide=True),
-        Column("ARCH", lambda vm: vm.spec.arch, wide=True),
-        Column("SAYS", lambda vm: vm.status.say, wide=True),
-    ],
-    details=_details,
-    soft_delete=True,
-)
 group = NounGroup("vm", "Virtual machines.")
 add_list(group, NOUN)
 add_show(group, NOUN)
+add_label(group, NOUN)
 add_simple(group, NOUN, "start", "Start a stopped VM.", RUNNING)
 add_delete(group, NOUN)
-add_simple(group, NOUN, "undelete", "Bring a deleted VM back; take its id, the name may be used again.", SETTLED)
+add_undelete(group, NOUN, SETTLED)
 
 
 @group.verb("stop", changes=True)
@@ -107,6 +57,32 @@ async def resize(session: Session, name: str, cpus: int | None, memory: int | No
             vm.spec.memory_bytes = memory
 
     await NOUN.update(session, name, change, mask, SETTLED)
+
+
+@group.verb("set", changes=True)
+@name_argument("vm")
+@click.option("--restart", type=click.Choice(["on-failure", "always", "never"]), help="When to start it again by itself.")
+@click.option("--node-label", type=PAIR, multiple=True, help="Label its node must carry from its next placement on.")
+@click.option("--no-node-labels", is_flag=True, help="Any node will do.")
+async def set_policy(
+    session: Session, name: str, restart: str | None, node_label: Sequence[tuple[str, str]], no_node_labels: bool
+) -> None:
+    """Change what is to happen to a VM: when it is started again, and which nodes it may be placed on."""
+    from cairn.proto.v1.vm_pb2 import RestartPolicy
+
+    mask = ["spec.restart_policy"] if restart else []
+    mask += ["spec.node_selector"] if node_label or no_node_labels else []
+    if not mask:
+        raise Failure("nothing to change: give --restart, --node-label or --no-node-labels", usage=True)
+
+    def change(vm: Any) -> None:
+        if restart:
+            vm.spec.restart_policy = RestartPolicy.Value(f"RESTART_POLICY_{restart.upper().replace('-', '_')}")
+        if node_label or no_node_labels:
+            vm.spec.node_selector.clear()
+            vm.spec.node_selector.update(dict(node_label))
+
+    await NOUN.update(session, name, change, mask, None)
 
 
 @group.verb("wait")
@@ -174,4 +150,4 @@ async def console(session: Session, name: str) -> None:
     await Console(session, vm).run()
 
 
-from cairn.controller.cli import vm_create  # noqa: E402, F401 - adds `create` to the group
+add_create(group)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 from cairn.controller.cli.client import Session
-from cairn.controller.cli.commands import name_option
+from cairn.controller.cli.commands import NounGroup, name_option
 from cairn.controller.cli.failures import Failure
 from cairn.controller.cli.noun import perform
 from cairn.controller.cli.output import Progress
 from cairn.controller.cli.values import PAIR, SIZE
-from cairn.controller.cli.vm import NOUN, RUNNING, STOPPED, group
+from cairn.controller.cli.vm_noun import NOUN, RUNNING, STOPPED
 from cairn.controller.cli.waiting import wait_for
 
 if TYPE_CHECKING:
@@ -25,9 +25,8 @@ COUNT_MAX: Final = 1000
 CREATING_AT_ONCE: Final = 32
 
 
-@group.verb("create", changes=True)
 @click.argument("name")
-@click.option("--cpus", type=click.IntRange(min=0), default=1, show_default=True, help="Virtual CPUs.")
+@click.option("--cpus", type=click.IntRange(1, 64), default=1, show_default=True, help="Virtual CPUs.")
 @click.option("--memory", type=SIZE, default="1GiB", show_default=True, help="Memory.")
 @name_option("--image", "image", required=True, help="What its root disk starts from.")
 @click.option("--disk", type=SIZE, metavar="20GiB", help="Size of its root disk; the image's unless given.")
@@ -70,6 +69,11 @@ async def create(session: Session, name: str, count: int, label: Sequence[tuple[
         session.output.made(NOUN.columns, made)
     if failures:
         raise _together(failures, count)
+
+
+def add_create(group: NounGroup) -> None:
+    """Add the verb."""
+    group.verb("create", changes=True)(create)
 
 
 def _request(session: Session, name: str, label: Sequence[tuple[str, str]], spec: VmSpec) -> Any:

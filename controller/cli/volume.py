@@ -7,7 +7,8 @@ from typing import Any
 import click
 from cairn.controller.cli.client import Session
 from cairn.controller.cli.commands import NounGroup, name_argument, name_option
-from cairn.controller.cli.noun import Noun, add_delete, add_list, add_show, add_simple, perform
+from cairn.controller.cli.failures import Failure
+from cairn.controller.cli.noun import Noun, add_delete, add_label, add_list, add_show, add_undelete, perform
 from cairn.controller.cli.output import Column
 from cairn.controller.cli.values import PAIR, SIZE, size_text, state_text
 from cairn.controller.cli.waiting import Goal
@@ -44,10 +45,9 @@ NOUN = Noun(
 group = NounGroup("volume", "Block devices that outlive the VM they are attached to.")
 add_list(group, NOUN)
 add_show(group, NOUN)
+add_label(group, NOUN)
 add_delete(group, NOUN)
-add_simple(
-    group, NOUN, "undelete", "Bring a deleted volume back; take its id, the name may be used again.", Goal("back", SETTLED)
-)
+add_undelete(group, NOUN, Goal("back", SETTLED))
 
 
 @group.verb("create", changes=True)
@@ -78,6 +78,20 @@ async def resize(session: Session, name: str, size: int) -> None:
         volume.spec.size_bytes = size
 
     await NOUN.update(session, name, grow, ["spec.size_bytes"], Goal("grown", SETTLED))
+
+
+@group.verb("set", changes=True)
+@name_argument("volume")
+@click.option("--with-vm/--on-its-own", "with_vm", default=None, help="Whether it is erased together with its VM.")
+async def set_policy(session: Session, name: str, with_vm: bool | None) -> None:
+    """Change what is to happen to a volume when its VM is erased."""
+    if with_vm is None:
+        raise Failure("nothing to change: give --with-vm or --on-its-own", usage=True)
+
+    def change(volume: Any) -> None:
+        volume.spec.delete_with_vm = with_vm
+
+    await NOUN.update(session, name, change, ["spec.delete_with_vm"], None)
 
 
 @group.verb("attach", changes=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -235,13 +235,17 @@ def test_what_a_vm_says(changes: dict[tuple[kinds.Kind[Any], str], Any], state: 
 def test_a_deleted_vm_tells_how_to_get_it_back_then_that_it_goes() -> None:
     vm = records()[kinds.VM, VM]
     vm.delete_time.CopyFrom(timestamp(NOW))
-    vm.purge_time.CopyFrom(timestamp(NOW))
+    vm.purge_time.CopyFrom(timestamp(NOW + timedelta(hours=2)))
     gone = {(kinds.VM, VM): vm}
     assert vm_in(gone).status.say == "being removed from n1"
     absent = {**gone, **vm_reported(state=VmReport.STATE_ABSENT)}
     status = vm_in(absent).status
     assert status.state == VmStatus.STATE_DELETED
-    assert status.say == f"deleted; `cairn vm undelete {VM}` brings it back until 2026-01-02 03:04 UTC"
+    assert status.say == f"deleted; `cairn vm undelete {VM}` brings it back until 2026-01-02 05:04 UTC"
+    purged = Vm()
+    purged.CopyFrom(vm)
+    purged.purge_time.CopyFrom(vm.delete_time)
+    assert vm_in({**absent, (kinds.VM, VM): purged}).status.say == "deleted for good; its disks are about to be erased"
     status = vm_in({**absent, (kinds.PURGE, VM): Purge(id=VM)}).status
     assert (status.state, status.say) == (VmStatus.STATE_DELETING, "its disks are being erased")
 

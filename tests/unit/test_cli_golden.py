@@ -158,7 +158,9 @@ CASES: dict[str, list[tuple[str, dict[str, Callable[[Any], Any]]]]] = {
     ],
     "refusals": [
         ("vm create web --image demo", {}),
-        ("vm create big --image demo --cpus 0", {"CreateVm": refusing(Invalid("vm.spec.cpus", "0 is not in 1..64"))}),
+        ("vm create big --image demo --cpus 0", {}),
+        ("vm create small --image demo --memory 128", {}),
+        ("vm create Big --image demo", {"CreateVm": refusing(Invalid("vm.name", "'Big' is not a name"))}),
         (
             "vm create huge --image demo --memory 900GiB",
             {"CreateVm": refusing(Exhausted("memory", "no node has 900 GiB of memory; the largest has 1.8 GiB"))},

@@ -80,6 +80,8 @@ def test_real_qcow2_is_taken_whole_and_refused_when_cut(tmp_path: Path, options:
         (gzip.compress(b"x"), r"compressed \(gzip\)"),
         (b"KDMV" + bytes(508), "VMware"),
         (b"<!DOCTYPE html><html>404", "web page"),
+        (b"LUKS\xba\xbe\x00\x02" + bytes(1016), "encrypted"),
+        (bytes(257) + b"ustar" + bytes(762), "archive"),
         (bytes(510) + b"\x55\xaa" + b"x", "not a whole number"),
     ],
 )
@@ -87,6 +89,16 @@ def test_no_image_is_refused_with_the_reason(tmp_path: Path, content: bytes, why
     (tmp_path / "x").write_bytes(content)
     with pytest.raises(Failure, match=why):
         inspect(tmp_path / "x", None)
+
+
+def test_no_hint_leads_astray(tmp_path: Path) -> None:
+    """What is surely no disk is not to be imported as a raw one."""
+    for name, content in (("x.ova", bytes(257) + b"ustar" + bytes(762)), ("x", b"LUKS\xba\xbe" + bytes(1018))):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(Failure) as caught:
+            inspect(tmp_path / name, None)
+        assert caught.value.next
+        assert "--format raw" not in caught.value.next
 
 
 def test_format_must_be_true(tmp_path: Path) -> None:

@@ -1,0 +1,63 @@
+"""What the verbs of `cairn vm` are about: how VMs are shown, and what is waited for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from cairn.controller.cli.noun import Noun
+from cairn.controller.cli.output import Column, Detail, Section
+from cairn.controller.cli.values import counted, size_text, state_text
+from cairn.controller.cli.waiting import Goal
+
+RUNNING = Goal("running", frozenset({"RUNNING"}))
+STOPPED = Goal("stopped", frozenset({"STOPPED"}))
+SETTLED = Goal("settled", frozenset({"RUNNING", "STOPPED"}))
+GONE = Goal("gone", frozenset({"DELETED"}), gone=True)
+GOALS = {"running": RUNNING, "stopped": STOPPED, "settled": SETTLED, "deleted": GONE}
+
+
+def _addresses(vm: Any) -> str:
+    return ",".join(nic.address for nic in vm.status.nics if nic.address)
+
+
+def _details(vm: Any) -> Iterable[Detail]:
+    spec, status = vm.spec, vm.status
+    yield "Node", status.node
+    yield "Size", f"{counted(spec.cpus, 'cpu')}, {size_text(spec.memory_bytes)} memory"
+    yield "Image", f"{status.image_name} ({spec.image})" if status.image_name else spec.image
+    yield "Architecture", spec.arch
+    yield "Runs by", status.accelerator
+    yield (
+        "Root disk",
+        " ".join(filter(None, [spec.root_volume, size_text(spec.root_disk_bytes) if spec.root_disk_bytes else ""])),
+    )
+    yield "Volumes", list(spec.volumes)
+    rows = [(nic.subnet_name or nic.subnet, f"{nic.address or 'no address yet'}  {nic.mac}  {nic.port}") for nic in status.nics]
+    yield Section("Network", rows)
+    yield "Only on node", spec.node
+    yield "Needs labels", [f"{key}={value}" for key, value in sorted(spec.node_selector.items())]
+    yield "Highly available", "yes" if spec.high_availability else ""
+    yield "Started", status.start_time
+
+
+NOUN = Noun(
+    "vm",
+    "vms",
+    "VM",
+    columns=[
+        Column("NAME", lambda vm: vm.name),
+        Column("ID", lambda vm: vm.id),
+        Column("STATE", lambda vm: state_text(vm.status)),
+        Column("NODE", lambda vm: vm.status.node),
+        Column("ADDRESS", _addresses),
+        Column("CPUS", lambda vm: vm.spec.cpus, right=True),
+        Column("MEMORY", lambda vm: size_text(vm.spec.memory_bytes), right=True),
+        Column("AGE", lambda vm: vm.create_time),
+        Column("IMAGE", lambda vm: vm.status.image_name, wide=True),
+        Column("ARCH", lambda vm: vm.spec.arch, wide=True),
+        Column("SAYS", lambda vm: vm.status.say, wide=True),
+    ],
+    details=_details,
+    soft_delete=True,
+)
