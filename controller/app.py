@@ -21,10 +21,10 @@ from typing import Any, Final
 import click
 import grpc.aio
 from cairn.controller.api.core import Core
+from cairn.controller.api.feed import Feed
 from cairn.controller.api.interceptor import Gate
 from cairn.controller.api.projects import ensure_default_project
 from cairn.controller.api.services import add_enrolment, add_services
-from cairn.controller.api.watch import Feed
 from cairn.controller.backup import cluster_record
 from cairn.controller.config import Config, ConfigError
 from cairn.controller.jobs.import_image import ImportImage
@@ -227,7 +227,7 @@ class Controller:
 
     async def _follow(self, changes: Any) -> None:
         async for change in changes:
-            self._current_feed().push(self.cache.view, change.revision, change.records)
+            self._current_feed().push(self.cache.view, change.revision, change.records, change.gone)
 
     async def _prepare(self) -> None:
         """Make the default project and be registered, however long the store takes."""

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cairn.controller.api.decision import Views
+from cairn.controller.api.feed import Feed
 from cairn.controller.api.listing import Listings
 from cairn.controller.api.mutation import Mutations
-from cairn.controller.api.watch import Feed, Watches
+from cairn.controller.api.watch import Watches
 from cairn.controller.standing import FencedStore, Standing
 from cairn.controller.store.base import Store
 from cairn.proto.pki import Authority

@@ -26,6 +26,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 Predicate = Callable[[Message], bool]
 LENGTH_MAX: Final = 2048
+# Fields that are made when an object is projected; all others are shown as they are stored.
+PROJECTED: Final = frozenset({"status", "reconciling", "revision", "etag", "plan"})
 _TOKEN: Final = re.compile(
     r"""\s*(?:(?P<op><=|>=|!=|=|<|>|:)|"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<word>[^\s<>=!:"()]+)|(?P<bad>.))"""
 )
@@ -85,7 +87,20 @@ def parse(text: str) -> list[Comparison]:
 
 def predicate(text: str, descriptor: Descriptor) -> Predicate:
     """Return a function that tells whether a message passes; the empty filter passes all."""
-    tests = [_compile(comparison, descriptor) for comparison in parse(text)]
+    return _all_of([_compile(comparison, descriptor) for comparison in parse(text)])
+
+
+def predicates(text: str, descriptor: Descriptor) -> tuple[Predicate, Predicate]:
+    """Return the same in two: what can be asked of a record as it is stored, and what only of the projected object."""
+    stored: list[Predicate] = []
+    projected: list[Predicate] = []
+    for comparison in parse(text):
+        tests = projected if comparison.path.partition(".")[0] in PROJECTED else stored
+        tests.append(_compile(comparison, descriptor))
+    return _all_of(stored), _all_of(projected)
+
+
+def _all_of(tests: list[Predicate]) -> Predicate:
     return lambda message: all(test(message) for test in tests)
 
 

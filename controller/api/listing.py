@@ -1,10 +1,11 @@
 """Get and List. A page walk is pinned to one revision of the store: it neither skips nor repeats, whatever is written
-meanwhile.
+meanwhile. A page ends after so many objects or so many bytes, whichever comes first.
 
-The first page is read from the View, the following ones from the store at the revision the token names; both are in the
-order of ids. Which objects a walk shows, and their specs, are those of that revision; their status is today's. A token is
-opaque, bound to the list it was made for, and carries a checksum: a damaged or foreign one is refused, not misread. It is
-no secret and grants nothing, so it is not signed.
+The first page is read from the View as it is at one moment, also when answering takes long and others have their turn; the
+following ones from the store at the revision the token names; both are in the order of ids. Which objects a walk shows, and
+their specs, are those of that revision; their status is today's. A token is opaque, bound to the list and the caller it was
+made for, and carries a checksum: a damaged or foreign one is refused, not misread. It is no secret and grants nothing, so it
+is not signed.
 """
 
 from __future__ import annotations
@@ -13,25 +14,30 @@ import base64
 import binascii
 import hashlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from cairn.controller.api import filter, resolution
+from cairn.controller.api import resolution
 from cairn.controller.api.decision import Views
 from cairn.controller.api.nouns import Noun
-from cairn.controller.model.permits import Caller, Verb, permits
+from cairn.controller.api.selection import Selection, Turns, pictured
+from cairn.controller.model.permits import Caller
 from cairn.controller.store.base import Compacted, Record, Store, Unavailable, View
+from cairn.proto import log
 from cairn.proto.errors import Invalid, NotFound, OutOfRange, TryAgain
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
+_log = log.logger("api")
 M = TypeVar("M", bound=Message)
 R = TypeVar("R", bound=Message)
 PAGE_SIZE_DEFAULT: Final = 100
 PAGE_SIZE_MAX: Final = 1000
-ALL_PROJECTS: Final = "-"
-# Naming these in a filter asks for deleted objects.
-_DELETED_PATHS: Final = ("delete_time", "purge_time", "status.state")
+# An answer ends here, whatever page_size says: half of what a message may have (proto/rpc.py), since one object more fits too.
+PAGE_BYTES_MAX: Final = 2 << 20
+# Records read at a time from the store for later pages.
+READ_MAX: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,70 +107,48 @@ class Listings:
             raise Invalid("page_size", f"{request.page_size} is negative")
         size = min(request.page_size or PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)
         view = await self.view(request.read_revision)
-        passes = self.selection(view, caller, noun, request)
-        scope = f"{noun.kind.name}\0{request.project}\0{request.filter}\0{getattr(request, 'show_deleted', False)}"
-        if request.page_token:
-            token = read_token(request.page_token, scope)
-            records = self._stored(noun, token)
-        else:
-            token = Token(view.revision, "")
-            records = _viewed(view, noun)
-        answer: Any = response()
-        answer.revision = token.revision
-        shown = getattr(answer, noun.plural)
-        last = ""
-        async for record in records:
-            projected = noun.project(view, record)
-            if not passes(view, projected):
-                continue
-            if len(shown) == size:
-                answer.next_page_token = write_token(Token(token.revision, last), scope)
-                break
-            shown.append(projected)
-            last = projected.id
+        selection = Selection.of(view, caller, noun, request)
+        scope = "\0".join(
+            (caller.uri, noun.kind.name, request.project, request.filter, str(getattr(request, "show_deleted", False)))
+        )
+        token = read_token(request.page_token, scope) if request.page_token else Token(view.revision, "")
+        records = self._stored(noun, token) if request.page_token else pictured(view, selection)
+        answer: Any = response(revision=token.revision)
+        shown, size_bytes, last = getattr(answer, noun.plural), 0, ""
+        async with aclosing(records):
+            async for record in records:
+                projected = selection.shown(self._cache.view, record)
+                if projected is None:
+                    continue
+                size_bytes += projected.ByteSize()
+                # An object alone may be larger: none is larger than a message may be.
+                if len(shown) == size or (shown and size_bytes > PAGE_BYTES_MAX):
+                    answer.next_page_token = write_token(Token(token.revision, last), scope)
+                    break
+                shown.append(projected)
+                last = projected.id
         page: R = answer
         return page
 
-    @staticmethod
-    def selection(
-        view: View, caller: Caller, noun: Noun[Any], request: Any, *, watching: bool = False
-    ) -> Callable[[View, Any], bool]:
-        """Return which projected objects a List or Watch request asks for. Watches always show deleted ones."""
-        test = filter.predicate(request.filter, noun.kind.message.DESCRIPTOR)
-        project = ""
-        if not noun.cluster_wide and request.project != ALL_PROJECTS:
-            project = resolution.project_id(view, caller, request.project)
-        hide = noun.soft_delete and not watching and not request.show_deleted
-        hide = hide and not any(filter.mentions(request.filter, path) for path in _DELETED_PATHS)
-
-        def passes(view: View, projected: Any) -> bool:
-            # Cluster-wide objects of project nouns (jobs and events about nodes) have no project and are everybody's.
-            mine = not project or not projected.project or projected.project == project
-            mine = mine and permits(view, caller, Verb.SEE, projected)
-            return mine and not (hide and projected.HasField("delete_time")) and test(projected)
-
-        return passes
-
-    async def _stored(self, noun: Noun[Any], token: Token) -> AsyncIterator[Record[Any]]:
+    async def _stored(self, noun: Noun[Any], token: Token) -> AsyncGenerator[Record[Any], None]:
         """Yield the records of a kind after an id, as they were at a revision."""
-        start = noun.kind.key(token.after) + "\0"
+        start, turns = noun.kind.key(token.after) + "\0", Turns()
         while True:
             try:
-                items, _ = await self._store.read(noun.kind.prefix, start=start, limit=PAGE_SIZE_MAX, revision=token.revision)
+                items, _ = await self._store.read(noun.kind.prefix, start=start, limit=READ_MAX, revision=token.revision)
             except Compacted as error:
                 raise OutOfRange(f"revision {token.revision} is no longer kept: list again from the first page") from error
             except Unavailable as error:
                 raise TryAgain(f"the store does not answer: {error}") from error
             for item in items:
-                yield Record(noun.kind.message.FromString(item.value), item.mod_revision, item.create_revision)
-            if len(items) < PAGE_SIZE_MAX:
+                if turns.over:
+                    await turns.next()
+                try:
+                    message = noun.kind.message.FromString(item.value)
+                except DecodeError as error:
+                    _log.error("record_unreadable", key=item.key, revision=item.mod_revision, error=str(error))
+                    continue
+                yield Record(message, item.mod_revision, item.create_revision)
+            if len(items) < READ_MAX:
                 return
             start = items[-1].key + "\0"
-
-
-async def _viewed(view: View, noun: Noun[Any]) -> AsyncIterator[Record[Any]]:
-    """Yield the records of a kind from a view, in the order of ids."""
-    for id in sorted(view.ids(noun.kind)):
-        record: Record[Any] | None = view.record(noun.kind, id)
-        if record is not None:
-            yield record

@@ -1,103 +1,70 @@
 """Watch: the current objects, a bookmark, then every object that changed, again and again.
 
-Level-triggered like all of Cairn: what is kept per watcher is the set of ids to look at, never a queue of states, so a slow
-reader costs a set and misses nothing but intermediate states. Every controller keeps the last changes in memory, so a
-watcher may resume at any controller from a revision of a moment ago; from an older one it is told OUT_OF_RANGE and lists
-again. Who watches one object by its id looks at nothing else: a hundred waits for a VM each must not cost a hundred looks at
-each VM.
+Every controller keeps the last changes in memory (feed.py), so a watcher may resume at any controller from a revision of a
+moment ago; from an older one it is told OUT_OF_RANGE and lists again. It may resume from the revision of whatever message it
+got last: a message carries a revision only when nothing up to it is still to come. Who watches one object by its id looks at
+nothing else: a hundred waits for a VM each must not cost a hundred looks at each VM.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 from typing import Any, Final, TypeVar
 
-from cairn.controller.api import filter
 from cairn.controller.api.decision import Views
-from cairn.controller.api.dependents import affected
+from cairn.controller.api.feed import Feed, Subscription, Touched
 from cairn.controller.api.listing import Listings
 from cairn.controller.api.nouns import Noun
+from cairn.controller.api.selection import Selection, Turns, pictured
 from cairn.controller.model.permits import Caller
 from cairn.controller.store.base import View
-from cairn.proto.errors import OutOfRange
-from cairn.proto.kinds import Kind
 from cairn.proto.v1.common_pb2 import ChangeType
 from google.protobuf.message import Message
 
 R = TypeVar("R", bound=Message)
-# Revisions a watcher may be behind when it resumes.
-HISTORY_MAX: Final = 16_384
 BOOKMARK_EVERY_S: Final = 20.0
 
 
-class Subscription:
-    """Ids one watcher has still to look at. only: the one id it may look at; empty: any."""
+class Told:
+    """What one watcher knows of, and so what it has to be told.
 
-    def __init__(self, kind: str, revision: int, only: str = "") -> None:
-        self.kind, self._only = kind, only
-        self.revision = revision
-        self._pending: dict[str, None] = {}
-        self._wake = asyncio.Event()
+    resumed: it knows of objects that were told before this watch, and nobody remembers which. So each object of its sight
+    that changed and is not asked for, or was removed, is told as gone once: it may be among them.
+    """
 
-    def add(self, ids: Collection[str], revision: int) -> None:
-        """Note ids that changed up to a revision."""
-        before = len(self._pending)
-        if not self._only:
-            self._pending.update(dict.fromkeys(ids))
-        elif self._only in ids:
-            self._pending[self._only] = None
-        self.revision = revision
-        if len(self._pending) > before:
-            self._wake.set()
+    def __init__(self, selection: Selection, *, resumed: bool) -> None:
+        self._selection, self._resumed = selection, resumed
+        # Names by id.
+        self._shown: dict[str, str] = {}
+        self._gone: set[str] = set()
 
-    async def take(self) -> tuple[list[str], int]:
-        """Wait for ids; return them and the revision they are complete up to."""
-        await self._wake.wait()
-        self._wake.clear()
-        ids = list(self._pending)
-        self._pending.clear()
-        return ids, self.revision
+    def show(self, projected: Any) -> Any:
+        """It is told of this object."""
+        self._shown[projected.id] = getattr(projected, "name", "")
+        self._gone.discard(projected.id)
+        return projected
 
+    def look(self, view: View, id: str, last: Message | None) -> tuple[ChangeType.ValueType, Any] | None:
+        """Return what to say of an object that changed, None: nothing. last: its record before it was removed, if it was."""
+        record = view.record(self._selection.noun.kind, id)
+        projected = self._selection.shown(view, record)
+        if projected is not None:
+            return ChangeType.CHANGE_TYPE_UPSERT, self.show(projected)
+        held: Any = record.message if record is not None else last
+        if id not in self._shown and not self._may_know(view, id, held):
+            return None
+        name = self._shown.pop(id, "") or getattr(held, "name", "")
+        if self._resumed:
+            self._gone.add(id)
+        gone: Any = self._selection.noun.kind.message(id=id)
+        if name:
+            gone.name = name
+        return ChangeType.CHANGE_TYPE_DELETE, gone
 
-class Feed:
-    """What changed lately, for all watchers of this controller."""
-
-    def __init__(self, revision: int) -> None:
-        self.revision = revision
-        self._floor = revision
-        self._history: deque[tuple[int, dict[str, dict[str, None]]]] = deque()
-        self._subscriptions: dict[Subscription, None] = {}
-
-    def push(self, view: View, revision: int, records: Iterable[tuple[Kind[Any], str]]) -> None:
-        """Take the records changed up to a revision; view: a picture that contains it."""
-        touched: dict[str, dict[str, None]] = {}
-        for kind, id in records:
-            for shown, object in affected(view, kind, id):
-                touched.setdefault(shown, {})[object] = None
-        self.revision = revision
-        self._history.append((revision, touched))
-        if len(self._history) > HISTORY_MAX:
-            self._floor, _ = self._history.popleft()
-        for subscription in self._subscriptions:
-            subscription.add(touched.get(subscription.kind, ()), revision)
-
-    @contextmanager
-    def subscribe(self, kind: str, after: int, only: str = "") -> Iterator[Subscription]:
-        """Follow a kind of object, or one object, from a revision on. Raises OutOfRange."""
-        if after < self._floor:
-            raise OutOfRange(f"changes after revision {after} are no longer kept: list again and watch from there")
-        subscription = Subscription(kind, self.revision, only)
-        for revision, touched in self._history:
-            if revision > after:
-                subscription.add(touched.get(kind, ()), self.revision)
-        self._subscriptions[subscription] = None
-        try:
-            yield subscription
-        finally:
-            self._subscriptions.pop(subscription, None)
+    def _may_know(self, view: View, id: str, held: Any) -> bool:
+        return self._resumed and id not in self._gone and held is not None and self._selection.in_sight(view, held)
 
 
 class Watches:
@@ -111,41 +78,47 @@ class Watches:
         field = noun.kind.name
         after = request.after_revision
         view = await self._listings.view(after)
-        passes = self._listings.selection(view, caller, noun, request, watching=True)
-        only = filter.pinned(request.filter)
-        feed = self._feed()
-        shown: dict[str, str] = {}
-        with feed.subscribe(field, after or feed.revision, only) as subscription:
+        selection = Selection.of(view, caller, noun, request, watching=True)
+        feed, told = self._feed(), Told(selection, resumed=bool(after))
+        with feed.subscribe(field, after or feed.revision, selection.only) as subscription:
+            complete = after
             if not after:
-                # While these are sent the picture moves on; what changes after `start` is sent again below.
-                start = feed.revision
-                for projected in _current(self._cache.view, noun, [only] if only else None, passes):
-                    shown[projected.id] = getattr(projected, "name", "")
-                    yield response(type=ChangeType.CHANGE_TYPE_UPSERT, revision=start, **{field: projected})
-                yield response(type=ChangeType.CHANGE_TYPE_BOOKMARK, revision=start)
+                # While these are sent the picture moves on; what changes after `complete` is sent again below.
+                complete = feed.revision
+                async with aclosing(pictured(view, selection)) as records:
+                    async for record in records:
+                        projected = selection.shown(self._cache.view, record)
+                        if projected is not None:
+                            yield response(type=ChangeType.CHANGE_TYPE_UPSERT, **{field: told.show(projected)})
+                yield response(type=ChangeType.CHANGE_TYPE_BOOKMARK, revision=complete)
             while True:
-                try:
-                    async with asyncio.timeout(BOOKMARK_EVERY_S):
-                        ids, revision = await subscription.take()
-                except TimeoutError:
-                    yield response(type=ChangeType.CHANGE_TYPE_BOOKMARK, revision=subscription.revision)
-                    continue
-                for id in ids:
-                    view = self._cache.view
-                    projected = noun.of(view, id)
-                    if projected is not None and passes(view, projected):
-                        shown[id] = getattr(projected, "name", "")
-                        yield response(type=ChangeType.CHANGE_TYPE_UPSERT, revision=revision, **{field: projected})
-                    elif id in shown or (after and projected is None):
-                        gone: Any = noun.kind.message(id=id)
-                        if name := shown.pop(id, ""):
-                            gone.name = name
-                        yield response(type=ChangeType.CHANGE_TYPE_DELETE, revision=revision, **{field: gone})
+                touched, revision = await _taken(subscription)
+                if not touched:
+                    yield response(type=ChangeType.CHANGE_TYPE_BOOKMARK, revision=revision)
+                async for type, object, last in _looks(self._cache.view, told, touched):
+                    yield response(type=type, revision=revision if last else complete, **{field: object})
+                complete = revision
 
 
-def _current(view: View, noun: Noun[Any], ids: Iterable[str] | None, passes: Callable[[View, Any], bool]) -> Iterator[Any]:
-    """Yield the objects a new watcher starts with. ids: which of them; None: all."""
-    for id in sorted(view.ids(noun.kind)) if ids is None else ids:
-        projected = noun.of(view, id)
-        if projected is not None and passes(view, projected):
-            yield projected
+async def _taken(subscription: Subscription) -> tuple[Touched, int]:
+    """Wait for objects to look at; none after a while. Return them and the revision they are complete up to."""
+    try:
+        async with asyncio.timeout(BOOKMARK_EVERY_S):
+            return await subscription.take()
+    except TimeoutError:
+        return {}, subscription.revision
+
+
+async def _looks(view: View, told: Told, touched: Touched) -> AsyncGenerator[tuple[ChangeType.ValueType, Any, bool], None]:
+    """Yield what to say of objects: how it changed, how it looks, whether it is the last of them."""
+    turns, before = Turns(), None
+    for id, last in touched.items():
+        change = told.look(view, id, last)
+        if change is not None:
+            if before is not None:
+                yield *before, False
+            before = change
+        if turns.over:
+            await turns.next()
+    if before is not None:
+        yield *before, True

@@ -18,7 +18,7 @@ tests/conformance/test_store.py. Rejected: read-modify-write under locks (a dead
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Generic, Protocol, Self, TypeAlias, TypeVar
 
@@ -368,6 +368,10 @@ class View(Protocol):
 
     def count(self, kind: Kind[M]) -> int:
         """Return how many records of a kind there are."""
+        ...
+
+    def pinned(self, kind: Kind[M], ids: Iterable[str]) -> Iterator[Record[M]]:
+        """Yield those of these records that are there, as they all are at the call, also when the picture moves on."""
         ...
 
     def fork(self, txn: Txn) -> View:

@@ -23,9 +23,9 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections import deque
-from collections.abc import AsyncGenerator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -33,7 +33,7 @@ from cairn.controller.store.base import Batch, Changed, Compacted, Item, Store, 
 from cairn.controller.store.view import LiveView
 from cairn.proto.kinds import ROOT, Kind, split
 from cairn.proto.log import logger
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 _log = logger("cache")
 RETRY_S: Final = 0.5
@@ -47,17 +47,19 @@ PAGE: Final = 1000
 class Changes:
     """Records that changed up to a revision.
 
-    relisted: the picture was read anew; `records` are those that differ, but revisions in between were not seen.
+    relisted: the picture was read anew; `records` are those that differ, but revisions in between were not seen. gone: by key,
+    how records looked that were removed.
     """
 
     revision: int
     records: tuple[Changed, ...]
     relisted: bool = False
+    gone: Mapping[str, Message] = field(default_factory=dict)
 
     def merge(self, newer: Changes) -> Changes:
         """Return both as one."""
         records = tuple(dict.fromkeys((*self.records, *newer.records)))
-        return Changes(newer.revision, records, self.relisted or newer.relisted)
+        return Changes(newer.revision, records, self.relisted or newer.relisted, {**self.gone, **newer.gone})
 
 
 class Subscription:
@@ -175,13 +177,12 @@ class Cache:
         gone = listing.gone()
         for where, item in listing.found:
             self._put(*where, item)
-        for kind, id in gone:
-            self._view.table(kind).delete(id)
+        last = {kind.key(id): self._view.table(kind).delete(id) for kind, id in gone}
         changed = [*(where for where, _ in listing.found), *gone]
         if not self.ready.is_set() and self._subscriptions:
             changed = [(table.kind, id) for table in self._view.tables() for id in table.ids()]
         _log.info("records_listed", revision=listing.revision, records=records, changed=len(changed))
-        self._publish(listing.revision, changed, relisted=True)
+        self._publish(listing.revision, changed, last, relisted=True)
         self.ready.set()
 
     async def _pages(self, listing: _Listing) -> AsyncGenerator[list[Item], None]:
@@ -203,17 +204,20 @@ class Cache:
 
     def _apply(self, batch: Batch) -> None:
         changed: list[Changed] = []
+        gone: dict[str, Message] = {}
         for change in batch.changes:
             where = _split(change.key)
             if where is None:
                 continue
             kind, id = where
             if change.value is None:
-                self._view.table(kind).delete(id)
+                last = self._view.table(kind).delete(id)
+                if last is not None:
+                    gone[change.key] = last
             else:
                 self._put(kind, id, Item(change.key, change.value, batch.revision, change.create_revision))
             changed.append(where)
-        self._publish(batch.revision, changed)
+        self._publish(batch.revision, changed, gone)
 
     def _put(self, kind: Kind[Any], id: str, item: Item) -> None:
         table = self._view.table(kind)
@@ -223,11 +227,13 @@ class Cache:
             _log.error("record_unreadable", key=item.key, revision=item.mod_revision, error=str(error))
             table.delete(id)
 
-    def _publish(self, revision: int, changed: Iterable[Changed], *, relisted: bool = False) -> None:
+    def _publish(
+        self, revision: int, changed: Iterable[Changed], gone: Mapping[str, Message], *, relisted: bool = False
+    ) -> None:
         self._view.advance(revision)
         records = tuple(changed)
         if records or relisted:
-            changes = Changes(self._view.revision, records, relisted)
+            changes = Changes(self._view.revision, records, relisted, gone)
             for subscription in self._subscriptions:
                 subscription.push(changes)
         while self._waiting and self._waiting[0][0] <= self._view.revision:

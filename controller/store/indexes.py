@@ -14,13 +14,18 @@ Extract = Callable[[str, Any], Iterable[str]]
 INDEXES: Final[dict[str, dict[str, Extract]]] = {
     kinds.IMAGE.name: {"project": lambda _, m: (m.project,)},
     kinds.VPC.name: {"project": lambda _, m: (m.project,)},
-    kinds.SUBNET.name: {"vpc": lambda _, m: (m.spec.vpc,)},
+    kinds.SUBNET.name: {"vpc": lambda _, m: (m.spec.vpc,), "project": lambda _, m: (m.project,)},
     kinds.PORT.name: {
         "vm": lambda _, m: (m.spec.vm,),
         "subnet": lambda _, m: (m.spec.subnet,),
         "vpc": lambda _, m: (m.spec.vpc,),
+        "project": lambda _, m: (m.project,),
     },
-    kinds.VOLUME.name: {"vm": lambda _, m: (m.spec.vm,), "image": lambda _, m: (m.spec.image,)},
+    kinds.VOLUME.name: {
+        "vm": lambda _, m: (m.spec.vm,),
+        "image": lambda _, m: (m.spec.image,),
+        "project": lambda _, m: (m.project,),
+    },
     kinds.VM.name: {"image": lambda _, m: (m.spec.image,), "project": lambda _, m: (m.project,)},
     kinds.PORT_BINDING.name: {"subnet": lambda _, m: (m.subnet,), "vpc": lambda _, m: (m.vpc,)},
     kinds.ADDRESS.name: {"subnet": lambda _, m: (m.subnet,)},

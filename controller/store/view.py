@@ -80,15 +80,16 @@ class Table:
         self._recent.forget(id)
         self._rows[id] = _REVISIONS.pack(mod_revision, create_revision) + value
 
-    def delete(self, id: str) -> None:
-        """Remove a record if it is there."""
+    def delete(self, id: str) -> Any:
+        """Remove a record; return its message, None when it was not there."""
         before = self.get(id)
         if before is None:
-            return
+            return None
         for name, extract in self._extracts.items():
             self._move(self._indexes[name], id, set(extract(id, before)), set())
         self._recent.forget(id)
         del self._rows[id]
+        return before
 
     @staticmethod
     def _move(index: dict[str, str | list[str]], id: str, old: set[str], new: set[str]) -> None:
@@ -136,6 +137,16 @@ class Table:
         for id, row in self._rows.items():
             found = self._recent.get(id)
             yield self._parse(row[_REVISIONS.size :]) if found is None else found
+
+    def pinned(self, ids: Iterable[str]) -> Iterator[Record[Any]]:
+        """Yield records as they are now: rows are replaced, never changed, so holding them is a picture."""
+        rows = [(id, row) for id in ids if (row := self._rows.get(id)) is not None]
+        return (self._pinned(id, row) for id, row in rows)
+
+    def _pinned(self, id: str, row: bytes) -> Record[Any]:
+        found = self._recent.get(id) if self._rows.get(id) is row else None
+        message = self._parse(row[_REVISIONS.size :]) if found is None else found
+        return Record(message, *_REVISIONS.unpack_from(row))
 
     def by(self, index: str, value: str) -> list[str]:
         """Return a copy of the sorted ids."""
@@ -204,6 +215,10 @@ class LiveView:
     def count(self, kind: Kind[M]) -> int:
         """Return how many records of a kind there are."""
         return len(self.table(kind))
+
+    def pinned(self, kind: Kind[M], ids: Iterable[str]) -> Iterator[Record[M]]:
+        """Yield those of these records that are there as they are now, also when the picture moves on meanwhile."""
+        return self.table(kind).pinned(ids)
 
     def fork(self, txn: Txn) -> View:
         """Return a picture as if txn had been committed."""
@@ -312,6 +327,10 @@ class Fork:
         before = sum(self._parent.revision_of(kind, id) != 0 for id in changed)
         after = sum(slot is not None for slot in changed.values())
         return self._parent.count(kind) - before + after
+
+    def pinned(self, kind: Kind[M], ids: Iterable[str]) -> Iterator[Record[M]]:
+        """Yield those of these records that are there as they are now."""
+        return iter([record for id in ids if (record := self.record(kind, id)) is not None])
 
     def fork(self, txn: Txn) -> View:
         """Return a picture as if txn had been committed after this one's."""

@@ -28,8 +28,13 @@ class _ChangeTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ChangeType
     DESCRIPTOR: _descriptor.EnumDescriptor
     CHANGE_TYPE_UNSPECIFIED: _ChangeType.ValueType  # 0
     CHANGE_TYPE_UPSERT: _ChangeType.ValueType  # 1
-    """The object exists and looks like this (also for each object of the initial state)."""
+    """The object exists and looks like this (also for each object of the initial state). A change that is followed by others of the
+    same revision carries the revision before, one of the initial state 0: a watch may be resumed after whatever came last.
+    """
     CHANGE_TYPE_DELETE: _ChangeType.ValueType  # 2
+    """It was removed, does not pass the filter any more, or is not for the caller to see any more. A watch that was resumed may tell
+    it of objects that were never shown.
+    """
     CHANGE_TYPE_BOOKMARK: _ChangeType.ValueType  # 3
     """No object: everything up to `revision` has been delivered."""
 
@@ -38,8 +43,13 @@ class ChangeType(_ChangeType, metaclass=_ChangeTypeEnumTypeWrapper):
 
 CHANGE_TYPE_UNSPECIFIED: ChangeType.ValueType  # 0
 CHANGE_TYPE_UPSERT: ChangeType.ValueType  # 1
-"""The object exists and looks like this (also for each object of the initial state)."""
+"""The object exists and looks like this (also for each object of the initial state). A change that is followed by others of the
+same revision carries the revision before, one of the initial state 0: a watch may be resumed after whatever came last.
+"""
 CHANGE_TYPE_DELETE: ChangeType.ValueType  # 2
+"""It was removed, does not pass the filter any more, or is not for the caller to see any more. A watch that was resumed may tell
+it of objects that were never shown.
+"""
 CHANGE_TYPE_BOOKMARK: ChangeType.ValueType  # 3
 """No object: everything up to `revision` has been delivered."""
 Global___ChangeType: _TypeAlias = ChangeType  # noqa: Y015

@@ -12,10 +12,10 @@ from typing import Any
 import grpc
 import grpc.aio
 from cairn.controller.api.core import Core
+from cairn.controller.api.feed import Feed
 from cairn.controller.api.interceptor import Gate
 from cairn.controller.api.projects import ensure_default_project
 from cairn.controller.api.services import add_enrolment, add_services
-from cairn.controller.api.watch import Feed
 from cairn.controller.reconcilers.placement import Placements
 from cairn.controller.reconcilers.ports import Ports
 from cairn.controller.store.base import Conflict, Store, Txn
@@ -132,7 +132,7 @@ class World:
     async def _feed(self) -> None:
         with self.cache.subscribe() as changes:
             async for change in changes:
-                self.feed.push(self.cache.view, change.revision, change.records)
+                self.feed.push(self.cache.view, change.revision, change.records, change.gone)
 
     async def stop(self) -> None:
         for channel in self._channels:

@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
-from cairn.controller.api.watch import Feed
+from cairn.controller.api.feed import Feed
 from cairn.controller.store.base import Txn
 from cairn.proto import kinds
 from cairn.proto.pki import CONTROLLER_SERVER_NAME, Authority, Identity
@@ -212,7 +212,7 @@ async def test_who_watches_one_object_is_not_woken_by_others(world: World) -> No
         await world.api.vpcs.DeleteVpc(DeleteVpcRequest(id=one.id))
         await world.api.vpcs.DeleteVpc(DeleteVpcRequest(id=two.id))
         await watch.until(lambda answer: answer.type == CHANGE_TYPE_DELETE and answer.vpc.id == two.id)
-        assert (await subscription.take())[0] == [two.id]
+        assert list((await subscription.take())[0]) == [two.id]
     watch.close()
     assert one.id not in {each.vpc.id for each in watch.seen}
 

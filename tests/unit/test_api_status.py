@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from cairn.controller.api import nouns
 from cairn.controller.api.dependents import affected
+from cairn.controller.api.vm_status import runs
 from cairn.controller.store.base import Txn, View
 from cairn.controller.store.view import LiveView
 from cairn.proto import kinds
@@ -230,6 +231,10 @@ STATES: list[tuple[dict[tuple[kinds.Kind[Any], str], Any], Any, str]] = [
 def test_what_a_vm_says(changes: dict[tuple[kinds.Kind[Any], str], Any], state: Any, say: str) -> None:
     status = vm_in(changes).status
     assert (status.state, status.say) == (state, say)
+    view = picture(changes)
+    vm = view.get(kinds.VM, VM)
+    assert vm is not None
+    assert vm.HasField("delete_time") or runs(view, vm) == (state == VmStatus.STATE_RUNNING), "counted as it is shown"
 
 
 def test_a_deleted_vm_tells_how_to_get_it_back_then_that_it_goes() -> None:
