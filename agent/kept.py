@@ -4,15 +4,15 @@ Guests, volumes and images hold what people cannot get back: they stay until the
 forwards hold nothing: they stay only as long as a guest that stays, or is desired, needs them. So a node that lost sight of a
 guest's records keeps its guest running with its addresses, its DHCP and its metadata.
 
-Forwards lead to guests of other nodes: whether those still exist is for the controller to say, so they go with its word. Only a
-restored store (a new epoch) may know less than there is: then those stay that nothing desired contradicts.
+Forwards and peers lead to guests of other nodes: whether those still exist is for the controller to say, so they go with its
+word. Only a restored store (a new epoch) may know less than there is: then those stay that nothing desired contradicts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from cairn.proto.v1.agent_pb2 import Desired, DesiredForward, DesiredPort, DesiredVm, Upsert
+from cairn.proto.v1.agent_pb2 import Desired, DesiredForward, DesiredPeer, DesiredPort, DesiredVm, Upsert
 
 Objects = Mapping[str, Upsert]
 
@@ -39,6 +39,8 @@ def stays(key: str, desired: Objects, unknown: Objects) -> bool:
             return any(port.vpc == object.network.vpc for port in ports)
         case "forward":
             return _is_undisputed(object.forward, desired, unknown)
+        case "peer":
+            return _is_apart(object.peer, desired, unknown)
         case _:
             return False
 
@@ -50,7 +52,9 @@ def concerned(changed: Desired, unknown: Objects) -> list[str]:
         return [key for key, held in unknown.items() if held.object.port.vm == each and each]
     if kind == "network":
         vpc = changed.network.vpc
-        return [key for key, held in unknown.items() if held.object.HasField("forward") and held.object.forward.vpc == vpc]
+        return [key for key, held in unknown.items() if leads_elsewhere(held.object) and _vpc(held.object) == vpc]
+    if kind == "peer":
+        return [key for key, held in unknown.items() if held.object.peer.transit_address == changed.peer.transit_address]
     if kind not in ("port", "forward"):
         return []
     card = changed.port if kind == "port" else changed.forward
@@ -63,7 +67,7 @@ def left_over(before: Objects, unknown: Objects, desired: Objects, *, restored: 
     left = {**unknown, **before}
     found = {key: each for key, each in left.items() if key not in desired}
     if not restored:
-        found = {key: each for key, each in found.items() if key in unknown or not each.object.HasField("forward")}
+        found = {key: each for key, each in found.items() if key in unknown or not leads_elsewhere(each.object)}
     while gone := [key for key in found if not stays(key, desired, found)]:
         for key in gone:
             del found[key]
@@ -86,6 +90,23 @@ def _is_undisputed(forward: DesiredForward, desired: Objects, unknown: Objects) 
         return False
     place = _place(forward)
     return all(place not in (_place(each.object.port), _place(each.object.forward)) for each in desired.values())
+
+
+def leads_elsewhere(object: Desired) -> bool:
+    """Tell whether an object is about another node."""
+    return object.HasField("forward") or object.HasField("peer")
+
+
+def _vpc(object: Desired) -> str:
+    return object.forward.vpc or object.peer.vpc
+
+
+def _is_apart(peer: DesiredPeer, desired: Objects, unknown: Objects) -> bool:
+    """Whether its network is here, and nothing desired is reached by its address."""
+    if _last(f"network/{peer.vpc}", desired, unknown) is None:
+        return False
+    place = peer.vpc, peer.transit_address
+    return all(place != (each.object.peer.vpc, each.object.peer.transit_address) for each in desired.values())
 
 
 def _place(card: DesiredPort | DesiredForward) -> tuple[str, str, str]:

@@ -25,7 +25,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
-from cairn.agent.kept import concerned, is_kept, left_over, stays
+from cairn.agent.kept import concerned, is_kept, leads_elsewhere, left_over, stays
 from cairn.proto.log import logger
 from cairn.proto.seams import Disk
 from cairn.proto.v1.agent_pb2 import Desired, SyncResponse, Upsert, Version
@@ -195,7 +195,7 @@ class Ledger:
         if message.WhichOneof("message") == "remove" and before is not None:
             key = message.remove.key
             del self._desired[key]
-            if not before.object.HasField("forward"):
+            if not leads_elsewhere(before.object):
                 self._unknown[key] = before
             gone = self._prune([key, *concerned(before.object, self._unknown)])
             self._drop([] if key in self._unknown else [key])

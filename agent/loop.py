@@ -102,7 +102,7 @@ class NodeLoop:
 
     def _wake(self, key: str, *, fresh: bool = False) -> None:
         kind = key.partition("/")[0]
-        if kind in ("network", "port", "forward"):
+        if kind in ("network", "port", "forward", "peer"):
             self.work.wake(networks.KEY, fresh=fresh)
         elif kind == "image":
             self.pulls.wake(key, fresh=fresh)

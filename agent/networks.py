@@ -10,7 +10,7 @@ known by `begin_start` and `end_start`; those of a predecessor are over.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from cairn.agent.hypervisor.base import DomainState
@@ -22,7 +22,7 @@ from cairn.net.base import Action, Dataplane, GuestServices, NetError, Observed,
 from cairn.net.plan import BindPort, EnsureNetwork, RemoveForward, RemoveNetwork, RemoveSubnet, UnbindPort, plan
 from cairn.proto.ids import tap_of
 from cairn.proto.log import logger
-from cairn.proto.v1.agent_pb2 import DesiredForward, DesiredNetwork, DesiredPort, DesiredVm, PortReport, Report
+from cairn.proto.v1.agent_pb2 import DesiredForward, DesiredNetwork, DesiredPeer, DesiredPort, DesiredVm, PortReport, Report
 
 T = TypeVar("T")
 KEY = "net"
@@ -36,7 +36,10 @@ class Networks:
     def __init__(self, dataplane: Dataplane, services: GuestServices, world: World, ledger: Ledger, reports: Reports) -> None:
         self._dataplane, self._services = dataplane, services
         self._world, self._ledger, self._reports = world, ledger, reports
-        self._networks: dict[str, DesiredNetwork] = {}
+        # As told, without peers; VPC -> node -> its peer; and both together, made when asked for.
+        self._told: dict[str, DesiredNetwork] = {}
+        self._peers: dict[str, dict[str, DesiredPeer]] = {}
+        self._joined: dict[str, DesiredNetwork] = {}
         self._ports: dict[str, DesiredPort] = {}
         self._forwards: dict[str, DesiredForward] = {}
         self._vms: dict[str, DesiredVm] = {}
@@ -59,7 +62,14 @@ class Networks:
             object = self._ledger.last(key)
             kind, _, id = key.partition("/")
             if kind == "network":
-                _put(self._networks, id, object.network if object is not None else None)
+                _put(self._told, id, object.network if object is not None else None)
+                self._joined.pop(id, None)
+            elif kind == "peer":
+                vpc, _, node = id.partition("/")
+                _put(self._peers.setdefault(vpc, {}), node, object.peer if object is not None else None)
+                if not self._peers[vpc]:
+                    del self._peers[vpc]
+                self._joined.pop(vpc, None)
             elif kind == "port":
                 _put(self._ports, id, object.port if object is not None else None)
             elif kind == "forward":
@@ -67,6 +77,15 @@ class Networks:
             elif kind == "vm":
                 _put(self._vms, id, object.vm if object is not None else None)
             self._services_stale |= kind in ("network", "port", "vm")
+
+    @property
+    def _networks(self) -> dict[str, DesiredNetwork]:
+        """The networks with their peers in them, as the dataplane makes and observes them."""
+        for vpc in self._told.keys() - self._joined.keys():
+            self._joined[vpc] = _with_peers(self._told[vpc], self._peers.get(vpc, {}))
+        for vpc in self._joined.keys() - self._told.keys():
+            del self._joined[vpc]
+        return self._joined
 
     def trouble(self, port: str) -> str:
         """Return what a guest's port still lacks, as a sentence; empty: its guest can start."""
@@ -193,7 +212,7 @@ class Networks:
         self._errors = errors
 
     def _is_programmed(self, port: DesiredPort) -> bool:
-        network = self._networks.get(port.vpc)
+        network = self._told.get(port.vpc)
         if network is None or port.vpc not in self._ready:
             return False
         return any(subnet.id == port.subnet for subnet in network.subnets)
@@ -211,6 +230,16 @@ class Networks:
                 state = PortReport.STATE_ACTIVE if id in self._bound else PortReport.STATE_READY
             body = PortReport(state=state, error=str(error) if error is not None else "")
             self._reports.put(Report(key=held.key, version=held.version, port=body))
+
+
+def _with_peers(network: DesiredNetwork, peers: Mapping[str, DesiredPeer]) -> DesiredNetwork:
+    """Return a network with peers added; it has some already when the controller does not know them as objects."""
+    result = DesiredNetwork()
+    result.CopyFrom(network)
+    for node, peer in sorted(peers.items()):
+        address, mac = peer.transit_address, peer.router_mac
+        result.peers.add(node=node, vtep=peer.vtep, transit_address=address, router_mac=mac)
+    return result
 
 
 def _put(where: dict[str, T], id: str, object: T | None) -> None:

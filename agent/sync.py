@@ -13,7 +13,8 @@ it again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any, Final
 
 import grpc
@@ -23,7 +24,7 @@ from cairn.agent.reports import Reports
 from cairn.proto.log import logger
 from cairn.proto.pki import CONTROLLER_SERVER_NAME, PkiError
 from cairn.proto.seams import Ids, Transport
-from cairn.proto.v1.agent_pb2 import Heartbeat, Hello, SyncRequest, SyncResponse, Upsert, Version
+from cairn.proto.v1.agent_pb2 import Bookmark, Heartbeat, Hello, Remove, SyncRequest, SyncResponse, Upsert, Version
 from cairn.proto.v1.agent_pb2_grpc import AgentServiceStub
 
 HEARTBEAT_S: Final = 3.0
@@ -160,7 +161,7 @@ class SyncClient:
     def _take(self, batch: Sequence[SyncResponse]) -> None:
         """Accept what came in together; what belongs to a snapshot waits for its end."""
         changes: list[SyncResponse] = []
-        for message in batch:
+        for message in chain.from_iterable(map(unpacked, batch)):
             kind = message.WhichOneof("message")
             if kind == "snapshot_begin":
                 self._accept_changes(changes)
@@ -199,6 +200,22 @@ class SyncClient:
     def _held(self) -> Version:
         epoch, revision = self._ledger.held
         return Version(epoch=epoch, revision=revision)
+
+
+def unpacked(message: SyncResponse) -> Iterator[SyncResponse]:
+    """Yield what a message of many changes says one by one; any other as it is."""
+    if message.WhichOneof("message") != "changes":
+        yield message
+        return
+    changes = message.changes
+    for key in changes.removes:
+        yield SyncResponse(remove=Remove(key=key, version=changes.version))
+    for content in changes.upserts:
+        upsert = Upsert.FromString(content)
+        upsert.version.CopyFrom(changes.version)
+        yield SyncResponse(upsert=upsert)
+    if changes.complete:
+        yield SyncResponse(bookmark=Bookmark(version=changes.version))
 
 
 async def _first_end(*parts: Any) -> None:

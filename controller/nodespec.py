@@ -5,10 +5,12 @@
     image/<id>            kept here as a copy, or needed by a volume here; with nodes to pull it from until it is here; `absent`
                           when it was, until the node has removed it
     port/<id>             a guest's card here, once it has an address
-    network/<vpc>         a VPC with a port here: all its subnets, and the other nodes where it is present
+    network/<vpc>         a VPC with a port here: all its subnets
+    peer/<vpc>/<node>     another node where that VPC is present
     forward/<vpc>/<port>  a guest's card elsewhere, of a VPC present here
 
-`node_objects` gives all of it, `desired` one; presence.py says which ones a change may have touched. A node is told only what
+`node_objects` gives all of it, `own_keys` and `desired` what is this node's alone: peers and forwards are the same for all
+nodes of a VPC, and are made once (shared.py). presence.py says which ones a change may have touched. A node is told only what
 concerns it.
 """
 
@@ -35,6 +37,7 @@ from cairn.controller.model.where import (
     where,
 )
 from cairn.controller.presence import Presence
+from cairn.controller.shared import forward_of, peer_of
 from cairn.controller.store.base import View
 from cairn.net import ipam
 from cairn.proto import kinds
@@ -44,7 +47,6 @@ from cairn.proto.v1.agent_pb2 import (
     VM_ROLE_UNSPECIFIED,
     BlobSource,
     Desired,
-    DesiredForward,
     DesiredImage,
     DesiredNetwork,
     DesiredPort,
@@ -52,7 +54,6 @@ from cairn.proto.v1.agent_pb2 import (
     DesiredVm,
     DesiredVolume,
     ImageReport,
-    NetworkPeer,
     VmDisk,
     VmNic,
 )
@@ -69,7 +70,8 @@ SOURCES_MAX: Final = 8
 
 def node_objects(view: View, presence: Presence, node: str) -> dict[str, Desired]:
     """Return everything a node must hold, by key."""
-    found = ((key, desired(view, presence, node, key)) for key in sorted(set(_keys(view, presence, node))))
+    keys = {*own_keys(view, presence, node), *_shared_keys(presence, node)}
+    found = ((key, desired(view, presence, node, key)) for key in sorted(keys))
     return {key: object for key, object in found if object is not None}
 
 
@@ -106,8 +108,8 @@ def _absent(view: View, node: str, key: str, *, told: bool) -> Desired | None:
     return Desired(image=DesiredImage(id=image.id, digest=image.spec.digest, absent=True)) if image is not None else None
 
 
-def _keys(view: View, presence: Presence, node: str) -> Iterator[str]:
-    """Yield at least the keys of what a node must hold."""
+def own_keys(view: View, presence: Presence, node: str) -> Iterator[str]:
+    """Yield at least the keys of what this node alone must hold; some more than once."""
     yield from (f"vm/{id}" for id in vms_on(view, node))
     yield from (f"image/{id}" for id in view.by(kinds.IMAGE_CONTENT, "node", node))
     for id in (*volumes_on(view, node), *assigned_to(view, node, VOLUME_WORK)):
@@ -120,8 +122,16 @@ def _keys(view: View, presence: Presence, node: str) -> Iterator[str]:
     yield from (key for key in reported if key.startswith("image/") or view.get(kinds.ERASURE, f"{node}/{key}") is not None)
     for vpc in presence.vpcs_on(node):
         yield f"network/{vpc}"
+        yield from (f"port/{port}" for port in presence.vpcs[vpc][node])
+
+
+def _shared_keys(presence: Presence, node: str) -> Iterator[str]:
+    """Yield the keys of what this node holds because its VPCs are elsewhere too."""
+    for vpc in presence.vpcs_on(node):
         for there, ports in presence.vpcs[vpc].items():
-            yield from (f"port/{port}" if there == node else f"forward/{vpc}/{port}" for port in ports)
+            if there != node:
+                yield f"peer/{vpc}/{there}"
+                yield from (f"forward/{vpc}/{port}" for port in ports)
 
 
 def mtu(view: View, node: str) -> int:
@@ -282,12 +292,19 @@ def _network(view: View, presence: Presence, node: str, vpc: str) -> Desired | N
         if subnet is not None:
             cidr = subnet.spec.cidr
             result.subnets.append(DesiredSubnet(id=id, vni=subnet.spec.vni, cidr=cidr, gateway=ipam.gateway(cidr)))
-    for other in sorted(nodes):
-        there = transit_of(view, other)
-        if other != node and there.index and there.vtep:
-            address, mac = transit_address(there.index), router_mac(there.index)
-            result.peers.append(NetworkPeer(node=other, vtep=there.vtep, transit_address=address, router_mac=mac))
     return Desired(network=result)
+
+
+def with_peers(view: View, presence: Presence, node: str, network: DesiredNetwork) -> DesiredNetwork:
+    """Return a network with its peers in it, for an agent that does not know them as objects."""
+    result = DesiredNetwork()
+    result.CopyFrom(network)
+    for other in sorted(presence.nodes(network.vpc)):
+        peer = peer_of(network.vpc, other, transit_of(view, other))
+        if other != node and peer is not None:
+            told = peer.peer
+            result.peers.add(node=told.node, vtep=told.vtep, transit_address=told.transit_address, router_mac=told.router_mac)
+    return result
 
 
 def _port(view: View, presence: Presence, node: str, id: str) -> Desired | None:
@@ -310,22 +327,16 @@ def _port(view: View, presence: Presence, node: str, id: str) -> Desired | None:
 
 def _forward(view: View, presence: Presence, node: str, id: str) -> Desired | None:
     vpc, _, port = id.partition("/")
-    seat, binding = presence.seat(port), view.get(kinds.PORT_BINDING, port)
-    if seat is None or binding is None or seat.vpc != vpc or seat.node == node or node not in presence.nodes(vpc):
+    seat = presence.seat(port)
+    if seat is None or seat.vpc != vpc or seat.node == node or node not in presence.nodes(vpc):
         return None
-    there = transit_of(view, seat.node)
-    if not there.index or not there.vtep:
-        return None
-    result = DesiredForward(
-        port=port,
-        vpc=vpc,
-        subnet=binding.subnet,
-        address=binding.address,
-        mac=binding.mac,
-        vtep=there.vtep,
-        transit_address=transit_address(there.index),
-    )
-    return Desired(forward=result)
+    return forward_of(vpc, port, view.get(kinds.PORT_BINDING, port), transit_of(view, seat.node))
+
+
+def _peer(view: View, presence: Presence, node: str, id: str) -> Desired | None:
+    vpc, _, other = id.partition("/")
+    nodes = presence.nodes(vpc)
+    return peer_of(vpc, other, transit_of(view, other)) if other != node and node in nodes and other in nodes else None
 
 
 _MAKERS: Final[dict[str, Callable[[View, Presence, str, str], Desired | None]]] = {
@@ -335,4 +346,5 @@ _MAKERS: Final[dict[str, Callable[[View, Presence, str, str], Desired | None]]] 
     "network": _network,
     "port": _port,
     "forward": _forward,
+    "peer": _peer,
 }

@@ -1,28 +1,49 @@
 """Who is where: which ports are on which node, and so which nodes a changed record concerns.
 
 `follow` is told what changed and answers with (node, key) pairs whose desired object may now differ, at a cost of what
-changed, not of the cluster. A live View does not show what a record was before, so this keeps what it needs of that: small
-tables of who was where. Too many pairs are harmless (the object is computed and found unchanged); too few would leave a
-node behind, which tests/unit/test_nodespec.py looks for with random histories. Rejected: computing every connected node's
-whole set after each change.
+changed, not of the cluster. What all nodes of a VPC are told alike is not among the pairs: it is kept here, made (shared.py),
+and `follow` names the VPCs in which it changed. A live View does not show what a record was before, so this keeps what it
+needs of that: small tables of who was where. Too many pairs are harmless (the object is computed and found unchanged); too few
+would leave a node behind, which tests/unit/test_nodespec.py looks for with random histories. Rejected: computing every
+connected node's whole set after each change; pairs of (node, card) for all nodes of a VPC.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
 
 from cairn.controller.model.assigned import VOLUME_WORK
 from cairn.controller.model.seats import Seat, Transit, seat_of, transit_of
 from cairn.controller.model.where import vms_on, volume_node, volume_pool, where
+from cairn.controller.shared import NOTHING, Shared, forward_of, peer_of
 from cairn.controller.store.base import Changed, View
 from cairn.proto import kinds
 from cairn.proto.kinds import AnyKind
-from cairn.proto.v1.agent_pb2 import ImageReport
+from cairn.proto.v1.agent_pb2 import Desired, ImageReport
 
+# Records taken in before others may run.
+STEP: Final = 250
+UNREACHED: Final = Transit(0, "", 0)
+# What the tables are made of, in an order in which each finds what it needs.
+_FIRST: Final[tuple[AnyKind, ...]] = (
+    kinds.PLACEMENT, kinds.VOLUME_PLACEMENT, kinds.IMAGE_CONTENT, kinds.OBSERVED, kinds.NODE, kinds.NODE_SESSION,
+    kinds.SUBNET, kinds.PORT,
+)  # fmt: skip
 # Node id -> keys of desired objects ("vm/i-1234abcd").
 Affected = dict[str, set[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Touched:
+    """What may be different after a change."""
+
+    # Objects that are one node's own.
+    objects: Affected
+    # VPCs whose shared entries changed.
+    vpcs: tuple[str, ...] = ()
 
 
 class _Disk(NamedTuple):
@@ -36,34 +57,50 @@ class _Disk(NamedTuple):
 class Presence:
     """The tables, as of the view last followed to."""
 
-    def __init__(self, view: View) -> None:
+    def __init__(self, view: View | None = None) -> None:
+        """view: take all of it in at once; None: `load` will."""
         self._seats: dict[str, Seat] = {}
-        # VPC -> node -> its ports there.
+        # VPC -> node -> its ports there; and the other way round.
         self.vpcs: dict[str, dict[str, set[str]]] = {}
+        self._vpcs_on: dict[str, set[str]] = {}
+        self._shared: dict[str, Shared] = {}
+        self._shared_changed: dict[str, None] = {}
         self._vm_nodes: dict[str, tuple[str, ...]] = {}
         self._disks: dict[str, _Disk] = {}
         # Image -> node -> volumes there that are copies of it.
         self._copies: dict[str, dict[str, set[str]]] = {}
         self._replicas: dict[str, tuple[str, ...]] = {}
         # Image -> nodes that hold it.
-        self._ready: dict[str, set[str]] = defaultdict(set)
+        self._ready: dict[str, set[str]] = {}
         self._transits: dict[str, Transit] = {}
         self._endpoints: dict[str, str] = {}
         self._subnets: dict[str, str] = {}
-        first: tuple[AnyKind, ...] = (
-            kinds.PLACEMENT, kinds.VOLUME_PLACEMENT, kinds.IMAGE_CONTENT, kinds.OBSERVED, kinds.NODE, kinds.NODE_SESSION,
-            kinds.SUBNET, kinds.PORT,
-        )  # fmt: skip
-        for kind in first:
-            self.follow(view, [(kind, id) for id in view.ids(kind)])
+        for _ in self.load(view) if view is not None else ():
+            pass
+
+    def load(self, view: View) -> Iterator[None]:
+        """Take a whole view in, step by step. What changes between steps is to be followed afterwards."""
+        for kind in _FIRST:
+            ids = list(view.ids(kind))
+            for start in range(0, len(ids), STEP):
+                some = ids[start : start + STEP]
+                if kind is kinds.OBSERVED:
+                    # Of reports, only those of images are remembered; most are of others.
+                    some = [id for id in some if f"/{kinds.IMAGE.name}/" in id]
+                self.follow(view, [(kind, id) for id in some])
+                yield
 
     def nodes(self, vpc: str) -> Iterable[str]:
         """Return the nodes where a VPC is present."""
         return self.vpcs.get(vpc, {})
 
-    def vpcs_on(self, node: str) -> Iterable[str]:
+    def vpcs_on(self, node: str) -> Collection[str]:
         """Return the VPCs present on a node."""
-        return [vpc for vpc, nodes in self.vpcs.items() if node in nodes]
+        return self._vpcs_on.get(node, ())
+
+    def shared(self, vpc: str) -> Shared:
+        """Return what all nodes of a VPC are told alike. It grows; another object takes its place now and then."""
+        return self._shared.get(vpc, NOTHING)
 
     def seat(self, port: str) -> Seat | None:
         """Return where a port is."""
@@ -73,47 +110,67 @@ class Presence:
         """Return the volumes on a node that are copies of an image."""
         return self._copies.get(image, {}).get(node, ())
 
-    def follow(self, view: View, changed: Iterable[Changed]) -> Affected:
-        """Move to a view; return which objects of which nodes may be different now."""
+    def follow(self, view: View, changed: Iterable[Changed]) -> Touched:
+        """Move to a view; return what may be different now."""
         affected: Affected = defaultdict(set)
         ports: dict[str, None] = {}
+        self._shared_changed = {}
         for kind, id in changed:
-            rule = getattr(self, f"_on_{kind.name}", None)
+            rule = RULES.get(kind.name)
             if rule is not None:
-                rule(view, id, affected, ports)
+                rule(self, view, id, affected, ports)
         self._move(view, ports, affected)
         affected.pop("", None)
-        return {node: affected[node] for node in sorted(affected)}
+        for vpc in self._shared_changed:
+            self._tidy(vpc)
+        return Touched({node: affected[node] for node in sorted(affected)}, tuple(self._shared_changed))
 
     # --- ports, and the networks they make present -----------------------------------------------------------------------
 
     def _on_port(self, _view: View, id: str, _affected: Affected, ports: dict[str, None]) -> None:
         ports[id] = None
 
-    _on_port_binding = _on_port
-
     def _move(self, view: View, ports: Iterable[str], affected: Affected) -> None:
         """Take ports to where they are now."""
-        before: dict[str, set[str]] = {}
-        touched: list[tuple[str, str]] = []
         for port in ports:
             old, new = self._seats.get(port), seat_of(view, port)
+            record = view.get(kinds.PORT, port)
             for each in dict.fromkeys(seat for seat in (old, new) if seat is not None):
-                before.setdefault(each.vpc, set(self.nodes(each.vpc)))
-                touched.append((each.vpc, port))
                 affected[each.node].add(f"port/{port}")
-                record = view.get(kinds.PORT, port)
                 if record is not None:
                     affected[each.node].add(f"vm/{record.spec.vm}")
             if old != new:
-                self._reseat(port, old, new)
+                self._reseat(view, port, old, new, affected)
             elif old is None:
                 self._vm_of(view, port, affected)
-        for vpc, port in touched:
-            for node in sorted(before[vpc].union(self.nodes(vpc))):
-                affected[node].add(f"forward/{vpc}/{port}")
-        for vpc, nodes in before.items():
-            self._presence_changed(vpc, nodes, set(self.nodes(vpc)), affected)
+            if new is not None:
+                self._share_port(view, port, new)
+
+    def _share_port(self, view: View, port: str, seat: Seat) -> None:
+        """Have all other nodes of its VPC told how a port is reached."""
+        forward = forward_of(seat.vpc, port, view.get(kinds.PORT_BINDING, port), self._transit(view, seat.node))
+        self._share(seat.vpc, f"forward/{seat.vpc}/{port}", seat.node, forward)
+
+    def _share_peer(self, view: View, vpc: str, node: str) -> None:
+        """Have all other nodes of a VPC told how one of them is reached, or that it is not among them."""
+        peer = peer_of(vpc, node, self._transit(view, node)) if node in self.nodes(vpc) else None
+        self._share(vpc, f"peer/{vpc}/{node}", node, peer)
+
+    def _share(self, vpc: str, key: str, node: str, object: Desired | None) -> None:
+        if self._shared.setdefault(vpc, Shared()).put(key, node, object):
+            self._shared_changed[vpc] = None
+
+    def _tidy(self, vpc: str) -> None:
+        """Forget what is gone: of a VPC that is nowhere all, of others when it is too much."""
+        if vpc not in self.vpcs:
+            del self._shared[vpc]
+        elif self._shared[vpc].is_bloated:
+            self._shared[vpc] = self._shared[vpc].compacted()
+
+    def _transit(self, view: View, node: str) -> Transit:
+        """Return how a node is reached, as last followed."""
+        found = self._transits.get(node)
+        return transit_of(view, node) if found is None else found
 
     def _vm_of(self, view: View, port: str, affected: Affected) -> None:
         """A port that is nowhere may be what its VM waits for."""
@@ -121,28 +178,37 @@ class Presence:
         if record is not None:
             self._vm_changed(record.spec.vm, affected)
 
-    def _reseat(self, port: str, old: Seat | None, new: Seat | None) -> None:
+    def _reseat(self, view: View, port: str, old: Seat | None, new: Seat | None, affected: Affected) -> None:
         if old is not None:
             there = self.vpcs[old.vpc][old.node]
             there.discard(port)
-            if not there:
-                del self.vpcs[old.vpc][old.node]
-            if not self.vpcs[old.vpc]:
-                del self.vpcs[old.vpc]
             del self._seats[port]
+            if new is None or new.vpc != old.vpc:
+                self._share(old.vpc, f"forward/{old.vpc}/{port}", old.node, None)
+            if not there:
+                self._leave(view, old, affected)
         if new is not None:
             self._seats[port] = new
-            self.vpcs.setdefault(new.vpc, {}).setdefault(new.node, set()).add(port)
+            if new.node not in self.nodes(new.vpc):
+                self._join(view, new, affected)
+            self.vpcs[new.vpc][new.node].add(port)
 
-    def _presence_changed(self, vpc: str, before: set[str], after: set[str], affected: Affected) -> None:
-        """Nodes that joined or left a VPC: all its nodes learn of it; they themselves of all its ports."""
-        crossed = before ^ after
-        if not crossed:
-            return
-        self._network(vpc, before | after, affected)
-        for node in crossed:
-            for ports in self.vpcs.get(vpc, {}).values():
-                affected[node].update(f"forward/{vpc}/{port}" for port in ports)
+    def _join(self, view: View, seat: Seat, affected: Affected) -> None:
+        """A VPC is on a node now: all others learn of it; it learns of all that is shared by having its network touched."""
+        self.vpcs.setdefault(seat.vpc, {})[seat.node] = set()
+        self._vpcs_on.setdefault(seat.node, set()).add(seat.vpc)
+        self._network(seat.vpc, [seat.node], affected)
+        self._share_peer(view, seat.vpc, seat.node)
+
+    def _leave(self, view: View, seat: Seat, affected: Affected) -> None:
+        del self.vpcs[seat.vpc][seat.node]
+        if not self.vpcs[seat.vpc]:
+            del self.vpcs[seat.vpc]
+        self._vpcs_on[seat.node].discard(seat.vpc)
+        if not self._vpcs_on[seat.node]:
+            del self._vpcs_on[seat.node]
+        self._network(seat.vpc, [seat.node], affected)
+        self._share_peer(view, seat.vpc, seat.node)
 
     def _network(self, vpc: str, nodes: Iterable[str], affected: Affected) -> None:
         for node in nodes:
@@ -157,6 +223,11 @@ class Presence:
         if subnet is not None:
             self._subnets[id] = vpc
         self._network(vpc, self.nodes(vpc), affected)
+
+    def _on_project(self, view: View, id: str, affected: Affected, _ports: dict[str, None]) -> None:
+        """Guests are told their project's name."""
+        for vm in view.by(kinds.VM, "project", id):
+            self._vm_changed(vm, affected)
 
     # --- VMs and volumes -------------------------------------------------------------------------------------------------
 
@@ -185,13 +256,13 @@ class Presence:
         volume, node = view.get(kinds.VOLUME, id), volume_node(view, id)
         old = self._disks.pop(id, None)
         if old is not None:
-            self._copies[old.image][old.node].discard(id)
+            _discard(self._copies[old.image], old.node, id)
+            if not self._copies[old.image]:
+                del self._copies[old.image]
         if volume is not None and volume_pool(view, id):
             self._disks[id] = _Disk(node, volume.spec.image, volume.spec.vm)
             self._copies.setdefault(volume.spec.image, {}).setdefault(node, set()).add(id)
         self._disk_changed(id, affected)
-
-    _on_volume_placement = _on_volume
 
     def _on_assignment(self, view: View, id: str, affected: Affected, ports: dict[str, None]) -> None:
         kind, _, object = id.partition("/")
@@ -241,9 +312,13 @@ class Presence:
             return
         observed = view.get(kinds.OBSERVED, id)
         ready = observed is not None and observed.report.image.state == ImageReport.STATE_READY
-        if ready != (node in self._ready[object]):
-            (self._ready[object].add if ready else self._ready[object].discard)(node)
-            self._image_changed(object, affected)
+        if ready == (node in self._ready.get(object, ())):
+            return
+        if ready:
+            self._ready.setdefault(object, set()).add(node)
+        else:
+            _discard(self._ready, object, node)
+        self._image_changed(object, affected)
 
     # --- what nodes hold without being told --------------------------------------------------------------------------------
 
@@ -261,24 +336,68 @@ class Presence:
 
     def _on_node(self, view: View, id: str, affected: Affected, _ports: dict[str, None]) -> None:
         transit = transit_of(view, id)
-        if transit == self._transits.get(id):
+        if transit == self._transits.get(id, UNREACHED):
             return
-        self._transits[id] = transit
+        self._transits.pop(id, None)
+        if transit != UNREACHED:
+            self._transits[id] = transit
         for vpc in self.vpcs_on(id):
-            nodes = self.vpcs[vpc]
-            self._network(vpc, nodes, affected)
-            for other in nodes:
-                affected[other].update(f"forward/{vpc}/{port}" for port in nodes[id])
+            self._network(vpc, [id], affected)
+            self._share_peer(view, vpc, id)
+            for port in self.vpcs[vpc][id]:
+                self._share_port(view, port, self._seats[port])
         affected[id].update(f"vm/{vm}" for vm in vms_on(view, id))
-
-    _on_node_facts = _on_node
 
     def _on_node_session(self, view: View, id: str, affected: Affected, _ports: dict[str, None]) -> None:
         session: Any = view.get(kinds.NODE_SESSION, id)
         endpoint = session.endpoint if session is not None else ""
         if endpoint == self._endpoints.get(id, ""):
             return
-        self._endpoints[id] = endpoint
+        self._endpoints.pop(id, None)
+        if endpoint:
+            self._endpoints[id] = endpoint
         for image, nodes in self._ready.items():
             if id in nodes:
                 self._image_changed(image, affected)
+
+
+def _discard(table: dict[str, set[str]], key: str, value: str) -> None:
+    """Take a value out of a set, and the set with its last."""
+    if key in table:
+        table[key].discard(value)
+        if not table[key]:
+            del table[key]
+
+
+_Rule = Callable[[Presence, View, str, Affected, dict[str, None]], None]
+# Record kind -> what a change of one means.
+RULES: Final[dict[str, _Rule]] = {
+    kinds.PROJECT.name: Presence._on_project,
+    kinds.PORT.name: Presence._on_port,
+    kinds.PORT_BINDING.name: Presence._on_port,
+    kinds.VPC.name: Presence._on_vpc,
+    kinds.SUBNET.name: Presence._on_subnet,
+    kinds.VM.name: Presence._on_vm,
+    kinds.SECRET.name: Presence._on_secret,
+    kinds.PLACEMENT.name: Presence._on_placement,
+    kinds.VOLUME.name: Presence._on_volume,
+    kinds.VOLUME_PLACEMENT.name: Presence._on_volume,
+    kinds.PURGE.name: Presence._on_purge,
+    kinds.ASSIGNMENT.name: Presence._on_assignment,
+    kinds.UNKNOWN.name: Presence._on_unknown,
+    kinds.ERASURE.name: Presence._on_erasure,
+    kinds.IMAGE.name: Presence._on_image,
+    kinds.IMAGE_CONTENT.name: Presence._on_image_content,
+    kinds.OBSERVED.name: Presence._on_observed,
+    kinds.NODE.name: Presence._on_node,
+    kinds.NODE_FACTS.name: Presence._on_node,
+    kinds.NODE_SESSION.name: Presence._on_node_session,
+}
+# Kinds that no desired object is made of. A new kind is in one of the two (tests/unit/test_nodespec.py).
+NOBODYS: Final = frozenset(
+    kind.name
+    for kind in (
+        kinds.JOIN_TOKEN, kinds.NAME, kinds.VNI, kinds.REQUEST, kinds.PLAN, kinds.ADDRESS, kinds.NODE_CLAIMS,
+        kinds.POOL_CLAIMS, kinds.NODE_LOSS, kinds.JOB, kinds.CONTROLLER, kinds.CLUSTER, kinds.EVENT,
+    )
+)  # fmt: skip

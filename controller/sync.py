@@ -8,17 +8,20 @@
     its end     the node was removed, the agent went, fell silent, or connected elsewhere
 
 Down the stream there is no queue: a stream keeps the set of keys that may differ, and when the agent is ready to read, each is
-computed from the newest view and sent if it is not what was sent before. So a slow agent gets fewer, newer messages; memory is
-bounded by what its node holds; nothing is ever sent that is out of date. Rejected: a bounded queue of messages with a fresh
-snapshot when it overflows (the slowest agents would be sent the most).
+computed from the newest view and sent if it is not what was sent before (outbox.py). So a slow agent gets fewer, newer
+messages; memory is bounded by what its node holds; nothing is ever sent that is out of date. Rejected: a bounded queue of
+messages with a fresh snapshot when it overflows (the slowest agents would be sent the most).
 
-A change costs what changed: presence.py names the nodes and keys concerned, and only those streams compute anything.
+A change costs what changed: presence.py names the nodes and keys concerned, and only those streams compute anything. What a
+whole VPC is told is told at once when little happens, and else so seldom that all streams together are sent SHARED_PER_S
+messages a second by it: it goes along with whatever is sent anyway.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from itertools import islice
 from typing import Any, Final
 
 from cairn.controller.events import Leases, tell
@@ -27,11 +30,11 @@ from cairn.controller.model.happening import EventSpec
 from cairn.controller.model.nodes import node_name
 from cairn.controller.node_reports import MESSAGE_BYTES_MAX, Reports
 from cairn.controller.node_session import Session
-from cairn.controller.nodespec import desired, node_objects
+from cairn.controller.outbox import Outbox, Parcel
 from cairn.controller.presence import Presence
 from cairn.controller.standing import Standing
-from cairn.controller.store.base import Conflict, Indeterminate, LeaseLost, Store, StoreError, Txn, Unavailable
-from cairn.controller.store.cache import Cache, Changes
+from cairn.controller.store.base import Changed, Conflict, Indeterminate, LeaseLost, Store, StoreError, Txn, Unavailable
+from cairn.controller.store.cache import Cache, Changes, Subscription
 from cairn.controller.unknowns import Unknowns
 from cairn.controller.unsealing import opened
 from cairn.controller.words import size
@@ -41,7 +44,7 @@ from cairn.proto.log import logger
 from cairn.proto.rpc import peer_identity
 from cairn.proto.sealing import SealError, Seals
 from cairn.proto.seams import Clock, Ids
-from cairn.proto.v1.agent_pb2 import Bookmark, Desired, Hello, Remove, SnapshotBegin, SyncRequest, SyncResponse, Upsert, Version
+from cairn.proto.v1.agent_pb2 import Bookmark, Desired, Hello, SnapshotBegin, SyncRequest, SyncResponse, Version
 from cairn.proto.v1.agent_pb2_grpc import AgentServiceServicer
 
 _log = logger("sync")
@@ -49,10 +52,9 @@ HELLO_S: Final = 10.0
 CATCH_UP_S: Final = 5.0
 # Three heartbeats of the agent.
 SILENCE_S: Final = 10.0
-# Objects computed before others may run.
-CHUNK: Final = 200
-# What is needed first, first.
-_ORDER: Final = {kind: rank for rank, kind in enumerate(("image", "volume", "network", "port", "forward", "vm"))}
+# Changed records followed before others may run.
+STEP: Final = 500
+SHARED_PER_S: Final = 1000.0
 
 
 class _Over(Exception):
@@ -84,35 +86,58 @@ class SyncService(AgentServiceServicer):
         self.seals = seals or Seals()
         self.cache, self.store, self.clock, self.ids, self.leases = cache, store, clock, ids, leases
         self.metrics, self.standing, self.controller, self.silence_s = metrics, standing, controller, silence_s
-        self._changes = cache.subscribe()
-        self._presence: Presence | None = None
+        # From the moment a picture was there on.
+        self._changes: Subscription | None = None
+        self._presence = Presence()
+        self._loaded = asyncio.Event()
+        self._unfollowed: dict[Changed, None] = {}
         self._streams: dict[str, Stream] = {}
+
+    @property
+    def pace_s(self) -> float:
+        """How long a stream waits before it is sent again what is shared, if that is all there is."""
+        return len(self._streams) / SHARED_PER_S
 
     async def run(self) -> None:
         """Follow the view and wake the streams concerned, until cancelled."""
         await self.cache.ready.wait()
-        self.presence()
-        async for change in self._changes:
-            self._follow(change)
+        with self.cache.subscribe() as self._changes:
+            for _ in self._presence.load(self.cache.view):
+                await asyncio.sleep(0)
+            self._loaded.set()
+            await self.presence()
+            async for change in self._changes:
+                self._absorb(change)
+                await self.presence()
 
-    def presence(self) -> Presence:
-        """Return who is where, exactly as of cache.view."""
-        change = self._changes.take()
-        if self._presence is None:
-            self._presence = Presence(self.cache.view)
-        elif change is not None:
-            self._follow(change)
+    async def presence(self) -> Presence:
+        """Return who is where, exactly as of cache.view. After a great change others run until it is worked off."""
+        await self._loaded.wait()
+        self._absorb(self._changes.take() if self._changes is not None else None)
+        while len(self._unfollowed) > STEP:
+            self._follow()
+            await asyncio.sleep(0)
+            self._absorb(self._changes.take() if self._changes is not None else None)
+        self._follow()
         return self._presence
 
-    def _follow(self, change: Changes) -> None:
-        newer = self._changes.take()
-        change = change if newer is None else change.merge(newer)
-        if self._presence is None:
-            return
-        for node, keys in self._presence.follow(self.cache.view, change.records).items():
+    def _absorb(self, change: Changes | None) -> None:
+        if change is not None:
+            self._unfollowed.update(dict.fromkeys(change.records))
+
+    def _follow(self) -> None:
+        """Take in some of what changed."""
+        records = list(islice(self._unfollowed, STEP))
+        for record in records:
+            del self._unfollowed[record]
+        touched = self._presence.follow(self.cache.view, records)
+        for node, keys in touched.objects.items():
             if node in self._streams:
                 self._streams[node].touch(keys)
-        for kind, id in change.records:
+        for node in {node for vpc in touched.vpcs for node in self._presence.nodes(vpc)}:
+            if node in self._streams:
+                self._streams[node].touch_shared(touched.vpcs)
+        for kind, id in records:
             if kind is kinds.NODE_SESSION and id in self._streams:
                 self._streams[id].check_session()
             elif kind is kinds.OBSERVED and (node := id.partition("/")[0]) in self._streams:
@@ -219,19 +244,20 @@ class Stream:
         # Of all it will be told: a stream ends with its epoch.
         self._epoch = service.standing.cluster().epoch
         self._session = Session(service.store, service.clock, hello, service.controller)
-        # Key -> hash of what was sent last.
-        self._sent: dict[str, int] = {}
-        # The snapshot has been sent: what is not in `_sent` the node need not hold.
+        self._outbox = Outbox(hello.node, hello.capabilities, self._opened)
+        # The snapshot has been sent: what the outbox has not sent the node need not hold.
         self._told_all = False
-        self._touched: dict[str, None] = {}
         self._touched_s: float | None = None
+        # When what is shared may be sent by itself again, and what wakes the stream then.
+        self._shared_at_s = 0.0
+        self._shared_timer: asyncio.TimerHandle | None = None
         self._beat = False
         self._some = asyncio.Event()
         self._over: _Over | Refused | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._heard_s = asyncio.get_running_loop().time()
         self._reports = Reports(
-            service.cache, service.store, service.clock, service.ids, service.leases, self._session, self._sent
+            service.cache, service.store, service.clock, service.ids, service.leases, self._session, self._outbox.sent
         )
         self._unknowns = Unknowns(
             service.cache, service.store, service.clock, service.ids, service.leases, service.seals, self._session
@@ -239,10 +265,27 @@ class Stream:
 
     def touch(self, keys: Iterable[str]) -> None:
         """These objects may be different now."""
-        self._touched.update(dict.fromkeys(keys))
+        self._outbox.touch(keys)
+        self._note_touch()
+        self._some.set()
+
+    def touch_shared(self, vpcs: Iterable[str]) -> None:
+        """What is shared in these VPCs is different now."""
+        self._outbox.touch_shared(vpcs)
+        self._note_touch()
+        loop = asyncio.get_running_loop()
+        if loop.time() >= self._shared_at_s:
+            self._some.set()
+        elif self._shared_timer is None:
+            self._shared_timer = loop.call_at(self._shared_at_s, self._wake)
+
+    def _wake(self) -> None:
+        self._shared_timer = None
+        self._some.set()
+
+    def _note_touch(self) -> None:
         if self._touched_s is None:
             self._touched_s = asyncio.get_running_loop().time()
-        self._some.set()
 
     def end(self, over: _Over | Refused) -> None:
         """End the stream at the next opportunity."""
@@ -262,7 +305,7 @@ class Stream:
     def check_report(self, id: str) -> None:
         """Have a report removed that is about nothing the node must hold: its commit was in doubt, and came late."""
         key = id.partition("/")[2]
-        if self._told_all and key not in self._sent and self._service.cache.view.get(kinds.OBSERVED, id) is not None:
+        if self._told_all and key not in self._outbox.sent and self._service.cache.view.get(kinds.OBSERVED, id) is not None:
             self._reports.forget(key)
 
     async def open(self) -> None:
@@ -302,6 +345,8 @@ class Stream:
 
     async def close(self) -> None:
         """Stop all parts and give the session up."""
+        if self._shared_timer is not None:
+            self._shared_timer.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -363,43 +408,36 @@ class Stream:
             if self._over is not None:
                 raise TryAgain(self._over.say)
             since_s, self._touched_s = self._touched_s, None
-            some = self._beat
-            self._beat = False
-            while self._pending():
-                for response in self._deltas():
-                    some = True
-                    yield response
-            # Nothing pending, as of this very moment: all up to this revision has been sent.
-            if some and self._over is None:
-                self._service.metrics.sent.labels("bookmark").inc()
-                yield SyncResponse(bookmark=Bookmark(version=self._version()))
+            beat, self._beat = self._beat, False
+            async for response in self._deltas(beat=beat):
+                yield response
             if since_s is not None:
                 self._service.metrics.lag_s.observe(asyncio.get_running_loop().time() - since_s)
 
     def _version(self) -> Version:
         return Version(epoch=self._epoch, revision=self._service.cache.view.revision)
 
-    def _pending(self) -> bool:
-        """Tell whether something may differ from what was sent, as of the newest view."""
-        self._service.presence()
-        return bool(self._touched) and self._over is None
-
     async def _snapshot(self) -> AsyncGenerator[SyncResponse, None]:
-        """Yield everything the node must hold; what changes meanwhile follows as deltas."""
-        service = self._service
-        presence, view = service.presence(), service.cache.view
-        self._touched.clear()
-        version = self._version()
-        objects = node_objects(view, presence, self.node)
-        yield SyncResponse(snapshot_begin=SnapshotBegin(version=version))
-        for key in sorted(objects, key=_rank):
-            self._sent[key] = hash(objects[key].SerializeToString(deterministic=True))
-            sent = self._opened(key, objects[key])
-            if sent is not None:
-                yield SyncResponse(upsert=Upsert(key=key, version=version, object=sent))
+        """Yield everything the node must hold; what changes meanwhile follows in it or as deltas."""
+        service, count = self._service, 0
+        presence = await service.presence()
+        self._outbox.begin(service.cache.view, presence)
+        yield SyncResponse(snapshot_begin=SnapshotBegin(version=self._version()))
+        while True:
+            presence = await service.presence()
+            if self._over is not None:
+                return
+            version, parcel = self._version(), self._outbox.take(service.cache.view, presence)
+            count += len(parcel.upserts)
+            self._forget(parcel)
+            for response in self._outbox.messages(parcel, version, complete=False):
+                yield response
+            if not self._outbox.pending:
+                break
+            await asyncio.sleep(0)
         yield SyncResponse(bookmark=Bookmark(version=version, snapshot_end=True))
         service.metrics.snapshots.inc()
-        _log.info("snapshot_sent", node=self.node, objects=len(objects), revision=version.revision)
+        _log.info("snapshot_sent", node=self.node, objects=count, revision=version.revision)
         self._told_all = True
         for id in service.cache.view.by(kinds.OBSERVED, "node", self.node):
             self.check_report(id)
@@ -412,28 +450,35 @@ class Stream:
             _log.error("secret_unreadable", node=self.node, key=key, error=str(error))
             return None
 
-    def _deltas(self) -> list[SyncResponse]:
-        """Return the differences of some of the touched objects, computed from one view."""
-        presence, view = self._service.presence(), self._service.cache.view
-        keys = sorted(self._touched, key=_rank)[:CHUNK]
-        version, found = self._version(), list[SyncResponse]()
-        for key in keys:
-            del self._touched[key]
-            object = desired(view, presence, self.node, key, told=key in self._sent)
-            if object is None:
-                if self._sent.pop(key, None) is not None:
-                    found.append(SyncResponse(remove=Remove(key=key, version=version)))
-                    self._reports.forget(key)
-                continue
-            digest = hash(object.SerializeToString(deterministic=True))
-            if self._sent.get(key) != digest:
-                self._sent[key] = digest
-                sent = self._opened(key, object)
-                if sent is not None:
-                    found.append(SyncResponse(upsert=Upsert(key=key, version=version, object=sent)))
-        for response in found:
-            self._service.metrics.sent.labels(response.WhichOneof("message")).inc()
-        return found
+    async def _deltas(self, *, beat: bool) -> AsyncGenerator[SyncResponse, None]:
+        """Yield the differences of what was touched, and that this is all. beat: the agent waits for an answer in any case."""
+        service, loop, some = self._service, asyncio.get_running_loop(), beat
+        while True:
+            # Each lot is computed from one view, after which nothing is awaited before it is complete.
+            presence = await service.presence()
+            if self._over is not None:
+                return
+            version, parcel = self._version(), self._outbox.take(service.cache.view, presence)
+            complete = not self._outbox.pending
+            some = some or bool(parcel)
+            self._forget(parcel)
+            self._count(parcel, complete=some and complete)
+            self._shared_at_s = loop.time() + service.pace_s
+            for response in self._outbox.messages(parcel, version, complete=some and complete):
+                yield response
+            if complete:
+                return
+            await asyncio.sleep(0)
+
+    def _forget(self, parcel: Parcel) -> None:
+        for key in parcel.own:
+            self._reports.forget(key)
+
+    def _count(self, parcel: Parcel, *, complete: bool) -> None:
+        sent = self._service.metrics.sent
+        for what, count in (("upsert", len(parcel.upserts)), ("remove", len(parcel.removes)), ("bookmark", int(complete))):
+            if count:
+                sent.labels(what).inc(count)
 
 
 def _removed(node: str) -> NotFound:
@@ -442,7 +487,3 @@ def _removed(node: str) -> NotFound:
 
 def _about(request: SyncRequest) -> str:
     return request.report.key or request.event.object or request.unknown.key
-
-
-def _rank(key: str) -> tuple[int, str]:
-    return _ORDER[key.partition("/")[0]], key

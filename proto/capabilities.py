@@ -14,6 +14,9 @@ from typing import Final
 from cairn.proto.ids import LOCAL_POOL
 from cairn.proto.v1.agent_pb2 import Desired
 
+# Messages of many changes (SyncResponse.changes).
+CHANGES: Final = "changes"
+
 
 def desired_kind(kind: str) -> str:
     """Return the capability of holding objects of a kind: a field of Desired ("vm")."""
@@ -33,7 +36,7 @@ BEFORE_CAPABILITIES: Final = frozenset(
 ABSENT_IMAGES: Final = "absent:image"
 # What every agent of this release knows, whatever its node has.
 OF_THIS_RELEASE: Final = frozenset(
-    (*(desired_kind(field.name) for field in Desired.DESCRIPTOR.oneofs_by_name["object"].fields), ABSENT_IMAGES)
+    (CHANGES, ABSENT_IMAGES, *(desired_kind(field.name) for field in Desired.DESCRIPTOR.oneofs_by_name["object"].fields))
 )
 
 

@@ -434,6 +434,7 @@ class SyncResponse(_message.Message):
     UPSERT_FIELD_NUMBER: _builtins.int
     REMOVE_FIELD_NUMBER: _builtins.int
     BOOKMARK_FIELD_NUMBER: _builtins.int
+    CHANGES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def snapshot_begin(self) -> Global___SnapshotBegin:
         """A snapshot follows: after its bookmark, keys not sent in it and not `kept` are no longer desired."""
@@ -444,6 +445,10 @@ class SyncResponse(_message.Message):
     def remove(self) -> Global___Remove: ...
     @_builtins.property
     def bookmark(self) -> Global___Bookmark: ...
+    @_builtins.property
+    def changes(self) -> Global___Changes:
+        """Only to agents with the capability "changes"."""
+
     def __init__(
         self,
         *,
@@ -451,16 +456,53 @@ class SyncResponse(_message.Message):
         upsert: Global___Upsert | None = ...,
         remove: Global___Remove | None = ...,
         bookmark: Global___Bookmark | None = ...,
+        changes: Global___Changes | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["bookmark", b"bookmark", "message", b"message", "remove", b"remove", "snapshot_begin", b"snapshot_begin", "upsert", b"upsert"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bookmark", b"bookmark", "changes", b"changes", "message", b"message", "remove", b"remove", "snapshot_begin", b"snapshot_begin", "upsert", b"upsert"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bookmark", b"bookmark", "message", b"message", "remove", b"remove", "snapshot_begin", b"snapshot_begin", "upsert", b"upsert"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bookmark", b"bookmark", "changes", b"changes", "message", b"message", "remove", b"remove", "snapshot_begin", b"snapshot_begin", "upsert", b"upsert"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["snapshot_begin", "upsert", "remove", "bookmark"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["snapshot_begin", "upsert", "remove", "bookmark", "changes"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
 Global___SyncResponse: _TypeAlias = SyncResponse  # noqa: Y015
+
+@_typing.final
+class Changes(_message.Message):
+    """Many upserts and removes of one version in one message."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    UPSERTS_FIELD_NUMBER: _builtins.int
+    REMOVES_FIELD_NUMBER: _builtins.int
+    COMPLETE_FIELD_NUMBER: _builtins.int
+    complete: _builtins.bool
+    """Also a bookmark: everything up to the version has been sent."""
+    @_builtins.property
+    def version(self) -> Global___Version: ...
+    @_builtins.property
+    def upserts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Upserts without their version, serialised: most are the same for many nodes, and are made once for all of them."""
+
+    @_builtins.property
+    def removes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        version: Global___Version | None = ...,
+        upserts: _abc.Iterable[_builtins.bytes] | None = ...,
+        removes: _abc.Iterable[_builtins.str] | None = ...,
+        complete: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["complete", b"complete", "removes", b"removes", "upserts", b"upserts", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Changes: _TypeAlias = Changes  # noqa: Y015
 
 @_typing.final
 class SnapshotBegin(_message.Message):
@@ -576,6 +618,7 @@ class Desired(_message.Message):
     PORT_FIELD_NUMBER: _builtins.int
     FORWARD_FIELD_NUMBER: _builtins.int
     VM_FIELD_NUMBER: _builtins.int
+    PEER_FIELD_NUMBER: _builtins.int
     RESTORED_FIELD_NUMBER: _builtins.int
     restored: _builtins.bool
     """Its record is as a restored backup has it. Where the node was told otherwise later, that stays in force until the record is
@@ -593,6 +636,8 @@ class Desired(_message.Message):
     def forward(self) -> Global___DesiredForward: ...
     @_builtins.property
     def vm(self) -> Global___DesiredVm: ...
+    @_builtins.property
+    def peer(self) -> Global___DesiredPeer: ...
     def __init__(
         self,
         *,
@@ -602,13 +647,14 @@ class Desired(_message.Message):
         port: Global___DesiredPort | None = ...,
         forward: Global___DesiredForward | None = ...,
         vm: Global___DesiredVm | None = ...,
+        peer: Global___DesiredPeer | None = ...,
         restored: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["forward", b"forward", "image", b"image", "network", b"network", "object", b"object", "port", b"port", "vm", b"vm", "volume", b"volume"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["forward", b"forward", "image", b"image", "network", b"network", "object", b"object", "peer", b"peer", "port", b"port", "vm", b"vm", "volume", b"volume"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["forward", b"forward", "image", b"image", "network", b"network", "object", b"object", "port", b"port", "restored", b"restored", "vm", b"vm", "volume", b"volume"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["forward", b"forward", "image", b"image", "network", b"network", "object", b"object", "peer", b"peer", "port", b"port", "restored", b"restored", "vm", b"vm", "volume", b"volume"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_object: _TypeAlias = _typing.Literal["image", "volume", "network", "port", "forward", "vm"]  # noqa: Y015
+    _WhichOneofReturnType_object: _TypeAlias = _typing.Literal["image", "volume", "network", "port", "forward", "vm", "peer"]  # noqa: Y015
     _WhichOneofArgType_object: _TypeAlias = _typing.Literal["object", b"object"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_object) -> _WhichOneofReturnType_object | None: ...
 
@@ -756,7 +802,9 @@ class DesiredNetwork(_message.Message):
     def subnets(self) -> _containers.RepeatedCompositeFieldContainer[Global___DesiredSubnet]: ...
     @_builtins.property
     def peers(self) -> _containers.RepeatedCompositeFieldContainer[Global___NetworkPeer]:
-        """The other nodes where this VPC is present."""
+        """The other nodes where this VPC is present. Sent only to agents without the capability "desired:peer"; others put them
+        together from their DesiredPeers.
+        """
 
     def __init__(
         self,
@@ -917,6 +965,39 @@ class DesiredForward(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DesiredForward: _TypeAlias = DesiredForward  # noqa: Y015
+
+@_typing.final
+class DesiredPeer(_message.Message):
+    """"peer/<vpc id>/<node id>": another node where this VPC is present."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VPC_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    VTEP_FIELD_NUMBER: _builtins.int
+    TRANSIT_ADDRESS_FIELD_NUMBER: _builtins.int
+    ROUTER_MAC_FIELD_NUMBER: _builtins.int
+    vpc: _builtins.str
+    node: _builtins.str
+    vtep: _builtins.str
+    transit_address: _builtins.str
+    router_mac: _builtins.str
+    def __init__(
+        self,
+        *,
+        vpc: _builtins.str = ...,
+        node: _builtins.str = ...,
+        vtep: _builtins.str = ...,
+        transit_address: _builtins.str = ...,
+        router_mac: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node", "router_mac", b"router_mac", "transit_address", b"transit_address", "vpc", b"vpc", "vtep", b"vtep"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DesiredPeer: _TypeAlias = DesiredPeer  # noqa: Y015
 
 @_typing.final
 class DesiredVm(_message.Message):

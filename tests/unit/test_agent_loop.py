@@ -7,7 +7,17 @@ import itertools
 
 import pytest
 from cairn.agent.hypervisor.base import ExitCause
-from cairn.proto.v1.agent_pb2 import Desired, DesiredImage, DesiredVm, ImageReport, PortReport, VmDisk, VmReport, VolumeReport
+from cairn.proto.v1.agent_pb2 import (
+    Desired,
+    DesiredImage,
+    DesiredPeer,
+    DesiredVm,
+    ImageReport,
+    PortReport,
+    VmDisk,
+    VmReport,
+    VolumeReport,
+)
 from cairn.proto.v1.node_pb2 import NodeFacts
 from cairn.proto.v1.vm_pb2 import (
     POWER_STATE_RUNNING,
@@ -40,6 +50,44 @@ def test_a_vm_is_made_in_order_and_runs_once() -> None:
         port = agent.reports.latest("port/nic-00000001")
         assert port is not None
         assert port.port.state == PortReport.STATE_ACTIVE
+        await agent.stop()
+
+    run(scenario)
+
+
+def test_peers_come_and_go_by_themselves() -> None:
+    """The network's own object says nothing of them; an older controller's does."""
+
+    def peer(number: int, vtep: str) -> Desired:
+        mac, address = f"02:00:5e:10:00:{number:02x}", f"169.254.0.{number}"
+        return Desired(
+            peer=DesiredPeer(vpc="rtr-00000001", node=f"n{number}", vtep=vtep, transit_address=address, router_mac=mac)
+        )
+
+    async def scenario() -> None:
+        machine = Machine()
+        machine.hold_image()
+        agent = machine.agent()
+        await agent.start()
+
+        async def peers() -> list[tuple[str, str]]:
+            await settled(agent)
+            return sorted((each.transit_address, each.vtep) for each in machine.net.networks["rtr-00000001"].network.peers)
+
+        machine.snapshot(agent, {**vm_objects(), "peer/rtr-00000001/n2": peer(2, "172.31.0.12")})
+        await ran(agent, VM)
+        assert await peers() == [("169.254.0.2", "172.31.0.12")]
+        machine.upsert(agent, {"peer/rtr-00000001/n3": peer(3, "172.31.0.13"), "peer/rtr-00000001/n2": peer(2, "172.31.0.22")})
+        assert await peers() == [("169.254.0.2", "172.31.0.22"), ("169.254.0.3", "172.31.0.13")]
+        machine.remove(agent, ["peer/rtr-00000001/n2"])
+        assert await peers() == [("169.254.0.3", "172.31.0.13")]
+        old = vm_objects()
+        told = peer(4, "172.31.0.14").peer
+        old["network/rtr-00000001"].network.peers.add(
+            node="n4", vtep=told.vtep, transit_address=told.transit_address, router_mac=told.router_mac
+        )
+        machine.snapshot(agent, old)
+        assert await peers() == [("169.254.0.4", "172.31.0.14")]
         await agent.stop()
 
     run(scenario)

@@ -26,9 +26,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.cloud_kit import GIB, Cloud
+from tests.unit.sync_kit import N1, Agent, agent, world
 from tests.unit.test_garbage import left
 from tests.unit.test_runtime import Leases, Marker, running
-from tests.unit.test_sync import N1, Agent, agent, world
 
 SIZES = st.one_of(st.integers(0, 2000), st.integers(0, 400_000))
 

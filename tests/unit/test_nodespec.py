@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import random
 from datetime import timedelta
 
+import pytest
+from cairn.agent.sync import unpacked
+from cairn.controller import shared as shared_module
 from cairn.controller.api import nouns
 from cairn.controller.nodespec import desired, node_objects
-from cairn.controller.presence import Presence
+from cairn.controller.outbox import Outbox
+from cairn.controller.presence import NOBODYS, RULES, Presence
 from cairn.controller.reconcilers.assignments import Assignments
 from cairn.controller.reconcilers.garbage import Garbage
 from cairn.controller.reconcilers.placement import Placements
 from cairn.controller.reconcilers.ports import Ports
-from cairn.controller.store.base import Txn
+from cairn.controller.shared import NOTHING, Shared, difference
+from cairn.controller.store.base import Txn, View
 from cairn.proto import kinds
-from cairn.proto.capabilities import desired_kind
+from cairn.proto.capabilities import OF_THIS_RELEASE, desired_kind
 from cairn.proto.seams import timestamp
-from cairn.proto.v1.agent_pb2 import Desired, ImageReport, VmReport, VolumeReport
+from cairn.proto.v1.agent_pb2 import Desired, DesiredForward, ImageReport, Upsert, Version, VmReport, VolumeReport
 from cairn.proto.v1.image_pb2 import ImageContent
+from cairn.proto.v1.project_pb2 import Project
 from cairn.proto.v1.volume_pb2 import Purge
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -49,6 +56,7 @@ def test_a_node_is_told_what_concerns_it_and_no_more() -> None:
         "forward/rtr-0000000v/nic-00000vm1",
         "image/img-0000demo",
         "network/rtr-0000000v",
+        f"peer/rtr-0000000v/{nodes[1]}",
         "port/nic-00000vm0",
         f"vm/{vms[0]}",
         "volume/vol-00000vm0",
@@ -63,7 +71,9 @@ def test_contents() -> None:
     network = held["network/rtr-0000000v"].network
     assert (network.transit_vni, network.vtep, network.mtu, network.cidr) == (5000, "192.0.2.1", 1450, "10.1.0.0/16")
     assert (network.transit_address, network.router_mac) == ("169.254.0.1", "02:00:5e:10:00:01")
-    assert [(peer.node, peer.vtep, peer.transit_address) for peer in network.peers] == [(nodes[1], "192.0.2.2", "169.254.0.2")]
+    peer = held[f"peer/rtr-0000000v/{nodes[1]}"].peer
+    assert (peer.node, peer.vtep, peer.transit_address) == (nodes[1], "192.0.2.2", "169.254.0.2")
+    assert peer.router_mac == objects(cloud, nodes[1])["network/rtr-0000000v"].network.router_mac
     assert [(subnet.vni, subnet.gateway) for subnet in network.subnets] == [(5001, "10.1.1.1")]
     forward = held["forward/rtr-0000000v/nic-00000vm1"].forward
     assert (forward.address, forward.vtep, forward.transit_address) == ("10.1.1.3", "192.0.2.2", "169.254.0.2")
@@ -180,7 +190,11 @@ class Following(RuleBasedStateMachine):
             self.subnets += [self.cloud.subnet(f"s{i}{j}", vpc, f"10.1.{j}.0/24") for j in range(2)]
         self.cloud.take()
         self.presence = Presence(self.cloud.view)
+        self.outboxes = {node: Outbox(node, OF_THIS_RELEASE) for node in self.nodes}
+        # An agent of before: peers in its networks.
+        self.old = {node: Outbox(node, ()) for node in self.nodes}
         self.sent: dict[str, dict[str, Desired]] = {node: {} for node in self.nodes}
+        self.sent_old: dict[str, dict[str, Desired]] = {node: {} for node in self.nodes}
         self.made = 0
 
     def vm_at(self, number: int) -> str:
@@ -309,21 +323,76 @@ class Following(RuleBasedStateMachine):
         record.spec.vni += 1
         self.cloud.put(kinds.VPC, record.id, record)
 
+    @rule(project=st.text("ab", max_size=3))
+    def rename_project(self, project: str) -> None:
+        id = "prj-00000000"
+        self.cloud.put(kinds.PROJECT, id, Project(id=id, name=project))
+
+    @rule(node=st.integers(0, 2))
+    def look(self, node: int) -> None:
+        """The stream of a node takes what is there for it; others may be slow."""
+        self.deliver(self.nodes[node])
+
+    def deliver(self, node: str) -> None:
+        for outboxes, sent in ((self.outboxes, self.sent), (self.old, self.sent_old)):
+            receive(outboxes[node], self.cloud.view, self.presence, sent[node])
+
     @invariant()
-    def sent_is_what_each_node_must_hold(self) -> None:
-        view = self.cloud.view
-        affected = self.presence.follow(view, self.cloud.take())
-        assert set(affected) <= set(self.nodes)
-        for node, keys in affected.items():
-            for key in keys:
-                object = desired(view, self.presence, node, key)
-                if object is None:
-                    self.sent[node].pop(key, None)
-                else:
-                    self.sent[node][key] = object
-        fresh = Presence(view)
+    def what_changed_is_followed(self) -> None:
+        touched = self.presence.follow(self.cloud.view, self.cloud.take())
+        assert set(touched.objects) <= set(self.nodes)
         for node in self.nodes:
-            assert self.sent[node] == node_objects(view, fresh, node)
+            for outbox in (self.outboxes[node], self.old[node]):
+                outbox.touch(touched.objects.get(node, ()))
+                outbox.touch_shared(touched.vpcs)
+
+    def sent_is_what_each_node_must_hold(self) -> None:
+        self.what_changed_is_followed()
+        fresh = Presence(self.cloud.view)
+        for node in self.nodes:
+            self.deliver(node)
+            expected = node_objects(self.cloud.view, fresh, node)
+            for sent, right in ((self.sent[node], expected), (self.sent_old[node], as_before(expected))):
+                # Images it was told to hold, and is told to remove until it says that it has.
+                removed = {key: object for key, object in sent.items() if object.image.absent and key not in right}
+                assert sent == {**right, **removed}
+                for key, object in removed.items():
+                    assert object == desired(self.cloud.view, fresh, node, key, told=True)
+
+    @rule()
+    def all_look(self) -> None:
+        self.sent_is_what_each_node_must_hold()
+
+    def teardown(self) -> None:
+        self.sent_is_what_each_node_must_hold()
+
+
+def receive(outbox: Outbox, view: View, presence: Presence, held: dict[str, Desired]) -> None:
+    """Take all there is for a node, as its agent does."""
+    while True:
+        parcel = outbox.take(view, presence)
+        for message in outbox.messages(parcel, Version(revision=view.revision), complete=not outbox.pending):
+            for each in unpacked(message):
+                if each.HasField("upsert"):
+                    held[each.upsert.key] = each.upsert.object
+                elif each.HasField("remove"):
+                    held.pop(each.remove.key, None)
+        if not outbox.pending:
+            return
+
+
+def as_before(objects: dict[str, Desired]) -> dict[str, Desired]:
+    """The same objects for an agent that has peers in its networks."""
+    result = {
+        key: Desired.FromString(object.SerializeToString()) for key, object in objects.items() if not object.HasField("peer")
+    }
+    for _, object in sorted(objects.items()):
+        peer = object.peer
+        if object.HasField("peer") and f"network/{peer.vpc}" in result:
+            result[f"network/{peer.vpc}"].network.peers.add(
+                node=peer.node, vtep=peer.vtep, transit_address=peer.transit_address, router_mac=peer.router_mac
+            )
+    return result
 
 
 def test_a_life_followed_step_by_step() -> None:
@@ -353,6 +422,47 @@ def test_a_life_followed_step_by_step() -> None:
         life.sent_is_what_each_node_must_hold()
         seen |= {key for sent in life.sent.values() for key, object in sent.items() if object.volume.absent or object.vm.absent}
     assert seen == {"vm/i-000000v1", "volume/vol-000000v1", "vm/i-000000v2"}
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_what_is_gone_is_forgotten_and_removed_from_whoever_holds_it(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams that are slow come over from what was compacted meanwhile."""
+    monkeypatch.setattr(shared_module, "GONE_MAX", 3)
+    rng, nodes = random.Random(seed), ["n0", "n1", "n2"]
+    shared = Shared()
+    sent: dict[str, tuple[Shared, int, dict[str, bytes]]] = {node: (NOTHING, 0, {}) for node in nodes}
+    there: dict[str, tuple[str, int]] = {}
+    for step in range(300):
+        key = f"forward/v/{rng.randint(0, 9)}"
+        if rng.random() < 0.4:
+            node, _ = there.pop(key, ("n0", 0))
+            shared.put(key, node, None)
+        else:
+            there[key] = rng.choice(nodes), rng.randint(0, 3)
+            shared.put(key, there[key][0], Desired(forward=DesiredForward(address=str(there[key][1]))))
+        if shared.is_bloated:
+            shared = shared.compacted()
+        if rng.random() < 0.05:
+            shared = NOTHING if rng.random() < 0.5 else shared
+        for node in nodes if step == 299 else rng.sample(nodes, rng.randint(0, 1)):
+            old, number, held = sent[node]
+            for name, upsert in difference(old, number, shared, node):
+                held.pop(name, None)
+                if upsert:
+                    held[name] = upsert
+            sent[node] = shared, shared.last, held
+            assert {name: Upsert.FromString(upsert).object.forward.address for name, upsert in held.items()} == {
+                name: str(value) for name, (where, value) in there.items() if where != node and shared is not NOTHING
+            }
+        if shared is NOTHING:
+            shared, there = Shared(), {}
+    assert len(list(shared.entries())) <= 10
+
+
+def test_every_kind_of_record_is_somebodys_or_nobodys() -> None:
+    """A new kind is in one of the two tables of presence.py: what desired objects are made of, or not."""
+    known = [*RULES, *NOBODYS]
+    assert sorted(known) == sorted(kind.name for kind in kinds.ALL)
 
 
 TestFollowing = Following.TestCase

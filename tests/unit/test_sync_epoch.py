@@ -8,7 +8,7 @@ from cairn.proto import kinds
 from cairn.proto.errors import BadState, TryAgain
 from cairn.proto.v1.cluster_pb2 import Cluster
 
-from tests.unit.test_sync import N1, Agent, agent, world
+from tests.unit.sync_kit import N1, Agent, agent, world
 
 
 async def test_a_store_that_went_back_is_refused_at_once_and_told() -> None:

@@ -15,7 +15,7 @@ from cairn.proto import kinds
 from cairn.proto.seams import SystemClock
 from cairn.proto.v1.agent_pb2 import Hello, VmReport
 
-from tests.unit.test_sync import N1, agent, world
+from tests.unit.sync_kit import N1, agent, world
 
 
 async def test_a_session_that_a_late_commit_put_under_a_dead_lease_is_written_again(monkeypatch: pytest.MonkeyPatch) -> None:

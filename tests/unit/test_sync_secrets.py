@@ -8,7 +8,7 @@ from cairn.proto.sealing import KEY_BYTES, Seals
 from cairn.proto.seams import SystemClock
 from cairn.proto.v1.secret_pb2 import VmData
 
-from tests.unit.test_sync import N1, agent, world
+from tests.unit.sync_kit import N1, agent, world
 
 
 async def test_a_node_is_sent_what_is_sealed_for_it_opened() -> None:

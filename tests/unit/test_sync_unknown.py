@@ -18,7 +18,7 @@ from cairn.proto.v1.agent_pb2 import (
 )
 from cairn.proto.v1.secret_pb2 import VmData
 
-from tests.unit.test_sync import N1, Agent, World, agent, world
+from tests.unit.sync_kit import N1, Agent, World, agent, world
 
 KEY = "vm/i-gone0000"
 

@@ -34,6 +34,7 @@ _WRITERS: Final[dict[str, tuple[str, str, bool]]] = {
     "address": ("ports", "", False),
     "placement": ("placement", "", False),
     "node_claims": ("placement", "", False),
+    "pool_claims": ("placement", "", False),
     "volume_placement": ("placement", "", False),
     "purge": ("garbage", "", False),
     "image_content": ("jobs", "garbage", False),
