@@ -13,7 +13,7 @@ from cairn.controller.api.decision import Decided
 from cairn.controller.api.fitting import fits_somewhere
 from cairn.controller.api.objects import UpdateRules, addressed, mark_deleted, updated
 from cairn.controller.api.vm_creation import create_vm, refuse_high_availability
-from cairn.controller.api.volumes import refuse_if_deleted, revived
+from cairn.controller.api.volumes import free, refuse_if_deleted, revived
 from cairn.controller.model.permits import Caller, Verb
 from cairn.controller.model.restored import next_power, next_reboot
 from cairn.controller.model.where import decision_of
@@ -32,7 +32,7 @@ RULES = UpdateRules(
     immutable=(
         "name", "spec.image", "spec.arch", "spec.root_disk_bytes", "spec.root_volume", "spec.nics", "spec.volumes",
         "spec.ssh_keys", "spec.user_data", "spec.node", "spec.power_generation", "spec.reboot_generation", "spec.force",
-        "spec.volume_type",
+        "spec.volume_type", "spec.volumes_generation",
     ),
 )  # fmt: skip
 
@@ -125,6 +125,7 @@ class VmService(vm_pb2_grpc.VmServiceServicer):
         resolution.check_etag("etag", record, request.etag, required=False, title="VM")
         vm = _copy(record)
         mark_deleted(self._core, vm, purge=request.purge)
+        vm.spec.volumes_generation += 1
         # Volumes that go with it stay attached: they are brought back with it.
         kept = (view.get(kinds.VOLUME, id) for id in vm.spec.volumes)
         vm.spec.volumes[:] = [volume.id for volume in kept if volume is not None and volume.spec.delete_with_vm]
@@ -141,7 +142,7 @@ class VmService(vm_pb2_grpc.VmServiceServicer):
                 continue
             volume = type(held.message)()
             volume.CopyFrom(held.message)
-            volume.spec.vm = ""
+            free(volume, vm.id, vm.spec.volumes_generation)
             txn.check(kinds.VOLUME, id, held.mod_revision).put(kinds.VOLUME, id, volume)
         said = [("Deleted", f"VM {vm.name} was deleted")]
         return Decided(txn, nouns.VM, vm.id, vm.name, vm.project, events=said)

@@ -19,6 +19,7 @@ from cairn.controller.model.lifetime import kept_for_s
 from cairn.controller.model.nodes import node_name
 from cairn.controller.model.permits import Caller, Verb, name_for
 from cairn.controller.model.pools import pool_types, reaching
+from cairn.controller.model.slots import free_slot, slots
 from cairn.controller.model.where import in_shared_pool, volume_node, volume_pool, where
 from cairn.controller.store.base import Record, Txn, View
 from cairn.controller.words import size
@@ -33,7 +34,15 @@ from cairn.proto.v1.volume_pb2 import Volume
 
 RULES = UpdateRules(
     mutable=("labels", "spec.size_bytes", "spec.vm", "spec.delete_with_vm"),
-    immutable=("name", "spec.type", "spec.image", "spec.boot"),
+    immutable=(
+        "name",
+        "spec.type",
+        "spec.image",
+        "spec.boot",
+        "spec.slot",
+        "spec.former_vm",
+        "spec.former_generation",
+    ),
 )
 
 
@@ -174,7 +183,7 @@ def amend(view: View, caller: Caller, txn: Txn, new: Any, record: Record[Any]) -
         if old.spec.vm and not new.spec.vm and old.spec.boot:
             raise BadState("volume", old.name, f"volume {old.name!r} is the root disk of its VM and cannot be detached")
         if old.spec.vm and not new.spec.vm:
-            detach(view, txn, old)
+            detach(view, txn, new, old.spec.vm)
         return
     wanted = new.spec.vm
     project = old.project
@@ -203,23 +212,35 @@ def attach(view: View, caller: Caller, txn: Txn, volume: Volume, wanted: str) ->
         there, here = node_name(view, volume_node(view, volume.id)), node_name(view, owner)
         say = f"volume {volume.name!r} is local to node {there}, VM {vm.name!r} is on {here}: a local volume cannot follow"
         raise BadState("volume", volume.name, say)
+    places = slots(view, vm.id)
     volume.spec.vm = vm.id
+    volume.spec.slot = places[volume.id] = free_slot(view, vm.id)
     holder = Vm()
     holder.CopyFrom(vm)
     holder.spec.volumes.append(volume.id)
+    holder.spec.volumes[:] = sorted(holder.spec.volumes, key=lambda id: places.get(id, len(places)))
+    holder.spec.volumes_generation += 1
     txn.check(kinds.VM, vm.id, view.revision_of(kinds.VM, vm.id)).put(kinds.VM, vm.id, holder)
     txn.check(kinds.PLACEMENT, vm.id, view.revision_of(kinds.PLACEMENT, vm.id))
 
 
-def detach(view: View, txn: Txn, volume: Volume) -> None:
-    """Take a volume off its VM's list, when the VM is still there."""
-    record = view.record(kinds.VM, volume.spec.vm)
+def detach(view: View, txn: Txn, volume: Volume, vm: str) -> None:
+    """Take a volume off its VM, and off that VM's list when it is still there."""
+    record = view.record(kinds.VM, vm)
+    free(volume, vm, record.message.spec.volumes_generation + 1 if record is not None else 0)
     if record is None:
         return
     holder = Vm()
     holder.CopyFrom(record.message)
     holder.spec.volumes[:] = [id for id in holder.spec.volumes if id != volume.id]
+    holder.spec.volumes_generation += 1
     txn.check(kinds.VM, holder.id, record.mod_revision).put(kinds.VM, holder.id, holder)
+
+
+def free(volume: Volume, vm: str, generation: int) -> None:
+    """Have a volume say that it is attached to nothing, and which VM may not have let go of it yet."""
+    volume.spec.vm, volume.spec.slot = "", 0
+    volume.spec.former_vm, volume.spec.former_generation = vm, generation
 
 
 def refuse_if_deleted(record: Record[Any], noun: nouns.Noun[Any], *, purge: bool) -> None:

@@ -1027,6 +1027,7 @@ class DesiredVm(_message.Message):
     ROLE_FIELD_NUMBER: _builtins.int
     NEEDS_PERMIT_FIELD_NUMBER: _builtins.int
     SEALED_FIELD_NUMBER: _builtins.int
+    VOLUMES_GENERATION_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     name: _builtins.str
     project: _builtins.str
@@ -1048,6 +1049,8 @@ class DesiredVm(_message.Message):
     role: Global___VmRole.ValueType
     needs_permit: _builtins.bool
     """Do not start it before a controller said so since this node booted: another node may run it."""
+    volumes_generation: _builtins.int
+    """Counts attach and detach."""
     @_builtins.property
     def disks(self) -> _containers.RepeatedCompositeFieldContainer[Global___VmDisk]: ...
     @_builtins.property
@@ -1083,10 +1086,11 @@ class DesiredVm(_message.Message):
         role: Global___VmRole.ValueType = ...,
         needs_permit: _builtins.bool = ...,
         sealed: _secret_pb2.Secret | None = ...,
+        volumes_generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sealed", b"sealed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["absent", b"absent", "arch", b"arch", "cpus", b"cpus", "disks", b"disks", "force", b"force", "hostname", b"hostname", "id", b"id", "memory_bytes", b"memory_bytes", "name", b"name", "needs_permit", b"needs_permit", "nics", b"nics", "power_generation", b"power_generation", "power_state", b"power_state", "project", b"project", "project_name", b"project_name", "reboot_generation", b"reboot_generation", "restart_policy", b"restart_policy", "role", b"role", "sealed", b"sealed", "spec_revision", b"spec_revision", "ssh_keys", b"ssh_keys", "user_data", b"user_data"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["absent", b"absent", "arch", b"arch", "cpus", b"cpus", "disks", b"disks", "force", b"force", "hostname", b"hostname", "id", b"id", "memory_bytes", b"memory_bytes", "name", b"name", "needs_permit", b"needs_permit", "nics", b"nics", "power_generation", b"power_generation", "power_state", b"power_state", "project", b"project", "project_name", b"project_name", "reboot_generation", b"reboot_generation", "restart_policy", b"restart_policy", "role", b"role", "sealed", b"sealed", "spec_revision", b"spec_revision", "ssh_keys", b"ssh_keys", "user_data", b"user_data", "volumes_generation", b"volumes_generation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1100,11 +1104,14 @@ class VmDisk(_message.Message):
     BOOT_FIELD_NUMBER: _builtins.int
     TYPE_FIELD_NUMBER: _builtins.int
     POOL_FIELD_NUMBER: _builtins.int
+    SLOT_FIELD_NUMBER: _builtins.int
     volume: _builtins.str
     boot: _builtins.bool
     type: _builtins.str
     """Type of the volume and its pool, as in DesiredVolume; empty: local."""
     pool: _builtins.str
+    slot: _builtins.int
+    """Place among the guest's disks: 0 the root disk, 1 the next."""
     def __init__(
         self,
         *,
@@ -1112,10 +1119,11 @@ class VmDisk(_message.Message):
         boot: _builtins.bool = ...,
         type: _builtins.str = ...,
         pool: _builtins.str = ...,
+        slot: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot", b"boot", "pool", b"pool", "type", b"type", "volume", b"volume"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot", b"boot", "pool", b"pool", "slot", b"slot", "type", b"type", "volume", b"volume"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1250,6 +1258,8 @@ class VmReport(_message.Message):
         EXIT_CRASHED: VmReport._Exit.ValueType  # 2
         EXIT_STOPPED: VmReport._Exit.ValueType  # 3
         """We stopped it."""
+        EXIT_MIGRATED: VmReport._Exit.ValueType  # 4
+        """It moved to another node."""
 
     class Exit(_Exit, metaclass=_ExitEnumTypeWrapper): ...
     EXIT_UNSPECIFIED: VmReport.Exit.ValueType  # 0
@@ -1258,6 +1268,8 @@ class VmReport(_message.Message):
     EXIT_CRASHED: VmReport.Exit.ValueType  # 2
     EXIT_STOPPED: VmReport.Exit.ValueType  # 3
     """We stopped it."""
+    EXIT_MIGRATED: VmReport.Exit.ValueType  # 4
+    """It moved to another node."""
 
     STATE_FIELD_NUMBER: _builtins.int
     SAY_FIELD_NUMBER: _builtins.int
@@ -1273,6 +1285,8 @@ class VmReport(_message.Message):
     VOLUME_TROUBLES_FIELD_NUMBER: _builtins.int
     BOOT_TIME_FIELD_NUMBER: _builtins.int
     BOOTS_FIELD_NUMBER: _builtins.int
+    REBOOTED_GENERATION_FIELD_NUMBER: _builtins.int
+    VOLUMES_GENERATION_FIELD_NUMBER: _builtins.int
     state: Global___VmReport.State.ValueType
     say: _builtins.str
     """One sentence."""
@@ -1286,11 +1300,15 @@ class VmReport(_message.Message):
     """Why it does not run although it is on; empty: it does."""
     boots: _builtins.int
     """How often it was seen to begin anew since its node knows it."""
+    rebooted_generation: _builtins.int
+    """The newest reboot generation that was followed by such a beginning; reboot_generation is what was asked of the guest."""
+    volumes_generation: _builtins.int
+    """As in the DesiredVm it answers to."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def open_volumes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Volumes its domain has open (or, while it is off, would open), by id."""
+        """Volumes its guest has open, by id; none while it is off. A running guest has at least its root disk."""
 
     @_builtins.property
     def volume_troubles(self) -> _containers.RepeatedCompositeFieldContainer[Global___VolumeTrouble]:
@@ -1317,10 +1335,12 @@ class VmReport(_message.Message):
         volume_troubles: _abc.Iterable[Global___VolumeTrouble] | None = ...,
         boot_time: _timestamp_pb2.Timestamp | None = ...,
         boots: _builtins.int = ...,
+        rebooted_generation: _builtins.int = ...,
+        volumes_generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["boot_time", b"boot_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "boot_time", b"boot_time", "boots", b"boots", "error", b"error", "exit", b"exit", "open_volumes", b"open_volumes", "pause", b"pause", "power_generation", b"power_generation", "reboot_generation", b"reboot_generation", "say", b"say", "spec_revision", b"spec_revision", "start_time", b"start_time", "state", b"state", "volume_troubles", b"volume_troubles"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "boot_time", b"boot_time", "boots", b"boots", "error", b"error", "exit", b"exit", "open_volumes", b"open_volumes", "pause", b"pause", "power_generation", b"power_generation", "reboot_generation", b"reboot_generation", "rebooted_generation", b"rebooted_generation", "say", b"say", "spec_revision", b"spec_revision", "start_time", b"start_time", "state", b"state", "volume_troubles", b"volume_troubles", "volumes_generation", b"volumes_generation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -62,6 +62,8 @@ class Host:
     definitions: Mapping[str, Definition] = field(default_factory=dict)
     # Volume id -> size in bytes.
     volumes: Mapping[str, int] = field(default_factory=dict)
+    # Volume id -> size its guest's own process gave it while it ran; None: not told.
+    grown: Mapping[str, int] | None = None
     # Digests of images.
     images: frozenset[str] = frozenset()
     # Of those that came in part only.

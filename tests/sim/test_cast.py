@@ -17,7 +17,7 @@ _DRIVERS = ("hypervisor", "volume", "image", "dataplane")
 # What each module of faults counts, or has counted, when it strikes.
 STRIKES = {
     "clocks": {"clock_jumps", "clock_drifts"},
-    "disks": {"ledger_full", "ledger_errors", "pool_full"},
+    "disks": {"ledger_full", "ledger_errors", "pool_full", "disk_fills"},
     "drivers": {
         *(f"{driver} {how}" for driver in _DRIVERS for how in ("before", "after", "hang")),
         "daemon_restarts", "events_lost", "deaf", "clinging",

@@ -188,7 +188,7 @@ class Machine:
     revision: int = 10
 
     def __post_init__(self) -> None:
-        self.host = FakeHost(taps=self.net.taps)
+        self.host = FakeHost(taps=self.net.taps, on_grow=self.pool.grow)
         self.clock = LoopClock()
         self.services = FakeGuestServices()
 
