@@ -23,7 +23,7 @@ STRIKES = {
         "daemon_restarts", "events_lost", "deaf", "clinging",
     },
     "impostor": {"impostor"},
-    "leases": {"leases_end", "compacted"},
+    "leases": {"leases_end", "compacted", "leader_lost"},
     "links": {"reset", "silence", "late"},
     "operator": {"rules_flushed", "paused_by_hand", "killed_by_hand", "undefined_by_hand", "started_by_hand"},
     "restore": {"restore_store"},

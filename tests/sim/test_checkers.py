@@ -1,21 +1,23 @@
 """Each checker can speak, and can be silent: shown on hand-made clouds, without any simulation.
 
-A scene names a checker, what it must say ("": nothing), and is played on a Stage. They are in scenes_safety.py (what must never
-be) and scenes_rest.py and scenes_agree.py (what must be at rest).
+A scene names a checker, what it must say ("": nothing), and is played on a Stage. They are in scenes_*.py, for example
+scenes_safety.py (what must never be) and scenes_rest.py (what must be at rest).
 """
 
 from __future__ import annotations
 
 import re
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 
-from tests.sim import cast, scenes_agree, scenes_bare, scenes_rest, scenes_safety, scenes_secrets
+from tests.sim import cast
 from tests.sim.stage import SCENES, Scene, Stage
 
-assert (
-    scenes_safety.SCENES is scenes_secrets.SCENES is scenes_rest.SCENES is scenes_agree.SCENES is scenes_bare.SCENES is SCENES
-)
+# Every file of scenes beside this one adds its own.
+for file in sorted(Path(__file__).parent.glob("scenes_*.py")):
+    import_module(f"tests.sim.{file.stem}")
 CHECKERS = {checker.name: type(checker) for checker in cast.all_checkers()}
 
 
