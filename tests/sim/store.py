@@ -22,9 +22,15 @@ from dataclasses import dataclass, field
 from cairn.controller.store.base import Batch, Conflict, Indeterminate, Item, LeaseLost, MemberStatus, Put, Txn, Unavailable
 from cairn.controller.store.memory import MemoryBackend, prefix_end
 
+from tests.sim.checkers.base import Violation
+from tests.sim.loop import SimLoop
+
 Range = tuple[float, float]
 RENEW_SHARE = 1 / 3
 RENEW_RETRY_S = 0.5
+# etcd's --max-txn-ops and --max-request-bytes.
+OPERATIONS_MAX = 128
+REQUEST_BYTES_MAX = 3 << 19
 
 
 class SimBackend(MemoryBackend):
@@ -39,7 +45,8 @@ class SimBackend(MemoryBackend):
         self._leader_s = 0.0
 
     def apply(self, txn: Txn) -> int:
-        """Do all of a transaction or nothing, then tell."""
+        """Do all of a transaction or nothing, then tell. What etcd would refuse for its size is a violation."""
+        _refuse_too_large(txn)
         self._applying = txn
         try:
             return super().apply(txn)
@@ -118,6 +125,20 @@ class StoreFaults:
         for name in vars(quiet):
             if name != "struck":
                 setattr(self, name, getattr(quiet, name))
+
+
+def _refuse_too_large(txn: Txn) -> None:
+    """Refuse what etcd refuses, whatever the product's own bounds say; the story has failed then. Raises Violation."""
+    operations = max(len(txn.checks), len(txn.puts) + len(txn.deletes))
+    keys = sum(len(key) for table in (txn.checks, txn.puts, txn.deletes) for key in table)
+    size_bytes = keys + sum(len(put.value) for put in txn.puts.values())
+    if operations <= OPERATIONS_MAX and size_bytes <= REQUEST_BYTES_MAX:
+        return
+    error = Violation("store", f"{operations} operations and {size_bytes} bytes in one transaction")
+    loop = asyncio.get_running_loop()
+    if isinstance(loop, SimLoop):
+        loop.fail(error)
+    raise error
 
 
 class SimLease:

@@ -11,8 +11,10 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from cairn.proto import kinds
 
 from tests.sim import cast
+from tests.sim.checkers.sole_writer import WRITERS
 from tests.sim.stage import SCENES, Scene, Stage
 
 # Every file of scenes beside this one adds its own.
@@ -36,3 +38,7 @@ def test_each_checker_was_seen_to_speak_and_to_be_silent(name: str) -> None:
     scenes = [scene for scene in SCENES if scene.checker == name]
     assert any(scene.says for scene in scenes), f"no scene proves that {name} can fail"
     assert any(not scene.says for scene in scenes), f"no scene proves that {name} can pass"
+
+
+def test_each_kind_has_a_known_writer() -> None:
+    assert set(WRITERS) == {kind.name for kind in kinds.ALL}

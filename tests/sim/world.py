@@ -118,6 +118,8 @@ class World:
         controllers: int = 3,
         nodes: int = 3,
         skew_s: float = 0.5,
+        threads: int = 16,
+        memory_gib: int = 24,
         referee: Callable[[SimLoop], Referee] | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
@@ -135,6 +137,7 @@ class World:
         self.endpoints = tuple(f"{name}:7443" for name in self.controllers)
         # Its key comes from the operating system: nothing that is drawn or told depends on it.
         self.authority = Authority.create("sim", SimClock(loop, 0.0), SimIds(f"{seed}/authority"))
+        self._threads, self._memory_bytes = threads, memory_gib << 30
         self.machines: dict[str, Machine] = {}
         for number in range(1, nodes + 1):
             self.add_machine(f"n{number}")
@@ -179,7 +182,8 @@ class World:
 
     def add_machine(self, name: str) -> Machine:
         """Put a server into the rack; it is no node yet."""
-        machine = self.machines[name] = Machine(name, len(self.machines) + 1)
+        machine = Machine(name, len(self.machines) + 1, threads=self._threads, memory_bytes=self._memory_bytes)
+        self.machines[name] = machine
         machine.changed, machine.accepted = self._host_changed, self._ledger_changed
         return machine
 

@@ -12,7 +12,7 @@ from tests.sim.checkers.base import Checker
 from tests.sim.cloud import Cloud, Commit
 
 # Kind -> writers; who besides may delete; whether a lease may end it.
-_WRITERS: Final[dict[str, tuple[str, str, bool]]] = {
+WRITERS: Final[dict[str, tuple[str, str, bool]]] = {
     # What users ask for.
     "project": ("api", "", False),
     "image": ("api", "garbage", False),
@@ -36,6 +36,9 @@ _WRITERS: Final[dict[str, tuple[str, str, bool]]] = {
     "node_claims": ("placement", "", False),
     "pool_claims": ("placement", "", False),
     "volume_placement": ("placement", "", False),
+    "pool_claims": ("placement", "", False),
+    "assignment": ("assignments", "", False),
+    "node_loss": ("assignments", "", False),
     "purge": ("garbage", "", False),
     "image_content": ("jobs", "garbage", False),
     "job": ("jobs", "garbage", False),
@@ -58,10 +61,10 @@ class SoleWriter(Checker):
         if commit.writers is None:
             return
         for change in commit.changes:
-            if change.kind not in _WRITERS:
+            if change.kind not in WRITERS:
                 yield f"nobody is known to write {change.kind}, and {change.key} was written"
                 continue
-            writer, deleter, leased = _WRITERS[change.kind]
+            writer, deleter, leased = WRITERS[change.kind]
             by, gone = commit.writers.get(change.key, ""), change.after is None
             lawful = by in {writer, deleter} if gone else by == writer
             if (not by and not (gone and leased)) or (by and not lawful and writer != "*"):
