@@ -147,6 +147,11 @@ class Machine:
     changed: Callable[[Machine], None] = lambda _machine: None
     accepted: Callable[[Machine], None] = lambda _machine: None
 
+    @property
+    def vtep(self) -> str:
+        """Address of its tunnels."""
+        return f"10.255.{self.index >> 8}.{self.index & 255}"
+
     def __post_init__(self) -> None:
         notices = self.notices = ToldNotices(self._feel)
         self.pool.volumes = volumes = ToldDict(self.pool.volumes)

@@ -18,7 +18,7 @@ from typing import Any, Final
 from tests.sim import audit, cast
 from tests.sim.loop import Outcome, SimLoop, run
 from tests.sim.referee import Referee
-from tests.sim.story import BUSY, FAULT, Event, Story, draw_story
+from tests.sim.story import FAULT, SIZES, Event, Story, draw_story
 from tests.sim.user import IMAGE, SUBNET, User
 from tests.sim.world import World
 
@@ -39,8 +39,8 @@ class Restless(AssertionError):
 
 
 def draw(seed: int | str) -> Story:
-    """Return the story of a seed; of one like "busy-7" a story with many more faults than usual."""
-    return draw_story(seed, cast.WORKLOADS, cast.FAULTS, BUSY if str(seed).startswith("busy-") else None)
+    """Return the story of a seed; of one like "busy-7" a story with many more faults than usual, of "large-7" a large cloud."""
+    return draw_story(seed, cast.WORKLOADS, cast.FAULTS, SIZES.get(str(seed).partition("-")[0]))
 
 
 def play(story: Story) -> Outcome:
@@ -64,7 +64,13 @@ class Play:
         size = story.size
         self.story = story
         self.world = World(
-            story.seed, controllers=size.controllers, nodes=size.nodes, skew_s=size.skew_s, referee=self._referee
+            story.seed,
+            controllers=size.controllers,
+            nodes=size.nodes,
+            skew_s=size.skew_s,
+            threads=size.threads,
+            memory_gib=size.memory_gib,
+            referee=self._referee,
         )
         self.asked = self.world.referee.asked
         self._acts = {**cast.acts(cast.WORKLOADS), **cast.acts(cast.FAULTS)}

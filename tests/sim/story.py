@@ -80,8 +80,10 @@ LARGE: Final = Size(
     controllers=3, nodes=200, users=4, rounds=2, faults=8, duration_s=300.0, threads=64, memory_gib=96, many=5000
 )
 MIDDLE: Final = replace(LARGE, nodes=40, faults=4, duration_s=120.0, many=600)
+# By what a seed begins with.
+SIZES: Final = {"busy": BUSY, "crowded": CROWDED, "middle": MIDDLE, "large": LARGE}
 # One story in so many is crowded.
-CROWDED_ONE_IN: Final = 50
+CROWDED_ONE_IN: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,7 @@ def draw_story(seed: int | str, workloads: Sequence[Any], faults: Sequence[Any],
     """Draw a story from a seed: some of the workloads, some of the faults, each from a random stream of its own."""
     draw = random.Random(f"{seed}/story")
     size = size or draw_size(draw)
+    workloads = [module for module in workloads if getattr(module, "MASSES", False) == bool(size.many)]
     events: list[Event] = []
     for module in [*_some(draw, workloads), *_some(draw, faults)]:
         events += module.draw(random.Random(f"{seed}/{module.__name__}"), size)

@@ -36,7 +36,7 @@ STRIKES = {
 
 @pytest.fixture(scope="module")
 def stories() -> list[Story]:
-    return [draw(seed) for seed in SEEDS]
+    return [draw(seed) for seed in (*SEEDS, "crowded-1")]
 
 
 @pytest.mark.parametrize("module", [*cast.WORKLOADS, *cast.FAULTS], ids=lambda module: module.__name__.rpartition(".")[2])

@@ -324,7 +324,7 @@ class World:
 
     def _agent(self, name: str, label: str, clock: SimClock) -> Agent:
         machine, ids = self.machines[name], SimIds(f"{self.seed}/{label}")
-        config = AgentConfig(name=name, listen=f"{name}:7446", vtep=f"192.0.2.{machine.index}", underlay_mtu=1500)
+        config = AgentConfig(name=name, listen=f"{name}:7446", vtep=machine.vtep, underlay_mtu=1500)
         return Agent(
             config,
             SimTransport(self.network, name, Identity("node", machine.id), ids),

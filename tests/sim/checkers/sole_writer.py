@@ -36,7 +36,6 @@ WRITERS: Final[dict[str, tuple[str, str, bool]]] = {
     "node_claims": ("placement", "", False),
     "pool_claims": ("placement", "", False),
     "volume_placement": ("placement", "", False),
-    "pool_claims": ("placement", "", False),
     "assignment": ("assignments", "", False),
     "node_loss": ("assignments", "", False),
     "purge": ("garbage", "", False),
