@@ -38,7 +38,8 @@ def furnish(folder: Path, config: dict[str, Any]) -> None:
         origin, destination = Path(source), Path(target)
         if not destination.exists():
             if origin.is_dir():
-                destination.mkdir(parents=True)
+                # Several servers of one machine may be booting at this moment.
+                destination.mkdir(parents=True, exist_ok=True)
             else:
                 destination.touch()
         mount("--bind", str(origin), str(destination))
