@@ -1,6 +1,7 @@
 """What the node tells about itself: hardware, hypervisor, pools, tunnels. Sent when it changed.
 
-Free bytes change all the time: they count as changed when they moved by more than one percent of the pool, or a minute passed.
+Free bytes change all the time: they count as changed when they moved by more than one percent of the pool. So a node at rest
+writes nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from cairn.proto.v1.node_pb2 import HypervisorFacts, NodeFacts, StoragePool
 from cairn.storage.base import StorageError, VolumeDriver
 
 LOOK_EVERY_S: Final = 10.0
-POOLS_EVERY_S: Final = 60.0
 HYPERVISOR_EVERY_S: Final = 60.0
 HARDWARE_EVERY_S: Final = 600.0
 
@@ -49,7 +49,7 @@ class Facts:
         self._hardware = NodeFacts()
         self._pools: list[StoragePool] | None = None
         self._guests: HypervisorFacts | None = None
-        self._hardware_s = self._pools_s = self._hypervisor_s = float("-inf")
+        self._hardware_s = self._hypervisor_s = float("-inf")
 
     async def run(self) -> None:
         """Look again and again; tell what changed."""
@@ -82,10 +82,10 @@ class Facts:
             self._hardware = await self._inventory.collect()
             self._hardware_s = now_s
 
-    async def _read_pools(self, known: NodeFacts, now_s: float) -> None:
+    async def _read_pools(self, known: NodeFacts, _now_s: float) -> None:
         pool = await self._volumes.facts()
-        if now_s - self._pools_s >= POOLS_EVERY_S or _moved(known.pools[0] if known.pools else StoragePool(), pool):
-            self._pools, self._pools_s = [pool], now_s
+        if _moved(known.pools[0] if known.pools else StoragePool(), pool):
+            self._pools = [pool]
 
     async def _read_hypervisor(self, known: NodeFacts, now_s: float) -> None:
         if not known.hypervisor.accelerator or now_s - self._hypervisor_s >= HYPERVISOR_EVERY_S:

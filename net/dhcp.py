@@ -17,6 +17,7 @@ from typing import Final
 
 from cairn.net.base import NetError
 from cairn.proto.ids import METADATA_ADDRESS
+from cairn.proto.v1.agent_pb2 import DesiredNetwork, DesiredPort, DesiredSubnet
 
 DISCOVER, OFFER, REQUEST, DECLINE, ACK, NAK, RELEASE, INFORM = range(1, 9)
 SERVER_PORT, CLIENT_PORT = 67, 68
@@ -62,6 +63,10 @@ class Lease:
     hostname: str = ""
     dns: tuple[str, ...] = ()
     lease_s: int = LEASE_S
+    # The default route and the way to the metadata go over this card.
+    primary: bool = True
+    # Networks that are behind this card's gateway though it is not the primary one.
+    routes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +162,9 @@ def _reply(request: Request, lease: Lease, kind: int) -> Reply:
 def _parameters(lease: Lease, *, with_times: bool) -> list[tuple[int, bytes]]:
     network = IPv4Network(lease.network)
     gateway = socket.inet_aton(lease.gateway)
-    options = [(1, network.netmask.packed), (3, gateway), (28, network.broadcast_address.packed)]
+    options = [(1, network.netmask.packed), (28, network.broadcast_address.packed)]
+    if lease.primary:
+        options.append((3, gateway))
     if with_times:
         options.append((51, struct.pack("!I", lease.lease_s)))
     if lease.dns:
@@ -166,9 +173,15 @@ def _parameters(lease: Lease, *, with_times: bool) -> list[tuple[int, bytes]]:
         options.append((12, lease.hostname.encode()[:63]))
     options.append((26, struct.pack("!H", lease.mtu)))
     # Classless routes replace option 3 for clients that know them, so the default route is repeated here (RFC 3442).
-    metadata = bytes([32]) + socket.inet_aton(METADATA_ADDRESS) + gateway
-    options.append((121, metadata + bytes([0]) + gateway))
+    behind = [*([f"{METADATA_ADDRESS}/32", "0.0.0.0/0"] if lease.primary else []), *lease.routes]
+    if behind:
+        options.append((121, b"".join(_route(IPv4Network(each), gateway) for each in behind)))
     return options
+
+
+def _route(network: IPv4Network, gateway: bytes) -> bytes:
+    """Return a classless route: prefix length, its significant octets, the gateway (RFC 3442)."""
+    return bytes([network.prefixlen]) + network.network_address.packed[: -(-network.prefixlen // 8)] + gateway
 
 
 def _checksum(data: bytes) -> int:
@@ -255,6 +268,22 @@ class DhcpServer:
         self._sending.close()
 
 
-def lease_for(address: str, cidr: str, gateway: str, mtu: int, hostname: str, dns: tuple[str, ...]) -> Lease:
-    """Return the lease of a port; ValueError when an address is not one."""
-    return Lease(str(IPv4Address(address)), str(IPv4Network(cidr)), str(IPv4Address(gateway)), mtu, hostname, dns)
+def lease_for(port: DesiredPort, subnet: DesiredSubnet, network: DesiredNetwork, first: str, dns: tuple[str, ...]) -> Lease:
+    """Return the lease of a port; ValueError when an address is not one.
+
+    first: VPC of its guest's first card; empty: this is it. Only the first card has the default route: with two of them, the
+    card that came up last would win. A card in another VPC has the way to that VPC.
+    """
+    primary = not first
+    routes = (network.cidr,) if first and first != network.vpc and network.cidr else ()
+    address, cidr, gateway = IPv4Address(port.address), IPv4Network(subnet.cidr), IPv4Address(subnet.gateway)
+    return Lease(
+        str(address),
+        str(cidr),
+        str(gateway),
+        network.mtu,
+        port.hostname,
+        dns if primary else (),
+        primary=primary,
+        routes=routes,
+    )

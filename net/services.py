@@ -177,7 +177,15 @@ class NodeGuestServices:
         network = self._facts.wanted.networks.get(vpc)
         if port is None or subnet is None or network is None:
             return None
-        return dhcp.lease_for(port.address, subnet.cidr, subnet.gateway, network.mtu, port.hostname, self._dns)
+        return dhcp.lease_for(port, subnet, network, self._first_vpc(port), self._dns)
+
+    def _first_vpc(self, port: DesiredPort) -> str:
+        """Return the VPC of its guest's first card; empty when this is it, or nothing is known of the guest."""
+        vm = self._facts.vms.get(port.vm)
+        if vm is None or not vm.nics or vm.nics[0].port == port.id:
+            return ""
+        first = self._facts.wanted.ports.get(vm.nics[0].port)
+        return first.vpc if first is not None else port.vpc
 
     def _guest_at(self, vpc: str, address: str) -> metadata.Guest | None:
         port = self._facts.by_address.get((vpc, address))

@@ -57,3 +57,24 @@ async def test_a_part_that_fails_keeps_no_other_back() -> None:
             part.broken = True
         await facts.refresh()
         assert all(seen(reports).values())
+
+
+async def test_a_node_at_rest_tells_nothing() -> None:
+    """Bytes written here and there are no news: a thousand nodes would write a record each, every minute."""
+
+    def pool(used_bytes: int) -> StoragePool:
+        return StoragePool(type="local", total_bytes=1 << 40, used_bytes=used_bytes, free_bytes=(1 << 40) - used_bytes)
+
+    pools = Broken(pool(1 << 30), StorageError(""))
+    guests = Broken(HypervisorFacts(accelerator="tcg", archs=["x86_64"]), HypervisorError(""))
+    pools.broken = guests.broken = False
+    reports = Reports(SystemClock())
+    facts = Facts(FakeInventory(SMALL, "n1"), guests, pools, reports, vtep="10.0.0.1", underlay_mtu=1500, version="1")
+    await facts.refresh()
+    said = reports.facts
+    pools.good = pool((1 << 30) + (1 << 20))
+    await facts.refresh()
+    assert reports.facts is said
+    pools.good = pool(1 << 35)
+    await facts.refresh()
+    assert reports.facts.pools[0].used_bytes == 1 << 35

@@ -7,6 +7,7 @@ import struct
 
 import pytest
 from cairn.net import dhcp
+from cairn.proto.v1.agent_pb2 import DesiredNetwork, DesiredPort, DesiredSubnet
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -130,3 +131,24 @@ def test_no_bytes_break_it(noise: bytes, at: int) -> None:
         return
     reply = dhcp.answer(request, LEASE)
     assert reply is None or dhcp.packet("10.0.1.1", reply)
+
+
+def test_only_the_first_card_has_the_default_route() -> None:
+    """Two default routes, and the card that came up last would win; the way to another VPC goes over its own card."""
+    gateway = socket.inet_aton("10.2.1.1")
+    port = DesiredPort(id="nic-2", address="10.2.1.7", hostname="web")
+    subnet, network = (
+        DesiredSubnet(cidr="10.2.1.0/24", gateway="10.2.1.1"),
+        DesiredNetwork(vpc="rtr-2", cidr="10.2.0.0/16", mtu=1450),
+    )
+
+    def told(first: str) -> dict[int, bytes]:
+        lease = dhcp.lease_for(port, subnet, network, first, ("10.9.9.9",))
+        return options_of(dhcp.answer(dhcp.parse(message(dhcp.DISCOVER)), lease))
+
+    alone, same, other = told(""), told("rtr-2"), told("rtr-1")
+    assert (alone[3], alone[6]) == (gateway, socket.inet_aton("10.9.9.9"))
+    for second in (same, other):
+        assert not {3, 6} & second.keys()
+    assert 121 not in same
+    assert other[121] == bytes([16, 10, 2]) + gateway
