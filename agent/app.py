@@ -86,8 +86,16 @@ class Agent:
         self.reports = Reports(clock)
         self.world = World(hypervisor, volumes, images, dataplane, files)
         self.networks = Networks(dataplane, services, self.world, self.ledger, self.reports)
-        self.guests = Guests(hypervisor, files, self.world, self.networks, self.ledger, self.reports)
-        volume_unit = Volumes(volumes, self.world, self.ledger, self.reports)
+        self.guests = Guests(
+            hypervisor,
+            files,
+            self.world,
+            self.networks,
+            self.ledger,
+            self.reports,
+            permitted=lambda: self.sync.synced.is_set(),
+        )
+        volume_unit = Volumes(volumes, hypervisor, self.world, self.ledger, self.reports)
         self.images = Images(images, self.world, self.ledger, self.reports, transport)
         unknowns = Unknowns(self.world, self.ledger, self.reports)
         units = Units(self.guests, volume_unit, self.images, self.networks, unknowns)

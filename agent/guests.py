@@ -5,43 +5,40 @@ to do. An action that fails ends the round; the report says which and why, and t
 
 A guest that is not desired is left as it is, running or not: only `absent` removes one (docs/decisions/0013, unknown.py).
 
-A volume is open in one guest at most: one that another guest has not let go of yet, though it is this one's now, is waited for.
+Disks are plugged each by itself: one that fails, or that the guest does not let go of, keeps no other waiting, and its trouble
+is told with the guest until it is over. A volume is open in one guest at most: one that another guest has not let go of yet,
+though it is this one's now, is waited for.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict
 from weakref import WeakValueDictionary
 
-from cairn.agent.guestfiles import GuestFiles
-from cairn.agent.hypervisor.base import Disk, DomainSpec, DomainState, Hypervisor, HypervisorError
-from cairn.agent.ledger import Ledger
-from cairn.agent.networks import Networks
-from cairn.agent.plan import (
+from cairn.agent.actions import (
     Action,
     AttachDisk,
     BindPorts,
     Define,
     DetachDisk,
-    Found,
-    Memory,
-    Note,
     Reboot,
     RemoveFiles,
     Resume,
     Start,
     Stop,
     Undefine,
-    Verdict,
-    Wanted,
     WriteSeed,
-    noted,
-    plan_vm,
 )
+from cairn.agent.guestfiles import GuestFiles
+from cairn.agent.hypervisor.base import Disk, DomainSpec, DomainState, Hypervisor, HypervisorError
+from cairn.agent.ledger import Ledger
+from cairn.agent.networks import Networks
+from cairn.agent.plan import plan_vm
 from cairn.agent.reports import Reports
+from cairn.agent.verdict import Found, Memory, Note, Verdict, Wanted, noted
 from cairn.agent.work import Again
 from cairn.agent.world import Part, World
 from cairn.net.base import NetError
@@ -65,10 +62,16 @@ class Guests:
         networks: Networks,
         ledger: Ledger,
         reports: Reports,
+        *,
+        permitted: Callable[[], bool],
     ) -> None:
+        """permitted: whether a controller is heard that says who is to run what."""
         self._hypervisor, self._files, self._world, self._networks = hypervisor, files, world, networks
         self._ledger, self._reports = ledger, reports
+        self.permitted = permitted
         self._memories: dict[str, Memory] = {}
+        # Guest -> volume -> why it could not be plugged in or out.
+        self._troubles: dict[str, dict[str, str]] = {}
         # Of volumes a guest is just opening.
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self.actions = 0
@@ -83,9 +86,6 @@ class Guests:
             if held is None:
                 self.forget(id)
                 return Again()
-            if held.object.vm.absent and id in self._world.domains and self._ledger.yield_to(key):
-                # It was to be removed before a restore, and is still there: the restored record lets it live.
-                continue
             if self._is_asked_anew(key, held.object.vm):
                 self._world.mark(Part.DOMAINS)
                 await self._world.refresh(Part.DOMAINS)
@@ -101,6 +101,7 @@ class Guests:
     def forget(self, id: str) -> None:
         """Drop what is remembered of a guest that is no longer desired."""
         self._memories.pop(id, None)
+        self._troubles.pop(id, None)
 
     def _is_asked_anew(self, key: str, vm: DesiredVm) -> bool:
         """Whether a guest is to run again that ran when last seen, which may have been before that was asked for.
@@ -119,6 +120,8 @@ class Guests:
         memory = self._memories.get(id, Memory())
         verdict = plan_vm(wanted, found, note, memory, asyncio.get_running_loop().time())
         self._memories[id] = verdict.memory
+        for told in verdict.told:
+            self._reports.event(key, told.reason, told.message, warning=told.warning)
         # What a newer release noted besides is kept for it.
         more = {name: value for name, value in self._ledger.note(key).items() if name not in asdict(note)}
         self._ledger.write_note(key, {**more, **(asdict(verdict.note) if verdict.note != Note() else {})})
@@ -133,15 +136,16 @@ class Guests:
                 waits = waits or self._volume_say(each.volume)
                 continue
             attachment = await self._world.attachment(each.volume)
-            disks.append(Disk(each.volume, attachment.path, attachment.format, boot=each.boot))
+            disks.append(Disk(each.volume, attachment.path, attachment.format, boot=each.boot, slot=each.slot))
         troubles = [trouble for nic in vm.nics if (trouble := self._networks.trouble(nic.port))]
         unbound = tuple(nic.port for nic in vm.nics if not self._networks.is_bound(nic.port))
+        permitted = self.permitted()
         if waits:
-            return Wanted(vm, None, waits=waits, unbound=unbound)
+            return Wanted(vm, None, waits=waits, unbound=unbound, permitted=permitted)
         spec = DomainSpec(vm, tuple(disks), self._files.seed(vm.id), self._files.console_log(vm.id))
         machine = DomainSpec(_without_data_disks(vm), tuple(disk for disk in disks if disk.boot), spec.seed, spec.console_log)
         digest, machine_digest = self._hypervisor.digest(spec), self._hypervisor.digest(machine)
-        return Wanted(vm, spec, digest, machine_digest, troubles[0] if troubles else "", unbound)
+        return Wanted(vm, spec, digest, machine_digest, troubles[0] if troubles else "", unbound, permitted)
 
     def _volume_say(self, volume: str) -> str:
         report = self._reports.latest(f"volume/{volume}")
@@ -150,14 +154,22 @@ class Guests:
         return f"waits for volume {volume}: {report.volume.error or report.volume.say}"
 
     async def _apply(self, key: str, vm: DesiredVm, verdict: Verdict) -> None:
+        failed: Exception | None = None
         for action in verdict.actions:
             try:
                 await self._act(action, vm)
             except DriverError as error:
+                if isinstance(action, AttachDisk | DetachDisk):
+                    self._troubles.setdefault(vm.id, {})[_volume_of(action)] = str(error)
                 self._report_failure(key, vm, verdict, action, error)
-                raise
+                failed = failed or error
+                if not isinstance(action, AttachDisk | DetachDisk):
+                    break
+                continue
             self.actions += 1
             logger("guests").info("done", vm=vm.id, action=type(action).__name__)
+        if failed is not None:
+            raise failed
 
     async def _act(self, action: Action, vm: DesiredVm) -> None:
         id, hypervisor = action.id, self._hypervisor
@@ -225,14 +237,32 @@ class Guests:
         body.say = body.error if permanent else f"{body.error}; trying again"
         self._report(key, vm, body)
 
+    def _tell_troubles(self, vm: DesiredVm, body: VmReport) -> None:
+        """Add to a report what keeps volumes from being plugged in or out; what is over is forgotten."""
+        wanted = {disk.volume for disk in vm.disks}
+        troubles = self._troubles.get(vm.id, {})
+        left = {volume: why for volume, why in troubles.items() if (volume in wanted) != (volume in body.open_volumes)}
+        if left:
+            self._troubles[vm.id] = left
+        else:
+            self._troubles.pop(vm.id, None)
+        del body.volume_troubles[:]
+        for volume, why in sorted(left.items()):
+            body.volume_troubles.add(volume=volume, error=why)
+
     def _report(self, key: str, vm: DesiredVm, body: VmReport) -> None:
         held = self._ledger.desired.get(key)
         if held is None or held.object.vm != vm:
             # It was changed meanwhile: what is true of the old is no answer to the new.
             return
+        self._tell_troubles(vm, body)
         if body.state == VmReport.STATE_RUNNING:
             body.accelerator = self._reports.facts.hypervisor.accelerator
         self._reports.put(Report(key=key, version=held.version, vm=body))
+
+
+def _volume_of(action: AttachDisk | DetachDisk) -> str:
+    return action.disk.volume if isinstance(action, AttachDisk) else action.volume
 
 
 def _without_data_disks(vm: DesiredVm) -> DesiredVm:

@@ -9,20 +9,38 @@ Volumes, images and networks have plans of their own (storage/plan.py, net/plan.
 or ports are not there yet waits. The order for a guest is seed -> define -> start (paused) -> bind its ports -> resume.
 
 What the guest did itself decides whether it runs again (RestartPolicy): one that shut itself down stays off until the power
-generation grows; a crashed one is started again, later and later. A guest we do not want any more is never asked: its power is
+generation grows; a crashed one is started again, later and later; one that moved to another node is never started here again.
+A guest we do not want any more is never asked: its power is
 cut, its configuration and seed removed; its volumes are objects of their own and stay.
+
+A node that is to take a VM over (role INCOMING) makes ready and never starts or resumes it; the one it leaves (OUTGOING) lets
+it run and never starts it again. One that needs a permit is started only while a controller is heard.
 
 Rejected: one plan of the whole node. It would be read and made again for every change of any guest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from dataclasses import replace
 
-from cairn.agent.hypervisor.base import Disk, Domain, DomainSpec, DomainState, ExitCause
-from cairn.proto.v1.agent_pb2 import DesiredVm, VmReport
+from cairn.agent import pauses, reboots
+from cairn.agent.actions import (
+    Action,
+    AttachDisk,
+    BindPorts,
+    Define,
+    DetachDisk,
+    Reboot,
+    RemoveFiles,
+    Resume,
+    Start,
+    Stop,
+    Undefine,
+    WriteSeed,
+)
+from cairn.agent.hypervisor.base import Domain, DomainState, PauseReason
+from cairn.agent.verdict import CAUSE, CLOCK_SLACK_S, Found, Memory, Note, Verdict, Wanted, is_off, report_of
+from cairn.proto.v1.agent_pb2 import VM_ROLE_INCOMING, VM_ROLE_OUTGOING, DesiredVm, VmReport
 from cairn.proto.v1.vm_pb2 import (
     POWER_STATE_STOPPED,
     RESTART_POLICY_ALWAYS,
@@ -35,171 +53,8 @@ CRASH_BACKOFF_S_MAX = 300.0
 STEADY_S = 600.0
 # A guest that did not react to the power button (it may have been booting) is asked again.
 ASK_AGAIN_S = 30.0
-CLOCK_SLACK_S = 0.001
-
-_CAUSE = {
-    ExitCause.NONE: "",
-    ExitCause.GUEST: "guest",
-    ExitCause.CRASHED: "crashed",
-    ExitCause.STOPPED: "stopped",
-}
-_EXIT = {
-    "": VmReport.EXIT_UNSPECIFIED,
-    "guest": VmReport.EXIT_GUEST,
-    "crashed": VmReport.EXIT_CRASHED,
-    "stopped": VmReport.EXIT_STOPPED,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Action:
-    """Base of what a guest's plan consists of."""
-
-    id: str
-
-
-@dataclass(frozen=True, slots=True)
-class WriteSeed(Action):
-    """Make the seed image as the guest should find it at its next start."""
-
-    vm: DesiredVm
-
-
-@dataclass(frozen=True, slots=True)
-class Define(Action):
-    """Make or replace the configuration."""
-
-    spec: DomainSpec
-
-
-@dataclass(frozen=True, slots=True)
-class Start(Action):
-    """Start it paused."""
-
-    power_generation: int
-    reboot_generation: int
-
-
-@dataclass(frozen=True, slots=True)
-class BindPorts(Action):
-    """Have the dataplane take its TAPs; done when all of them are bound."""
-
-    ports: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Resume(Action):
-    """Let it run."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stop(Action):
-    """Ask it to shut down, or cut its power."""
-
-    force: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Reboot(Action):
-    """Restart it in place."""
-
-    force: bool
-    reboot_generation: int
-
-
-@dataclass(frozen=True, slots=True)
-class AttachDisk(Action):
-    """Plug a disk in while it runs."""
-
-    disk: Disk
-
-
-@dataclass(frozen=True, slots=True)
-class DetachDisk(Action):
-    """Unplug a disk while it runs."""
-
-    volume: str
-
-
-@dataclass(frozen=True, slots=True)
-class Undefine(Action):
-    """Cut its power and remove its configuration."""
-
-
-@dataclass(frozen=True, slots=True)
-class RemoveFiles(Action):
-    """Delete its seed and console log."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """A desired guest and what its definition needs, as far as that is there."""
-
-    vm: DesiredVm
-    # None: `waits` says for which volume.
-    spec: DomainSpec | None
-    # Of the whole definition, and of the part that a running guest cannot take (its data disks can be plugged).
-    digest: str = ""
-    machine_digest: str = ""
-    # One sentence: what must come first before it can start; empty: nothing.
-    waits: str = ""
-    # Its ports not yet bound.
-    unbound: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What is there of a guest."""
-
-    domain: Domain | None = None
-    # It has a seed or a console log.
-    files: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Note:
-    """What is remembered of a guest over restarts of the agent and of the hypervisor."""
-
-    # The last power generation that was answered; -1: none was.
-    power_generation: int = -1
-    # The same for reboots: a configuration that was lost and made again knows of none.
-    reboot_generation: int = -1
-    # Why it is off: "", "guest", "crashed" or "stopped".
-    exit: str = ""
-    # Crashes in a row.
-    crashes: int = 0
-    # Machine digest it was last started with.
-    machine_digest: str = ""
-
-
-def noted(content: Mapping[str, Any]) -> Note:
-    """Return a note as it was written, by whatever release: what this one does not know of is left aside."""
-    known = {each.name for each in fields(Note)}
-    return Note(**{name: value for name, value in content.items() if name in known})
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """What is remembered of a guest while this agent runs. Times are the event loop's."""
-
-    # When the guest was last asked to shut down.
-    asked_s: float | None = None
-    # When it was first seen running.
-    running_s: float | None = None
-    # When it was first seen off after ending by itself.
-    ended_s: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What to do, to tell and to remember."""
-
-    report: VmReport
-    actions: tuple[Action, ...] = ()
-    note: Note = field(default_factory=Note)
-    memory: Memory = field(default_factory=Memory)
-    # Look again after this many seconds even if nothing changes; 0: no need.
-    again_after_s: float = 0.0
+# A guest that waits for a permit to start.
+PERMIT_AGAIN_S = 1.0
 
 
 def plan_gone(id: str, found: Found) -> tuple[Action, ...]:
@@ -218,15 +73,47 @@ def plan_vm(wanted: Wanted, found: Found, note: Note, memory: Memory, now_s: flo
     if vm.absent:
         actions = plan_gone(vm.id, found)
         state = VmReport.STATE_STOPPING if actions else VmReport.STATE_ABSENT
-        return Verdict(_report(wanted, None, state, "being removed" if actions else "removed"), actions)
-    if domain is None or domain.state is DomainState.SHUT_OFF:
+        return Verdict(report_of(wanted, domain, state, "being removed" if actions else "removed"), actions)
+    if vm.role == VM_ROLE_INCOMING:
+        return _incoming(wanted, found, note, memory, now_s)
+    if domain is None or is_off(domain):
+        memory = pauses.forgotten(memory)
+        elsewhere = (note.exit or (CAUSE[domain.exit] if domain is not None else "")) == "migrated"
+        if elsewhere or vm.role == VM_ROLE_OUTGOING:
+            return _left(wanted, domain, note, memory, elsewhere=elsewhere)
         return _off(wanted, found, note, memory, now_s)
     if domain.state is DomainState.STARTING:
         return _starting(wanted, domain, note, memory)
     memory = replace(memory, ended_s=None, running_s=now_s if memory.running_s is None else memory.running_s)
     if vm.power_state == POWER_STATE_STOPPED:
         return _stopping(wanted, domain, note, memory, now_s)
+    if domain.state is DomainState.PAUSED:
+        return pauses.plan_paused(wanted, domain, note, memory, now_s)
     return _running(wanted, domain, _seen_running(note, vm, domain, memory, now_s), memory, now_s)
+
+
+# --- on its way from one node to another -----------------------------------------------------------------------------------
+
+
+def _incoming(wanted: Wanted, found: Found, note: Note, memory: Memory, now_s: float) -> Verdict:
+    """Make all ready for a guest that another node still runs; what arrives is started by whoever moves it, not by us."""
+    vm, domain = wanted.vm, found.domain
+    if domain is None or is_off(domain):
+        actions = () if found.files else (WriteSeed(vm.id, vm),)
+        say = wanted.waits or "ready to take it over"
+        return Verdict(report_of(wanted, domain, VmReport.STATE_PREPARING, say), actions, note, memory)
+    if domain.state in (DomainState.STARTING, DomainState.PAUSED):
+        return Verdict(report_of(wanted, domain, VmReport.STATE_PREPARING, "it is arriving"), (), note, memory)
+    note = _seen_running(note, vm, domain, memory, now_s)
+    return Verdict(report_of(wanted, domain, VmReport.STATE_RUNNING, "it has arrived and runs"), (), note, memory)
+
+
+def _left(wanted: Wanted, domain: Domain | None, note: Note, memory: Memory, *, elsewhere: bool) -> Verdict:
+    """A guest that is off here and is not ours to start: it runs on another node, or is just being given to one."""
+    cause = "migrated" if elsewhere else note.exit or (CAUSE[domain.exit] if domain is not None else "")
+    say = "it moved to another node" if elsewhere else "off while it was to move to another node"
+    report = report_of(wanted, domain, VmReport.STATE_STOPPED, say, exit=cause)
+    return Verdict(report, (), replace(note, exit=cause), memory)
 
 
 # --- off -----------------------------------------------------------------------------------------------------------------
@@ -236,7 +123,7 @@ def _off(wanted: Wanted, found: Found, note: Note, memory: Memory, now_s: float)
     vm, domain = wanted.vm, found.domain
     if vm.power_state == POWER_STATE_STOPPED:
         return _stopped(wanted, domain, note)
-    cause = note.exit or (_CAUSE[domain.exit] if domain is not None else "")
+    cause = note.exit or (CAUSE[domain.exit] if domain is not None else "")
     note, memory = _ended(note, memory, domain, cause, now_s)
     stays, wait_s = _stays_off(wanted, domain, note, cause), _wait_s(note, memory, cause, now_s)
     if _asked_anew(wanted, domain, note):
@@ -244,17 +131,19 @@ def _off(wanted: Wanted, found: Found, note: Note, memory: Memory, now_s: float)
     if stays:
         state = VmReport.STATE_FAILED if cause == "crashed" else VmReport.STATE_STOPPED
         error = "the guest crashed, and its restart policy is never" if cause == "crashed" else ""
-        report = _report(wanted, domain, state, _off_say(vm, cause), error=error, exit=cause)
+        report = report_of(wanted, domain, state, _off_say(vm, cause), error=error, exit=cause)
         return Verdict(report, _define(wanted, domain), note, memory)
     if wait_s > 0:
         say = f"the guest crashed ({note.crashes} times in a row), starting it again in {wait_s:.0f} s"
         if cause == "guest":
             say = f"the guest shut itself down, starting it again in {wait_s:.0f} s"
-        report = _report(wanted, domain, VmReport.STATE_PREPARING, say, exit=cause)
+        report = report_of(wanted, domain, VmReport.STATE_PREPARING, say, exit=cause)
         return Verdict(report, (), note, memory, again_after_s=wait_s)
     if wanted.waits or wanted.spec is None:
         early = () if found.files else (WriteSeed(vm.id, vm),)
-        return Verdict(_report(wanted, domain, VmReport.STATE_PREPARING, wanted.waits), early, note, memory)
+        return Verdict(report_of(wanted, domain, VmReport.STATE_PREPARING, wanted.waits), early, note, memory)
+    if vm.needs_permit and not wanted.permitted:
+        return _unpermitted(wanted, domain, note, memory)
     actions = (
         WriteSeed(vm.id, vm),
         *_define(wanted, domain),
@@ -264,7 +153,14 @@ def _off(wanted: Wanted, found: Found, note: Note, memory: Memory, now_s: float)
     )
     note = replace(note, exit="", machine_digest=wanted.machine_digest)
     memory = replace(memory, asked_s=None, running_s=None, ended_s=None)
-    return Verdict(_report(wanted, domain, VmReport.STATE_PREPARING, "starting"), actions, note, memory)
+    return Verdict(report_of(wanted, domain, VmReport.STATE_PREPARING, "starting"), actions, note, memory)
+
+
+def _unpermitted(wanted: Wanted, domain: Domain | None, note: Note, memory: Memory) -> Verdict:
+    """One that another node may be running: a controller must have said since we began that it is to run here."""
+    say = "waits for a controller to permit its start, as another node may be running it"
+    report = report_of(wanted, domain, VmReport.STATE_PREPARING, say)
+    return Verdict(report, (), note, memory, again_after_s=PERMIT_AGAIN_S)
 
 
 def _stopped(wanted: Wanted, domain: Domain | None, note: Note) -> Verdict:
@@ -272,11 +168,11 @@ def _stopped(wanted: Wanted, domain: Domain | None, note: Note) -> Verdict:
     vm = wanted.vm
     note = replace(note, exit="stopped", crashes=0, power_generation=vm.power_generation)
     if domain is None and wanted.spec is None:
-        return Verdict(_report(wanted, domain, VmReport.STATE_PREPARING, wanted.waits), (), note)
+        return Verdict(report_of(wanted, domain, VmReport.STATE_PREPARING, wanted.waits), (), note)
     seed = (WriteSeed(vm.id, vm),) if domain is None else ()
     actions = (*seed, *_define(wanted, domain))
     say = f"stopped; `cairn vm start {vm.name}` runs it"
-    return Verdict(_report(wanted, domain, VmReport.STATE_STOPPED, say, exit="stopped"), actions, note)
+    return Verdict(report_of(wanted, domain, VmReport.STATE_STOPPED, say, exit="stopped"), actions, note)
 
 
 def _ended(note: Note, memory: Memory, domain: Domain | None, cause: str, now_s: float) -> tuple[Note, Memory]:
@@ -349,9 +245,11 @@ def _starting(wanted: Wanted, domain: Domain, note: Note, memory: Memory) -> Ver
     """Started by us or by a killed predecessor, its first instruction not executed."""
     vm = wanted.vm
     if vm.power_state == POWER_STATE_STOPPED:
-        return Verdict(_report(wanted, domain, VmReport.STATE_STOPPING, "stopping"), (Stop(vm.id, True),), note, memory)
+        return Verdict(report_of(wanted, domain, VmReport.STATE_STOPPING, "stopping"), (Stop(vm.id, True),), note, memory)
+    if vm.needs_permit and not wanted.permitted:
+        return _unpermitted(wanted, domain, note, memory)
     actions = (*_bind(wanted, started=True), Resume(vm.id))
-    return Verdict(_report(wanted, domain, VmReport.STATE_PREPARING, "starting"), actions, note, memory)
+    return Verdict(report_of(wanted, domain, VmReport.STATE_PREPARING, "starting"), actions, note, memory)
 
 
 def _seen_running(note: Note, vm: DesiredVm, domain: Domain, memory: Memory, now_s: float) -> Note:
@@ -363,24 +261,44 @@ def _seen_running(note: Note, vm: DesiredVm, domain: Domain, memory: Memory, now
 
 
 def _running(wanted: Wanted, domain: Domain, note: Note, memory: Memory, now_s: float) -> Verdict:
+    """A guest that executes: what of it differs from what is wanted, and did it do what it was asked?"""
     vm = wanted.vm
+    memory, told, wait_s = pauses.recovered(wanted, memory, now_s)
+    memory, begun = reboots.begun(vm, domain, memory)
+    if vm.role == VM_ROLE_OUTGOING:
+        report = report_of(wanted, domain, VmReport.STATE_RUNNING, "running; it is being moved", settled=False)
+        return Verdict(report, (), note, memory, told=told + begun)
     pending = bool(wanted.machine_digest and note.machine_digest and wanted.machine_digest != note.machine_digest)
-    rebooting = domain.state is not DomainState.PAUSED and domain.reboot_generation < vm.reboot_generation
-    say = "running; its new configuration takes effect when it is restarted" if pending else "running"
+    rebooting = domain.reboot_generation < vm.reboot_generation
     # A guest that clings to a disk lets go of it at the reboot.
     actions = (*(() if rebooting else _plug(wanted, domain)), *_define(wanted, domain))
-    if domain.state is DomainState.PAUSED:
-        actions += (Resume(vm.id),)
-        say = "the guest was paused; letting it run"
-    elif rebooting:
+    say = _running_say(wanted, note, pending=pending)
+    waits = reboots.is_waited_for(vm, domain, note)
+    if rebooting:
         restart, memory = _restart(vm, domain, memory, now_s, pending=pending)
-        actions += restart
-        say = "rebooting"
-    elif wanted.spec is None:
-        say = f"running; {wanted.waits}"
-    settled = not actions and not rebooting and wanted.spec is not None
-    report = _report(wanted, domain, VmReport.STATE_RUNNING, say, settled=settled)
-    return Verdict(report, actions, note, memory, again_after_s=ASK_AGAIN_S if rebooting else 0.0)
+        actions, say, wait_s = actions + restart, "rebooting", ASK_AGAIN_S
+    elif waits:
+        asked, note, memory, more, wait_s = reboots.waiting(vm, note, memory, now_s)
+        actions, say, told = actions + asked, "asked to reboot; its guest has not reacted yet", told + more
+        waits = reboots.is_waited_for(vm, domain, note)
+        say = say if waits else _running_say(wanted, note, pending=pending)
+    else:
+        memory = reboots.forgotten(memory)
+    pause = memory.pause
+    settled = not actions and not rebooting and not waits and wanted.spec is not None and pause is PauseReason.NONE
+    if pause is not PauseReason.NONE:
+        say = "let run again after a disk failed"
+    report = report_of(wanted, domain, VmReport.STATE_RUNNING, say, settled=settled, pause=pause)
+    return Verdict(report, actions, note, memory, again_after_s=wait_s, told=told + begun)
+
+
+def _running_say(wanted: Wanted, note: Note, *, pending: bool) -> str:
+    """What is worth saying about a guest that runs and has nothing to wait for."""
+    if wanted.spec is None:
+        return f"running; {wanted.waits}"
+    if note.reboot_ignored >= wanted.vm.reboot_generation > 0:
+        return f"running; {reboots.ignored_say(wanted.vm)}"
+    return "running; its new configuration takes effect when it is restarted" if pending else "running"
 
 
 def _restart(
@@ -388,7 +306,7 @@ def _restart(
 ) -> tuple[tuple[Action, ...], Memory]:
     """Reboot in place; but one that would not see its new configuration that way goes off, and then on again."""
     if not pending:
-        return (Reboot(vm.id, vm.force, vm.reboot_generation),), memory
+        return (Reboot(vm.id, vm.force, vm.reboot_generation),), reboots.asked(memory, now_s)
     ask, memory = _ask(memory, now_s)
     if ask or vm.force or domain.state is not DomainState.STOPPING:
         return (Stop(vm.id, vm.force),), memory
@@ -401,21 +319,24 @@ def _plug(wanted: Wanted, domain: Domain) -> tuple[Action, ...]:
         return ()
     disks = {disk.volume: disk for disk in wanted.spec.disks}
     out = tuple(DetachDisk(wanted.vm.id, volume) for volume in sorted(set(domain.volumes) - disks.keys()))
-    plugged = [disks[volume] for volume in sorted(disks.keys() - set(domain.volumes)) if not disks[volume].boot]
-    return out + tuple(AttachDisk(wanted.vm.id, disk) for disk in plugged)
+    plugged = [disk for disk in disks.values() if disk.volume not in domain.volumes and not disk.boot]
+    return out + tuple(AttachDisk(wanted.vm.id, disk) for disk in sorted(plugged, key=lambda disk: (disk.slot, disk.volume)))
 
 
 def _stopping(wanted: Wanted, domain: Domain, note: Note, memory: Memory, now_s: float) -> Verdict:
     vm = wanted.vm
     if vm.force:
-        report = _report(wanted, domain, VmReport.STATE_STOPPING, "its power is being cut")
+        report = report_of(wanted, domain, VmReport.STATE_STOPPING, "its power is being cut")
         return Verdict(report, (Stop(vm.id, True),), note, memory)
     ask, memory = _ask(memory, now_s)
-    ask = ask or domain.state is not DomainState.STOPPING
+    if domain.pause is PauseReason.MIGRATION:
+        report = report_of(wanted, domain, VmReport.STATE_STOPPING, "it is being moved", pause=domain.pause)
+        return Verdict(report, (), note, memory, again_after_s=ASK_AGAIN_S)
+    ask = ask or domain.state not in (DomainState.STOPPING, DomainState.PAUSED)
     resume = (Resume(vm.id),) if domain.state is DomainState.PAUSED else ()
     actions = (*resume, Stop(vm.id, False)) if ask else ()
     say = f"the guest was asked to shut down; `cairn vm stop {vm.name} --force` cuts its power"
-    return Verdict(_report(wanted, domain, VmReport.STATE_STOPPING, say), actions, note, memory, again_after_s=ASK_AGAIN_S)
+    return Verdict(report_of(wanted, domain, VmReport.STATE_STOPPING, say), actions, note, memory, again_after_s=ASK_AGAIN_S)
 
 
 def _ask(memory: Memory, now_s: float) -> tuple[bool, Memory]:
@@ -423,33 +344,3 @@ def _ask(memory: Memory, now_s: float) -> tuple[bool, Memory]:
     if memory.asked_s is not None and now_s - memory.asked_s < ASK_AGAIN_S:
         return False, memory
     return True, replace(memory, asked_s=now_s)
-
-
-# --- report --------------------------------------------------------------------------------------------------------------
-
-
-def _report(
-    wanted: Wanted,
-    domain: Domain | None,
-    state: VmReport.State.ValueType,
-    say: str,
-    *,
-    error: str = "",
-    exit: str = "",
-    settled: bool | None = None,
-) -> VmReport:
-    """Build the report; settled None: as the state says."""
-    vm = wanted.vm
-    if settled is None:
-        settled = state in (VmReport.STATE_STOPPED, VmReport.STATE_ABSENT, VmReport.STATE_FAILED)
-    report = VmReport(state=state, say=say, error=error, exit=_EXIT[exit])
-    report.spec_revision = vm.spec_revision if settled else (domain.spec_revision if domain is not None else 0)
-    if domain is not None:
-        report.power_generation, report.reboot_generation = domain.power_generation, domain.reboot_generation
-        if domain.start_time and state == VmReport.STATE_RUNNING:
-            report.start_time.FromMicroseconds(int(domain.start_time * 1_000_000))
-    if state == VmReport.STATE_RUNNING or settled:
-        report.power_generation = max(report.power_generation, vm.power_generation)
-    if settled and state != VmReport.STATE_RUNNING:
-        report.reboot_generation = vm.reboot_generation
-    return report

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from cairn.agent.hypervisor.base import DomainState
+from cairn.agent.hypervisor.base import Hypervisor, HypervisorError
 from cairn.agent.ledger import Ledger
 from cairn.agent.reports import Reports
 from cairn.agent.work import Again
@@ -28,26 +28,24 @@ _HERE: Final = "here"
 class Volumes:
     """Observe, plan, apply, report for a volume."""
 
-    def __init__(self, driver: VolumeDriver, world: World, ledger: Ledger, reports: Reports) -> None:
-        self._driver, self._world, self._ledger, self._reports = driver, world, ledger, reports
+    def __init__(self, driver: VolumeDriver, hypervisor: Hypervisor, world: World, ledger: Ledger, reports: Reports) -> None:
+        self._driver, self._hypervisor = driver, hypervisor
+        self._world, self._ledger, self._reports = world, ledger, reports
         # Keys that wait for a guest to let go.
         self.in_use: set[str] = set()
 
     async def settle(self, key: str) -> Again:
         """Make a volume what it should be; StorageError or HypervisorError when that failed."""
-        await self._world.refresh(Part.VOLUMES, Part.IMAGES, Part.DOMAINS)
         object = self._ledger.object(key)
         self.in_use.discard(key)
         if object is None:
             return Again()
-        held = self._world.volumes.get(object.volume.id)
-        if object.volume.absent and held is not None and self._ledger.yield_to(key):
-            # It was to be removed before a restore, and is still here: the restored record lets it live.
-            object = self._ledger.object(key) or object
         desired = object.volume
+        await self._world.refresh(Part.VOLUMES, Part.IMAGES, Part.DOMAINS)
+        held = self._world.volumes.get(desired.id)
         image = self._world.images.get(desired.image_digest)
         actions = plan([], [desired], [image] if image else [], [held] if held else [])
-        if any(self._is_held_from(action) for action in actions):
+        if any(self._is_held_from_removal(action) for action in actions):
             self.in_use.add(key)
             self._say_in_use(key, desired)
             return Again()
@@ -65,6 +63,9 @@ class Volumes:
             state = VolumeReport.STATE_CREATING if error.retryable else VolumeReport.STATE_FAILED
             self._report(key, VolumeReport(state=state, say="trying again", error=str(error)))
             raise
+        except HypervisorError as error:
+            self._say_not_grown(key, desired, str(error))
+            raise
         await self._world.refresh(Part.VOLUMES)
         self._conclude(key, desired)
         return Again()
@@ -78,28 +79,35 @@ class Volumes:
                 case CreateVolume():
                     await self._driver.create(action.volume)
                 case GrowVolume():
-                    await self._driver.resize(action.id, action.size_bytes)
+                    await self._grow(action)
                 case DeleteVolume():
                     self._ledger.write_note(f"volume/{action.id}", None)
                     await self._driver.delete(action.id)
         finally:
             self._world.mark(Part.VOLUMES)
 
-    def _is_held_from(self, action: object) -> bool:
-        """Whether a guest keeps a volume from an action: from growing one that is on, from removal also one about to start."""
+    async def _grow(self, action: GrowVolume) -> None:
+        """Grow it; one that a guest has open by that guest's process, which alone may change it then."""
+        holders = [domain.id for domain in self._world.domains.values() if action.id in domain.open_volumes]
+        if holders:
+            await self._hypervisor.grow_disk(holders[0], action.id, action.size_bytes)
+        else:
+            await self._driver.resize(action.id, action.size_bytes)
+
+    def _is_held_from_removal(self, action: object) -> bool:
+        """Whether a guest has a volume that is to be removed, or is about to start with it."""
         domains = self._world.domains.values()
-        match action:
-            case DeleteVolume(id=id):
-                return any(id in domain.volumes for domain in domains)
-            case GrowVolume(id=id):
-                return any(id in domain.volumes for domain in domains if domain.state is not DomainState.SHUT_OFF)
-            case _:
-                return False
+        return isinstance(action, DeleteVolume) and any(action.id in domain.volumes for domain in domains)
 
     def _say_in_use(self, key: str, desired: DesiredVolume) -> None:
-        held = self._world.volumes[desired.id]
-        say = "removed once no guest has it open" if desired.absent else "grows when its guest is off"
+        held, say = self._world.volumes[desired.id], "removed once no guest has it open"
         body = VolumeReport(state=VolumeReport.STATE_READY, say=say, size_bytes=held.size_bytes, used_bytes=held.used_bytes)
+        self._report(key, body)
+
+    def _say_not_grown(self, key: str, desired: DesiredVolume, why: str) -> None:
+        held = self._world.volumes[desired.id]
+        body = VolumeReport(state=VolumeReport.STATE_READY, say="growing it failed; trying again", error=why)
+        body.size_bytes, body.used_bytes = held.size_bytes, held.used_bytes
         self._report(key, body)
 
     def _conclude(self, key: str, desired: DesiredVolume) -> None:

@@ -40,7 +40,7 @@ from cairn.controller.reconcilers.node_events import NodeEvents
 from cairn.controller.reconcilers.placement import Placements
 from cairn.controller.reconcilers.ports import Ports
 from cairn.controller.renewal import Renewal
-from cairn.controller.retention import Retention
+from cairn.controller.retention import EVENT_KEEP_S, Retention
 from cairn.controller.runtime import Runtime
 from cairn.controller.standing import StoreReplaced, back_say
 from cairn.controller.store.base import Store, Unavailable
@@ -58,8 +58,6 @@ from grpc_health.v1.health_pb2 import HealthCheckResponse
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, start_http_server
 
 _log = log.logger("controller")
-EVENT_KEEP_S: Final = 24 * 3600.0
-LEASE_USE_S: Final = 3600.0
 PROBE_S: Final = 2.0
 RETRY_S: Final = 0.5
 # Answered also while nobody may decide anything: how it is, and the way out.
@@ -109,7 +107,7 @@ class Controller:
         self.standing, fenced = self.core.standing, self.core.store
         endpoints = [config.advertised]
         self.peers = Peers(config.name, endpoints, store, self.cache, clock, cluster=config.cluster, version=version)
-        leases = Retention(store, EVENT_KEEP_S, LEASE_USE_S)
+        leases = Retention(store, EVENT_KEEP_S)
         reconcilers: list[Reconciler] = [
             Ports(),
             Placements(),

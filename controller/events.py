@@ -25,8 +25,8 @@ _FRAME_BYTES: Final = 128
 class Leases(Protocol):
     """Where leases for records that vanish by themselves come from. controller/retention.py is one."""
 
-    async def lease(self) -> int:
-        """Return a lease id. Raises Unavailable."""
+    async def lease(self, records: int = 1) -> int:
+        """Return a lease id for that many records of one commit. Raises Unavailable."""
         ...
 
     def forget(self) -> None:

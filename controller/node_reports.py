@@ -191,7 +191,7 @@ class Reports:
         own = [kinds.EVENT.key(id) for id in lot.events]
         if not lot.told and not any(key in lot.txn.puts for key in own):
             return
-        lease = await self._leases.lease()
+        lease = await self._leases.lease(len(own) + len(lot.told))
         for key in own:
             if key in lot.txn.puts:
                 lot.txn.puts[key] = Put(lot.txn.puts[key].value, lease)

@@ -24,6 +24,7 @@ from cairn.controller.model.capabilities import lacking
 from cairn.controller.model.nodes import hash_of
 from cairn.controller.model.restored import is_restored
 from cairn.controller.model.seats import transit_of
+from cairn.controller.model.slots import slots
 from cairn.controller.model.where import (
     claimed,
     needs_permit,
@@ -176,6 +177,7 @@ def _vm(view: View, _presence: Presence, node: str, id: str) -> Desired | None:
         user_data=spec.user_data,
         sealed=view.get(kinds.SECRET, f"vm/{id}"),
         spec_revision=record.mod_revision,
+        volumes_generation=spec.volumes_generation,
         role=role,
         needs_permit=needs_permit(view, vm),
     )
@@ -205,16 +207,16 @@ def _nics(view: View, node: str, vm: Vm) -> list[VmNic] | None:
 
 
 def _disks(view: View, node: str, vm: str) -> list[VmDisk]:
-    """Return the VM's disks on this node, the boot disk first."""
-    disks: list[VmDisk] = []
+    """Return the VM's disks on this node, in the order its guest is to find them."""
+    disks, order = list[VmDisk](), slots(view, vm)
     for id in view.by(kinds.VOLUME, "vm", vm):
         volume = view.get(kinds.VOLUME, id)
         if volume is not None and node in volume_nodes(view, id) and not _erased(view, id):
-            disk = VmDisk(volume=id, boot=volume.spec.boot)
+            disk = VmDisk(volume=id, boot=volume.spec.boot, slot=order[id])
             if volume.spec.type not in ("", LOCAL_POOL):
                 disk.type, disk.pool = volume.spec.type, volume_pool(view, id)
             disks.append(disk)
-    return sorted(disks, key=lambda disk: (not disk.boot, disk.volume))
+    return sorted(disks, key=lambda disk: (disk.slot, disk.volume))
 
 
 def _erased(view: View, id: str) -> bool:

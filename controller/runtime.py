@@ -372,7 +372,9 @@ class Loop:
     async def _commit(self, group: Group) -> None:
         loop = asyncio.get_running_loop()
         if group.events:
-            tell(group.txn, group.events, now=self._clock.now(), ids=self._ids, lease=await self._leases.lease())
+            tell(
+                group.txn, group.events, now=self._clock.now(), ids=self._ids, lease=await self._leases.lease(len(group.events))
+            )
         started_s = loop.time()
         revision = await self._store.commit(group.txn)
         self._commit_seconds.observe(loop.time() - started_s)

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from cairn.proto.ids import LOCAL_POOL
-from cairn.proto.v1.agent_pb2 import Desired
+from cairn.proto.v1.agent_pb2 import VM_ROLE_OWNER, VM_ROLE_UNSPECIFIED, Desired
 
 # Messages of many changes (SyncResponse.changes).
 CHANGES: Final = "changes"
@@ -28,6 +28,11 @@ def volume_type(type: str) -> str:
     return f"volume:{type or LOCAL_POOL}"
 
 
+# Knowing what a node is to a VM that moves, and waiting for a permit to start one: who does not would start it a second time.
+VM_ROLES: Final = "vm:roles"
+# Telling which volumes a guest has open.
+OPEN_VOLUMES: Final = "report:open-volumes"
+
 # What agents knew that do not say what they know.
 BEFORE_CAPABILITIES: Final = frozenset(
     (*map(desired_kind, ("image", "volume", "network", "port", "forward", "vm")), volume_type(LOCAL_POOL))
@@ -36,7 +41,13 @@ BEFORE_CAPABILITIES: Final = frozenset(
 ABSENT_IMAGES: Final = "absent:image"
 # What every agent of this release knows, whatever its node has.
 OF_THIS_RELEASE: Final = frozenset(
-    (CHANGES, ABSENT_IMAGES, *(desired_kind(field.name) for field in Desired.DESCRIPTOR.oneofs_by_name["object"].fields))
+    (
+        *(desired_kind(field.name) for field in Desired.DESCRIPTOR.oneofs_by_name["object"].fields),
+        CHANGES,
+        ABSENT_IMAGES,
+        VM_ROLES,
+        OPEN_VOLUMES,
+    )
 )
 
 
@@ -48,10 +59,13 @@ def of_agent(volume_types: Iterable[str]) -> list[str]:
 def needed(object: Desired) -> frozenset[str]:
     """Return what an agent must know to be sent an object."""
     kind = object.WhichOneof("object") or ""
-    types: list[str] = []
+    types, more = list[str](), set[str]()
     if kind == "volume":
         types.append(object.volume.type)
     elif kind == "vm":
         types += [disk.type for disk in object.vm.disks]
-    words = [ABSENT_IMAGES] if object.image.absent else []
-    return frozenset((desired_kind(kind), *map(volume_type, types), *words))
+        if object.vm.needs_permit or object.vm.role not in (VM_ROLE_UNSPECIFIED, VM_ROLE_OWNER):
+            more.add(VM_ROLES)
+    if object.image.absent:
+        more.add(ABSENT_IMAGES)
+    return frozenset((desired_kind(kind), *map(volume_type, types), *more))

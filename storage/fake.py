@@ -27,6 +27,8 @@ from cairn.storage.qcow2 import HEAD_BYTES, SECTOR_BYTES, check_image
 CHUNK_BYTES: Final = 1 << 20
 RESERVE_SHARE: Final = 0.05
 VOLUME_FREE_BYTES_MIN: Final = 64 << 20
+VOLUME_PATH: Final = "/fake/volumes/"
+VOLUME_SUFFIX: Final = ".qcow2"
 # What an empty qcow2 file takes.
 EMPTY_VOLUME_BYTES: Final = 196_608
 
@@ -66,6 +68,13 @@ class FakePool:
         """Keep an image whose bytes were verified."""
         same = (pool.images[image.digest][1] for pool in self.neighbours if image.digest in pool.images)
         self.images[image.digest] = (image, next(same, content))
+
+    def grow(self, path: str, size_bytes: int) -> None:
+        """A running guest's process grew the volume it has open at that path (an Attachment's)."""
+        id = path.removeprefix(VOLUME_PATH).removesuffix(VOLUME_SUFFIX)
+        held = self.volumes.get(id)
+        if held is not None and size_bytes > held.size_bytes:
+            self.volumes[id] = Volume(id, -(-size_bytes // SECTOR_BYTES) * SECTOR_BYTES, held.used_bytes, held.image_digest)
 
     def free_bytes(self) -> int:
         """Return the bytes not taken."""
@@ -254,7 +263,7 @@ class FakeVolumes:
         _require_id(id)
         if id not in self._pool.volumes:
             raise StorageError(f"volume {id} is not here")
-        return Attachment(f"/fake/volumes/{id}.qcow2", "qcow2")
+        return Attachment(f"{VOLUME_PATH}{id}{VOLUME_SUFFIX}", "qcow2")
 
     async def recover(self) -> None:
         """Forget what a killed predecessor was making."""

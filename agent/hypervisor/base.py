@@ -57,6 +57,19 @@ class ExitCause(enum.Enum):
     GUEST = "the guest shut itself down"
     CRASHED = "the guest or its process crashed"
     STOPPED = "we stopped it"
+    # It runs elsewhere: to start it here would be to run it twice.
+    MIGRATED = "the guest moved to another node"
+
+
+class PauseReason(enum.Enum):
+    """Why a domain that is on executes nothing (only with DomainState.PAUSED)."""
+
+    NONE = "it is not paused"
+    # A disk could not be written (no room) or read; resuming tries that again.
+    IO_ERROR = "the hypervisor stopped it at a disk that failed"
+    BY_HAND = "somebody suspended it with the hypervisor's own tools"
+    MIGRATION = "it is being moved"
+    OTHER = "the hypervisor stopped it for another reason"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +81,8 @@ class Disk:
     # qcow2 or raw.
     format: str
     boot: bool = False
+    # Place among the guest's disks: 0 is the first it finds, 1 the next.
+    slot: int = 0
     read_only: bool = False
 
 
@@ -98,10 +113,28 @@ class Domain:
     digest: str = ""
     # TAP names of its cards.
     taps: tuple[str, ...] = ()
-    # Volume ids attached to the live domain.
+    # Volume ids attached to the live domain (while it is off: in its configuration), in the order the guest finds them.
     volumes: tuple[str, ...] = ()
     # Wall-clock seconds since the epoch when it last started; 0: not running or unknown.
     start_time: float = 0.0
+    pause: PauseReason = PauseReason.NONE
+    # What the hypervisor says of disks that failed: (volume id, a few words).
+    disk_errors: tuple[tuple[str, str], ...] = ()
+    # How often its guest was seen to begin anew (starts and reboots, also its own), and when it last was.
+    boots: int = 0
+    boot_time: float = 0.0
+    # The newest reboot generation that was followed by such a beginning; reboot_generation is the newest asked of the guest.
+    rebooted_generation: int = 0
+
+    @property
+    def is_on(self) -> bool:
+        """Its process runs, whether its guest executes or not."""
+        return self.state is not DomainState.SHUT_OFF
+
+    @property
+    def open_volumes(self) -> tuple[str, ...]:
+        """The volumes its process has open."""
+        return self.volumes if self.is_on else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +184,7 @@ class Hypervisor(Protocol):
         ...
 
     async def resume(self, id: str) -> None:
-        """Let a STARTING domain run."""
+        """Let a STARTING or PAUSED domain run; one whose disk still fails is PAUSED again at once."""
         ...
 
     async def stop(self, id: str, *, force: bool) -> None:
@@ -162,7 +195,10 @@ class Hypervisor(Protocol):
         ...
 
     async def reboot(self, id: str, *, force: bool, reboot_generation: int) -> None:
-        """Restart the guest in place and note the generation in the mark."""
+        """Restart the guest in place and note the generation in the mark; again: asks again.
+
+        Unforced it returns when the guest was asked. That it did begin anew shows in boots and rebooted_generation.
+        """
         ...
 
     async def undefine(self, id: str) -> None:
@@ -175,6 +211,13 @@ class Hypervisor(Protocol):
 
     async def detach_disk(self, id: str, volume: str) -> None:
         """Remove a disk, waiting for the guest to let go; absent: no error."""
+        ...
+
+    async def grow_disk(self, id: str, volume: str, size_bytes: int) -> None:
+        """Grow the image of a disk that a running guest has open, which sees it at once; large enough already: no change.
+
+        HypervisorError when the domain is off or has no such disk.
+        """
         ...
 
     async def console(self, id: str) -> ConsoleStream:

@@ -69,14 +69,21 @@ def failure(what: str, error: libvirt.libvirtError) -> HypervisorError:
 class Connection:
     """The connection to one libvirtd. Use from one asyncio loop."""
 
-    def __init__(self, uri: str, on_event: Callable[[str, int], None], on_connect: Callable[[], None]) -> None:
-        """on_event(domain name, VIR_DOMAIN_EVENT_*) and on_connect() are called in the asyncio loop."""
+    def __init__(
+        self,
+        uri: str,
+        on_event: Callable[[str, int], None],
+        on_connect: Callable[[], None],
+        on_reboot: Callable[[str], None] = lambda _name: None,
+    ) -> None:
+        """on_event(domain name, VIR_DOMAIN_EVENT_*), on_reboot(domain name) and on_connect() are called in the asyncio loop."""
         self.uri = uri
         self._on_event = on_event
         self._on_connect = on_connect
+        self._on_reboot = on_reboot
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="libvirt")
         self._current: Any = None
-        self._registrations: dict[Any, int] = {}
+        self._registrations: dict[Any, list[int]] = {}
         self._opening = asyncio.Lock()
         self._lost = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
@@ -153,23 +160,29 @@ class Connection:
         try:
             connection.setKeepAlive(KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT)
             connection.registerCloseCallback(lambda gone, _reason, _opaque: tell(self._forget, gone), None)
-            heard = connection.domainEventRegisterAny(
+            lifecycle = connection.domainEventRegisterAny(
                 None,
                 libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE,
                 lambda _connection, domain, event, _detail, _opaque: tell(self._on_event, domain.name(), event),
                 None,
             )
+            reboot = connection.domainEventRegisterAny(
+                None,
+                libvirt.VIR_DOMAIN_EVENT_ID_REBOOT,
+                lambda _connection, domain, _opaque: tell(self._on_reboot, domain.name()),
+                None,
+            )
         except libvirt.libvirtError:
             connection.close()
             raise
-        self._registrations[connection] = heard
+        self._registrations[connection] = [lifecycle, reboot]
         return connection
 
     def _disconnect(self, connection: Any) -> None:
         """In a pool thread: let go of a connection that may be broken. Callbacks first: they would keep it open."""
         heard = self._registrations.pop(connection)
         for act in (
-            functools.partial(connection.domainEventDeregisterAny, heard),
+            *(functools.partial(connection.domainEventDeregisterAny, each) for each in heard),
             connection.unregisterCloseCallback,
             connection.close,
         ):

@@ -12,6 +12,7 @@ import hashlib
 import json
 import uuid
 import xml.etree.ElementTree as ET
+from collections.abc import Sequence
 from typing import Final
 
 from cairn.agent.hypervisor.base import Disk, DomainSpec
@@ -25,6 +26,7 @@ SPARE_PORTS: Final = 8
 TRANSLATION_CACHE_MIB: Final = 32
 GIC_V2_CPUS_MAX: Final = 8
 ALIAS_PREFIX: Final = "ua-"
+_LETTERS: Final = "abcdefghijklmnopqrstuvwxyz"
 _MACHINE: Final = {"x86_64": "q35", "aarch64": "virt"}
 
 
@@ -36,12 +38,17 @@ def digest_of(spec: DomainSpec) -> str:
         "cpus": vm.cpus,
         "memory_bytes": vm.memory_bytes,
         "arch": vm.arch,
-        "disks": [[disk.volume, disk.path, disk.format, disk.boot, disk.read_only] for disk in spec.disks],
+        "disks": [_disk_content(disk) for disk in spec.disks],
         "nics": [[nic.tap, nic.mac, nic.mtu] for nic in vm.nics],
         "seed": spec.seed,
         "console_log": spec.console_log,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _disk_content(disk: Disk) -> list[object]:
+    content = [disk.volume, disk.path, disk.format, disk.boot, disk.read_only]
+    return [*content, disk.slot] if disk.slot else content
 
 
 def uuid_of(id: str) -> str:
@@ -102,10 +109,20 @@ def disk_elements(domain: ET.Element) -> dict[str, ET.Element]:
     return found
 
 
-def free_target(domains: list[ET.Element]) -> str:
-    """Return the first disk name (vda, vdb, ...) that none of these configurations uses. ValueError when all 26 are taken."""
+def volumes_in(domain: ET.Element) -> tuple[str, ...]:
+    """Return the volumes in a domain's XML, in the order of their targets: vda, vdb, ..."""
+    targets = {volume: element.find("target") for volume, element in disk_elements(domain).items()}
+    names = {volume: target.get("dev", "") if target is not None else "" for volume, target in targets.items()}
+    return tuple(sorted(names, key=lambda volume: (names[volume], volume)))
+
+
+def free_target(domains: list[ET.Element], slot: int = 0) -> str:
+    """Return the disk name of a slot (0 is vda), or else the first, that none of these configurations uses.
+
+    ValueError when all 26 are taken.
+    """
     taken = {element.get("dev") for domain in domains for element in domain.iterfind("devices/disk/target")}
-    for letter in "abcdefghijklmnopqrstuvwxyz":
+    for letter in _LETTERS[slot : slot + 1] + _LETTERS:
         if f"vd{letter}" not in taken:
             return f"vd{letter}"
     raise ValueError("a guest has at most 26 disks")
@@ -158,8 +175,8 @@ def _platform(domain: ET.Element, spec: DomainSpec, *, kvm: bool) -> None:
 
 def _devices(devices: ET.Element, spec: DomainSpec) -> None:
     _controllers(devices, spec)
-    for index, disk in enumerate(spec.disks):
-        devices.append(disk_element(disk, "vd" + "abcdefghijklmnopqrstuvwxyz"[index]))
+    for disk, target in _targets(spec.disks):
+        devices.append(disk_element(disk, target))
     if spec.seed:
         seed = _add(devices, "disk", type="file", device="cdrom")
         _add(seed, "driver", name="qemu", type="raw")
@@ -179,6 +196,17 @@ def _devices(devices: ET.Element, spec: DomainSpec) -> None:
     if spec.vm.arch == "x86_64":
         # How a kernel says it panicked; libvirt 9 has no such device for "virt".
         _add(devices, "panic", model="isa")
+
+
+def _targets(disks: Sequence[Disk]) -> list[tuple[Disk, str]]:
+    """Return the disks in the order the guest is to find them, each with its name: that of its slot, or the first free one."""
+    taken: set[str] = set()
+    result = []
+    for disk in sorted(disks, key=lambda disk: disk.slot):
+        target = next(f"vd{letter}" for letter in _LETTERS[disk.slot :] + _LETTERS if f"vd{letter}" not in taken)
+        taken.add(target)
+        result.append((disk, target))
+    return result
 
 
 def _controllers(devices: ET.Element, spec: DomainSpec) -> None:

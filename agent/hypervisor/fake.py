@@ -1,9 +1,9 @@
 """The fake driver: guests that exist only in memory, with fault knobs. Shipped: it passes the same suite as libvirt.
 
 `FakeHost` is the truth about one host's guests and outlives the agent: drop the driver, make another on the same host, and it
-finds what runs. Tests and the simulation play the guest through it: `guest_poweroff`, `crash`, `deaf`, `clinging`. TAPs appear
-in and vanish from `FakeHost.taps`, which may be any set that others watch. No threads, and no time but the event loop's and
-the Clock's.
+finds what runs. Tests and the simulation play the guest through it: `guest_poweroff`, `guest_reboot`, `crash`, `deaf`,
+`clinging`; and what happens to it: `suspend`, `fill`, `migrated_away`. TAPs appear in and vanish from `FakeHost.taps`, which
+may be any set that others watch. No threads, and no time but the event loop's and the Clock's.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import dataclasses
-import shlex
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
@@ -28,8 +27,10 @@ from cairn.agent.hypervisor.base import (
     FaultKnobs,
     HypervisorError,
     NoSuchDomain,
+    PauseReason,
 )
 from cairn.agent.hypervisor.events import Notices
+from cairn.agent.hypervisor.fake_console import FakeConsole, prompt
 from cairn.agent.hypervisor.mark import Mark, Phase
 from cairn.proto.seams import Clock
 from cairn.proto.v1.node_pb2 import HypervisorFacts
@@ -48,6 +49,8 @@ class _Live:
     disks: dict[str, Disk]
     hostname: str
     paused: bool = True
+    # Why it is, unless by a start.
+    pause: PauseReason = PauseReason.NONE
     # Counts boots, so that what was begun for an earlier one is dropped.
     boot: int = 0
 
@@ -77,12 +80,20 @@ class FakeHost:
     deaf: set[str] = field(default_factory=set)
     # Volumes whose guest does not let go of them.
     clinging: set[str] = field(default_factory=set)
+    # Volumes that cannot be written, as their pool has no room.
+    full: set[str] = field(default_factory=set)
+    # Told (path, size) when a running guest's disk grows: the storage that plays along.
+    on_grow: Callable[[str, int], None] = lambda _path, _size_bytes: None
+    # Sizes of disks grown here, by volume.
+    grown: dict[str, int] = field(default_factory=dict)
     guests: dict[str, _Guest] = field(default_factory=dict)
     # Domains of somebody else, by name.
     foreign: set[str] = field(default_factory=set)
     notices: Notices = field(default_factory=Notices)
     # Every guest that ever executed an instruction, in order: to prove that nothing ran twice.
     boots: list[str] = field(default_factory=list)
+    # Wall-clock seconds since the epoch, for what guests do by themselves.
+    now_s: Callable[[], float] = lambda: 0.0
     # Guests are the host's own: what they do later outlives the agent that asked for it.
     _context: contextvars.Context = field(default_factory=contextvars.copy_context, repr=False)
 
@@ -90,6 +101,40 @@ class FakeHost:
         """The guest shuts itself down."""
         guest = self.guests[id]
         self.end(id, ExitCause.STOPPED if guest.mark.phase is Phase.STOPPING else ExitCause.GUEST)
+
+    def guest_reboot(self, id: str) -> None:
+        """The guest begins anew, by itself or as it was asked to."""
+        guest = self.guests[id]
+        if guest.live is not None and not guest.live.paused:
+            guest.live.boot += 1
+            guest.mark = guest.mark.rebooted(self.now_s())
+            self.boot(id)
+            self.notices.tell(id)
+
+    def suspend(self, id: str, reason: PauseReason = PauseReason.BY_HAND) -> None:
+        """Somebody, or something, pauses a guest that runs; one that does not: no change."""
+        live = self.guests[id].live
+        if live is not None and not live.paused:
+            live.paused, live.pause = True, reason
+            self.notices.tell(id)
+
+    def resume_by_hand(self, id: str) -> None:
+        """Somebody lets a guest run that was suspended by hand; otherwise: no change."""
+        live = self.guests[id].live
+        if live is not None and live.pause is PauseReason.BY_HAND:
+            live.paused, live.pause = False, PauseReason.NONE
+            self.notices.tell(id)
+
+    def fill(self, volume: str) -> None:
+        """There is no room for what is written to a volume: a guest that runs with it open is paused."""
+        self.full.add(volume)
+        for id, guest in self.guests.items():
+            if guest.live is not None and volume in guest.live.disks:
+                self.suspend(id, PauseReason.IO_ERROR)
+
+    def migrated_away(self, id: str) -> None:
+        """The guest runs on another host from now on."""
+        self.end(id, ExitCause.MIGRATED)
 
     def crash(self, id: str) -> None:
         """The guest's process dies."""
@@ -136,82 +181,16 @@ class FakeHost:
     def boot(self, id: str) -> None:
         """The guest's first instruction."""
         self.boots.append(id)
-        self.later(id, self.boot_s, lambda guest, live: self.say(guest, f"GUEST-READY host={live.hostname}\r\n{_prompt(live)}"))
+
+        def ready(guest: _Guest, live: _Live) -> None:
+            self.say(guest, f"GUEST-READY host={live.hostname}\r\n{prompt(live.hostname)}")
+
+        self.later(id, self.boot_s, ready)
 
     def say(self, guest: _Guest, text: str) -> None:
         """The guest prints on its serial console."""
         if guest.console is not None:
             guest.console.put(text.encode())
-
-
-class FakeConsole:
-    """A serial console with a root shell that knows echo, hostname and poweroff."""
-
-    def __init__(self, host: FakeHost, id: str) -> None:
-        self._host, self._id = host, id
-        self._output = bytearray()
-        self._line = bytearray()
-        self._some = asyncio.Event()
-        self._ended = False
-
-    async def read(self) -> bytes:
-        """Return what was printed; empty when it ended."""
-        await self._some.wait()
-        data = bytes(self._output)
-        self._output.clear()
-        if not self._ended:
-            self._some.clear()
-        return data
-
-    async def write(self, data: bytes) -> None:
-        """Type."""
-        if self._ended:
-            raise HypervisorError(f"write to the console of {self._id}: it has ended")
-        # Enter is a carriage return on a terminal, and shows as a new line.
-        self.put(data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n", b"\r\n"))
-        for byte in data:
-            if byte in b"\r\n":
-                line, self._line = self._line.decode(errors="replace"), bytearray()
-                self._execute(line)
-            else:
-                self._line.append(byte)
-
-    async def close(self) -> None:
-        """Let go."""
-        self.end()
-        guest = self._host.guests.get(self._id)
-        if guest is not None and guest.console is self:
-            guest.console = None
-
-    def put(self, data: bytes) -> None:
-        """Show output."""
-        if not self._ended:
-            self._output += data
-            self._some.set()
-
-    def end(self) -> None:
-        """No more output."""
-        self._ended = True
-        self._some.set()
-
-    def _execute(self, line: str) -> None:
-        guest = self._host.guests.get(self._id)
-        if guest is None or guest.live is None or guest.live.paused:
-            return
-        try:
-            words = shlex.split(line)
-        except ValueError as error:
-            words = ["echo", f"syntax error: {error}"]
-        if words[:1] == ["poweroff"]:
-            self._host.later(self._id, self._host.shutdown_s, lambda _guest, _live: self._host.guest_poweroff(self._id))
-            return
-        if words[:1] == ["echo"]:
-            self.put(" ".join(words[1:]).encode() + b"\r\n")
-        elif words[:1] == ["hostname"]:
-            self.put(guest.live.hostname.encode() + b"\r\n")
-        elif words:
-            self.put(f"{words[0]}: not found; this guest knows echo, hostname and poweroff\r\n".encode())
-        self.put(_prompt(guest.live).encode())
 
 
 class FakeHypervisor:
@@ -222,6 +201,7 @@ class FakeHypervisor:
         self.knobs = knobs or FaultKnobs()
         self.latency_s = latency_s
         self._clock = clock
+        host.now_s = lambda: clock.now().timestamp()
 
     async def facts(self) -> HypervisorFacts:
         """Return what guests can be."""
@@ -233,7 +213,8 @@ class FakeHypervisor:
 
     async def list(self) -> list[Domain]:
         """Return our domains."""
-        return await self._do("list", "", lambda: [_observe(guest) for _, guest in sorted(self.host.guests.items())])
+        host = self.host
+        return await self._do("list", "", lambda: [_observe(guest, host.full) for _, guest in sorted(host.guests.items())])
 
     async def define(self, spec: DomainSpec) -> None:
         """Define or redefine."""
@@ -267,14 +248,7 @@ class FakeHypervisor:
             guest.live = _Live(taps, dict(guest.disks), guest.spec.vm.hostname or guest.spec.vm.name)
             for tap in taps:
                 self.host.taps.add(tap)
-            guest.mark = dataclasses.replace(
-                guest.mark,
-                power_generation=power_generation,
-                reboot_generation=reboot_generation,
-                phase=Phase.STARTING,
-                exit=ExitCause.NONE,
-                start_time=self._clock.now().timestamp(),
-            )
+            guest.mark = guest.mark.started(power_generation, reboot_generation, self._clock.now().timestamp())
             self.host.notices.tell(id)
 
         await self._do("start", id, act)
@@ -286,10 +260,13 @@ class FakeHypervisor:
             guest, live = self._running(id, "resume")
             if not live.paused:
                 return
-            live.paused = False
+            live.paused, live.pause = False, PauseReason.NONE
             if guest.mark.phase is Phase.STARTING:
                 guest.mark = dataclasses.replace(guest.mark, phase=Phase.NONE)
                 self.host.boot(id)
+            if self.host.full & live.disks.keys():
+                # It writes, and is paused again at once.
+                self.host.suspend(id, PauseReason.IO_ERROR)
             self.host.notices.tell(id)
 
         await self._do("resume", id, act)
@@ -311,14 +288,15 @@ class FakeHypervisor:
         await self._do("stop", id, act)
 
     async def reboot(self, id: str, *, force: bool, reboot_generation: int) -> None:
-        """Restart the guest; a deaf one only by force."""
+        """Restart the guest; a deaf one, or one that is paused, only by force."""
 
         def act() -> None:
             guest, live = self._running(id, "reboot")
+            guest.mark = dataclasses.replace(guest.mark, reboot_generation=reboot_generation)
             if force or id not in self.host.deaf:
                 live.boot += 1
+                guest.mark = guest.mark.rebooted(self._clock.now().timestamp())
                 self.host.boot(id)
-            guest.mark = dataclasses.replace(guest.mark, reboot_generation=reboot_generation)
             self.host.notices.tell(id)
 
         await self._do("reboot", id, act)
@@ -362,6 +340,20 @@ class FakeHypervisor:
             self.host.notices.tell(id)
 
         await self._do("detach_disk", id, act)
+
+    async def grow_disk(self, id: str, volume: str, size_bytes: int) -> None:
+        """Grow a running guest's disk."""
+
+        def act() -> None:
+            _, live = self._running(id, f"grow {volume} of")
+            if volume not in live.disks:
+                raise HypervisorError(f"grow {volume} of {id}: it has no such disk")
+            if size_bytes > self.host.grown.get(volume, 0):
+                self.host.grown[volume] = size_bytes
+                self.host.on_grow(live.disks[volume].path, size_bytes)
+            self.host.notices.tell(id)
+
+        await self._do("grow_disk", id, act)
 
     async def console(self, id: str) -> ConsoleStream:
         """Open the serial console."""
@@ -409,18 +401,17 @@ class FakeHypervisor:
         return result
 
 
-def _prompt(live: _Live) -> str:
-    return f"root@{live.hostname}:~# "
-
-
-def _observe(guest: _Guest) -> Domain:
+def _observe(guest: _Guest, full: set[str]) -> Domain:
     mark, live = guest.mark, guest.live
     if live is None:
         state = DomainState.SHUT_OFF
     elif live.paused:
-        state = DomainState.STARTING if mark.phase is Phase.STARTING else DomainState.PAUSED
+        starting = mark.phase is Phase.STARTING and live.pause is PauseReason.NONE
+        state = DomainState.STARTING if starting else DomainState.PAUSED
     else:
         state = DomainState.STOPPING if mark.phase is Phase.STOPPING else DomainState.RUNNING
+    disks = live.disks if live is not None else guest.disks
+    errors = tuple((volume, "no space left") for volume in sorted(full & disks.keys()))
     return Domain(
         id=mark.id,
         state=state,
@@ -430,6 +421,11 @@ def _observe(guest: _Guest) -> Domain:
         spec_revision=mark.spec_revision,
         digest=mark.digest,
         taps=live.taps if live is not None else tuple(nic.tap for nic in guest.spec.vm.nics),
-        volumes=tuple(live.disks if live is not None else guest.disks),
+        volumes=tuple(disk.volume for disk in sorted(disks.values(), key=lambda disk: disk.slot)),
         start_time=mark.start_time if live is not None else 0.0,
+        pause=live.pause if live is not None and state is DomainState.PAUSED else PauseReason.NONE,
+        disk_errors=errors if state is DomainState.PAUSED else (),
+        boots=mark.boots,
+        boot_time=mark.boot_time,
+        rebooted_generation=mark.rebooted_generation,
     )

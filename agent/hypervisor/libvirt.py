@@ -11,6 +11,7 @@ import asyncio
 import dataclasses
 import threading
 import xml.etree.ElementTree as ET
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, Final
@@ -27,6 +28,7 @@ from cairn.agent.hypervisor.base import (
     ExitCause,
     HypervisorError,
     NoSuchDomain,
+    PauseReason,
 )
 from cairn.agent.hypervisor.capabilities import read_facts
 from cairn.agent.hypervisor.connection import Connection
@@ -45,8 +47,27 @@ _CAUSES: Final = {
     libvirt.VIR_DOMAIN_SHUTOFF_FAILED: ExitCause.CRASHED,
     libvirt.VIR_DOMAIN_SHUTOFF_DESTROYED: ExitCause.STOPPED,
     libvirt.VIR_DOMAIN_SHUTOFF_DAEMON: ExitCause.STOPPED,
-    libvirt.VIR_DOMAIN_SHUTOFF_MIGRATED: ExitCause.STOPPED,
+    libvirt.VIR_DOMAIN_SHUTOFF_MIGRATED: ExitCause.MIGRATED,
     libvirt.VIR_DOMAIN_SHUTOFF_SAVED: ExitCause.STOPPED,
+}
+_PAUSES: Final = {
+    libvirt.VIR_DOMAIN_PAUSED_IOERROR: PauseReason.IO_ERROR,
+    libvirt.VIR_DOMAIN_PAUSED_USER: PauseReason.BY_HAND,
+    libvirt.VIR_DOMAIN_PAUSED_SAVE: PauseReason.BY_HAND,
+    libvirt.VIR_DOMAIN_PAUSED_DUMP: PauseReason.BY_HAND,
+    libvirt.VIR_DOMAIN_PAUSED_SNAPSHOT: PauseReason.BY_HAND,
+    libvirt.VIR_DOMAIN_PAUSED_FROM_SNAPSHOT: PauseReason.BY_HAND,
+    libvirt.VIR_DOMAIN_PAUSED_MIGRATION: PauseReason.MIGRATION,
+    libvirt.VIR_DOMAIN_PAUSED_POSTCOPY: PauseReason.MIGRATION,
+    libvirt.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED: PauseReason.MIGRATION,
+}
+# Paused like this it may be one that we are just starting.
+_STARTED_PAUSED: Final = frozenset(
+    {libvirt.VIR_DOMAIN_PAUSED_USER, libvirt.VIR_DOMAIN_PAUSED_UNKNOWN, libvirt.VIR_DOMAIN_PAUSED_STARTING_UP}
+)
+_DISK_ERRORS: Final = {
+    libvirt.VIR_DOMAIN_DISK_ERROR_NO_SPACE: "no space left",
+    libvirt.VIR_DOMAIN_DISK_ERROR_UNSPEC: "cannot be read or written",
 }
 _UNDEFINE: Final = (
     libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
@@ -63,10 +84,14 @@ class LibvirtHypervisor:
         self._clock = clock
         self._cpuinfo = cpuinfo
         self._notices = Notices()
-        self._connection = Connection(uri, lambda name, _event: self._notices.tell(name), lambda: self._notices.tell(""))
+        self._connection = Connection(
+            uri, lambda name, _event: self._notices.tell(name), lambda: self._notices.tell(""), self._reboot_heard
+        )
         self._facts: HypervisorFacts | None = None
         # One change of a mark at a time: each is read, changed, written, in one of the connection's threads.
         self._marking = threading.Lock()
+        # (domain name, wall-clock time) of reboots that were heard of and are not in a mark yet.
+        self._heard: deque[tuple[str, float]] = deque()
 
     async def facts(self) -> HypervisorFacts:
         """Return what guests can be; asked of libvirt and the CPU each time, as QEMU may be upgraded under us."""
@@ -79,8 +104,27 @@ class LibvirtHypervisor:
         return domain_xml.digest_of(spec)
 
     async def list(self) -> list[Domain]:
-        """Return our domains. Why one ended is written into its mark on the way: libvirt forgets with its daemon."""
-        return await self._connection.call("list domains", lambda connection: _list(connection, self._marking))
+        """Return our domains. What libvirt forgets is written into marks on the way: why one ended, that one rebooted."""
+
+        def act(connection: Any) -> list[Domain]:
+            with self._marking:
+                self._note_reboots(connection)
+            return _list(connection, self._marking)
+
+        return await self._connection.call("list domains", act)
+
+    def _reboot_heard(self, name: str) -> None:
+        self._heard.append((name, self._clock.now().timestamp()))
+        self._notices.tell(name)
+
+    def _note_reboots(self, connection: Any) -> None:
+        """Write into marks what was heard of reboots. Under the lock of marks."""
+        while self._heard:
+            name, at = self._heard[0]
+            domain = _found(connection, name)
+            if domain is not None and (mark := find_mark(_tree(domain, libvirt.VIR_DOMAIN_XML_INACTIVE))) is not None:
+                _write_mark(domain, mark.rebooted(at))
+            self._heard.popleft()
 
     async def define(self, spec: DomainSpec) -> None:
         """Define or redefine; the mark keeps what the domain went through."""
@@ -105,14 +149,8 @@ class LibvirtHypervisor:
         def act(domain: Any) -> None:
             if domain.isActive():
                 return
-            self._note(
-                domain,
-                power_generation=power_generation,
-                reboot_generation=reboot_generation,
-                phase=Phase.STARTING,
-                exit=ExitCause.NONE,
-                start_time=now,
-            )
+            with self._marking:
+                _write_mark(domain, _mark(domain).started(power_generation, reboot_generation, now))
             domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED)
 
         await self._on(id, "start", act)
@@ -150,11 +188,20 @@ class LibvirtHypervisor:
         def act(domain: Any) -> None:
             if not domain.isActive():
                 raise HypervisorError(f"reboot {id}: it is shut off")
+            with self._marking:
+                self._note_reboots(domain.connect())
+                boots = _mark(domain).boots
             if force:
                 domain.reset(0)
             else:
                 domain.reboot(libvirt.VIR_DOMAIN_REBOOT_ACPI_POWER_BTN)
-            self._note(domain, reboot_generation=reboot_generation)
+            with self._marking:
+                mark = _mark(domain)
+                # It may have begun anew, and been noted, already.
+                answered = reboot_generation if mark.boots > boots else mark.rebooted_generation
+                _write_mark(
+                    domain, dataclasses.replace(mark, reboot_generation=reboot_generation, rebooted_generation=answered)
+                )
 
         await self._on(id, "reboot", act)
 
@@ -177,7 +224,7 @@ class LibvirtHypervisor:
         def act(domain: Any) -> None:
             sides = _sides(domain)
             missing = [flag for flag, tree in sides.items() if disk.volume not in domain_xml.disk_elements(tree)]
-            target = domain_xml.free_target(list(sides.values()))
+            target = domain_xml.free_target(list(sides.values()), disk.slot)
             for tree in sides.values():
                 if (present := domain_xml.disk_elements(tree).get(disk.volume)) is not None:
                     target = present.find("target").get("dev", target)  # type: ignore[union-attr]
@@ -209,6 +256,21 @@ class LibvirtHypervisor:
                 await asyncio.sleep(DETACH_POLL_S)
         except NoSuchDomain:
             return
+
+    async def grow_disk(self, id: str, volume: str, size_bytes: int) -> None:
+        """Have QEMU grow the image and tell the guest."""
+
+        def act(domain: Any) -> None:
+            if not domain.isActive():
+                raise HypervisorError(f"grow {volume} of {id}: it is shut off")
+            element = domain_xml.disk_elements(_tree(domain, 0)).get(volume)
+            if element is None:
+                raise HypervisorError(f"grow {volume} of {id}: it has no such disk")
+            target = element.find("target").get("dev", "")  # type: ignore[union-attr]
+            if domain.blockInfo(target)[0] < size_bytes:
+                domain.blockResize(target, size_bytes, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
+
+        await self._on(id, f"grow {volume} of", act)
 
     async def console(self, id: str) -> ConsoleStream:
         """Open the serial console, taking it from whoever has it."""
@@ -276,6 +338,7 @@ def _observe(domain: Any) -> Domain | None:
         return None
     state, reason = domain.state()
     off = state in _OFF
+    seen = _state(mark, state, reason)
     shown = config if off else _tree(domain, 0)
     cause = _cause(mark, reason) if off else ExitCause.NONE
     # While a start is under way the reason is still that of the end before.
@@ -283,23 +346,40 @@ def _observe(domain: Any) -> Domain | None:
         _write_mark(domain, dataclasses.replace(mark, exit=cause))
     return Domain(
         id=mark.id,
-        state=_state(mark, state),
+        state=seen,
         exit=cause,
         power_generation=mark.power_generation,
         reboot_generation=mark.reboot_generation,
         spec_revision=mark.spec_revision,
         digest=mark.digest,
         taps=domain_xml.taps_in(shown),
-        volumes=tuple(domain_xml.disk_elements(shown)),
+        volumes=domain_xml.volumes_in(shown),
         start_time=0.0 if off else mark.start_time,
+        pause=_PAUSES.get(reason, PauseReason.OTHER) if seen is DomainState.PAUSED else PauseReason.NONE,
+        disk_errors=_disk_errors(domain, shown) if seen is DomainState.PAUSED else (),
+        boots=mark.boots,
+        boot_time=mark.boot_time,
+        rebooted_generation=mark.rebooted_generation,
     )
 
 
-def _state(mark: Mark, state: int) -> DomainState:
+def _disk_errors(domain: Any, shown: ET.Element) -> tuple[tuple[str, str], ...]:
+    """Return the volumes that failed, each with a few words."""
+    targets = {
+        target.get("dev", ""): volume
+        for volume, element in domain_xml.disk_elements(shown).items()
+        if (target := element.find("target")) is not None
+    }
+    failed: dict[str, int] = domain.diskErrors()
+    return tuple((targets.get(target, target), _DISK_ERRORS.get(error, "failed")) for target, error in sorted(failed.items()))
+
+
+def _state(mark: Mark, state: int, reason: int) -> DomainState:
     if state in _OFF:
         return DomainState.SHUT_OFF
     if state == libvirt.VIR_DOMAIN_PAUSED:
-        return DomainState.STARTING if mark.phase is Phase.STARTING else DomainState.PAUSED
+        starting = mark.phase is Phase.STARTING and reason in _STARTED_PAUSED
+        return DomainState.STARTING if starting else DomainState.PAUSED
     if state == libvirt.VIR_DOMAIN_SHUTDOWN or mark.phase is Phase.STOPPING:
         return DomainState.STOPPING
     return DomainState.RUNNING
@@ -318,15 +398,21 @@ def _tree(domain: Any, flags: int) -> ET.Element:
     return ET.fromstring(domain.XMLDesc(flags))  # noqa: S314
 
 
-def _lookup(connection: Any, id: str) -> Any:
-    """Return the domain or None; HypervisorError when one of that name is not ours."""
+def _found(connection: Any, name: str) -> Any:
+    """Return the domain of that name, whosever it is, or None."""
     try:
-        domain = connection.lookupByName(id)
+        return connection.lookupByName(name)
     except libvirt.libvirtError as error:
         if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
             return None
         raise
-    _mark(domain)
+
+
+def _lookup(connection: Any, id: str) -> Any:
+    """Return the domain or None; HypervisorError when one of that name is not ours."""
+    domain = _found(connection, id)
+    if domain is not None:
+        _mark(domain)
     return domain
 
 

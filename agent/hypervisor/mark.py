@@ -44,10 +44,32 @@ class Mark:
     exit: ExitCause = ExitCause.NONE
     # Wall-clock seconds since the epoch of the last start; 0: never.
     start_time: float = 0.0
+    # See hypervisor/base.py, Domain.
+    boots: int = 0
+    boot_time: float = 0.0
+    rebooted_generation: int = 0
 
     def redefined(self, spec: DomainSpec, digest: str) -> Mark:
         """Return the mark for a new configuration of the same VM: what the domain went through stays."""
         return dataclasses.replace(self, name=spec.vm.name, spec_revision=spec.vm.spec_revision, digest=digest)
+
+    def started(self, power_generation: int, reboot_generation: int, now: float) -> Mark:
+        """Return the mark of a domain that is being started at that wall-clock time."""
+        return dataclasses.replace(
+            self,
+            power_generation=power_generation,
+            reboot_generation=reboot_generation,
+            rebooted_generation=reboot_generation,
+            phase=Phase.STARTING,
+            exit=ExitCause.NONE,
+            start_time=now,
+            boots=self.boots + 1,
+            boot_time=now,
+        )
+
+    def rebooted(self, now: float) -> Mark:
+        """Return the mark of a domain whose guest was seen to begin anew: what was asked of it is answered."""
+        return dataclasses.replace(self, boots=self.boots + 1, boot_time=now, rebooted_generation=self.reboot_generation)
 
     def element(self) -> ET.Element:
         """Return the XML element; what is not so is left out."""
@@ -65,6 +87,9 @@ class Mark:
             attributes["exit"] = self.exit.name.lower()
         if self.start_time:
             attributes["start_time"] = f"{self.start_time:.3f}"
+        if self.boots:
+            attributes["boots"], attributes["boot_time"] = str(self.boots), f"{self.boot_time:.3f}"
+            attributes["rebooted_generation"] = str(self.rebooted_generation)
         return ET.Element(TAG, attributes)
 
     def bare(self) -> str:
@@ -80,14 +105,19 @@ def find_mark(domain: ET.Element) -> Mark | None:
     if element is None or element.get("id", "") != domain.findtext("name"):
         return None
     cause = element.get("exit", "none").upper()
+    start_time, reboot_generation = element.get("start_time", "0"), element.get("reboot_generation", "0")
     return Mark(
         id=element.get("id", ""),
         name=element.get("name", ""),
         spec_revision=int(element.get("spec_revision", "0")),
         digest=element.get("digest", ""),
         power_generation=int(element.get("power_generation", "0")),
-        reboot_generation=int(element.get("reboot_generation", "0")),
+        reboot_generation=int(reboot_generation),
         phase=Phase(element.get("phase", "")),
         exit=ExitCause[cause] if cause in ExitCause.__members__ else ExitCause.NONE,
-        start_time=float(element.get("start_time", "0")),
+        start_time=float(start_time),
+        # A domain started by a release that did not count was booted once, and did what it was asked.
+        boots=int(element.get("boots", "1" if float(start_time) else "0")),
+        boot_time=float(element.get("boot_time", start_time)),
+        rebooted_generation=int(element.get("rebooted_generation", reboot_generation)),
     )

@@ -26,6 +26,10 @@ class Views(Protocol):
         """Return once view.revision is at least that."""
         ...
 
+    def committed(self, txn: Txn, revision: int) -> None:
+        """Show a commit of ours at once, if it is the next after what the view shows."""
+        ...
+
 
 @dataclass(slots=True)
 class Decided(Generic[M]):

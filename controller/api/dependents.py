@@ -25,10 +25,15 @@ Rule = Callable[[View, str], Iterator[Affected]]
 
 def _vm(view: View, id: str) -> Iterator[Affected]:
     yield "vm", id
-    for volume in view.by(kinds.VOLUME, "vm", id):
-        yield "volume", volume
+    yield from _volumes(view, id)
     for port in view.by(kinds.PORT, "vm", id):
         yield "port", port
+
+
+def _volumes(view: View, vm: str) -> Iterator[Affected]:
+    """Those attached to a VM, or taken from it before."""
+    for volume in (*view.by(kinds.VOLUME, "vm", vm), *view.by(kinds.VOLUME, "former_vm", vm)):
+        yield "volume", volume
 
 
 def _placement(view: View, vm: str) -> Iterator[Affected]:
@@ -132,6 +137,11 @@ def _observed(view: View, id: str) -> Iterator[Affected]:
     node, kind, object = [*id.split("/", 2), "", ""][:3]
     if kind in ("vm", "volume", "port"):
         yield kind, object
+    if kind == "vm":
+        yield from _volumes(view, object)
+        seen = view.get(kinds.OBSERVED, id)
+        for volume in seen.report.vm.open_volumes if seen is not None else ():
+            yield "volume", volume
     if kind == "image":
         yield "image", object
         for vm in vms_on(view, node):

@@ -22,7 +22,7 @@ from cairn.controller.model.where import decision_of, where
 from cairn.controller.reconcilers.base import Reconciler
 from cairn.controller.reconcilers.placement import Placements
 from cairn.controller.reconcilers.ports import Ports
-from cairn.controller.retention import Retention
+from cairn.controller.retention import PLAN_KEEP_S, Retention
 from cairn.controller.store.base import Put, Store, Txn, View
 from cairn.controller.words import several, size
 from cairn.proto import kinds
@@ -33,8 +33,6 @@ from cairn.proto.v1.common_pb2 import Plan
 
 # Key -> (its revision before, and after).
 Touched: TypeAlias = Mapping[str, tuple[int, int]]
-PLAN_KEEP_S: Final = 600.0
-LEASE_USE_S: Final = 60.0
 ROUNDS_MAX: Final = 8
 
 
@@ -96,7 +94,7 @@ class Planner:
         self._store, self._views, self._clock, self._ids = store, views, clock, ids
         # What a plan shows: addresses first, then places.
         self._reconcilers: tuple[Reconciler, ...] = (Ports(), Placements())
-        self._retention = Retention(store, PLAN_KEEP_S, LEASE_USE_S)
+        self._retention = Retention(store, PLAN_KEEP_S)
 
     def plan(self, view: View, caller: Caller, method: str, digest: bytes, decided: Decided[Any]) -> tuple[Any, PlanRecord]:
         """Return the object as it would be, with its plan, and the plan to keep."""
@@ -140,6 +138,8 @@ class Planner:
         for key, (before, after) in touched.items():
             if txn.checks.get(key) == before:
                 txn.checks[key] = after
+        if not all(view.revision_of(*kinds.split(key)) == revision for key, revision in txn.checks.items()):
+            raise Moved(f"plan {plan_id} no longer applies: something it was decided on has changed; plan again")
         txn.check(kinds.PLAN, plan_id, record.mod_revision).delete(kinds.PLAN, plan_id)
         kind, _, id = record.message.object.partition("/")
         noun = nouns.BY_KIND[kind]

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 from datetime import UTC
 from ipaddress import IPv4Network
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
+from cairn.controller.model.attachments import Hold, attachment
 from cairn.controller.model.capabilities import unknown_there
 from cairn.controller.model.lifetime import kept_no_longer
 from cairn.controller.model.nodes import capacity, connected, node_name
 from cairn.controller.model.pools import pool_claimed
 from cairn.controller.model.reports import report
-from cairn.controller.model.where import in_shared_pool, vms_on, volume_node, volume_pool, where
+from cairn.controller.model.where import in_shared_pool, vms_on, volume_claimed_bytes, volume_node, volume_pool, where
 from cairn.controller.store.base import Record, View
 from cairn.controller.words import size
 from cairn.proto import kinds
@@ -37,6 +38,22 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 M = TypeVar("M", bound=Message)
+_HELD: Final = {
+    Hold.FREE: VolumeStatus.STATE_AVAILABLE,
+    Hold.ATTACHING: VolumeStatus.STATE_ATTACHING,
+    Hold.ATTACHED: VolumeStatus.STATE_ATTACHED,
+    Hold.DETACHING: VolumeStatus.STATE_DETACHING,
+}
+_USABLE: Final = frozenset({VolumeStatus.STATE_AVAILABLE, VolumeStatus.STATE_ATTACHED})
+_VOLUME_MOVING: Final = frozenset(
+    {
+        VolumeStatus.STATE_PENDING,
+        VolumeStatus.STATE_CREATING,
+        VolumeStatus.STATE_DELETING,
+        VolumeStatus.STATE_ATTACHING,
+        VolumeStatus.STATE_DETACHING,
+    }
+)
 
 
 def copied(record: Record[M]) -> Any:
@@ -165,11 +182,13 @@ def volume(view: View, record: Record[Volume]) -> Volume:
     seen = seen if seen is not None or not shared else _last_seen(view, result.id)
     if seen is not None:
         status.used_bytes = seen.volume.used_bytes
-    status.observed_revision = record.mod_revision
     state = _shared_state if shared and not result.HasField("delete_time") else _volume_state
     status.state, status.say = state(view, result, node, seen.volume if seen is not None else None)
-    result.reconciling = status.state in (VolumeStatus.STATE_PENDING, VolumeStatus.STATE_CREATING, VolumeStatus.STATE_DELETING)
-    usable = status.state in (VolumeStatus.STATE_AVAILABLE, VolumeStatus.STATE_ATTACHED)
+    growing = _growing(view, result, seen.volume, node) if seen is not None and status.state in _USABLE else ""
+    status.say = growing or status.say
+    result.reconciling = bool(growing) or status.state in _VOLUME_MOVING
+    status.observed_revision = 0 if result.reconciling else record.mod_revision
+    usable = status.state in _USABLE
     condition(status, "Ready", usable, VolumeStatus.State.Name(status.state).removeprefix("STATE_").title(), status.say)
     return result
 
@@ -198,11 +217,22 @@ def _volume_state(view: View, volume: Volume, node: str, seen: VolumeReport | No
         return VolumeStatus.STATE_FAILED, f"{status.node} could not make it: {seen.error or seen.say}"
     if seen.state == VolumeReport.STATE_CREATING:
         return VolumeStatus.STATE_CREATING, f"{status.node}: {seen.say or 'being made'}"
-    if seen.size_bytes < volume.spec.size_bytes:
-        return VolumeStatus.STATE_CREATING, f"{status.node} is growing it to {size(volume.spec.size_bytes)}"
+    held = attachment(view, volume)
+    settled = f"on {status.node}, attached to no VM"
     if volume.spec.vm:
-        return VolumeStatus.STATE_ATTACHED, f"attached to {status.vm_name or volume.spec.vm} on {status.node}"
-    return VolumeStatus.STATE_AVAILABLE, f"on {status.node}, attached to no VM"
+        settled = f"attached to {status.vm_name or volume.spec.vm} on {status.node}"
+    return _HELD[held.hold], held.say or settled
+
+
+def _growing(view: View, volume: Volume, seen: VolumeReport, node: str) -> str:
+    """Say what a volume waits for that is smaller than asked for; empty: it is not."""
+    wanted = volume.spec.size_bytes
+    if seen.size_bytes >= wanted:
+        return ""
+    if volume_claimed_bytes(view, volume.id) < wanted:
+        return f"waits for room to grow to {size(wanted)}"
+    why = f": {seen.error}; trying again" if seen.error else ""
+    return f"{node_name(view, node)} is growing it to {size(wanted)}{why}"
 
 
 def _shared_state(view: View, volume: Volume, node: str, seen: VolumeReport | None) -> tuple[VolumeStatus.State.ValueType, str]:
@@ -217,11 +247,11 @@ def _shared_state(view: View, volume: Volume, node: str, seen: VolumeReport | No
             "" if connected(view, node) else f"{name} does not answer; another node takes over"
         )
         return VolumeStatus.STATE_CREATING, waits or f"{name}: {(seen.say if seen is not None else '') or 'is to make it'}"
-    if seen.size_bytes < volume.spec.size_bytes:
-        return VolumeStatus.STATE_CREATING, f"{name} is growing it to {size(volume.spec.size_bytes)}"
+    held = attachment(view, volume)
+    settled = f"in pool {pool}, attached to no VM"
     if volume.spec.vm:
-        return VolumeStatus.STATE_ATTACHED, f"attached to {volume.status.vm_name or volume.spec.vm}, in pool {pool}"
-    return VolumeStatus.STATE_AVAILABLE, f"in pool {pool}, attached to no VM"
+        settled = f"attached to {volume.status.vm_name or volume.spec.vm}, in pool {pool}"
+    return _HELD[held.hold], held.say or settled
 
 
 def _last_seen(view: View, volume: str) -> Report | None:

@@ -152,7 +152,7 @@ def _data_volumes(view: View, caller: Caller, txn: Txn, vm: Vm, wanted: VmSpec) 
             nodes[volume_node(view, held.id)] = held.name
         volume = Volume()
         volume.CopyFrom(held)
-        volume.spec.vm = vm.id
+        volume.spec.vm, volume.spec.slot = vm.id, index + 1
         txn.check(kinds.VOLUME, held.id, view.revision_of(kinds.VOLUME, held.id)).put(kinds.VOLUME, held.id, volume)
         vm.spec.volumes.append(held.id)
     if len(nodes) > 1:

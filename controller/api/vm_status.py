@@ -15,7 +15,7 @@ from cairn.controller.store.base import Record, View
 from cairn.proto import kinds
 from cairn.proto.capabilities import desired_kind
 from cairn.proto.ids import mac_of
-from cairn.proto.v1.agent_pb2 import ImageReport, VmReport
+from cairn.proto.v1.agent_pb2 import VM_PAUSE_UNSPECIFIED, ImageReport, VmReport
 from cairn.proto.v1.common_pb2 import Decision
 from cairn.proto.v1.vm_pb2 import POWER_STATE_STOPPED, Vm, VmStatus
 
@@ -40,6 +40,9 @@ def vm(view: View, record: Record[Vm]) -> Vm:
     if seen is not None:
         status.observed_revision = seen.vm.spec_revision
         status.accelerator = seen.vm.accelerator
+        status.boots, status.rebooted_generation = seen.vm.boots, seen.vm.rebooted_generation
+        if seen.vm.HasField("boot_time"):
+            status.boot_time.CopyFrom(seen.vm.boot_time)
         if seen.vm.HasField("start_time"):
             status.start_time.CopyFrom(seen.vm.start_time)
     if result.HasField("delete_time"):
@@ -123,6 +126,8 @@ def _placed(view: View, vm: Vm, node: str, seen: VmReport | None) -> tuple[State
         return VmStatus.STATE_STOPPED, f"stopped; `cairn vm start {vm.name}` runs it"
     if seen.power_generation < vm.spec.power_generation:
         return VmStatus.STATE_STARTING, f"{name} was asked to start it"
+    if seen.exit == VmReport.EXIT_MIGRATED:
+        return VmStatus.STATE_STOPPED, f"{name}: {seen.say}"
     if seen.exit == VmReport.EXIT_GUEST:
         return VmStatus.STATE_STOPPED, f"the guest shut itself down; `cairn vm start {vm.name}` runs it again"
     if seen.exit == VmReport.EXIT_CRASHED:
@@ -146,10 +151,14 @@ def _running(vm: Vm, seen: VmReport) -> tuple[State, str]:
     if vm.spec.power_state == POWER_STATE_STOPPED:
         how = "its power is being cut" if vm.spec.force else "the guest is asked to shut down"
         return VmStatus.STATE_STOPPING, how
+    if seen.pause != VM_PAUSE_UNSPECIFIED:
+        return VmStatus.STATE_PAUSED, f"paused on {name}: {seen.say}"
     if seen.reboot_generation < vm.spec.reboot_generation:
         return VmStatus.STATE_RUNNING, f"running on {name}, about to reboot"
-    pending = seen.say if seen.spec_revision == vm.revision and seen.say and "restart" in seen.say else ""
-    return VmStatus.STATE_RUNNING, f"running on {name}" + (f"; {pending}" if pending else "")
+    more = seen.say.removeprefix("running; ") if seen.say.startswith("running; ") else ""
+    if seen.rebooted_generation < vm.spec.reboot_generation and seen.spec_revision < vm.revision:
+        more = seen.say
+    return VmStatus.STATE_RUNNING, f"running on {name}" + (f"; {more}" if more else "")
 
 
 def _preparing(view: View, vm: Vm, node: str, otherwise: str) -> str:

@@ -19,6 +19,7 @@ from cairn.controller.model.lifetime import kept_for_s
 from cairn.controller.model.nodes import node_name
 from cairn.controller.model.permits import Caller, Verb, name_for
 from cairn.controller.model.pools import pool_types, reaching
+from cairn.controller.model.slots import free_slot, slots
 from cairn.controller.model.where import in_shared_pool, volume_node, volume_pool, where
 from cairn.controller.store.base import Record, Txn, View
 from cairn.controller.words import size
@@ -33,7 +34,15 @@ from cairn.proto.v1.volume_pb2 import Volume
 
 RULES = UpdateRules(
     mutable=("labels", "spec.size_bytes", "spec.vm", "spec.delete_with_vm"),
-    immutable=("name", "spec.type", "spec.image", "spec.boot"),
+    immutable=(
+        "name",
+        "spec.type",
+        "spec.image",
+        "spec.boot",
+        "spec.slot",
+        "spec.former_vm",
+        "spec.former_generation",
+    ),
 )
 
 
@@ -92,8 +101,28 @@ class VolumeService(volume_pb2_grpc.VolumeServiceServicer):
     async def DeleteVolume(self, request: volume_pb2.DeleteVolumeRequest, context: Any) -> Volume:
         """Put it away for the retention period, or erase it."""
         return await self._core.mutations.run(
-            request, caller_of(context), lambda view, caller: delete_volume(view, caller, self._core, request)
+            request, caller_of(context), lambda view, caller: self._delete(view, caller, request)
         )
+
+    def _delete(self, view: View, caller: Caller, request: volume_pb2.DeleteVolumeRequest) -> Decided[Volume]:
+        record = addressed(view, caller, nouns.VOLUME, request, verb=Verb.DELETE, deleted=True)
+        refuse_if_deleted(record, nouns.VOLUME, purge=request.purge)
+        resolution.check_etag("etag", record, request.etag, required=False, title="volume")
+        volume = Volume()
+        volume.CopyFrom(record.message)
+        if volume.spec.vm:
+            name = name_for(view, caller, kinds.VM, volume.spec.vm)
+            how = (
+                "it is the root disk; delete the VM"
+                if volume.spec.boot
+                else f"detach it first: `cairn volume detach {volume.name}`"
+            )
+            raise BadState("volume", volume.name, f"volume {volume.name!r} is attached to VM {name!r}: {how}")
+        mark_deleted(self._core, volume, purge=request.purge)
+        txn = Txn("api").check(kinds.VOLUME, volume.id, record.mod_revision).put(kinds.VOLUME, volume.id, volume)
+        resolution.release(txn, view, nouns.VOLUME, volume.project, volume.name, volume.id)
+        said = [("Deleted", f"volume {volume.name} was deleted")]
+        return Decided(txn, nouns.VOLUME, volume.id, volume.name, volume.project, events=said)
 
     async def UndeleteVolume(self, request: volume_pb2.UndeleteVolumeRequest, context: Any) -> Volume:
         """Bring a deleted volume back."""
@@ -117,28 +146,6 @@ class VolumeService(volume_pb2_grpc.VolumeServiceServicer):
             caller_of(context), nouns.VOLUME, request, volume_pb2.WatchVolumesResponse
         ):
             yield response
-
-
-def delete_volume(view: View, caller: Caller, core: Core, request: volume_pb2.DeleteVolumeRequest) -> Decided[Volume]:
-    """Decide a volume's deletion. Raises Refused."""
-    record = addressed(view, caller, nouns.VOLUME, request, verb=Verb.DELETE, deleted=True)
-    refuse_if_deleted(record, nouns.VOLUME, purge=request.purge)
-    resolution.check_etag("etag", record, request.etag, required=False, title="volume")
-    volume = Volume()
-    volume.CopyFrom(record.message)
-    if volume.spec.vm:
-        name = name_for(view, caller, kinds.VM, volume.spec.vm)
-        how = (
-            "it is the root disk; delete the VM"
-            if volume.spec.boot
-            else f"detach it first: `cairn volume detach {volume.name}`"
-        )
-        raise BadState("volume", volume.name, f"volume {volume.name!r} is attached to VM {name!r}: {how}")
-    mark_deleted(core, volume, purge=request.purge)
-    txn = Txn("api").check(kinds.VOLUME, volume.id, record.mod_revision).put(kinds.VOLUME, volume.id, volume)
-    resolution.release(txn, view, nouns.VOLUME, volume.project, volume.name, volume.id)
-    said = [("Deleted", f"volume {volume.name} was deleted")]
-    return Decided(txn, nouns.VOLUME, volume.id, volume.name, volume.project, events=said)
 
 
 def volume_type(view: View, wanted: str, field: str) -> str:
@@ -176,7 +183,7 @@ def amend(view: View, caller: Caller, txn: Txn, new: Any, record: Record[Any]) -
         if old.spec.vm and not new.spec.vm and old.spec.boot:
             raise BadState("volume", old.name, f"volume {old.name!r} is the root disk of its VM and cannot be detached")
         if old.spec.vm and not new.spec.vm:
-            detach(view, txn, old)
+            detach(view, txn, new, old.spec.vm)
         return
     wanted = new.spec.vm
     project = old.project
@@ -205,23 +212,35 @@ def attach(view: View, caller: Caller, txn: Txn, volume: Volume, wanted: str) ->
         there, here = node_name(view, volume_node(view, volume.id)), node_name(view, owner)
         say = f"volume {volume.name!r} is local to node {there}, VM {vm.name!r} is on {here}: a local volume cannot follow"
         raise BadState("volume", volume.name, say)
+    places = slots(view, vm.id)
     volume.spec.vm = vm.id
+    volume.spec.slot = places[volume.id] = free_slot(view, vm.id)
     holder = Vm()
     holder.CopyFrom(vm)
     holder.spec.volumes.append(volume.id)
+    holder.spec.volumes[:] = sorted(holder.spec.volumes, key=lambda id: places.get(id, len(places)))
+    holder.spec.volumes_generation += 1
     txn.check(kinds.VM, vm.id, view.revision_of(kinds.VM, vm.id)).put(kinds.VM, vm.id, holder)
     txn.check(kinds.PLACEMENT, vm.id, view.revision_of(kinds.PLACEMENT, vm.id))
 
 
-def detach(view: View, txn: Txn, volume: Volume) -> None:
-    """Take a volume off its VM's list, when the VM is still there."""
-    record = view.record(kinds.VM, volume.spec.vm)
+def detach(view: View, txn: Txn, volume: Volume, vm: str) -> None:
+    """Take a volume off its VM, and off that VM's list when it is still there."""
+    record = view.record(kinds.VM, vm)
+    free(volume, vm, record.message.spec.volumes_generation + 1 if record is not None else 0)
     if record is None:
         return
     holder = Vm()
     holder.CopyFrom(record.message)
     holder.spec.volumes[:] = [id for id in holder.spec.volumes if id != volume.id]
+    holder.spec.volumes_generation += 1
     txn.check(kinds.VM, holder.id, record.mod_revision).put(kinds.VM, holder.id, holder)
+
+
+def free(volume: Volume, vm: str, generation: int) -> None:
+    """Have a volume say that it is attached to nothing, and which VM may not have let go of it yet."""
+    volume.spec.vm, volume.spec.slot = "", 0
+    volume.spec.former_vm, volume.spec.former_generation = vm, generation
 
 
 def refuse_if_deleted(record: Record[Any], noun: nouns.Noun[Any], *, purge: bool) -> None:

@@ -78,7 +78,10 @@ def claimed(view: View, vm: str) -> Claimed:
 
 def needs_permit(view: View, vm: Vm) -> bool:
     """Tell whether its node may start it only while a controller says so: another node may be running it."""
-    return vm.spec.high_availability or bool(where(view, vm.id).incoming)
+    if vm.spec.high_availability or where(view, vm.id).incoming:
+        return True
+    places = (view.get(kinds.VOLUME_PLACEMENT, id) for id in view.by(kinds.VOLUME, "vm", vm.id))
+    return any(place is not None and is_shared(place) for place in places)
 
 
 def volume_node(view: View, volume: str) -> str:

@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final, Self
 
-from cairn.controller.store.base import Batch, Changed, Compacted, Item, Store, Unavailable
+from cairn.controller.store.base import Batch, Change, Changed, Compacted, Item, Store, Txn, Unavailable
 from cairn.controller.store.view import LiveView
 from cairn.proto.kinds import ROOT, Kind, split
 from cairn.proto.log import logger
@@ -119,6 +119,8 @@ class Cache:
         self._subscriptions: dict[Subscription, None] = {}
         self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
         self._waits = 0
+        # The picture is complete, and what changes is brought one revision after the other.
+        self._following = False
         # Set once the first picture is complete.
         self.ready = asyncio.Event()
 
@@ -135,6 +137,17 @@ class Cache:
         self._waits += 1
         heapq.heappush(self._waiting, (revision, self._waits, future))
         await future
+
+    def committed(self, txn: Txn, revision: int) -> None:
+        """Show a commit of ours at once, if it is the next after what the view shows; the watch brings it again in vain."""
+        # Without puts it may have changed nothing, and the revision be somebody else's.
+        if not self._following or not txn.puts or revision != self._view.revision + 1:
+            return
+        changes = [Change(key, None) for key in sorted(txn.deletes)]
+        for key, put in txn.puts.items():
+            before = self._view.record(*where) if (where := _split(key)) is not None else None
+            changes.append(Change(key, put.value, revision if before is None else before.create_revision, put.lease))
+        self._apply(Batch(revision, tuple(changes)))
 
     def subscribe(self) -> Subscription:
         """Return an iterator of all changes from now on; of the first picture too when it is not complete yet."""
@@ -155,11 +168,14 @@ class Cache:
                     await self._list()
                     stale = False
                 async with aclosing(self._store.watch("", self._view.revision)) as batches:
+                    self._following = True
                     async for batch in batches:
-                        self._apply(batch)
+                        if batch.revision > self._view.revision:
+                            self._apply(batch)
             except Compacted as error:
                 _log.warning("history_compacted", revision=self._view.revision, compacted=error.revision)
                 stale = True
+                self._following = False
             except Unavailable as error:
                 _log.warning("store_unavailable", error=str(error))
                 await asyncio.sleep(RETRY_S)

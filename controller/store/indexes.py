@@ -24,6 +24,7 @@ INDEXES: Final[dict[str, dict[str, Extract]]] = {
     kinds.VOLUME.name: {
         "vm": lambda _, m: (m.spec.vm,),
         "image": lambda _, m: (m.spec.image,),
+        "former_vm": lambda _, m: (m.spec.former_vm,) if m.spec.former_vm else (),
         "project": lambda _, m: (m.project,),
     },
     kinds.VM.name: {"image": lambda _, m: (m.spec.image,), "project": lambda _, m: (m.project,)},

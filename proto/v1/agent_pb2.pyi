@@ -1027,6 +1027,7 @@ class DesiredVm(_message.Message):
     ROLE_FIELD_NUMBER: _builtins.int
     NEEDS_PERMIT_FIELD_NUMBER: _builtins.int
     SEALED_FIELD_NUMBER: _builtins.int
+    VOLUMES_GENERATION_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     name: _builtins.str
     project: _builtins.str
@@ -1048,6 +1049,8 @@ class DesiredVm(_message.Message):
     role: Global___VmRole.ValueType
     needs_permit: _builtins.bool
     """Do not start it before a controller said so since this node booted: another node may run it."""
+    volumes_generation: _builtins.int
+    """Counts attach and detach."""
     @_builtins.property
     def disks(self) -> _containers.RepeatedCompositeFieldContainer[Global___VmDisk]: ...
     @_builtins.property
@@ -1083,10 +1086,11 @@ class DesiredVm(_message.Message):
         role: Global___VmRole.ValueType = ...,
         needs_permit: _builtins.bool = ...,
         sealed: _secret_pb2.Secret | None = ...,
+        volumes_generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sealed", b"sealed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["absent", b"absent", "arch", b"arch", "cpus", b"cpus", "disks", b"disks", "force", b"force", "hostname", b"hostname", "id", b"id", "memory_bytes", b"memory_bytes", "name", b"name", "needs_permit", b"needs_permit", "nics", b"nics", "power_generation", b"power_generation", "power_state", b"power_state", "project", b"project", "project_name", b"project_name", "reboot_generation", b"reboot_generation", "restart_policy", b"restart_policy", "role", b"role", "sealed", b"sealed", "spec_revision", b"spec_revision", "ssh_keys", b"ssh_keys", "user_data", b"user_data"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["absent", b"absent", "arch", b"arch", "cpus", b"cpus", "disks", b"disks", "force", b"force", "hostname", b"hostname", "id", b"id", "memory_bytes", b"memory_bytes", "name", b"name", "needs_permit", b"needs_permit", "nics", b"nics", "power_generation", b"power_generation", "power_state", b"power_state", "project", b"project", "project_name", b"project_name", "reboot_generation", b"reboot_generation", "restart_policy", b"restart_policy", "role", b"role", "sealed", b"sealed", "spec_revision", b"spec_revision", "ssh_keys", b"ssh_keys", "user_data", b"user_data", "volumes_generation", b"volumes_generation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1100,11 +1104,14 @@ class VmDisk(_message.Message):
     BOOT_FIELD_NUMBER: _builtins.int
     TYPE_FIELD_NUMBER: _builtins.int
     POOL_FIELD_NUMBER: _builtins.int
+    SLOT_FIELD_NUMBER: _builtins.int
     volume: _builtins.str
     boot: _builtins.bool
     type: _builtins.str
     """Type of the volume and its pool, as in DesiredVolume; empty: local."""
     pool: _builtins.str
+    slot: _builtins.int
+    """Place among the guest's disks: 0 the root disk, 1 the next."""
     def __init__(
         self,
         *,
@@ -1112,10 +1119,11 @@ class VmDisk(_message.Message):
         boot: _builtins.bool = ...,
         type: _builtins.str = ...,
         pool: _builtins.str = ...,
+        slot: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot", b"boot", "pool", b"pool", "type", b"type", "volume", b"volume"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot", b"boot", "pool", b"pool", "slot", b"slot", "type", b"type", "volume", b"volume"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1250,6 +1258,8 @@ class VmReport(_message.Message):
         EXIT_CRASHED: VmReport._Exit.ValueType  # 2
         EXIT_STOPPED: VmReport._Exit.ValueType  # 3
         """We stopped it."""
+        EXIT_MIGRATED: VmReport._Exit.ValueType  # 4
+        """It moved to another node."""
 
     class Exit(_Exit, metaclass=_ExitEnumTypeWrapper): ...
     EXIT_UNSPECIFIED: VmReport.Exit.ValueType  # 0
@@ -1258,6 +1268,8 @@ class VmReport(_message.Message):
     EXIT_CRASHED: VmReport.Exit.ValueType  # 2
     EXIT_STOPPED: VmReport.Exit.ValueType  # 3
     """We stopped it."""
+    EXIT_MIGRATED: VmReport.Exit.ValueType  # 4
+    """It moved to another node."""
 
     STATE_FIELD_NUMBER: _builtins.int
     SAY_FIELD_NUMBER: _builtins.int
@@ -1273,6 +1285,8 @@ class VmReport(_message.Message):
     VOLUME_TROUBLES_FIELD_NUMBER: _builtins.int
     BOOT_TIME_FIELD_NUMBER: _builtins.int
     BOOTS_FIELD_NUMBER: _builtins.int
+    REBOOTED_GENERATION_FIELD_NUMBER: _builtins.int
+    VOLUMES_GENERATION_FIELD_NUMBER: _builtins.int
     state: Global___VmReport.State.ValueType
     say: _builtins.str
     """One sentence."""
@@ -1286,11 +1300,15 @@ class VmReport(_message.Message):
     """Why it does not run although it is on; empty: it does."""
     boots: _builtins.int
     """How often it was seen to begin anew since its node knows it."""
+    rebooted_generation: _builtins.int
+    """The newest reboot generation that was followed by such a beginning; reboot_generation is what was asked of the guest."""
+    volumes_generation: _builtins.int
+    """As in the DesiredVm it answers to."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def open_volumes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Volumes its domain has open (or, while it is off, would open), by id."""
+        """Volumes its guest has open, by id; none while it is off. A running guest has at least its root disk."""
 
     @_builtins.property
     def volume_troubles(self) -> _containers.RepeatedCompositeFieldContainer[Global___VolumeTrouble]:
@@ -1317,10 +1335,12 @@ class VmReport(_message.Message):
         volume_troubles: _abc.Iterable[Global___VolumeTrouble] | None = ...,
         boot_time: _timestamp_pb2.Timestamp | None = ...,
         boots: _builtins.int = ...,
+        rebooted_generation: _builtins.int = ...,
+        volumes_generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["boot_time", b"boot_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "boot_time", b"boot_time", "boots", b"boots", "error", b"error", "exit", b"exit", "open_volumes", b"open_volumes", "pause", b"pause", "power_generation", b"power_generation", "reboot_generation", b"reboot_generation", "say", b"say", "spec_revision", b"spec_revision", "start_time", b"start_time", "state", b"state", "volume_troubles", b"volume_troubles"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "boot_time", b"boot_time", "boots", b"boots", "error", b"error", "exit", b"exit", "open_volumes", b"open_volumes", "pause", b"pause", "power_generation", b"power_generation", "reboot_generation", b"reboot_generation", "rebooted_generation", b"rebooted_generation", "say", b"say", "spec_revision", b"spec_revision", "start_time", b"start_time", "state", b"state", "volume_troubles", b"volume_troubles", "volumes_generation", b"volumes_generation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1545,7 +1565,6 @@ class Unknown(_message.Message):
     RUNNING_FIELD_NUMBER: _builtins.int
     SAY_FIELD_NUMBER: _builtins.int
     SINCE_TIME_FIELD_NUMBER: _builtins.int
-    CONTESTED_FIELD_NUMBER: _builtins.int
     key: _builtins.str
     """"vm/<id>", "volume/<id>" or "image/<id>"; of an image nobody ever named to this node, "image/<digest>"."""
     node: _builtins.str
@@ -1554,8 +1573,6 @@ class Unknown(_message.Message):
     """A guest that executes instructions."""
     say: _builtins.str
     """One sentence."""
-    contested: _builtins.bool
-    """A restored record says otherwise than the node was told later: `desired` is its last word, which stays in force."""
     @_builtins.property
     def desired(self) -> Global___Desired:
         """The last object it was told to hold under that key. Stored with user data and keys sealed. Unset: it knows none, its ledger
@@ -1580,11 +1597,10 @@ class Unknown(_message.Message):
         running: _builtins.bool = ...,
         say: _builtins.str = ...,
         since_time: _timestamp_pb2.Timestamp | None = ...,
-        contested: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["desired", b"desired", "since_time", b"since_time", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["contested", b"contested", "desired", b"desired", "key", b"key", "node", b"node", "running", b"running", "say", b"say", "since_time", b"since_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["desired", b"desired", "key", b"key", "node", b"node", "running", b"running", "say", b"say", "since_time", b"since_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1597,50 +1613,20 @@ class UnknownKeys(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     KEYS_FIELD_NUMBER: _builtins.int
-    EPOCH_FIELD_NUMBER: _builtins.int
-    epoch: _builtins.int
-    """Of the snapshot that they were compared with."""
     @_builtins.property
     def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
         keys: _abc.Iterable[_builtins.str] | None = ...,
-        epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "keys", b"keys"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UnknownKeys: _TypeAlias = UnknownKeys  # noqa: Y015
-
-@_typing.final
-class NodeHeard(_message.Message):
-    """Stored: since the last restore a node has said what it holds that the restored records do not know. Sole writer:
-    controller/sync.py, after a restore only.
-    """
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    NODE_FIELD_NUMBER: _builtins.int
-    EPOCH_FIELD_NUMBER: _builtins.int
-    node: _builtins.str
-    epoch: _builtins.int
-    def __init__(
-        self,
-        *,
-        node: _builtins.str = ...,
-        epoch: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "node", b"node"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___NodeHeard: _TypeAlias = NodeHeard  # noqa: Y015
 
 @_typing.final
 class Erasure(_message.Message):

@@ -721,6 +721,7 @@ class VmSpec(_message.Message):
     VOLUME_TYPE_FIELD_NUMBER: _builtins.int
     SSH_KEY_COUNT_FIELD_NUMBER: _builtins.int
     USER_DATA_BYTES_FIELD_NUMBER: _builtins.int
+    VOLUMES_GENERATION_FIELD_NUMBER: _builtins.int
     cpus: _builtins.int
     """1 to 64."""
     memory_bytes: _builtins.int
@@ -752,6 +753,8 @@ class VmSpec(_message.Message):
     ssh_key_count: _builtins.int
     """How much of both it has; set by the API."""
     user_data_bytes: _builtins.int
+    volumes_generation: _builtins.int
+    """Counts attach and detach of data volumes; set by the API."""
     @_builtins.property
     def nics(self) -> _containers.RepeatedCompositeFieldContainer[Global___Nic]:
         """At most 8."""
@@ -792,10 +795,11 @@ class VmSpec(_message.Message):
         volume_type: _builtins.str = ...,
         ssh_key_count: _builtins.int = ...,
         user_data_bytes: _builtins.int = ...,
+        volumes_generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_cpus", b"_cpus", "_memory_bytes", b"_memory_bytes", "_root_disk_bytes", b"_root_disk_bytes", "cpus", b"cpus", "memory_bytes", b"memory_bytes", "root_disk_bytes", b"root_disk_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cpus", b"_cpus", "_memory_bytes", b"_memory_bytes", "_root_disk_bytes", b"_root_disk_bytes", "arch", b"arch", "cpus", b"cpus", "force", b"force", "high_availability", b"high_availability", "image", b"image", "memory_bytes", b"memory_bytes", "nics", b"nics", "node", b"node", "node_selector", b"node_selector", "power_generation", b"power_generation", "power_state", b"power_state", "reboot_generation", b"reboot_generation", "restart_policy", b"restart_policy", "root_disk_bytes", b"root_disk_bytes", "root_volume", b"root_volume", "ssh_key_count", b"ssh_key_count", "ssh_keys", b"ssh_keys", "user_data", b"user_data", "user_data_bytes", b"user_data_bytes", "volume_type", b"volume_type", "volumes", b"volumes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cpus", b"_cpus", "_memory_bytes", b"_memory_bytes", "_root_disk_bytes", b"_root_disk_bytes", "arch", b"arch", "cpus", b"cpus", "force", b"force", "high_availability", b"high_availability", "image", b"image", "memory_bytes", b"memory_bytes", "nics", b"nics", "node", b"node", "node_selector", b"node_selector", "power_generation", b"power_generation", "power_state", b"power_state", "reboot_generation", b"reboot_generation", "restart_policy", b"restart_policy", "root_disk_bytes", b"root_disk_bytes", "root_volume", b"root_volume", "ssh_key_count", b"ssh_key_count", "ssh_keys", b"ssh_keys", "user_data", b"user_data", "user_data_bytes", b"user_data_bytes", "volume_type", b"volume_type", "volumes", b"volumes", "volumes_generation", b"volumes_generation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cpus: _TypeAlias = _typing.Literal["cpus"]  # noqa: Y015
     _WhichOneofArgType__cpus: _TypeAlias = _typing.Literal["_cpus", b"_cpus"]  # noqa: Y015
@@ -836,6 +840,8 @@ class VmStatus(_message.Message):
         STATE_DELETING: VmStatus._State.ValueType  # 8
         STATE_DELETED: VmStatus._State.ValueType  # 9
         """Waits for purge_time; undelete brings it back."""
+        STATE_PAUSED: VmStatus._State.ValueType  # 10
+        """Its guest is on and executes nothing: a disk that failed, suspended by hand, being moved. `say` tells which."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper): ...
     STATE_UNSPECIFIED: VmStatus.State.ValueType  # 0
@@ -852,6 +858,8 @@ class VmStatus(_message.Message):
     STATE_DELETING: VmStatus.State.ValueType  # 8
     STATE_DELETED: VmStatus.State.ValueType  # 9
     """Waits for purge_time; undelete brings it back."""
+    STATE_PAUSED: VmStatus.State.ValueType  # 10
+    """Its guest is on and executes nothing: a disk that failed, suspended by hand, being moved. `say` tells which."""
 
     SAY_FIELD_NUMBER: _builtins.int
     CONDITIONS_FIELD_NUMBER: _builtins.int
@@ -862,6 +870,9 @@ class VmStatus(_message.Message):
     START_TIME_FIELD_NUMBER: _builtins.int
     ACCELERATOR_FIELD_NUMBER: _builtins.int
     IMAGE_NAME_FIELD_NUMBER: _builtins.int
+    BOOT_TIME_FIELD_NUMBER: _builtins.int
+    BOOTS_FIELD_NUMBER: _builtins.int
+    REBOOTED_GENERATION_FIELD_NUMBER: _builtins.int
     say: _builtins.str
     """One sentence: what it is doing or waiting for."""
     observed_revision: _builtins.int
@@ -872,6 +883,10 @@ class VmStatus(_message.Message):
     accelerator: _builtins.str
     """kvm or tcg."""
     image_name: _builtins.str
+    boots: _builtins.int
+    """How often its node saw that."""
+    rebooted_generation: _builtins.int
+    """The newest of spec.reboot_generation that was followed by such a beginning."""
     @_builtins.property
     def conditions(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Condition]: ...
     @_builtins.property
@@ -879,6 +894,10 @@ class VmStatus(_message.Message):
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When the guest was last started."""
+
+    @_builtins.property
+    def boot_time(self) -> _timestamp_pb2.Timestamp:
+        """When its guest was last seen to begin anew: by a start, or a reboot of its own or ours."""
 
     def __init__(
         self,
@@ -892,10 +911,13 @@ class VmStatus(_message.Message):
         start_time: _timestamp_pb2.Timestamp | None = ...,
         accelerator: _builtins.str = ...,
         image_name: _builtins.str = ...,
+        boot_time: _timestamp_pb2.Timestamp | None = ...,
+        boots: _builtins.int = ...,
+        rebooted_generation: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["boot_time", b"boot_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "conditions", b"conditions", "image_name", b"image_name", "nics", b"nics", "node", b"node", "observed_revision", b"observed_revision", "say", b"say", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "boot_time", b"boot_time", "boots", b"boots", "conditions", b"conditions", "image_name", b"image_name", "nics", b"nics", "node", b"node", "observed_revision", b"observed_revision", "rebooted_generation", b"rebooted_generation", "say", b"say", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -417,6 +417,9 @@ class VolumeSpec(_message.Message):
     VM_FIELD_NUMBER: _builtins.int
     BOOT_FIELD_NUMBER: _builtins.int
     DELETE_WITH_VM_FIELD_NUMBER: _builtins.int
+    SLOT_FIELD_NUMBER: _builtins.int
+    FORMER_VM_FIELD_NUMBER: _builtins.int
+    FORMER_GENERATION_FIELD_NUMBER: _builtins.int
     size_bytes: _builtins.int
     type: _builtins.str
     """Type of the pool it lives in: "local" (default; qcow2 on the VM's node), or one that nodes report."""
@@ -428,6 +431,11 @@ class VolumeSpec(_message.Message):
     """The VM boots from it."""
     delete_with_vm: _builtins.bool
     """Erased together with its VM."""
+    slot: _builtins.int
+    """Place among the disks of its VM, kept while it is attached: 0 the root disk, 1 the next the guest finds. Set by the API."""
+    former_vm: _builtins.str
+    """VM it was attached to before, and that VM's volumes_generation since then: it may not have let go yet. Set by the API."""
+    former_generation: _builtins.int
     def __init__(
         self,
         *,
@@ -437,10 +445,13 @@ class VolumeSpec(_message.Message):
         vm: _builtins.str = ...,
         boot: _builtins.bool = ...,
         delete_with_vm: _builtins.bool = ...,
+        slot: _builtins.int = ...,
+        former_vm: _builtins.str = ...,
+        former_generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_size_bytes", b"_size_bytes", "size_bytes", b"size_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_size_bytes", b"_size_bytes", "boot", b"boot", "delete_with_vm", b"delete_with_vm", "image", b"image", "size_bytes", b"size_bytes", "type", b"type", "vm", b"vm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_size_bytes", b"_size_bytes", "boot", b"boot", "delete_with_vm", b"delete_with_vm", "former_generation", b"former_generation", "former_vm", b"former_vm", "image", b"image", "size_bytes", b"size_bytes", "slot", b"slot", "type", b"type", "vm", b"vm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__size_bytes: _TypeAlias = _typing.Literal["size_bytes"]  # noqa: Y015
     _WhichOneofArgType__size_bytes: _TypeAlias = _typing.Literal["_size_bytes", b"_size_bytes"]  # noqa: Y015
@@ -467,6 +478,10 @@ class VolumeStatus(_message.Message):
         STATE_FAILED: VolumeStatus._State.ValueType  # 5
         STATE_DELETING: VolumeStatus._State.ValueType  # 6
         STATE_DELETED: VolumeStatus._State.ValueType  # 7
+        STATE_ATTACHING: VolumeStatus._State.ValueType  # 8
+        """Is to be attached; the guest that runs does not have it yet."""
+        STATE_DETACHING: VolumeStatus._State.ValueType  # 9
+        """Is to be detached; no node said yet that the guest let go of it."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper): ...
     STATE_UNSPECIFIED: VolumeStatus.State.ValueType  # 0
@@ -478,6 +493,10 @@ class VolumeStatus(_message.Message):
     STATE_FAILED: VolumeStatus.State.ValueType  # 5
     STATE_DELETING: VolumeStatus.State.ValueType  # 6
     STATE_DELETED: VolumeStatus.State.ValueType  # 7
+    STATE_ATTACHING: VolumeStatus.State.ValueType  # 8
+    """Is to be attached; the guest that runs does not have it yet."""
+    STATE_DETACHING: VolumeStatus.State.ValueType  # 9
+    """Is to be detached; no node said yet that the guest let go of it."""
 
     SAY_FIELD_NUMBER: _builtins.int
     CONDITIONS_FIELD_NUMBER: _builtins.int

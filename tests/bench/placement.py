@@ -53,7 +53,7 @@ class OneLease:
     def __init__(self, id: int) -> None:
         self.id = id
 
-    async def lease(self) -> int:
+    async def lease(self, records: int = 1) -> int:
         return self.id
 
     def forget(self) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +44,12 @@ class World(Protocol):
     def foreign(self) -> set[str]: ...
     def taps(self) -> set[str]: ...
     def running(self) -> int: ...
+    def suspend(self, id: str) -> None: ...
+    def deafen(self, id: str) -> None: ...
+    def size_bytes(self, disk: Disk) -> int: ...
+    def small_disk(self, volume: str) -> Disk: ...
+    def use_up(self, disk: Disk, console: ConsoleStream) -> Awaitable[None]: ...
+    def make_room(self, disk: Disk) -> None: ...
 
 
 @dataclass
@@ -75,6 +82,24 @@ class FakeWorld:
 
     def running(self) -> int:
         return sum(guest.live is not None for guest in self.host.guests.values())
+
+    def suspend(self, id: str) -> None:
+        self.host.suspend(id)
+
+    def deafen(self, id: str) -> None:
+        self.host.deaf.add(id)
+
+    def size_bytes(self, disk: Disk) -> int:
+        return self.host.grown.get(disk.volume, 64 * MIB)
+
+    def small_disk(self, volume: str) -> Disk:
+        return self.disk(volume)
+
+    async def use_up(self, disk: Disk, console: ConsoleStream) -> None:
+        self.host.fill(disk.volume)
+
+    def make_room(self, disk: Disk) -> None:
+        self.host.full.discard(disk.volume)
 
 
 @dataclass
@@ -123,6 +148,32 @@ class LibvirtWorld:
         listed = self.host.run("ip", "-o", "link").stdout.splitlines()
         return {name for line in listed if (name := line.split(":")[1].strip()).startswith("tap-")}
 
+    def suspend(self, id: str) -> None:
+        self.virsh("suspend", id)
+
+    def deafen(self, id: str) -> None:
+        """Without a system in it, it is deaf."""
+
+    def size_bytes(self, disk: Disk) -> int:
+        command = ["qemu-img", "info", "-U", "--output=json", disk.path]
+        answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        return int(json.loads(answer)["virtual-size"])
+
+    def small_disk(self, volume: str) -> Disk:
+        """A disk of 64 MiB on a file system with room for 4."""
+        small = self.folder / "small"
+        small.mkdir()
+        self.host.run("mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(small))
+        path = small / f"{volume}.qcow2"
+        self.host.run("qemu-img", "create", "-q", "-f", "qcow2", str(path), "64M")
+        return Disk(volume, str(path), "qcow2")
+
+    async def use_up(self, disk: Disk, console: ConsoleStream) -> None:
+        await console.write(b"dd if=/dev/urandom of=/dev/vdb bs=1M count=16; sync; echo writ''ten\n")
+
+    def make_room(self, disk: Disk) -> None:
+        self.host.run("mount", "-o", "remount,size=128m", str(Path(disk.path).parent))
+
     def running(self) -> int:
         return len(list((self.settings.folder / "run" / "qemu").glob("i-*.pid")))
 
@@ -131,6 +182,8 @@ class LibvirtWorld:
         for name in self.virsh("list", "--all", "--name").split():
             subprocess.run(["virsh", "-c", self.settings.uri, "destroy", name], capture_output=True, check=False)
             self.virsh("undefine", name)
+        if (self.folder / "small").is_dir():
+            self.host.run("umount", str(self.folder / "small"))
         shutil.rmtree(self.folder)
 
 

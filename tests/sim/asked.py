@@ -40,6 +40,8 @@ class AskedVm:
     ssh_keys: tuple[str, ...] = ()
     # Deleted, and may be brought back: must not run, keeps its disks.
     deleted: bool = False
+    # Id and bytes of its own disk, when that is to stay although the VM goes.
+    kept_root: tuple[str, int] | None = None
     # Its revision when its power was last asked for: an older picture does not know of that.
     revision: int = 0
 
@@ -123,9 +125,12 @@ class Asked:
         return [image for image in self.images.values() if image.owner == owner]
 
     def erase_vm(self, id: str) -> None:
-        """Its user was told that it will be erased."""
-        del self.vms[id]
+        """Its user was told that it will be erased; a disk that was to be kept is a data volume from then on."""
+        vm = self.vms.pop(id)
         self.erased[id] = None
+        if vm.kept_root is not None:
+            disk, size_bytes = vm.kept_root
+            self.volumes[disk] = AskedVolume(disk, f"{vm.name}-root", vm.owner, size_bytes)
 
     def erase_volume(self, id: str) -> None:
         """The same of a volume."""

@@ -19,6 +19,8 @@ from tests.sim.network import Connection
 WINDOW: Final = 16
 END: Final = None
 Code = grpc.StatusCode
+# Bytes of one message, as proto/rpc.py tells gRPC on both sides.
+MESSAGE_BYTES_MAX: Final = 4 << 20
 # How a call may have ended whose request is sent again.
 _REPEATED: Final = (Code.OK, Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.CANCELLED)
 
@@ -39,10 +41,24 @@ class Status:
     details: str = ""
     trailing: tuple[Any, ...] = ()
 
+    @classmethod
+    def too_large(cls, data: bytes) -> Status:
+        """Return how a call ends one of whose messages is too large."""
+        say = f"Sent message larger than max ({len(data)} vs. {MESSAGE_BYTES_MAX})"
+        return cls(Code.RESOURCE_EXHAUSTED, say)
+
     def error(self) -> grpc.aio.AioRpcError:
         """Return it as the caller's exception."""
         empty = grpc.aio.Metadata()
         return grpc.aio.AioRpcError(self.code, empty, grpc.aio.Metadata(*self.trailing), details=self.details)
+
+
+class TooLarge(Exception):
+    """A message that gRPC does not send."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__()
+        self.data = data
 
 
 class Flow:
@@ -210,11 +226,16 @@ class ServerCall:
         except grpc.aio.AbortError:
             assert context.status is not None
             return context.status
+        except TooLarge as error:
+            return Status.too_large(error.data)
         except Exception as error:  # noqa: BLE001 - what gRPC does
+            self.connection.network.loop.faults.append(f"{self._method} raised {error!r}")
             return Status(Code.UNKNOWN, f"Unexpected {type(error)}: {error}")
         return context.final()
 
     async def _respond(self, data: bytes) -> None:
+        if len(data) > MESSAGE_BYTES_MAX:
+            raise TooLarge(data)
         await self._responses.take_room()
         client = self._client
         self._send(lambda: client.receive(data))
@@ -369,6 +390,9 @@ class ClientCall:
         if self._status is not None:
             raise asyncio.InvalidStateError("RPC already finished.")
         data = self._serialize(request)
+        if len(data) > MESSAGE_BYTES_MAX:
+            self.finish(Status.too_large(data))
+            self._raise_if_done()
         await self._connected_now()
         await self._requests.take_room()
         self._raise_if_done()

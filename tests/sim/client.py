@@ -211,6 +211,10 @@ class SimClient:
         request.update_mask.paths.extend(paths)
         return await self.call(VolumeServiceStub, "UpdateVolume", request)
 
+    async def get_volume(self, id: str, revision: int = 0) -> Any:
+        """Return one, as of a state at least that fresh."""
+        return await self.call(VolumeServiceStub, "GetVolume", volume_pb2.GetVolumeRequest(id=id, read_revision=revision))
+
     async def delete_volume(self, id: str, *, purge: bool = True) -> Any:
         """Delete a data volume, for good or for a while."""
         return await self.call(VolumeServiceStub, "DeleteVolume", volume_pb2.DeleteVolumeRequest(id=id, purge=purge))

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Final
 
 from cairn.proto import kinds
@@ -62,6 +63,8 @@ class Host:
     definitions: Mapping[str, Definition] = field(default_factory=dict)
     # Volume id -> size in bytes.
     volumes: Mapping[str, int] = field(default_factory=dict)
+    # Volume id -> size its guest's own process gave it while it ran; None: not told.
+    grown: Mapping[str, int] | None = None
     # Digests of images.
     images: frozenset[str] = frozenset()
     # Of those that came in part only.
@@ -131,6 +134,10 @@ class Cloud:
     hosts: dict[str, Host] = field(default_factory=dict)
     # Secrets that were made: none of them may be seen anywhere.
     secrets: set[str] = field(default_factory=set)
+    # The true time; None: nobody knows it as exactly as checkers would need.
+    clock: Callable[[], datetime] | None = None
+    # When every lease in the store was last given its whole time again.
+    leases_began: datetime | None = None
 
     def all(self, kind: str) -> dict[str, Any]:
         """Return the records of a kind by id."""

@@ -147,6 +147,11 @@ class Machine:
     changed: Callable[[Machine], None] = lambda _machine: None
     accepted: Callable[[Machine], None] = lambda _machine: None
 
+    @property
+    def vtep(self) -> str:
+        """Address of its tunnels."""
+        return f"10.255.{self.index >> 8}.{self.index & 255}"
+
     def __post_init__(self) -> None:
         notices = self.notices = ToldNotices(self._feel)
         self.pool.volumes = volumes = ToldDict(self.pool.volumes)
@@ -155,7 +160,7 @@ class Machine:
         # Guest -> its process and the configuration it was started with: a new one counts from the next start.
         self._started: dict[str, tuple[Any, Any]] = {}
         self.effects = 0
-        self.host = FakeHost(taps=self.net.taps, boot_s=2.0, shutdown_s=3.0, notices=notices)
+        self.host = FakeHost(taps=self.net.taps, boot_s=2.0, shutdown_s=3.0, notices=notices, on_grow=self.pool.grow)
         self.disk.durable_changed = lambda: self.accepted(self)
         self._reader = LedgerReader()
 
@@ -191,6 +196,9 @@ class Machine:
         self.pool.foreign_bytes = 0
         self.host.deaf.clear()
         self.host.clinging.clear()
+        self.host.full.clear()
+        for id in self.host.guests:
+            self.host.resume_by_hand(id)
         self.notices.lost = False
         self.disk.errors, self.disk.full = 0, False
 
@@ -204,6 +212,7 @@ class Machine:
             guests={guest.id: guest for guest in self._guests()},
             definitions={id: self._definition(guest) for id, guest in self.host.guests.items()},
             volumes={id: volume.size_bytes for id, volume in self.pool.volumes.items()},
+            grown=dict(self.host.grown),
             images=frozenset(self.pool.images),
             partials=frozenset(self.pool.partials),
             ports={vpc: frozenset(port for port in net.bound if self.net.is_bound(port)) for vpc, net in networks.items()},

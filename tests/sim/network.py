@@ -176,6 +176,8 @@ class Network:
         self.connections: dict[int, Connection] = {}
         # How often each fault struck.
         self.struck: dict[str, int] = {}
+        # Why nobody makes a connection with a host now; empty: they do.
+        self.refuses: Callable[[str], str] = lambda _host: ""
         # Counts changes of what is blocked.
         self.blocks = 0
         self._blocked: dict[tuple[str, str], None] = {}

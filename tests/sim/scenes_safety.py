@@ -81,8 +81,22 @@ def open_twice(stage: Stage) -> None:
 @scene("one_attachment", "has it open")
 def removed_under_a_guest(stage: Stage) -> None:
     stage.commit(volume(vm=VM))
-    stage.host(guests=guest(volumes=[VOLUME]), volumes={VOLUME: GIB})
-    stage.host(guests=guest(volumes=[VOLUME]))
+    stage.host(guests=guest(volumes=[VOLUME]), volumes={VOLUME: GIB}, grown={})
+    stage.host(guests=guest(volumes=[VOLUME]), grown={})
+
+
+@scene("one_attachment", "has it open")
+def changed_under_a_guest(stage: Stage) -> None:
+    stage.commit(volume(vm=VM))
+    stage.host(guests=guest(volumes=[VOLUME]), volumes={VOLUME: GIB}, grown={})
+    stage.host(guests=guest(volumes=[VOLUME]), volumes={VOLUME: 2 * GIB}, grown={})
+
+
+@scene("one_attachment")
+def grown_by_its_guest(stage: Stage) -> None:
+    stage.commit(volume(vm=VM))
+    stage.host(guests=guest(volumes=[VOLUME]), volumes={VOLUME: GIB}, grown={})
+    stage.host(guests=guest(volumes=[VOLUME]), volumes={VOLUME: 2 * GIB}, grown={VOLUME: 2 * GIB})
 
 
 # --- held_once ---------------------------------------------------------------------------------------------------------------

@@ -22,9 +22,15 @@ from dataclasses import dataclass, field
 from cairn.controller.store.base import Batch, Conflict, Indeterminate, Item, LeaseLost, MemberStatus, Put, Txn, Unavailable
 from cairn.controller.store.memory import MemoryBackend, prefix_end
 
+from tests.sim.checkers.base import Violation
+from tests.sim.loop import SimLoop
+
 Range = tuple[float, float]
 RENEW_SHARE = 1 / 3
 RENEW_RETRY_S = 0.5
+# etcd's --max-txn-ops and --max-request-bytes.
+OPERATIONS_MAX = 128
+REQUEST_BYTES_MAX = 3 << 19
 
 
 class SimBackend(MemoryBackend):
@@ -33,15 +39,35 @@ class SimBackend(MemoryBackend):
     def __init__(self) -> None:
         super().__init__()
         self.observers: list[Callable[[Batch, Txn | None], None]] = []
+        # Told when all leases begin anew.
+        self.elected: Callable[[], None] = lambda: None
         self._applying: Txn | None = None
+        self._leader_s = 0.0
 
     def apply(self, txn: Txn) -> int:
-        """Do all of a transaction or nothing, then tell."""
+        """Do all of a transaction or nothing, then tell. What etcd would refuse for its size is a violation."""
+        _refuse_too_large(txn)
         self._applying = txn
         try:
             return super().apply(txn)
         finally:
             self._applying = None
+
+    @property
+    def leaderless_s(self) -> float:
+        """For how long nothing that needs a quorum is answered."""
+        return max(0.0, self._leader_s - asyncio.get_running_loop().time())
+
+    def elect(self, for_s: float) -> None:
+        """The leader is lost, and another one found so much later: it gives every lease its whole time again."""
+        loop = asyncio.get_running_loop()
+        self._leader_s = loop.time() + for_s
+        loop.call_at(self._leader_s, self._extend, context=self._context)
+
+    def _extend(self) -> None:
+        for lease in list(self._grants):
+            self.renew(lease)
+        self.elected()
 
     def load(self, puts: dict[str, Put]) -> None:
         """Fill it from a dump, untold."""
@@ -101,6 +127,20 @@ class StoreFaults:
                 setattr(self, name, getattr(quiet, name))
 
 
+def _refuse_too_large(txn: Txn) -> None:
+    """Refuse what etcd refuses, whatever the product's own bounds say; the story has failed then. Raises Violation."""
+    operations = max(len(txn.checks), len(txn.puts) + len(txn.deletes))
+    keys = sum(len(key) for table in (txn.checks, txn.puts, txn.deletes) for key in table)
+    size_bytes = keys + sum(len(put.value) for put in txn.puts.values())
+    if operations <= OPERATIONS_MAX and size_bytes <= REQUEST_BYTES_MAX:
+        return
+    error = Violation("store", f"{operations} operations and {size_bytes} bytes in one transaction")
+    loop = asyncio.get_running_loop()
+    if isinstance(loop, SimLoop):
+        loop.fail(error)
+    raise error
+
+
 class SimLease:
     """A lease, kept alive as far as the store can be reached."""
 
@@ -148,7 +188,7 @@ class SimLease:
             await asyncio.sleep(min(pause_s, self._left_s()))
             if self._store.strikes("lost_lease"):
                 self._store.backend.revoke(self._id)
-            if self._store.lost:
+            if self._store.lost or self._store.backend.leaderless_s > 0:
                 pause_s = RENEW_RETRY_S
                 continue
             pause_s = self._ttl_s * RENEW_SHARE
@@ -215,7 +255,7 @@ class SimStore:
         self, prefix: str, *, start: str = "", end: str = "", limit: int = 0, revision: int = 0
     ) -> tuple[list[Item], int]:
         """Return (items sorted by key, revision of the picture)."""
-        await self._reach(self.faults.slow_read_s, *(() if revision else (self.faults.slow_quorum_s,)))
+        await self._reach(self.faults.slow_read_s, quorum=not revision)
         limits = [bound for bound in (end, prefix_end(prefix)) if bound]
         items = self.backend.scan(max(prefix, start), min(limits, default=""), limit, revision)
         seen = revision or self.backend.revision
@@ -224,7 +264,7 @@ class SimStore:
 
     async def revision(self) -> int:
         """Return the newest revision."""
-        await self._reach(self.faults.slow_quorum_s)
+        await self._reach(quorum=True)
         seen = self.backend.revision
         await self._pass(self.faults.delay_s)
         return seen
@@ -232,7 +272,7 @@ class SimStore:
     async def commit(self, txn: Txn) -> int:
         """Apply and return the new revision."""
         txn.check_limits()
-        await self._reach(self.faults.slow_quorum_s)
+        await self._reach(quorum=True)
         if self.strikes("late_commit"):
             self._commit_later(txn)
             await asyncio.sleep(self.faults.timeout_s)
@@ -274,14 +314,14 @@ class SimStore:
 
     async def lease(self, ttl_s: float) -> SimLease:
         """Return a lease that is kept alive."""
-        await self._reach(self.faults.slow_quorum_s)
+        await self._reach(quorum=True)
         lease = SimLease(self, ttl_s)
         self._leases = [each for each in self._leases if each.kept] + [lease]
         return lease
 
     async def compact(self, revision: int) -> None:
         """Forget history before that revision."""
-        await self._reach(self.faults.slow_quorum_s)
+        await self._reach(quorum=True)
         self.backend.compact(revision)
 
     async def members(self) -> list[MemberStatus]:
@@ -297,7 +337,7 @@ class SimStore:
 
     # --- how ---------------------------------------------------------------------------------------------------------
 
-    async def _reach(self, *slow: Range) -> None:
+    async def _reach(self, *slow: Range, quorum: bool = False) -> None:
         """Go to the store. Raises Unavailable."""
         await asyncio.sleep(0)
         self._refuse_closed()
@@ -306,13 +346,23 @@ class SimStore:
             self._back_s = loop.time() + self._rng.uniform(*self.faults.member_loss_s)
             loop.call_at(self._back_s, self._come_back)
         if not self.lost:
-            await self._pass(self.faults.delay_s, *slow)
+            await self._pass(self.faults.delay_s, *slow, *((self.faults.slow_quorum_s,) if quorum else ()))
+            if quorum:
+                await self._await_leader()
             self._refuse_closed()
         if self.lost:
             await asyncio.sleep(self.faults.timeout_s)
             raise Unavailable(f"{self.name}: no member answered")
         if self.strikes("unavailable"):
             raise Unavailable(f"{self.name}: no leader")
+
+    async def _await_leader(self) -> None:
+        """Wait for one, not for ever. Raises Unavailable."""
+        left_s = self.backend.leaderless_s
+        if left_s > 0:
+            await asyncio.sleep(min(left_s, self.faults.timeout_s))
+            if self.backend.leaderless_s > 0:
+                raise Unavailable(f"{self.name}: no leader")
 
     async def _pass(self, *delays: Range) -> None:
         total_s = sum(self._rng.uniform(*delay) for delay in delays if delay[1] > 0)

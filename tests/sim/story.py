@@ -50,6 +50,11 @@ class Size:
     duration_s: float = 90.0
     # Clocks of processes are wrong by up to this much.
     skew_s: float = 0.5
+    # What each server has.
+    threads: int = 16
+    memory_gib: int = 24
+    # How many VMs are made at once, by workloads of masses; 0: those do not take part, and the others do.
+    many: int = 0
 
     @property
     def user_names(self) -> list[str]:
@@ -69,6 +74,16 @@ class Size:
 
 # As much trouble as a small cloud can be given in a minute.
 BUSY: Final = Size(controllers=3, nodes=2, users=2, rounds=4, faults=12, duration_s=60.0, skew_s=0.5)
+# Few servers that hold many VMs each; and many servers. `many` of such a size is how many VMs there are.
+CROWDED: Final = Size(controllers=2, nodes=2, users=1, rounds=2, faults=3, duration_s=60.0, threads=64, memory_gib=96, many=120)
+LARGE: Final = Size(
+    controllers=3, nodes=200, users=4, rounds=2, faults=8, duration_s=300.0, threads=64, memory_gib=96, many=5000
+)
+MIDDLE: Final = replace(LARGE, nodes=40, faults=4, duration_s=120.0, many=600)
+# By what a seed begins with.
+SIZES: Final = {"busy": BUSY, "crowded": CROWDED, "middle": MIDDLE, "large": LARGE}
+# One story in so many is crowded.
+CROWDED_ONE_IN: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +105,8 @@ class Story:
 
 def draw_size(draw: random.Random) -> Size:
     """Draw how large."""
+    if draw.random() * CROWDED_ONE_IN < 1:
+        return CROWDED
     return Size(
         controllers=draw.choice((1, 2, 3, 3)),
         nodes=draw.choice((1, 2, 3, 3, 4, 5)),
@@ -105,6 +122,7 @@ def draw_story(seed: int | str, workloads: Sequence[Any], faults: Sequence[Any],
     """Draw a story from a seed: some of the workloads, some of the faults, each from a random stream of its own."""
     draw = random.Random(f"{seed}/story")
     size = size or draw_size(draw)
+    workloads = [module for module in workloads if getattr(module, "MASSES", False) == bool(size.many)]
     events: list[Event] = []
     for module in [*_some(draw, workloads), *_some(draw, faults)]:
         events += module.draw(random.Random(f"{seed}/{module.__name__}"), size)

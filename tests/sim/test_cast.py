@@ -17,13 +17,13 @@ _DRIVERS = ("hypervisor", "volume", "image", "dataplane")
 # What each module of faults counts, or has counted, when it strikes.
 STRIKES = {
     "clocks": {"clock_jumps", "clock_drifts"},
-    "disks": {"ledger_full", "ledger_errors", "pool_full"},
+    "disks": {"ledger_full", "ledger_errors", "pool_full", "disk_fills"},
     "drivers": {
         *(f"{driver} {how}" for driver in _DRIVERS for how in ("before", "after", "hang")),
         "daemon_restarts", "events_lost", "deaf", "clinging",
     },
     "impostor": {"impostor"},
-    "leases": {"leases_end", "compacted"},
+    "leases": {"leases_end", "compacted", "leader_lost"},
     "links": {"reset", "silence", "late"},
     "operator": {"rules_flushed", "paused_by_hand", "killed_by_hand", "undefined_by_hand", "started_by_hand"},
     "restore": {"restore_store"},
@@ -36,7 +36,7 @@ STRIKES = {
 
 @pytest.fixture(scope="module")
 def stories() -> list[Story]:
-    return [draw(seed) for seed in SEEDS]
+    return [draw(seed) for seed in (*SEEDS, "crowded-1")]
 
 
 @pytest.mark.parametrize("module", [*cast.WORKLOADS, *cast.FAULTS], ids=lambda module: module.__name__.rpartition(".")[2])

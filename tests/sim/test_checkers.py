@@ -1,21 +1,25 @@
 """Each checker can speak, and can be silent: shown on hand-made clouds, without any simulation.
 
-A scene names a checker, what it must say ("": nothing), and is played on a Stage. They are in scenes_safety.py (what must never
-be) and scenes_rest.py and scenes_agree.py (what must be at rest).
+A scene names a checker, what it must say ("": nothing), and is played on a Stage. They are in scenes_*.py, for example
+scenes_safety.py (what must never be) and scenes_rest.py (what must be at rest).
 """
 
 from __future__ import annotations
 
 import re
+from importlib import import_module
+from pathlib import Path
 
 import pytest
+from cairn.proto import kinds
 
-from tests.sim import cast, scenes_agree, scenes_bare, scenes_rest, scenes_safety, scenes_secrets
+from tests.sim import cast
+from tests.sim.checkers.sole_writer import WRITERS
 from tests.sim.stage import SCENES, Scene, Stage
 
-assert (
-    scenes_safety.SCENES is scenes_secrets.SCENES is scenes_rest.SCENES is scenes_agree.SCENES is scenes_bare.SCENES is SCENES
-)
+# Every file of scenes beside this one adds its own.
+for file in sorted(Path(__file__).parent.glob("scenes_*.py")):
+    import_module(f"tests.sim.{file.stem}")
 CHECKERS = {checker.name: type(checker) for checker in cast.all_checkers()}
 
 
@@ -34,3 +38,7 @@ def test_each_checker_was_seen_to_speak_and_to_be_silent(name: str) -> None:
     scenes = [scene for scene in SCENES if scene.checker == name]
     assert any(scene.says for scene in scenes), f"no scene proves that {name} can fail"
     assert any(not scene.says for scene in scenes), f"no scene proves that {name} can pass"
+
+
+def test_each_kind_has_a_known_writer() -> None:
+    assert set(WRITERS) == {kind.name for kind in kinds.ALL}

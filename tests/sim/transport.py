@@ -152,6 +152,9 @@ class SimChannel(grpc.aio.Channel):
             if self._server_name not in listener.identity.server_names():
                 failures.append(f"{endpoint}: the certificate is not that of {self._server_name}")
                 continue
+            if why := network.refuses(host) or network.refuses(self._host):
+                failures.append(f"{endpoint}: {why}")
+                continue
             self._connection = Connection(network, self._host, host, self._identity, listener)
             network.connections[self._connection.number] = self._connection
             return self._connection

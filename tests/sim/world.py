@@ -118,6 +118,8 @@ class World:
         controllers: int = 3,
         nodes: int = 3,
         skew_s: float = 0.5,
+        threads: int = 16,
+        memory_gib: int = 24,
         referee: Callable[[SimLoop], Referee] | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
@@ -127,18 +129,25 @@ class World:
         self.network = Network(loop, seed)
         self.backend, self.store_faults = SimBackend(), StoreFaults()
         self.referee = referee(loop) if referee is not None else Referee([], loop.fail)
+        self.referee.cloud.clock = self.now
         self.backend.observers.append(self.referee.batch)
+        self.backend.elected = self._elected
         loop.trace.listeners.append(self.referee.line)
         self.controllers = [f"c{number}" for number in range(1, controllers + 1)]
         self.endpoints = tuple(f"{name}:7443" for name in self.controllers)
         # Its key comes from the operating system: nothing that is drawn or told depends on it.
         self.authority = Authority.create("sim", SimClock(loop, 0.0), SimIds(f"{seed}/authority"))
+        self._threads, self._memory_bytes = threads, memory_gib << 30
         self.machines: dict[str, Machine] = {}
         for number in range(1, nodes + 1):
             self.add_machine(f"n{number}")
         self.processes: dict[str, Process] = {}
         # What is still to happen once the story is over and all is at rest.
         self.at_rest: list[Callable[[], Coroutine[Any, Any, None]]] = []
+        # What runs beside the product in each process from now on, and lives as long.
+        self.beside: list[Callable[[Process], Coroutine[Any, Any, None]]] = []
+        # What to give back when all is over.
+        self.closing: list[Callable[[], None]] = []
         self._lives: dict[str, int] = {}
         self.client = self.connect("admin")
         self._log_to_trace()
@@ -157,9 +166,24 @@ class World:
         """Return what a server has that is no node yet."""
         return SimTransport(self.network, name, Identity("node", "none"), SimIds(f"{self.seed}/stranger/{name}"))
 
+    def now(self) -> datetime:
+        """Return the true time, which no process knows exactly."""
+        return START + timedelta(seconds=self.loop.time())
+
+    def suspend(self, for_s: float) -> None:
+        """All machines stand still, as when their power is saved: time has passed, and nobody has noticed."""
+        self.note(f"everything is suspended for {for_s:.0f} s")
+        self.loop.leap(for_s)
+
+    def close(self) -> None:
+        """Give back what is not the story's own."""
+        for give_back in self.closing:
+            give_back()
+
     def add_machine(self, name: str) -> Machine:
         """Put a server into the rack; it is no node yet."""
-        machine = self.machines[name] = Machine(name, len(self.machines) + 1)
+        machine = Machine(name, len(self.machines) + 1, threads=self._threads, memory_bytes=self._memory_bytes)
+        self.machines[name] = machine
         machine.changed, machine.accepted = self._host_changed, self._ledger_changed
         return machine
 
@@ -170,6 +194,10 @@ class World:
     def _ledger_changed(self, machine: Machine) -> None:
         if machine.id:
             self.referee.ledger(machine.picture())
+
+    def _elected(self) -> None:
+        self.note("the store has a new leader")
+        self.referee.cloud.leases_began = self.now()
 
     def look(self) -> None:
         """Show the referee all machines as they are now."""
@@ -232,7 +260,16 @@ class World:
         what = context.run(make, name, label, clock)
         task = self.loop.create_task(self._live(label, what), name=label, context=context)
         store = what.store if isinstance(what, Controller) else None
-        self.processes[name] = Process(name, life, what, clock, task, store if isinstance(store, SimStore) else None)
+        process = Process(name, life, what, clock, task, store if isinstance(store, SimStore) else None)
+        self.processes[name] = process
+        for beside in self.beside:
+            self.start_beside(process, beside)
+
+    def start_beside(self, process: Process, beside: Callable[[Process], Coroutine[Any, Any, None]]) -> None:
+        """Run something in a process that lives already."""
+        context = contextvars.copy_context()
+        context.run(PROCESS.set, process.label)
+        self.loop.create_task(beside(process), name=f"beside {process.label}", context=context)
 
     async def _live(self, label: str, what: Controller | Agent) -> None:
         try:
@@ -287,7 +324,7 @@ class World:
 
     def _agent(self, name: str, label: str, clock: SimClock) -> Agent:
         machine, ids = self.machines[name], SimIds(f"{self.seed}/{label}")
-        config = AgentConfig(name=name, listen=f"{name}:7446", vtep=f"192.0.2.{machine.index}", underlay_mtu=1500)
+        config = AgentConfig(name=name, listen=f"{name}:7446", vtep=machine.vtep, underlay_mtu=1500)
         return Agent(
             config,
             SimTransport(self.network, name, Identity("node", machine.id), ids),

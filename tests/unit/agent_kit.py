@@ -186,10 +186,9 @@ class Machine:
     knobs: FaultKnobs = field(default_factory=FaultKnobs)
     net_knobs: net_fake.FaultKnobs = field(default_factory=net_fake.FaultKnobs)
     revision: int = 10
-    epoch: int = 1
 
     def __post_init__(self) -> None:
-        self.host = FakeHost(taps=self.net.taps)
+        self.host = FakeHost(taps=self.net.taps, on_grow=self.pool.grow)
         self.clock = LoopClock()
         self.services = FakeGuestServices()
 
@@ -223,7 +222,7 @@ class Machine:
     # --- the controller's part ------------------------------------------------------------------------------------------
 
     def version(self) -> Version:
-        return Version(epoch=self.epoch, revision=self.revision)
+        return Version(epoch=1, revision=self.revision)
 
     def snapshot(self, agent: Agent, objects: dict[str, Desired]) -> None:
         self.revision += 1

@@ -344,7 +344,7 @@ def test_disks_are_plugged_live_and_a_new_size_waits_for_the_restart() -> None:
     run(scenario)
 
 
-def test_a_volume_grows_once_its_guest_is_off() -> None:
+def test_a_volume_grows_under_its_running_guest_and_when_it_is_off() -> None:
     """Found by simulation: the configuration of a stopped guest was taken for a guest that has its disks open."""
 
     async def scenario() -> None:
@@ -362,10 +362,14 @@ def test_a_volume_grows_once_its_guest_is_off() -> None:
             latest = agent.reports.latest("volume/vol-00000001")
             return latest.volume if latest is not None else VolumeReport()
 
-        await until("told", lambda: report().say == "grows when its guest is off")
-        assert machine.pool.volumes["vol-00000001"].size_bytes < larger.size_bytes
-        machine.upsert(agent, {KEY: vm_objects(power_state=POWER_STATE_STOPPED, spec_revision=6)[KEY]})
         await until("grown", lambda: report().size_bytes == larger.size_bytes)
+        assert machine.host.grown == {"vol-00000001": larger.size_bytes}, "by the process that has it open"
+        machine.upsert(agent, {KEY: vm_objects(power_state=POWER_STATE_STOPPED, spec_revision=6)[KEY]})
+        await until("stopped", lambda: state_of(agent, VM) == VmReport.STATE_STOPPED)
+        larger.size_bytes *= 2
+        machine.upsert(agent, {"volume/vol-00000001": Desired(volume=larger)})
+        await until("grown", lambda: report().size_bytes == larger.size_bytes)
+        assert machine.host.grown["vol-00000001"] < larger.size_bytes, "by itself, as nobody has it open"
         assert state_of(agent, VM) == VmReport.STATE_STOPPED
         # A configuration opens nothing, but its guest may be about to start: removal waits until it is gone.
         machine.upsert(agent, {"volume/vol-00000001": Desired(volume=root_volume(absent=True))})

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from cairn.agent.app import Agent
 from cairn.agent.ledger import Ledger
-from cairn.agent.plan import Note, noted
+from cairn.agent.verdict import Note, noted
 from cairn.proto.ids import mac_of
 from cairn.proto.v1.agent_pb2 import (
     Desired,

@@ -12,6 +12,7 @@ from cairn.controller.api.vm_status import runs
 from cairn.controller.store.base import Txn, View
 from cairn.controller.store.view import LiveView
 from cairn.proto import kinds
+from cairn.proto.capabilities import of_agent
 from cairn.proto.seams import timestamp
 from cairn.proto.v1.agent_pb2 import ImageReport, Observed, PortReport, Report, VmReport, VolumeReport
 from cairn.proto.v1.event_pb2 import Event
@@ -77,7 +78,7 @@ def records() -> dict[tuple[kinds.Kind[Any], str], Any]:
         (kinds.NODE, NODE): Node(id=NODE, name="n1"),
         (kinds.NODE, NODE2): Node(id=NODE2, name="n2"),
         (kinds.NODE_FACTS, NODE): facts,
-        (kinds.NODE_SESSION, NODE): NodeSession(node=NODE),
+        (kinds.NODE_SESSION, NODE): NodeSession(node=NODE, capabilities=of_agent(["local"])),
         (kinds.NODE_CLAIMS, NODE): NodeClaims(node=NODE, vms=1),
         (kinds.POOL_CLAIMS, f"local/{NODE}"): PoolClaims(pool=f"local/{NODE}", disk_bytes=1 << 30),
         (kinds.PLACEMENT, VM): placement,
@@ -88,13 +89,18 @@ def records() -> dict[tuple[kinds.Kind[Any], str], Any]:
         (kinds.PORT_BINDING, PORT): PortBinding(port=PORT, subnet=SUBNET, vpc=VPC, address="10.1.1.2"),
         (kinds.ADDRESS, f"{SUBNET}/10.1.1.2"): AddressClaim(subnet=SUBNET, address="10.1.1.2", port=PORT),
         (kinds.IMAGE_CONTENT, IMAGE): ImageContent(image=IMAGE, virtual_size_bytes=1 << 20, nodes=[NODE]),
-        **seen(NODE, f"vm/{VM}", vm=VmReport(state=VmReport.STATE_RUNNING, power_generation=1, spec_revision=9)),
+        **seen(NODE, f"vm/{VM}", vm=VmReport(**RUNS)),
         **seen(NODE, f"volume/{ROOT}", volume=VolumeReport(state=VolumeReport.STATE_READY, size_bytes=1 << 30)),
         **seen(NODE, f"volume/{DATA}", volume=VolumeReport(state=VolumeReport.STATE_READY, size_bytes=1 << 30)),
         **seen(NODE2, f"volume/{NET}", volume=VolumeReport(state=VolumeReport.STATE_CREATING, say="being made")),
         **seen(NODE, f"port/{PORT}", port=PortReport(state=PortReport.STATE_ACTIVE)),
         **seen(NODE, f"image/{IMAGE}", image=ImageReport(state=ImageReport.STATE_READY)),
     }
+
+
+RUNS: dict[str, Any] = {
+    "state": VmReport.STATE_RUNNING, "power_generation": 1, "spec_revision": 9, "open_volumes": [ROOT, DATA],
+}  # fmt: skip
 
 
 def seen(node: str, key: str, **report: Any) -> dict[tuple[kinds.Kind[Any], str], Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -147,6 +148,7 @@ def test_a_guest_has_at_most_26_disks() -> None:
 
 def test_the_mark_is_read_as_it_was_written() -> None:
     mark = Mark("i-0000001a", "a <b> & 'c'", 4, "d1", 5, 6, Phase.STOPPING, ExitCause.CRASHED, 1_800_000_000.125)
+    mark = dataclasses.replace(mark, boots=3, boot_time=1_800_000_009.5, rebooted_generation=5)
     tree = ET.fromstring("<domain><name>i-0000001a</name><metadata/></domain>")
     metadata = tree.find("metadata")
     assert metadata is not None
@@ -155,5 +157,11 @@ def test_the_mark_is_read_as_it_was_written() -> None:
     assert find_mark(ET.fromstring(ET.tostring(tree))) == mark
     name = tree.find("name")
     assert name is not None
+    element = metadata[0]
+    for attribute in ("boots", "boot_time", "rebooted_generation"):
+        del element.attrib[attribute]
+    older = find_mark(tree)
+    assert older is not None
+    assert (older.boots, older.boot_time, older.rebooted_generation) == (1, mark.start_time, 6), "one boot, and it did as asked"
     name.text = "somebody-elses-copy"
     assert find_mark(tree) is None, "a clone under another name is not ours"

@@ -103,7 +103,7 @@ class Leases:
     def __init__(self, store: Store) -> None:
         self._store, self._id, self.forgotten = store, 0, 0
 
-    async def lease(self) -> int:
+    async def lease(self, records: int = 1) -> int:
         if not self._id:
             self._id = (await self._store.lease(3600)).id
         return self._id

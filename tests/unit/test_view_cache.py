@@ -226,3 +226,51 @@ async def test_waiting_for_revisions_in_any_order() -> None:
         waits[4].cancel()
         await asyncio.wait([waits[4]])
         await cache.wait_for(await store.commit(Txn("api").put(kinds.VM, "i-9", Vm())))
+
+
+class Silent(MemoryStore):
+    """A store whose watch brings nothing while told so."""
+
+    def __init__(self, backend: MemoryBackend) -> None:
+        super().__init__(backend)
+        self.speaks = asyncio.Event()
+        self.speaks.set()
+
+    async def watch(self, prefix: str, after: int) -> AsyncGenerator[Batch, None]:
+        async with aclosing(super().watch(prefix, after)) as batches:
+            async for batch in batches:
+                await self.speaks.wait()
+                yield batch
+
+
+async def test_a_commit_of_ours_is_shown_before_the_watch_brings_it() -> None:
+    backend = MemoryBackend()
+    store, other = Silent(backend), MemoryStore(backend)
+    first = await store.commit(place("i-1", "n1"))
+    async with running(store) as cache:
+        await cache.wait_for(await store.commit(place("i-2", "n1")))
+        with cache.subscribe() as changes:
+            store.speaks.clear()
+            txn = place("i-1", "n2").put(kinds.PLACEMENT, "i-3", Placement(node="n3")).delete(kinds.PLACEMENT, "i-2")
+            ours = await store.commit(txn)
+            cache.committed(txn, ours)
+            record = cache.view.record(kinds.PLACEMENT, "i-1")
+            assert record is not None
+            assert (record.message.node, record.mod_revision, record.create_revision) == ("n2", ours, first)
+            assert (await anext(changes)).revision == ours
+            # Somebody's commit comes between: ours is not the next, and nothing is shown before it.
+            theirs = await other.commit(place("i-4", "n4"))
+            later = place("i-5", "n5")
+            revision = await store.commit(later)
+            cache.committed(later, revision)
+            assert cache.view.revision == ours
+            # One that changed nothing has somebody else's revision.
+            nothing = Txn("placement").delete(kinds.PLACEMENT, "i-9")
+            assert await store.commit(nothing) == revision
+            cache.committed(nothing, theirs)
+            assert cache.view.revision == ours
+            store.speaks.set()
+            await cache.wait_for(revision)
+            told = [await anext(changes), await anext(changes)]
+            assert [each.revision for each in told] == [theirs, revision], "ours is not told twice"
+            assert sorted(cache.view.ids(kinds.PLACEMENT)) == ["i-1", "i-3", "i-4", "i-5"]

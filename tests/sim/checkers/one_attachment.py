@@ -1,4 +1,7 @@
-"""A volume is open in at most one guest, only of a VM it was attached to, and is not taken away or changed under it."""
+"""A volume is open in at most one guest, only of a VM it was attached to, and is not taken away or changed under it.
+
+While it is open only the guest's own process makes it larger.
+"""
 
 from __future__ import annotations
 
@@ -39,6 +42,8 @@ class OneAttachment(Checker):
                     yield f"volume {volume} is open in {id}, to which it was never attached"
         sizes = self._sizes.get(node, {})
         for volume, id in sorted(before & now):
+            if host.grown is None or (volume in host.volumes and host.volumes[volume] == host.grown.get(volume)):
+                continue
             if volume in sizes and host.volumes.get(volume) != sizes[volume]:
                 yield f"volume {volume} was {sizes[volume]} bytes, is {host.volumes.get(volume)}, and {id} has it open"
         self._open[node], self._sizes[node] = now, dict(host.volumes)

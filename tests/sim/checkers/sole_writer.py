@@ -12,7 +12,7 @@ from tests.sim.checkers.base import Checker
 from tests.sim.cloud import Cloud, Commit
 
 # Kind -> writers; who besides may delete; whether a lease may end it.
-_WRITERS: Final[dict[str, tuple[str, str, bool]]] = {
+WRITERS: Final[dict[str, tuple[str, str, bool]]] = {
     # What users ask for.
     "project": ("api", "", False),
     "image": ("api", "garbage", False),
@@ -36,13 +36,14 @@ _WRITERS: Final[dict[str, tuple[str, str, bool]]] = {
     "node_claims": ("placement", "", False),
     "pool_claims": ("placement", "", False),
     "volume_placement": ("placement", "", False),
+    "assignment": ("assignments", "", False),
+    "node_loss": ("assignments", "", False),
     "purge": ("garbage", "", False),
     "image_content": ("jobs", "garbage", False),
     "job": ("jobs", "garbage", False),
     # What nodes report, and who is alive.
     "observed": ("sync", "garbage", False),
     "unknown": ("sync", "garbage", False),
-    "node_heard": ("sync", "garbage", False),
     "node_facts": ("sync", "garbage", False),
     "node_session": ("sync", "", True),
     "controller": ("peers", "", True),
@@ -59,10 +60,10 @@ class SoleWriter(Checker):
         if commit.writers is None:
             return
         for change in commit.changes:
-            if change.kind not in _WRITERS:
+            if change.kind not in WRITERS:
                 yield f"nobody is known to write {change.kind}, and {change.key} was written"
                 continue
-            writer, deleter, leased = _WRITERS[change.kind]
+            writer, deleter, leased = WRITERS[change.kind]
             by, gone = commit.writers.get(change.key, ""), change.after is None
             lawful = by in {writer, deleter} if gone else by == writer
             if (not by and not (gone and leased)) or (by and not lawful and writer != "*"):

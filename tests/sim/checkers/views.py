@@ -60,9 +60,17 @@ def _volume(cloud: Cloud, volume: Any) -> str:
     nodes = [host.name for host in cloud.hosts.values() if volume.id in host.volumes]
     if [node for node in [volume.status.node] if node] != nodes:
         return f"on {volume.status.node or 'no node'}, it is on {nodes}"
-    if rules.deleted(volume) != (volume.status.state in (VolumeStatus.STATE_DELETED, VolumeStatus.STATE_DELETING)):
-        return f"{VolumeStatus.State.Name(volume.status.state)}"
-    return ""
+    state, name = volume.status.state, VolumeStatus.State.Name(volume.status.state)
+    if rules.deleted(volume) != (state in (VolumeStatus.STATE_DELETED, VolumeStatus.STATE_DELETING)):
+        return name
+    has_it = [(guest.id, host) for host in cloud.hosts.values() for guest in host.guests.values() if volume.id in guest.volumes]
+    if state == VolumeStatus.STATE_AVAILABLE and has_it:
+        return f"{name}, {has_it[0][0]} has it open"
+    on = any(volume.spec.vm in host.guests for host in cloud.hosts.values())
+    if state == VolumeStatus.STATE_ATTACHED and on != (volume.spec.vm in [id for id, _ in has_it]):
+        return f"{name} to {volume.spec.vm}, which {'lacks it' if on else 'is off'}; open in {[id for id, _ in has_it]}"
+    moving = (VolumeStatus.STATE_ATTACHING, VolumeStatus.STATE_DETACHING)
+    return f"{name} at rest: {volume.status.say}" if state in moving else ""
 
 
 def _image(cloud: Cloud, image: Any) -> str:

@@ -1,4 +1,4 @@
-"""Disks: the ledger cannot be written for a while, the pool is full. (A torn tail comes with the loss of power.)"""
+"""Disks: the ledger cannot be written for a while, the pool is full, also under a guest. (Power loss brings torn tails.)"""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterable
 
 from tests.sim.story import FAULT, Event, Size, spread
+from tests.sim.user import pick
 from tests.sim.world import World
 
 
@@ -14,7 +15,9 @@ def draw(draw: random.Random, size: Size) -> Iterable[Event]:
     """Each on one node."""
     for at_s in spread(draw, size, max(1, size.faults // 2) if size.faults else 0):
         node, for_s = draw.choice(size.node_names), draw.choice((2.0, 10.0, 30.0))
-        match draw.choice(("ledger_full", "ledger_errors", "pool_full")):
+        match draw.choice(("ledger_full", "ledger_errors", "pool_full", "disk_fills")):
+            case "disk_fills":
+                yield Event(at_s, FAULT, "disk_fills", (node, draw.randrange(8), for_s))
             case "ledger_errors":
                 yield Event(at_s, FAULT, "ledger_errors", (node, draw.choice((1, 2, 5))))
             case act:
@@ -45,4 +48,16 @@ async def pool_full(world: World, node: str, for_s: float) -> None:
     pool.foreign_bytes = 0
 
 
-ACTS = {"ledger_full": ledger_full, "ledger_errors": ledger_errors, "pool_full": pool_full}
+async def disk_fills(world: World, node: str, index: int, for_s: float) -> None:
+    """There is no room for what a guest writes: the hypervisor pauses it, again and again, until there is."""
+    host = world.machines[node].host
+    disks = sorted({id for guest in host.guests.values() if guest.live is not None for id in guest.live.disks})
+    id = pick(disks, index)
+    if id is not None:
+        host.fill(id)
+        world.network.count("disk_fills")
+        await asyncio.sleep(for_s)
+        host.full.discard(id)
+
+
+ACTS = {"ledger_full": ledger_full, "ledger_errors": ledger_errors, "pool_full": pool_full, "disk_fills": disk_fills}

@@ -1,4 +1,4 @@
-"""Leases that end though their holder lives and keeps them, and history that is compacted under those who watch."""
+"""Leases that end though their holder lives, or last longer as another member leads; history compacted under watchers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ SESSION_S_MAX: Final = 120.0
 def draw(draw: random.Random, size: Size) -> Iterable[Event]:
     """Once, or several times in a row."""
     for at_s in spread(draw, size, max(1, size.faults // 2) if size.faults else 0):
-        if draw.random() < 0.6:
+        if draw.random() < 0.25:
+            yield Event(at_s, FAULT, "leader_lost", (draw.choice((0.2, 1.5, 5.0)),))
+        elif draw.random() < 0.6:
             yield Event(
                 at_s, FAULT, "leases_end", (draw.choice(size.controller_names), draw.choice((1, 1, 3)), draw.choice((0.1, 2.0)))
             )
@@ -41,4 +43,10 @@ async def compacted(world: World) -> None:
     world.network.count("compacted")
 
 
-ACTS = {"leases_end": leases_end, "compacted": compacted}
+async def leader_lost(world: World, for_s: float) -> None:
+    """Nothing that needs a quorum is answered for a while; then every lease has its whole time before it, also of the dead."""
+    world.backend.elect(for_s)
+    world.network.count("leader_lost")
+
+
+ACTS = {"leases_end": leases_end, "compacted": compacted, "leader_lost": leader_lost}

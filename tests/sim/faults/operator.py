@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Iterable
 
@@ -18,7 +19,8 @@ def draw(draw: random.Random, size: Size) -> Iterable[Event]:
     """Guests and networks, one at a time."""
     for at_s in spread(draw, size, size.faults):
         act = draw.choice(("rules_flushed", "paused_by_hand", "killed_by_hand", "undefined_by_hand", "started_by_hand"))
-        yield Event(at_s, FAULT, act, (draw.choice(size.node_names), draw.randrange(8)))
+        more = (draw.choice((2.0, 15.0, 40.0)),) if act == "paused_by_hand" else ()
+        yield Event(at_s, FAULT, act, (draw.choice(size.node_names), draw.randrange(8), *more))
 
 
 async def rules_flushed(world: World, node: str, index: int) -> None:
@@ -30,15 +32,31 @@ async def rules_flushed(world: World, node: str, index: int) -> None:
         world.network.count("rules_flushed")
 
 
-async def paused_by_hand(world: World, node: str, index: int) -> None:
-    """A guest that runs is paused."""
-    machine = world.machines[node]
-    id = pick(machine.running(), index)
-    live = machine.host.guests[id].live if id is not None else None
-    if id is not None and live is not None:
-        live.paused = True
-        machine.host.notices.tell(id)
-        world.network.count("paused_by_hand")
+async def paused_by_hand(world: World, node: str, index: int, for_s: float = 10.0) -> None:
+    """A guest that runs is suspended for a while: nobody else may let it run unless a user asks for that."""
+    host = world.machines[node].host
+    id = pick(world.machines[node].running(), index)
+    if id is None:
+        return
+    live, asked = host.guests[id].live, _power_asked(world, id)
+    host.suspend(id)
+    world.network.count("paused_by_hand")
+    for _ in range(int(for_s)):
+        await asyncio.sleep(1.0)
+        guest = host.guests.get(id)
+        if guest is None or guest.live is None or guest.live is not live or _power_asked(world, id) != asked:
+            break
+        if not guest.live.paused:
+            world.referee.asked.contradict(f"{id} was suspended by hand, and let run though no user asked for it")
+            break
+    if id in host.guests:
+        host.resume_by_hand(id)
+
+
+def _power_asked(world: World, id: str) -> object:
+    """What users ask of a guest's power."""
+    vm = world.referee.cloud.get("vm", id)
+    return None if vm is None else (vm.spec.power_generation, vm.spec.reboot_generation, vm.spec.power_state, vm.delete_time)
 
 
 async def killed_by_hand(world: World, node: str, index: int) -> None:

@@ -45,7 +45,7 @@ async def _restore(world: World, down_s: float) -> None:
     observers, old.observers = old.observers, []
     kept = {item.key: Put(_raised(item.key, item.value)) for item in old.scan("", "", 0, 0) if not item.lease}
     new.load(kept)
-    world.backend, new.observers = new, observers
+    world.backend, new.observers, new.elected = new, observers, old.elected
     # Not a step of the old store's history: the picture begins anew as well.
     cloud: Cloud = world.referee.cloud
     cloud.records = {kind.name: {} for kind in kinds.ALL}

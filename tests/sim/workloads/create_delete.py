@@ -33,8 +33,7 @@ async def purge_vm(user: User, index: int) -> None:
     vm = mine[index % len(mine)]
     # Its data volumes stay, attached to nothing.
     await user.client.delete_vm(vm.id)
-    del user.asked.vms[vm.id]
-    user.asked.erased[vm.id] = None
+    user.asked.erase_vm(vm.id)
 
 
 ACTS = {"create_vm": create_vm, "purge_vm": purge_vm}

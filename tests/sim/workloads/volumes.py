@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Iterable
+
+from cairn.proto.v1.volume_pb2 import VolumeStatus
 
 from tests.sim.asked import AskedVolume
 from tests.sim.client import MIB
@@ -11,9 +14,11 @@ from tests.sim.story import Event, Size, spread
 from tests.sim.user import IMAGE, SUBNET, Code, User
 
 SIZE_BYTES = 64 * MIB
+# Twice a second.
+LOOKS = 20
 _ACTS = (
     "attach", "attach", "attach", "detach", "detach", "grow", "delete_volume", "undelete_volume", "purge_volume",
-    "create_with_volumes", "create_attached",
+    "create_with_volumes", "create_attached", "detach_and_look", "detach_and_look",
 )  # fmt: skip
 
 
@@ -88,6 +93,33 @@ async def detach(user: User, index: int) -> None:
         holder.volumes.discard(volume.id)
 
 
+async def detach_and_look(user: User, index: int) -> None:
+    """Detach one and wait until it is said to be free: then no guest may have it open, wherever it is."""
+    volume = user.volume(index)
+    if volume is None:
+        return
+    asked = await user.client.update_volume(volume.id, vm="")
+    holder = user.holder(volume.id)
+    if holder is not None:
+        holder.volumes.discard(volume.id)
+    for _ in range(LOOKS):
+        shown = await user.attempt(user.client.get_volume(volume.id, asked.revision), Code.NOT_FOUND, Code.UNAVAILABLE)
+        if shown is None:
+            return
+        cloud = user.world.referee.cloud
+        record = cloud.get("volume", volume.id)
+        # Not attached anew meanwhile, by another act of this user.
+        if record is None or record.spec.vm or record.spec.former_generation != shown.spec.former_generation:
+            return
+        if shown.status.state == VolumeStatus.STATE_AVAILABLE:
+            for host in cloud.hosts.values():
+                for guest in host.guests.values():
+                    if volume.id in guest.volumes:
+                        user.asked.contradict(f"{volume.id} is said to be free, and {guest.id} on {host.name} has it open")
+            return
+        await asyncio.sleep(0.5)
+
+
 async def grow(user: User, index: int) -> None:
     """Let one grow; shrinking is refused."""
     volume = user.volume(index)
@@ -139,6 +171,7 @@ ACTS = {
     "create_with_volumes": create_with_volumes,
     "attach": attach,
     "detach": detach,
+    "detach_and_look": detach_and_look,
     "grow": grow,
     "delete_volume": delete_volume,
     "purge_volume": purge_volume,

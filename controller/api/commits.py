@@ -1,0 +1,226 @@
+"""Commits mutations: those that arrive together are decided one after the other and committed in one transaction.
+
+    wait      a call waits while a group is in flight; those that gathered meanwhile are the next (decision 0018)
+    decide    on forks, group.py; a refusal is believed only on a view as fresh as the store
+    commit    done: each is answered from a view that contains the commit
+              Conflict: something moved; the same calls on a view as fresh as the store, in smaller groups
+              Indeterminate: it may have happened; each call's own request record will tell
+              Unavailable: TryAgain
+    repeats   whoever asked the same before has a request record. It is not in the view: the transaction that creates it again
+              conflicts, and then (or when a call would be refused) the store is asked for it. Those written here lately are
+              remembered, which answers most repeats at once.
+
+One group is in flight at a time, so what one call claims (a name, a VNI) the next sees, and calls of one controller never
+conflict with each other. Nobody waits for anybody who is slow: deciding is synchronous. Rejected: gathering for a while before
+a commit (a lone caller would wait for nobody).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from cairn.controller.api.decision import Views
+from cairn.controller.api.freshness import Freshness
+from cairn.controller.api.group import Call, Group, Taken
+from cairn.controller.retention import Retention
+from cairn.controller.store.base import (
+    Conflict,
+    Indeterminate,
+    LeaseLost,
+    Store,
+    TooBig,
+    Unavailable,
+    View,
+)
+from cairn.proto import kinds, log
+from cairn.proto.errors import Exhausted, Refused, TryAgain
+from cairn.proto.seams import Ids
+from cairn.proto.v1.cluster_pb2 import RequestRecord
+
+_log = log.logger("api")
+ATTEMPTS_MAX: Final = 64
+BACKOFF_S: Final = 0.005
+# Calls decided before others may run.
+GROUP_MAX: Final = 64
+# Request records remembered, and the largest of them, with its answer.
+REMEMBERED_MAX: Final = 4096
+REMEMBERED_BYTES_MAX: Final = 16 << 10
+
+# (view, call, record of its request): the answer. Raises Refused.
+Answer = Callable[[View, Call, RequestRecord], Any]
+
+
+class Commits:
+    """See the module. answer: shows the object of a request's record."""
+
+    def __init__(
+        self, store: Store, cache: Views, freshness: Freshness, ids: Ids, leases: Sequence[Retention], answer: Answer
+    ) -> None:
+        self._store, self._cache, self._freshness, self._ids = store, cache, freshness, ids
+        self._leases, self._answer = leases, answer
+        self._waiting: list[Call] = []
+        self._working: asyncio.Task[None] | None = None
+        self._limit = GROUP_MAX
+        self._conflicts = 0
+        self._remembered: OrderedDict[str, RequestRecord] = OrderedDict()
+
+    async def run(self, call: Call) -> Any:
+        """Commit a call together with others, and return its answer. Raises Refused."""
+        self._waiting.append(call)
+        if self._working is None or self._working.done():
+            self._working = asyncio.create_task(self._work(), name="commits")
+        return await call.answer
+
+    def remembered(self, request: str) -> RequestRecord | None:
+        """Return the record of a request that was answered here lately."""
+        return self._remembered.get(request)
+
+    async def recorded(self, request: str) -> RequestRecord | None:
+        """Return the record of a request, wherever it was answered, once the view contains what it did. Raises TryAgain."""
+        try:
+            items, _ = await self._store.read(kinds.REQUEST.key(request), limit=1)
+        except Unavailable as error:
+            raise TryAgain(f"the store does not answer: {error}") from error
+        if not items:
+            return None
+        await self._freshness.caught_up(items[0].mod_revision)
+        return RequestRecord.FromString(items[0].value)
+
+    async def _work(self) -> None:
+        """Run groups for as long as anybody waits."""
+        try:
+            while self._waiting:
+                # Those that are on their way at this moment come along.
+                await asyncio.sleep(0)
+                calls = [call for call in self._waiting[: self._limit] if not call.answer.done()]
+                self._waiting = self._waiting[self._limit :]
+                await self._round(calls)
+        finally:
+            # Only when this task was cancelled, or has a bug.
+            for call in self._waiting:
+                call.answer.cancel()
+
+    async def _round(self, calls: list[Call]) -> None:
+        """Decide about these calls, commit what can be committed together, put the others back."""
+        try:
+            fresh = any(call.stale or call.doubtful for call in calls)
+            if fresh:
+                await self._freshness.freshen()
+                calls = [call for call in calls if not call.doubtful or not await self._repeated(call)]
+            for lease in self._leases:
+                await lease.lease(len(calls))
+        except TryAgain as error:
+            _fail(calls, error)
+            return
+        except Unavailable as error:
+            _fail(calls, TryAgain(f"the store does not answer: {error}"))
+            return
+        group = Group(self._cache.view)
+        others = [call for call in calls if not group.add(call, fresh=fresh)]
+        self._waiting = others + self._waiting
+        if group.taken:
+            await self._commit(group)
+        for call, why in group.refused:
+            await self._refuse(call, why)
+
+    async def _commit(self, group: Group) -> None:
+        calls = [taken.call for taken in group.taken]
+        try:
+            revision = await self._store.commit(group.txn)
+            self._cache.committed(group.txn, revision)
+            await self._freshness.caught_up(revision)
+        except Conflict as error:
+            await self._moved(group, set(error.keys))
+        except LeaseLost:
+            for lease in self._leases:
+                lease.forget()
+            self._again(calls)
+        except Indeterminate as error:
+            _log.warning("commit in doubt", requests=[call.request for call in calls], error=str(error))
+            for call in calls:
+                call.doubtful = True
+            self._again(calls)
+        except Unavailable as error:
+            _fail(calls, TryAgain(f"the store does not answer: {error}"))
+        except TryAgain as error:
+            _fail(calls, error)
+        except TooBig as error:
+            _fail(calls, Exhausted("transaction", f"this changes too much at once: {error}"))
+        else:
+            self._limit, self._conflicts = min(2 * self._limit, GROUP_MAX), 0
+            for taken in group.taken:
+                self._committed(taken, revision)
+
+    def _committed(self, taken: Taken, revision: int) -> None:
+        call, decided, record = taken.call, taken.decided, taken.record
+        _log.info("committed", method=f"{record.method}Request", object=decided.id, actor=call.caller.id, revision=revision)
+        self._remember(call.request, record)
+        if call.answer.done():
+            return
+        if decided.erased is not None:
+            call.answer.set_result(decided.erased)
+        else:
+            self._tell(call, record)
+
+    def _tell(self, call: Call, record: RequestRecord) -> None:
+        """Answer from the view."""
+        try:
+            answer = self._answer(self._cache.view, call, record)
+        except Exception as error:  # noqa: BLE001 - the boundary: what one call meets is its own
+            _fail([call], error)
+        else:
+            if not call.answer.done():
+                call.answer.set_result(answer)
+
+    async def _moved(self, group: Group, keys: set[str]) -> None:
+        """Look again, on a fresh view, in smaller groups; whose request's record was there is a repeat."""
+        for taken in group.taken:
+            taken.call.doubtful |= kinds.REQUEST.key(taken.call.request) in keys
+        self._limit = max(1, len(group.taken) // 2)
+        self._conflicts += 1
+        # Two controllers that conflict in step would go on doing so.
+        await asyncio.sleep(BACKOFF_S * min(self._conflicts, 10) * self._ids.jitter())
+        self._again([taken.call for taken in group.taken])
+
+    def _again(self, calls: list[Call]) -> None:
+        """Put calls back, to be decided on a view as fresh as the store; not for ever."""
+        for call in calls:
+            call.attempts += 1
+            call.stale = True
+        worn = [call for call in calls if call.attempts >= ATTEMPTS_MAX]
+        _fail(worn, TryAgain("too many others change the same objects; try again"))
+        self._waiting = [call for call in calls if call not in worn] + self._waiting
+
+    async def _refuse(self, call: Call, why: Exception) -> None:
+        """Refuse a call, unless it was answered before: then its first answer is its answer."""
+        try:
+            if not isinstance(why, Refused) or not call.repeatable or not await self._repeated(call):
+                _fail([call], why)
+        except TryAgain as error:
+            _fail([call], error)
+
+    async def _repeated(self, call: Call) -> bool:
+        """Answer a call that was answered before; False when it was not. Raises TryAgain."""
+        record = await self.recorded(call.request)
+        call.doubtful = False
+        if record is None:
+            return False
+        self._remember(call.request, record)
+        self._tell(call, record)
+        return True
+
+    def _remember(self, request: str, record: RequestRecord) -> None:
+        if len(record.answer) > REMEMBERED_BYTES_MAX:
+            return
+        self._remembered[request] = record
+        if len(self._remembered) > REMEMBERED_MAX:
+            self._remembered.popitem(last=False)
+
+
+def _fail(calls: Sequence[Call], error: Exception) -> None:
+    for call in calls:
+        if not call.answer.done():
+            call.answer.set_exception(error)

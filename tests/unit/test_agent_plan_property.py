@@ -1,0 +1,150 @@
+"""What no guest's plan may ever say, whatever is wanted, found and remembered."""
+
+from __future__ import annotations
+
+from cairn.agent.actions import Action, AttachDisk, Define, Reboot, Resume, Start
+from cairn.agent.hypervisor.base import Disk, Domain, DomainSpec, DomainState, ExitCause, PauseReason
+from cairn.agent.plan import plan_vm
+from cairn.agent.verdict import Found, Memory, Note, Verdict, Wanted
+from cairn.proto.v1.agent_pb2 import (
+    VM_PAUSE_UNSPECIFIED,
+    VM_ROLE_INCOMING,
+    VM_ROLE_OUTGOING,
+    VM_ROLE_OWNER,
+    VM_ROLE_UNSPECIFIED,
+    DesiredVm,
+    VmReport,
+)
+from cairn.proto.v1.vm_pb2 import POWER_STATE_RUNNING, POWER_STATE_STOPPED
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+ID = "i-0000001a"
+ROLES = st.sampled_from([VM_ROLE_UNSPECIFIED, VM_ROLE_OWNER, VM_ROLE_INCOMING, VM_ROLE_OUTGOING])
+GENERATIONS = st.integers(0, 3)
+DISKS = [
+    Disk("vol-root", "/root", "qcow2", boot=True),
+    Disk("vol-a", "/a", "qcow2", slot=1),
+    Disk("vol-b", "/b", "qcow2", slot=2),
+]
+TIMES = st.none() | st.floats(0, 1000)
+
+domains = st.builds(
+    Domain,
+    id=st.just(ID),
+    state=st.sampled_from(DomainState),
+    exit=st.sampled_from(ExitCause),
+    power_generation=GENERATIONS,
+    reboot_generation=GENERATIONS,
+    rebooted_generation=GENERATIONS,
+    spec_revision=st.integers(0, 9),
+    digest=st.sampled_from(["", "d1", "d2"]),
+    volumes=st.sampled_from([(), ("vol-root",), ("vol-root", "vol-a"), ("vol-root", "vol-gone")]),
+    pause=st.sampled_from(PauseReason),
+    boots=st.integers(0, 3),
+)
+desired = st.builds(
+    DesiredVm,
+    id=st.just(ID),
+    name=st.just("web"),
+    absent=st.booleans(),
+    role=ROLES,
+    needs_permit=st.booleans(),
+    power_state=st.sampled_from([POWER_STATE_RUNNING, POWER_STATE_STOPPED]),
+    power_generation=GENERATIONS,
+    reboot_generation=GENERATIONS,
+    force=st.booleans(),
+    restart_policy=st.integers(0, 3),
+    spec_revision=st.integers(1, 9),
+)
+notes = st.builds(
+    Note,
+    power_generation=st.integers(-1, 3),
+    reboot_generation=st.integers(-1, 3),
+    exit=st.sampled_from(["", "guest", "crashed", "stopped", "migrated"]),
+    crashes=st.integers(0, 3),
+    machine_digest=st.sampled_from(["", "m1"]),
+    reboot_ignored=st.integers(-1, 3),
+)
+memories = st.builds(
+    Memory,
+    asked_s=TIMES,
+    running_s=TIMES,
+    ended_s=TIMES,
+    pause=st.sampled_from(PauseReason),
+    tried_s=TIMES,
+    tries=st.integers(0, 9),
+    reboot_s=TIMES,
+    reboot_asked_s=TIMES,
+    boots=st.none() | st.integers(0, 3),
+)
+
+
+@st.composite
+def situations(draw: st.DrawFn) -> tuple[Wanted, Found, Note, Memory, float]:
+    vm = draw(desired)
+    spec = DomainSpec(vm, tuple(DISKS)) if draw(st.booleans()) else None
+    wanted = Wanted(vm, spec, "d1", draw(st.sampled_from(["m1", "m2"])), "" if spec else "waits", (), draw(st.booleans()))
+    found = Found(draw(st.none() | domains), draw(st.booleans()))
+    return wanted, found, draw(notes), draw(memories), draw(st.floats(0, 2000))
+
+
+def has(verdict: Verdict, *kinds: type[Action]) -> bool:
+    return any(isinstance(action, kinds) for action in verdict.actions)
+
+
+@settings(max_examples=500)
+@given(situations())
+def test_a_guest_runs_only_where_it_may(situation: tuple[Wanted, Found, Note, Memory, float]) -> None:
+    wanted, found, note, memory, now_s = situation
+    vm, domain = wanted.vm, found.domain
+    verdict = plan_vm(wanted, found, note, memory, now_s)
+    off = domain is None or domain.state is DomainState.SHUT_OFF
+    begins = has(verdict, Start) or (has(verdict, Resume) and domain is not None and domain.state is DomainState.STARTING)
+    if vm.absent or vm.power_state == POWER_STATE_STOPPED:
+        assert not has(verdict, Start)
+    if vm.absent:
+        return
+    if vm.role == VM_ROLE_INCOMING:
+        assert not has(verdict, Start, Resume, Define, AttachDisk, Reboot)
+    if vm.role == VM_ROLE_OUTGOING:
+        assert not has(verdict, Start, Define, AttachDisk, Reboot)
+    if vm.needs_permit and not wanted.permitted:
+        assert not begins
+    if off and "migrated" in (note.exit, "" if note.exit or domain is None else domain.exit.name.lower()):
+        assert not has(verdict, Start)
+        assert verdict.note.exit == "migrated", "also once its configuration is gone"
+
+
+@settings(max_examples=500)
+@given(situations())
+def test_what_is_paused_is_told_and_not_resumed_in_a_loop(situation: tuple[Wanted, Found, Note, Memory, float]) -> None:
+    wanted, found, note, memory, now_s = situation
+    vm, domain = wanted.vm, found.domain
+    if vm.absent or vm.role == VM_ROLE_INCOMING or vm.power_state == POWER_STATE_STOPPED:
+        return
+    if domain is None or domain.state is not DomainState.PAUSED:
+        return
+    verdict = plan_vm(wanted, found, note, memory, now_s)
+    assert verdict.report.state == VmReport.STATE_RUNNING
+    assert verdict.report.spec_revision < vm.spec_revision
+    assert (verdict.report.pause == VM_PAUSE_UNSPECIFIED) == (domain.pause is PauseReason.NONE)
+    if domain.pause is PauseReason.MIGRATION:
+        assert not verdict.actions
+    again = plan_vm(wanted, found, verdict.note, verdict.memory, now_s)
+    assert not has(again, Resume), "that helped nothing: now time must pass"
+    assert not again.told
+
+
+@settings(max_examples=300)
+@given(situations())
+def test_what_a_report_lists_as_open_is_what_the_process_has(situation: tuple[Wanted, Found, Note, Memory, float]) -> None:
+    wanted, found, note, memory, now_s = situation
+    report = plan_vm(wanted, found, note, memory, now_s).report
+    domain = found.domain
+    on = domain is not None and domain.state is not DomainState.SHUT_OFF
+    assert list(report.open_volumes) == (list(domain.volumes) if domain is not None and on else [])
+    missing = {disk.volume for disk in DISKS[1:]} - set(report.open_volumes)
+    runs = report.state == VmReport.STATE_RUNNING and not wanted.vm.absent and wanted.vm.role != VM_ROLE_INCOMING
+    if runs and missing and wanted.spec is not None:
+        assert report.spec_revision < wanted.vm.spec_revision, "a guest that lacks a disk is not as asked"

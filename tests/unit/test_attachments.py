@@ -1,0 +1,246 @@
+"""What is said of a volume is what a guest has open, whatever was asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from cairn.controller.api import nouns
+from cairn.controller.api.dependents import affected
+from cairn.controller.api.volumes import attach, detach
+from cairn.controller.model.permits import Caller
+from cairn.controller.model.slots import free_slot, slots
+from cairn.controller.nodespec import desired
+from cairn.controller.presence import Presence
+from cairn.controller.reconcilers.placement import Placements
+from cairn.controller.reconcilers.ports import Ports
+from cairn.controller.store.base import Txn
+from cairn.proto import kinds
+from cairn.proto.v1.agent_pb2 import VmReport, VolumeReport, VolumeTrouble
+from cairn.proto.v1.vm_pb2 import POWER_STATE_STOPPED
+from cairn.proto.v1.volume_pb2 import VolumeStatus
+
+from tests.unit.cloud_kit import GIB, Cloud
+
+DATA, ROOT, VM = "vol-0000data", "vol-00000web", "i-00000web"
+S = VolumeStatus
+CALLER = Caller("user", "ann")
+
+
+class Site:
+    """A VM that runs on n1, and a volume beside it."""
+
+    def __init__(self) -> None:
+        self.cloud = Cloud()
+        self.node = self.cloud.node("n1")
+        self.cloud.vm("web", image=self.cloud.image("demo"))
+        self.cloud.volume("data", vm=VM)
+        self.cloud.settle([Ports(), Placements()])
+        for volume in (ROOT, DATA):
+            self.cloud.report(self.node, f"volume/{volume}", state=VolumeReport.STATE_READY, size_bytes=GIB)
+        self.detach()
+        self.says(open=[ROOT])
+
+    @property
+    def generation(self) -> int:
+        return int(self.cloud.edit(kinds.VM, VM).spec.volumes_generation)
+
+    def says(self, *, open: list[str], generation: int | None = None, **more: Any) -> None:
+        """What the node reports of the VM, in answer to that generation: the newest."""
+        state = more.pop("state", VmReport.STATE_RUNNING)
+        known = self.generation if generation is None else generation
+        self.cloud.report(self.node, f"vm/{VM}", state=state, open_volumes=open, volumes_generation=known, **more)
+
+    def attach(self) -> None:
+        self._change(lambda view, txn, volume: attach(view, CALLER, txn, volume, VM))
+
+    def detach(self) -> None:
+        self._change(lambda view, txn, volume: detach(view, txn, volume, VM))
+
+    def _change(self, change: Any) -> None:
+        volume, txn = self.cloud.edit(kinds.VOLUME, DATA), Txn("api")
+        change(self.cloud.view, txn, volume)
+        self.cloud.commit(txn.put(kinds.VOLUME, DATA, volume))
+
+    def shown(self) -> Any:
+        volume = nouns.VOLUME.of(self.cloud.view, DATA)
+        assert volume is not None
+        settled = volume.status.state in (S.STATE_AVAILABLE, S.STATE_ATTACHED)
+        assert volume.reconciling is not settled
+        assert bool(volume.status.observed_revision) is settled
+        return volume.status
+
+    @property
+    def state(self) -> Any:
+        return self.shown().state
+
+
+def test_attached_once_the_guest_has_it() -> None:
+    site = Site()
+    assert site.state == S.STATE_AVAILABLE
+    site.attach()
+    assert (site.state, site.shown().say) == (S.STATE_ATTACHING, "waits for n1 to attach it to VM web")
+    site.says(open=[ROOT], volume_troubles=[VolumeTrouble(volume=DATA, error="no free PCI slot")])
+    assert site.state == S.STATE_ATTACHING
+    assert site.shown().say == "n1 could not attach it to VM web: no free PCI slot; trying again"
+    site.says(open=[ROOT, DATA])
+    assert (site.state, site.shown().say) == (S.STATE_ATTACHED, "attached to web on n1")
+
+
+def test_free_once_the_guest_let_go_and_its_node_said_so() -> None:
+    site = Site()
+    site.attach()
+    site.says(open=[ROOT, DATA])
+    site.detach()
+    assert (site.state, site.shown().vm_name) == (S.STATE_DETACHING, "")
+    site.says(open=[ROOT, DATA], volume_troubles=[VolumeTrouble(volume=DATA, error="the guest has not let go of it")])
+    assert site.shown().say == "the guest of VM web on n1 has it open still (the guest has not let go of it)"
+    site.says(open=[ROOT])
+    assert site.state == S.STATE_AVAILABLE
+
+
+def test_a_node_that_is_silent_has_not_let_go() -> None:
+    site = Site()
+    site.attach()
+    site.says(open=[ROOT, DATA])
+    site.cloud.delete(kinds.NODE_SESSION, site.node)
+    assert site.state == S.STATE_ATTACHED
+    site.detach()
+    assert site.state == S.STATE_DETACHING
+    assert "n1 does not answer" in site.shown().say
+
+
+def test_what_a_node_said_before_it_heard_of_the_change_proves_nothing() -> None:
+    """Attached and detached again before the node answered: its guest may be opening it at this moment."""
+    site = Site()
+    before = site.generation
+    site.attach()
+    site.detach()
+    site.says(open=[ROOT], generation=before)
+    assert (site.state, site.shown().say) == (S.STATE_DETACHING, "waits for n1 to say that VM web let go of it")
+    site.says(open=[ROOT], generation=before + 1)
+    assert site.state == S.STATE_DETACHING
+    site.says(open=[ROOT])
+    assert site.state == S.STATE_AVAILABLE
+
+
+def test_at_a_vm_that_is_off_it_is_attached_once_the_node_knows() -> None:
+    site = Site()
+    vm = site.cloud.edit(kinds.VM, VM)
+    vm.spec.power_state = POWER_STATE_STOPPED
+    site.cloud.put(kinds.VM, VM, vm)
+    site.says(open=[], state=VmReport.STATE_STOPPED)
+    site.attach()
+    assert site.state == S.STATE_ATTACHING
+    site.says(open=[], state=VmReport.STATE_STOPPED)
+    assert site.state == S.STATE_ATTACHED
+    site.detach()
+    assert site.state == S.STATE_DETACHING
+    site.says(open=[], state=VmReport.STATE_STOPPED)
+    assert site.state == S.STATE_AVAILABLE
+
+
+def test_attached_to_another_it_waits_for_the_first_to_let_go() -> None:
+    site = Site()
+    site.attach()
+    site.says(open=[ROOT, DATA])
+    site.detach()
+    other = site.cloud.vm("db")
+    volume = site.cloud.edit(kinds.VOLUME, DATA)
+    volume.spec.vm = other
+    site.cloud.put(kinds.VOLUME, DATA, volume)
+    assert site.state == S.STATE_ATTACHING
+    assert "VM web on n1 has it open still" in site.shown().say
+
+
+def test_a_removed_vm_has_let_go() -> None:
+    site = Site()
+    site.attach()
+    site.says(open=[ROOT, DATA])
+    site.detach()
+    site.cloud.delete_vm(VM)
+    assert site.state == S.STATE_DETACHING
+    site.cloud.report(site.node, f"vm/{VM}", state=VmReport.STATE_ABSENT)
+    assert site.state == S.STATE_AVAILABLE
+
+
+@pytest.mark.parametrize("connected", [True, False])
+def test_of_an_agent_that_lists_nothing_the_wish_is_believed(connected: bool) -> None:
+    site = Site()
+    site.cloud.connect(site.node, knows=[])
+    if not connected:
+        site.cloud.delete(kinds.NODE_SESSION, site.node)
+    site.says(open=[], generation=0)
+    site.attach()
+    assert site.state == S.STATE_ATTACHED
+    site.detach()
+    assert site.state == S.STATE_AVAILABLE
+
+
+def test_a_volume_without_room_to_grow_says_so() -> None:
+    site = Site()
+    volume = site.cloud.edit(kinds.VOLUME, DATA)
+    volume.spec.size_bytes = 500 * GIB
+    site.cloud.put(kinds.VOLUME, DATA, volume)
+    site.cloud.settle([Placements()])
+    shown = nouns.VOLUME.of(site.cloud.view, DATA)
+    assert shown is not None
+    assert (shown.status.say, shown.reconciling) == ("waits for room to grow to 500 GiB", True)
+    assert shown.status.state == S.STATE_AVAILABLE, "it can be used as it is"
+
+
+def test_watchers_are_told_when_a_guest_lets_go() -> None:
+    site = Site()
+    site.attach()
+    site.detach()
+    assert ("volume", DATA) in set(affected(site.cloud.view, kinds.OBSERVED, f"{site.node}/vm/{VM}"))
+    site.attach()
+    assert ("volume", DATA) in set(affected(site.cloud.view, kinds.OBSERVED, f"{site.node}/vm/{VM}"))
+
+
+def order(cloud: Cloud) -> list[str]:
+    sent = desired(cloud.view, Presence(cloud.view), "node-000000n1", f"vm/{VM}")
+    assert sent is not None
+    return [disk.volume for disk in sent.vm.disks]
+
+
+def test_disks_are_found_in_the_order_given_and_keep_it() -> None:
+    """It was that of their random ids, and another after each detach and restart."""
+    site = Site()
+    cloud = site.cloud
+    names = ["qd", "qa", "qc", "qb"]
+    for name in names:
+        cloud.volume(name)
+    ids = [f"vol-{name:0>8}" for name in names]
+
+    def change(id: str, *, on: bool) -> None:
+        volume, txn = cloud.edit(kinds.VOLUME, id), Txn("api")
+        if on:
+            attach(cloud.view, CALLER, txn, volume, VM)
+        else:
+            detach(cloud.view, txn, volume, VM)
+        cloud.commit(txn.put(kinds.VOLUME, id, volume))
+        cloud.settle([Placements()])
+
+    for id in ids:
+        change(id, on=True)
+    assert order(cloud) == [ROOT, *ids]
+    assert list(cloud.edit(kinds.VM, VM).spec.volumes) == ids
+    change(ids[1], on=False)
+    assert order(cloud) == [ROOT, ids[0], ids[2], ids[3]]
+    assert slots(cloud.view, VM)[ids[3]] == 4, "its neighbour's going does not move it"
+    assert free_slot(cloud.view, VM) == 2
+    change(DATA, on=True)
+    assert order(cloud) == [ROOT, ids[0], DATA, ids[2], ids[3]]
+    assert list(cloud.edit(kinds.VM, VM).spec.volumes) == [ids[0], DATA, ids[2], ids[3]]
+
+
+def test_volumes_attached_by_a_release_that_knew_no_slots_keep_the_order_of_the_list() -> None:
+    site = Site()
+    cloud = site.cloud
+    vm = cloud.edit(kinds.VM, VM)
+    for name in ("zz", "aa"):
+        vm.spec.volumes.append(cloud.volume(name, vm=VM))
+    cloud.put(kinds.VM, VM, vm)
+    cloud.settle([Placements()])
+    assert order(cloud) == [ROOT, "vol-000000zz", "vol-000000aa"]
