@@ -1,22 +1,25 @@
 """Storage: volumes and images on this node. The nouns, and one example walked.
 
-A *pool* is where a driver keeps bytes. An *image* is immutable content, named by the digest of its bytes as uploaded. A
-*volume* is a block device for a guest: empty, or a copy-on-write child of an image.
+A *pool* is where a driver keeps bytes: this node's own, or one that other nodes reach too. An *image* is immutable content,
+named by the digest of its bytes as uploaded. A *volume* is a block device for a guest: empty, or a copy of an image. Volumes
+are observed by the ids somebody wants to know of: what else is in a pool that others use is none of a node's business.
 
     await images.put(digest, size, ImageFormat.IMAGE_FORMAT_QCOW2, chunks)   # verified while written; wrong digest: refused
     await driver.create(DesiredVolume(id="vol-1", size_bytes=20 << 30, image_digest=digest, …))
+    await driver.observe(["vol-1", "vol-2"])                                 # [Volume(id="vol-1", size_bytes=…)]
     (await driver.attachment("vol-1")).path                                  # what the hypervisor opens
     await driver.delete("vol-1")
 
 Every method is idempotent. Half-done work of a killed process is invisible (temporary names) and swept by `recover`.
-Drivers: local.py (qcow2 files) and fake.py; tests/conformance/test_storage.py runs on both.
+Drivers: local.py (qcow2 files), fake.py and fake_shared.py; tests/conformance/test_storage.py runs on all. A node has one per
+type of volume: drivers.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from cairn.proto.v1.agent_pb2 import DesiredVolume
 from cairn.proto.v1.image_pb2 import ImageFormat
@@ -33,6 +36,13 @@ class StorageError(Exception):
 
 class PoolFull(StorageError):
     """Not enough free bytes; nothing was left behind. Names wanted and free."""
+
+
+class Superseded(StorageError):
+    """Another node administers the volume since (a newer generation): nothing was done. Permanent."""
+
+    def __init__(self, say: str) -> None:
+        super().__init__(say, retryable=False)
 
 
 class BadImage(StorageError):
@@ -63,7 +73,7 @@ class Volume:
     size_bytes: int
     # Bytes it takes in the pool.
     used_bytes: int
-    # Digest of the image it is a child of; empty: none.
+    # Digest of the image on this node that it needs as long as it is there; empty: none.
     image_digest: str = ""
 
 
@@ -78,36 +88,55 @@ class Image:
 
 
 @dataclass(frozen=True, slots=True)
+class Network:
+    """How the hypervisor reaches a volume that is no file here."""
+
+    # As QEMU names it: "rbd".
+    protocol: str
+    # host:port of servers; none: those of the hypervisor's own configuration.
+    hosts: tuple[str, ...] = ()
+    # Who it is there, and the UUID of the hypervisor's secret that proves it; empty: nobody in particular.
+    user: str = ""
+    secret: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Attachment:
-    """How the hypervisor opens a volume. format: qcow2 or raw."""
+    """How the hypervisor opens a volume. format: qcow2 or raw; network None: `path` is a file, else its name there."""
 
     path: str
     format: str
+    network: Network | None = None
 
 
 class VolumeDriver(Protocol):
-    """One way to keep volumes. Its name is the `type` in VolumeSpec."""
+    """One way to keep volumes. Its name is the `type` in VolumeSpec.
+
+    Where other nodes reach the pool, two of them may believe that a volume is theirs to make, grow and delete. The generation
+    tells whose word is newer (0: nobody else's can be): what an older one still does must raise Superseded and change nothing,
+    also after the volume was deleted.
+    """
 
     name: str
 
     async def facts(self) -> StoragePool:
-        """Return total, used and free bytes, as the file system says."""
+        """Return total, used and free bytes, as the pool itself says."""
         ...
 
-    async def list(self) -> list[Volume]:
-        """Return all our volumes in the pool."""
+    async def observe(self, ids: Collection[str]) -> Sequence[Volume]:
+        """Return those of these volumes that are there, sorted by id."""
         ...
 
     async def create(self, volume: DesiredVolume) -> None:
-        """Make it. Raises PoolFull, NoSuchImage, StorageError (size smaller than the image: permanent)."""
+        """Make it. Raises PoolFull, NoSuchImage, Superseded, StorageError (size smaller than the image: permanent)."""
         ...
 
-    async def resize(self, id: str, size_bytes: int) -> None:
-        """Grow it; shrinking is refused (permanent)."""
+    async def resize(self, id: str, size_bytes: int, *, generation: int = 0) -> None:
+        """Grow it; shrinking is refused (permanent). Raises Superseded."""
         ...
 
-    async def delete(self, id: str) -> None:
-        """Remove it; absent: no error."""
+    async def delete(self, id: str, *, generation: int = 0) -> None:
+        """Remove it; absent: no error. Raises Superseded."""
         ...
 
     async def attachment(self, id: str) -> Attachment:
@@ -116,6 +145,15 @@ class VolumeDriver(Protocol):
 
     async def recover(self) -> None:
         """Sweep what a killed predecessor left half-done. Called once at start."""
+        ...
+
+
+@runtime_checkable
+class OwnPool(Protocol):
+    """What a driver offers besides whose pool is this node's own: whatever is in it concerns this node, wanted or not."""
+
+    async def list(self) -> Sequence[Volume]:
+        """Return all our volumes in the pool, sorted by id."""
         ...
 
 

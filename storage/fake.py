@@ -4,7 +4,7 @@ pool = FakePool(capacity_bytes=10 << 30)
 images, volumes = FakeImages(pool), FakeVolumes(pool)    # made again after a "crash" of the agent, the pool stays
 pool.faults["create"].append(StorageError("the disk is slow today"))     # the next create raises it, and does nothing
 pool.faults_after["delete"].append(StorageError("nobody knows"))         # the next delete raises it, and is done
-pool.hang["list"] = 1                                                    # the next list hangs, until pool.let_go()
+pool.hang["observe"] = 1                                                 # the next observe hangs, until pool.let_go()
 """
 
 from __future__ import annotations
@@ -212,10 +212,17 @@ class FakeVolumes:
         used, free = self._pool.used_bytes(), self._pool.free_bytes()
         return StoragePool(type="local", total_bytes=self._pool.capacity_bytes, used_bytes=used, free_bytes=free, path="/fake")
 
-    async def list(self) -> list[Volume]:
+    async def list(self) -> Sequence[Volume]:
         """Return the volumes."""
         await self._pool.enter("list")
         return [volume for _, volume in sorted(self._pool.volumes.items())]
+
+    async def observe(self, ids: Collection[str]) -> Sequence[Volume]:
+        """Return those of these volumes that are there."""
+        for id in ids:
+            _require_id(id)
+        await self._pool.enter("observe")
+        return [self._pool.volumes[id] for id in sorted(ids) if id in self._pool.volumes]
 
     async def create(self, volume: DesiredVolume) -> None:
         """Make it (see VolumeDriver)."""
@@ -236,7 +243,7 @@ class FakeVolumes:
         self._pool.unfinished.discard(volume.id)
         self._pool.leave("create")
 
-    async def resize(self, id: str, size_bytes: int) -> None:
+    async def resize(self, id: str, size_bytes: int, *, generation: int = 0) -> None:  # noqa: ARG002 - nobody else's pool
         """Grow it; shrinking is refused."""
         _require_id(id)
         await self._pool.enter("resize")
@@ -251,7 +258,7 @@ class FakeVolumes:
         self._pool.volumes[id] = Volume(id, wanted, held.used_bytes, held.image_digest)
         self._pool.leave("resize")
 
-    async def delete(self, id: str) -> None:
+    async def delete(self, id: str, *, generation: int = 0) -> None:  # noqa: ARG002 - nobody else's pool
         """Remove it; absent: no error."""
         _require_id(id)
         await self._pool.enter("delete")

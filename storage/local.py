@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Sequence
 from pathlib import Path
 from typing import Final
 from weakref import WeakValueDictionary
@@ -167,7 +167,7 @@ class LocalVolumes:
         with attempt(f"measuring {self._pool.folder}"):
             return await in_thread(self._pool.facts)
 
-    async def list(self) -> list[Volume]:
+    async def list(self) -> Sequence[Volume]:
         """Return all our volumes in the pool."""
 
         def scan() -> list[Volume]:
@@ -176,6 +176,15 @@ class LocalVolumes:
 
         with attempt("listing the volumes"):
             return await in_thread(scan)
+
+    async def observe(self, ids: Collection[str]) -> Sequence[Volume]:
+        """Return those of these volumes that are there."""
+
+        def look() -> list[Volume]:
+            return [volume for id in sorted(ids) if (volume := _volume(self._pool, id))]
+
+        with attempt(f"looking at {len(ids)} volumes"):
+            return await in_thread(look)
 
     async def create(self, volume: DesiredVolume) -> None:
         """Make it (see VolumeDriver)."""
@@ -195,7 +204,7 @@ class LocalVolumes:
                     await in_thread(remove, new)
                     raise
 
-    async def resize(self, id: str, size_bytes: int) -> None:
+    async def resize(self, id: str, size_bytes: int, *, generation: int = 0) -> None:  # noqa: ARG002 - nobody else's pool
         """Grow it; shrinking is refused."""
         path, wanted = self._pool.volume(id), _whole_sectors(size_bytes)
         async with self._locks.of(id):
@@ -212,7 +221,7 @@ class LocalVolumes:
                     _require_total(await in_thread(self._pool.facts), id, wanted)
                     await qemu_img.resize(str(path), wanted)
 
-    async def delete(self, id: str) -> None:
+    async def delete(self, id: str, *, generation: int = 0) -> None:  # noqa: ARG002 - nobody else's pool
         """Remove it; absent: no error."""
         path = self._pool.volume(id)
         async with self._locks.of(id):

@@ -14,6 +14,7 @@ from cairn.proto.v1.agent_pb2 import DesiredVolume
 from cairn.proto.v1.image_pb2 import ImageFormat
 from cairn.storage.base import ImageStore, VolumeDriver
 from cairn.storage.fake import FakeImages, FakePool, FakeVolumes
+from cairn.storage.fake_shared import FakeSharedVolumes, SharedPool
 from cairn.storage.local import LocalImages, LocalVolumes
 
 MIB = 1 << 20
@@ -69,6 +70,10 @@ class World:
 
 def fake_world(pool: FakePool) -> World:
     return World(FakeImages(pool), FakeVolumes(pool), lambda: fake_world(pool))
+
+
+def shared_world(pool: SharedPool, node: FakePool) -> World:
+    return World(FakeImages(node), FakeSharedVolumes(pool, node), lambda: shared_world(pool, node))
 
 
 def local_world(folder: Path) -> World:

@@ -15,6 +15,7 @@ from cairn.proto.seams import SystemClock
 from cairn.proto.v1.agent_pb2 import DesiredVolume
 from cairn.storage.base import StorageError
 from cairn.storage.fake import FakePool, FakeVolumes
+from cairn.storage.fake_shared import FakeSharedVolumes, SharedPool
 
 VOLUME = DesiredVolume(id="vol-0000001a", size_bytes=1 << 20, type="local")
 
@@ -30,8 +31,8 @@ def dataplane() -> tuple[Callable[[], Coroutine[Any, Any, Any]], Callable[[], No
 
 
 def volumes() -> tuple[Callable[[], Coroutine[Any, Any, Any]], Callable[[], None]]:
-    pool = FakePool(hang={"list": 1})
-    return FakeVolumes(pool).list, pool.let_go
+    pool = FakePool(hang={"observe": 1})
+    return lambda: FakeVolumes(pool).observe([]), pool.let_go
 
 
 @pytest.mark.parametrize("make", [hypervisor, dataplane, volumes])
@@ -46,9 +47,10 @@ async def test_what_hangs_goes_on_when_it_is_let_go(make: Callable[[], Any]) -> 
 
 
 @pytest.mark.parametrize("method", ["create", "resize", "delete"])
-async def test_a_volume_is_as_asked_though_the_driver_says_it_failed(method: str) -> None:
-    pool = FakePool()
-    driver = FakeVolumes(pool)
+@pytest.mark.parametrize("shared", [False, True])
+async def test_a_volume_is_as_asked_though_the_driver_says_it_failed(method: str, shared: bool) -> None:
+    pool, tank = FakePool(), SharedPool("tank")
+    driver = FakeSharedVolumes(tank, pool) if shared else FakeVolumes(pool)
     calls: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
         "create": lambda: driver.create(VOLUME),
         "resize": lambda: driver.resize(VOLUME.id, 2 << 20),
@@ -59,7 +61,7 @@ async def test_a_volume_is_as_asked_though_the_driver_says_it_failed(method: str
     pool.faults_after[method].append(StorageError("nobody knows"))
     with pytest.raises(StorageError, match="nobody knows"):
         await calls[method]()
-    held = pool.volumes.get(VOLUME.id)
+    held = (tank.volumes if shared else pool.volumes).get(VOLUME.id)
     assert (held.size_bytes if held is not None else 0) == {"create": 1 << 20, "resize": 2 << 20, "delete": 0}[method]
     await calls[method]()
 

@@ -1,0 +1,137 @@
+"""Volumes in a pool that several nodes reach, in memory: a shipped driver, with the knobs of fake.py.
+
+tank = SharedPool("tank")
+n1, n2 = FakeSharedVolumes(tank, FakePool()), FakeSharedVolumes(tank, FakePool())    # drivers of two nodes
+await n1.create(DesiredVolume(id="vol-00000001", size_bytes=1 << 30, generation=1))
+await n2.attachment("vol-00000001")                                                  # a guest there can open it
+await n1.delete("vol-00000001", generation=1)                                        # Superseded, once n2 acted as 2
+
+The node's own FakePool has the faults of its calls and the images that volumes start as copies of. A copy is whole: it needs
+no image afterwards. What the pool remembers of generations outlives its volumes: a node that was away makes none again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from cairn.proto.v1.agent_pb2 import DesiredVolume
+from cairn.proto.v1.node_pb2 import StoragePool
+from cairn.storage.base import Attachment, Network, NoSuchImage, PoolFull, StorageError, Superseded, Volume
+from cairn.storage.fake import EMPTY_VOLUME_BYTES, FakePool
+from cairn.storage.pool import VOLUME_ID
+from cairn.storage.qcow2 import SECTOR_BYTES
+
+TYPE: Final = "fake-shared"
+
+
+@dataclass
+class SharedPool:
+    """The truth: what the pool holds, whichever nodes live."""
+
+    name: str
+    capacity_bytes: int = 100 << 30
+    volumes: MutableMapping[str, Volume] = field(default_factory=dict)
+    # Volume -> the image it was made of, and the newest generation in whose name anything was done to it, also if it is gone.
+    origins: dict[str, str] = field(default_factory=dict)
+    generations: dict[str, int] = field(default_factory=dict)
+
+    def admit(self, id: str, generation: int) -> None:
+        """Take note of who acts. Superseded when another one has acted since."""
+        newest = self.generations.get(id, 0)
+        if generation < newest:
+            raise Superseded(f"volume {id} is administered by another node: generation {newest}, this is {generation}")
+        self.generations[id] = generation
+
+
+class FakeSharedVolumes:
+    """One node's way to a shared pool; implements VolumeDriver."""
+
+    name = TYPE
+
+    def __init__(self, pool: SharedPool, node: FakePool) -> None:
+        self._pool, self._node = pool, node
+
+    async def facts(self) -> StoragePool:
+        """Return total, used and free bytes of the pool."""
+        await self._node.enter("facts")
+        total, used = self._pool.capacity_bytes, sum(volume.used_bytes for volume in self._pool.volumes.values())
+        return StoragePool(type=TYPE, name=self._pool.name, total_bytes=total, used_bytes=used, free_bytes=max(0, total - used))
+
+    async def observe(self, ids: Collection[str]) -> Sequence[Volume]:
+        """Return those of these volumes that are there."""
+        for id in ids:
+            _require_id(id)
+        await self._node.enter("observe")
+        return [self._pool.volumes[id] for id in sorted(ids) if id in self._pool.volumes]
+
+    async def create(self, volume: DesiredVolume) -> None:
+        """Make it (see VolumeDriver)."""
+        _require_id(volume.id)
+        if volume.size_bytes > self._pool.capacity_bytes:
+            size = f"{volume.size_bytes} bytes is larger than the pool of {self._pool.capacity_bytes} bytes"
+            raise PoolFull(f"volume {volume.id} of {size}")
+        if volume.id not in self._pool.volumes:
+            self._require_image(volume)
+        await self._node.enter("create")
+        self._pool.admit(volume.id, volume.generation)
+        if volume.id in self._pool.volumes:
+            if self._pool.origins.get(volume.id, "") != volume.image_digest:
+                raise StorageError(f"volume {volume.id} is here already as a copy of something else", retryable=False)
+            return
+        self._require_image(volume)
+        size_bytes = -(-volume.size_bytes // SECTOR_BYTES) * SECTOR_BYTES
+        self._pool.origins[volume.id] = volume.image_digest
+        self._pool.volumes[volume.id] = Volume(volume.id, size_bytes, EMPTY_VOLUME_BYTES)
+        self._node.leave("create")
+
+    async def resize(self, id: str, size_bytes: int, *, generation: int = 0) -> None:
+        """Grow it; shrinking is refused."""
+        _require_id(id)
+        await self._node.enter("resize")
+        self._pool.admit(id, generation)
+        held = self._pool.volumes.get(id)
+        if held is None:
+            raise StorageError(f"volume {id} is not here, in pool {self._pool.name}, so it cannot grow to {size_bytes} bytes")
+        wanted = -(-size_bytes // SECTOR_BYTES) * SECTOR_BYTES
+        if wanted < held.size_bytes:
+            raise StorageError(f"volume {id} has {held.size_bytes} bytes and cannot shrink to {size_bytes}", retryable=False)
+        if wanted > self._pool.capacity_bytes:
+            raise PoolFull(f"volume {id} of {wanted} bytes is larger than the pool of {self._pool.capacity_bytes} bytes")
+        self._pool.volumes[id] = Volume(id, wanted, held.used_bytes)
+        self._node.leave("resize")
+
+    async def delete(self, id: str, *, generation: int = 0) -> None:
+        """Remove it; absent: no error."""
+        _require_id(id)
+        await self._node.enter("delete")
+        self._pool.admit(id, generation)
+        self._pool.volumes.pop(id, None)
+        self._node.leave("delete")
+
+    async def attachment(self, id: str) -> Attachment:
+        """Return how to open it."""
+        _require_id(id)
+        if id not in self._pool.volumes:
+            raise StorageError(f"volume {id} is not here, in pool {self._pool.name}")
+        return Attachment(f"{self._pool.name}/{id}", "raw", Network("fake"))
+
+    async def recover(self) -> None:
+        """Nothing is left half-done."""
+        await self._node.enter("recover")
+
+    def _require_image(self, volume: DesiredVolume) -> None:
+        if not volume.image_digest:
+            return
+        held = self._node.images.get(volume.image_digest)
+        if held is None:
+            raise NoSuchImage(f"volume {volume.id} starts from image {volume.image_digest}, which is not held here (yet)")
+        if volume.size_bytes < held[0].virtual_size_bytes:
+            say = f"volume {volume.id} is smaller than its image's disk of {held[0].virtual_size_bytes} bytes"
+            raise StorageError(say, retryable=False)
+
+
+def _require_id(id: str) -> None:
+    if not VOLUME_ID.fullmatch(id):
+        raise StorageError(f"{id!r} is not a volume id", retryable=False)
