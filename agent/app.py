@@ -12,7 +12,7 @@ import fcntl
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -47,7 +47,8 @@ from cairn.proto.rpc import FileCredentials, GrpcTransport, StaticCredentials, a
 from cairn.proto.seams import Clock, Disk, Ids, SystemClock, SystemDisk, SystemIds, Transport
 from cairn.proto.v1.agent_pb2 import Hello
 from cairn.proto.v1.agent_pb2_grpc import add_HostServiceServicer_to_server
-from cairn.storage.base import ImageStore, StorageError, VolumeDriver
+from cairn.storage.base import ImageStore, VolumeDriver
+from cairn.storage.drivers import Drivers
 
 # The first facts should be in the hello, but a dead hypervisor must not keep the node silent.
 FACTS_TIMEOUT_S = 30.0
@@ -65,7 +66,7 @@ class Agent:
         ids: Ids,
         disk: Disk,
         hypervisor: Hypervisor,
-        volumes: VolumeDriver,
+        volumes: Sequence[VolumeDriver],
         images: ImageStore,
         dataplane: Dataplane,
         services: GuestServices,
@@ -81,10 +82,10 @@ class Agent:
         self._version = version or agent_version()
         files = files or GuestFolders(config.state_path / "seeds", config.state_path / "console")
         self.membership, self._config, self._transport = membership, config, transport
-        self._volumes, self._extend = volumes, extend
+        self.drivers, self._extend = Drivers(volumes), extend
         self.ledger = Ledger(disk)
         self.reports = Reports(clock)
-        self.world = World(hypervisor, volumes, images, dataplane, files)
+        self.world = World(hypervisor, self.drivers, images, dataplane, files)
         self.networks = Networks(dataplane, services, self.world, self.ledger, self.reports)
         self.guests = Guests(
             hypervisor,
@@ -95,7 +96,7 @@ class Agent:
             self.reports,
             permitted=lambda: self.sync.synced.is_set(),
         )
-        volume_unit = Volumes(volumes, hypervisor, self.world, self.ledger, self.reports)
+        volume_unit = Volumes(self.drivers, hypervisor, self.world, self.ledger, self.reports)
         self.images = Images(images, self.world, self.ledger, self.reports, transport)
         unknowns = Unknowns(self.world, self.ledger, self.reports)
         units = Units(self.guests, volume_unit, self.images, self.networks, unknowns)
@@ -103,7 +104,7 @@ class Agent:
         self.facts = Facts(
             inventory,
             hypervisor,
-            volumes,
+            self.drivers,
             self.reports,
             vtep=config.tunnel_address,
             underlay_mtu=config.underlay_mtu,
@@ -137,9 +138,7 @@ class Agent:
         """Load the ledger, serve, and begin to work. OSError when the ledger or the port cannot be had."""
         self._running_on = asyncio.get_running_loop()
         self.ledger.load()
-        try:
-            await self._volumes.recover()
-        except StorageError as error:
+        for error in await self.drivers.recover():
             log.logger("agent").warning("recover_failed", error=str(error))
         self._server = self._transport.server()
         add_HostServiceServicer_to_server(self._servicer, self._server)
@@ -188,7 +187,7 @@ class Agent:
             agent_version=self._version,
             endpoint=self._endpoint,
             facts=self.reports.facts,
-            capabilities=capabilities.of_agent([self._volumes.name]),
+            capabilities=capabilities.of_agent(self.drivers.types),
         )
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
@@ -265,13 +264,13 @@ def _host_drivers(config: Config, clock: Clock) -> tuple[Hypervisor, Dataplane, 
     return LibvirtHypervisor(clock, config.hypervisor_uri), NetlinkDataplane(), NodeGuestServices()
 
 
-def _machine(config: Config) -> tuple[VolumeDriver, ImageStore, Inventory]:
+def _machine(config: Config) -> tuple[Sequence[VolumeDriver], ImageStore, Inventory]:
     """Return storage and inventory of this machine."""
     from cairn.hardware.inventory.linux import LinuxInventory
     from cairn.storage.local import LocalImages, LocalVolumes
 
     config.pool_path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return LocalVolumes(config.pool_path), LocalImages(config.pool_path), LinuxInventory()
+    return [LocalVolumes(config.pool_path)], LocalImages(config.pool_path), LinuxInventory()
 
 
 def find_underlay_mtu(vtep: str) -> int:

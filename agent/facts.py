@@ -15,7 +15,8 @@ from cairn.agent.reports import Reports
 from cairn.hardware.base import Inventory
 from cairn.proto.log import logger
 from cairn.proto.v1.node_pb2 import HypervisorFacts, NodeFacts, StoragePool
-from cairn.storage.base import StorageError, VolumeDriver
+from cairn.storage.base import StorageError
+from cairn.storage.drivers import Drivers
 
 LOOK_EVERY_S: Final = 10.0
 HYPERVISOR_EVERY_S: Final = 60.0
@@ -37,14 +38,14 @@ class Facts:
         self,
         inventory: Inventory,
         hypervisor: Hypervisor,
-        volumes: VolumeDriver,
+        drivers: Drivers,
         reports: Reports,
         *,
         vtep: str,
         underlay_mtu: int,
         version: str,
     ) -> None:
-        self._inventory, self._hypervisor, self._volumes, self._reports = inventory, hypervisor, volumes, reports
+        self._inventory, self._hypervisor, self._drivers, self._reports = inventory, hypervisor, drivers, reports
         self._vtep, self._underlay_mtu, self._version = vtep, underlay_mtu, version
         self._hardware = NodeFacts()
         self._pools: list[StoragePool] | None = None
@@ -83,9 +84,13 @@ class Facts:
             self._hardware_s = now_s
 
     async def _read_pools(self, known: NodeFacts, _now_s: float) -> None:
-        pool = await self._volumes.facts()
-        if _moved(known.pools[0] if known.pools else StoragePool(), pool):
-            self._pools = [pool]
+        """Each type's pool as it was last told, unless it moved; one that cannot be read keeps its last figures."""
+        found, errors = await self._drivers.facts()
+        told = {pool.type: pool for pool in known.pools}
+        told |= {pool.type: pool for pool in found if _moved(told.get(pool.type, StoragePool()), pool)}
+        self._pools = [told[type] for type in self._drivers.types if type in told]
+        if errors:
+            raise errors[0]
 
     async def _read_hypervisor(self, known: NodeFacts, now_s: float) -> None:
         if not known.hypervisor.accelerator or now_s - self._hypervisor_s >= HYPERVISOR_EVERY_S:
@@ -94,6 +99,6 @@ class Facts:
 
 
 def _moved(before: StoragePool, now: StoragePool) -> bool:
-    if (before.type, before.total_bytes, before.path) != (now.type, now.total_bytes, now.path):
+    if (before.type, before.name, before.total_bytes, before.path) != (now.type, now.name, now.total_bytes, now.path):
         return True
     return abs(before.used_bytes - now.used_bytes) * 100 > now.total_bytes

@@ -150,7 +150,7 @@ class Fleet:
             self._ids,
             ledger,
             FakeHypervisor(machine.host, self._clock, latency_s=HYPERVISOR_S),
-            FakeVolumes(machine.pool),
+            [FakeVolumes(machine.pool)],
             FakeImages(machine.pool),
             FakeDataplane(machine.net, latency_s=DATAPLANE_S),
             FakeGuestServices(),

@@ -46,6 +46,7 @@ from cairn.proto.log import logger
 from cairn.proto.v1.agent_pb2 import DesiredVm, Report, VmReport
 from cairn.storage.base import StorageError
 
+LOOK_AGAIN_S = 1.0
 # Looks at one guest before others have their turn.
 ROUNDS_MAX = 4
 DriverError = (HypervisorError, StorageError, NetError, OSError)
@@ -89,14 +90,23 @@ class Guests:
             if self._is_asked_anew(key, held.object.vm):
                 self._world.mark(Part.DOMAINS)
                 await self._world.refresh(Part.DOMAINS)
+            self._world.require(*(disk.type for disk in held.object.vm.disks))
             wanted = await self._wanted(held.object.vm)
             verdict = self._decide(key, wanted)
             again_after_s = verdict.again_after_s
             self._report(key, wanted.vm, verdict.report)
             if not verdict.actions:
-                return Again(after_s=again_after_s)
+                return Again(after_s=again_after_s or self._looks_again_s(wanted.vm))
             await self._apply(key, wanted.vm, verdict)
         return Again(after_s=again_after_s or 1.0)
+
+    def _looks_again_s(self, vm: DesiredVm) -> float:
+        """Return when to look whether volumes are there that another node makes: nothing here hears of them. 0: no need."""
+        theirs = [disk.volume for disk in vm.disks if f"volume/{disk.volume}" not in self._ledger.desired]
+        if vm.absent or all(volume in self._world.volumes for volume in theirs):
+            return 0.0
+        self._world.mark(Part.VOLUMES)
+        return LOOK_AGAIN_S
 
     def forget(self, id: str) -> None:
         """Drop what is remembered of a guest that is no longer desired."""
@@ -136,7 +146,8 @@ class Guests:
                 waits = waits or self._volume_say(each.volume)
                 continue
             attachment = await self._world.attachment(each.volume)
-            disks.append(Disk(each.volume, attachment.path, attachment.format, boot=each.boot, slot=each.slot))
+            path, format, network = attachment.path, attachment.format, attachment.network
+            disks.append(Disk(each.volume, path, format, boot=each.boot, slot=each.slot, network=network))
         troubles = [trouble for nic in vm.nics if (trouble := self._networks.trouble(nic.port))]
         unbound = tuple(nic.port for nic in vm.nics if not self._networks.is_bound(nic.port))
         permitted = self.permitted()

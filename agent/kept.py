@@ -29,7 +29,8 @@ def stays(key: str, desired: Objects, unknown: Objects) -> bool:
         case "vm":
             return not object.vm.absent
         case "volume":
-            return not object.volume.absent
+            # One in a shared pool is kept there, not here: this node only administered it.
+            return not object.volume.absent and not object.volume.generation
         case "image":
             return not object.image.absent
         case "port":

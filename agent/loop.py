@@ -94,6 +94,8 @@ class NodeLoop:
         self._units.networks.accept(keys)
         for key in keys:
             object = self._ledger.object(key)
+            if key.startswith(("vm/", "volume/")):
+                self._world.want(key, object if object is not None else self._ledger.last(key))
             self._set_needs(key, _needs(object) if object is not None else set())
             if object is None:
                 self._reports.forget(key)

@@ -20,7 +20,7 @@ from cairn.proto.v1.agent_pb2 import Unknown
 KEY: Final = "unknown"
 # Kinds of objects that are told; what they need of networks goes with them.
 _TOLD: Final = ("vm", "volume", "image")
-_PARTS: Final = (Part.DOMAINS, Part.VOLUMES, Part.IMAGES, Part.FILES)
+_PARTS: Final = (Part.DOMAINS, Part.VOLUMES, Part.POOLS, Part.IMAGES, Part.FILES)
 
 
 class Unknowns:
@@ -37,6 +37,8 @@ class Unknowns:
             return Again()
         while not self._world.is_fresh(*_PARTS):
             await self._world.refresh(*_PARTS)
+        # What cannot be looked at is not gone.
+        self._world.require()
         remembered = [key for key in self._ledger.unknown if key.partition("/")[0] in _TOLD]
         gone = self._ledger.forget(key for key in remembered if not self._is_here(key))
         if gone:
@@ -52,7 +54,7 @@ class Unknowns:
             return id in self._world.domains or id in self._world.files
         if kind == "volume":
             # One that was here and is gone may come back with its pool.
-            return id in self._world.volumes or bool(self._ledger.note(key))
+            return id in self._world.volumes or id in self._world.pooled or bool(self._ledger.note(key))
         held = self._ledger.last(key)
         return (held.image.digest if held is not None else id) in self._world.images
 
@@ -61,7 +63,7 @@ class Unknowns:
         known = self._ledger.desired.keys() | self._ledger.unknown.keys()
         images = {held.image.digest for key in known if (held := self._ledger.last(key)) is not None}
         found = {f"vm/{id}" for id in (*self._world.domains, *self._world.files)}
-        found |= {f"volume/{id}" for id in self._world.volumes}
+        found |= {f"volume/{id}" for id in self._world.pooled}
         return (found - known) | {f"image/{digest}" for digest in self._world.images if digest not in images}
 
     def _unknown(self, key: str) -> Unknown:

@@ -3,7 +3,9 @@
 User data is safe: a volume is removed only when the controller says `absent`, and not while a guest has it open. One that
 nobody mentions is left alone and told as unknown (unknown.py). One that was here and is gone (a pool that is not mounted, a
 file somebody deleted) is never made again, empty or from its image, behind its owner's back: it is told as lost until it is
-here again. That it was here is a note in the ledger.
+here again. That it was here is a note in the ledger; of one that another node administered before, the controller says so.
+
+Its type decides who makes it (storage/drivers.py); a type this node does not know is told as failed, and nothing is done.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from cairn.agent.work import Again
 from cairn.agent.world import Part, World
 from cairn.proto.v1.agent_pb2 import DesiredVolume, ImageReport, Report, VolumeReport
 from cairn.storage.base import StorageError, VolumeDriver
+from cairn.storage.drivers import Drivers
 from cairn.storage.plan import CreateVolume, DeleteVolume, GrowVolume, plan
 
 LOST: Final = "was here and is gone: is its pool mounted? Bring its file back, or delete it; it is not made again by itself"
@@ -28,8 +31,8 @@ _HERE: Final = "here"
 class Volumes:
     """Observe, plan, apply, report for a volume."""
 
-    def __init__(self, driver: VolumeDriver, hypervisor: Hypervisor, world: World, ledger: Ledger, reports: Reports) -> None:
-        self._driver, self._hypervisor = driver, hypervisor
+    def __init__(self, drivers: Drivers, hypervisor: Hypervisor, world: World, ledger: Ledger, reports: Reports) -> None:
+        self._drivers, self._hypervisor = drivers, hypervisor
         self._world, self._ledger, self._reports = world, ledger, reports
         # Keys that wait for a guest to let go.
         self.in_use: set[str] = set()
@@ -41,7 +44,13 @@ class Volumes:
         if object is None:
             return Again()
         desired = object.volume
+        try:
+            driver = self._drivers.of(desired.type)
+        except StorageError as error:
+            self._report(key, VolumeReport(state=VolumeReport.STATE_FAILED, say=str(error), error=str(error)))
+            return Again()
         await self._world.refresh(Part.VOLUMES, Part.IMAGES, Part.DOMAINS)
+        self._world.require(desired.type)
         held = self._world.volumes.get(desired.id)
         image = self._world.images.get(desired.image_digest)
         actions = plan([], [desired], [image] if image else [], [held] if held else [])
@@ -49,7 +58,7 @@ class Volumes:
             self.in_use.add(key)
             self._say_in_use(key, desired)
             return Again()
-        if held is None and not desired.absent and self._was_here(key):
+        if held is None and not desired.absent and (desired.made or self._was_here(key)):
             self._report(key, VolumeReport(state=VolumeReport.STATE_FAILED, say=LOST, error=LOST))
             return Again(after_s=LOOK_AGAIN_S)
         try:
@@ -58,7 +67,7 @@ class Volumes:
                     continue
                 if isinstance(action, CreateVolume):
                     self._report(key, VolumeReport(state=VolumeReport.STATE_CREATING, say="being made"))
-                await self._apply(action)
+                await self._apply(action, driver, desired.generation)
         except StorageError as error:
             state = VolumeReport.STATE_CREATING if error.retryable else VolumeReport.STATE_FAILED
             self._report(key, VolumeReport(state=state, say="trying again", error=str(error)))
@@ -73,26 +82,26 @@ class Volumes:
     def _was_here(self, key: str) -> bool:
         return bool(self._ledger.note(key).get(_HERE))
 
-    async def _apply(self, action: CreateVolume | GrowVolume | DeleteVolume) -> None:
+    async def _apply(self, action: CreateVolume | GrowVolume | DeleteVolume, driver: VolumeDriver, generation: int) -> None:
         try:
             match action:
                 case CreateVolume():
-                    await self._driver.create(action.volume)
+                    await driver.create(action.volume)
                 case GrowVolume():
-                    await self._grow(action)
+                    await self._grow(action, driver, generation)
                 case DeleteVolume():
                     self._ledger.write_note(f"volume/{action.id}", None)
-                    await self._driver.delete(action.id)
+                    await driver.delete(action.id, generation=generation)
         finally:
-            self._world.mark(Part.VOLUMES)
+            self._world.mark(Part.VOLUMES, Part.POOLS)
 
-    async def _grow(self, action: GrowVolume) -> None:
-        """Grow it; one that a guest has open by that guest's process, which alone may change it then."""
+    async def _grow(self, action: GrowVolume, driver: VolumeDriver, generation: int) -> None:
+        """Grow it; one of this node that a guest has open by that guest's process, which alone may change it then."""
         holders = [domain.id for domain in self._world.domains.values() if action.id in domain.open_volumes]
-        if holders:
+        if holders and not generation:
             await self._hypervisor.grow_disk(holders[0], action.id, action.size_bytes)
         else:
-            await self._driver.resize(action.id, action.size_bytes)
+            await driver.resize(action.id, action.size_bytes, generation=generation)
 
     def _is_held_from_removal(self, action: object) -> bool:
         """Whether a guest has a volume that is to be removed, or is about to start with it."""

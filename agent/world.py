@@ -1,27 +1,37 @@
 """What is on this node, as last observed: domains, volumes, images, networks, files of guests.
 
-Five parts, each read anew only when it may have changed (`mark`): after an event of its driver, before and after we act on it,
-and all of them at a full scan. Several who need a part at the same time share one reading.
+Parts, each read anew only when it may have changed (`mark`): after an event of its driver, before and after we act on it, and
+all of them at a full scan. Several who need a part at the same time share one reading.
+
+Of volumes those are looked at that an object of this node is about (`want`), wherever they are; what else is in this node's own
+pools is a part of its own. A type of volume that cannot be looked at hides nothing of the others: who needs one of it asks
+`require` first.
 """
 
 from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from cairn.agent.guestfiles import GuestFiles
 from cairn.agent.hypervisor.base import Domain, Hypervisor
 from cairn.net.base import Dataplane, Observed
-from cairn.storage.base import Attachment, Image, ImageStore, Volume, VolumeDriver
+from cairn.proto.ids import LOCAL_POOL
+from cairn.proto.log import logger
+from cairn.proto.v1.agent_pb2 import Desired
+from cairn.storage.base import Attachment, Image, ImageStore, StorageError, Volume
+from cairn.storage.drivers import Drivers
 
 
 class Part(enum.Enum):
     """One source of observation."""
 
     DOMAINS = "domains"
+    # Those that are wanted; and all that are in this node's own pools.
     VOLUMES = "volumes"
+    POOLS = "pools"
     IMAGES = "images"
     NETWORKS = "networks"
     FILES = "files"
@@ -31,12 +41,13 @@ class World:
     """The observation. Readings raise what the driver raises; what was read before stays."""
 
     def __init__(
-        self, hypervisor: Hypervisor, volumes: VolumeDriver, images: ImageStore, dataplane: Dataplane, files: GuestFiles
+        self, hypervisor: Hypervisor, drivers: Drivers, images: ImageStore, dataplane: Dataplane, files: GuestFiles
     ) -> None:
-        self._volume_driver = volumes
+        self._drivers = drivers
         self._read: dict[Part, Callable[[], Awaitable[Any]]] = {
             Part.DOMAINS: hypervisor.list,
-            Part.VOLUMES: volumes.list,
+            Part.VOLUMES: self._look,
+            Part.POOLS: drivers.list_own,
             Part.IMAGES: images.list,
             Part.NETWORKS: dataplane.observe,
             Part.FILES: files.list,
@@ -45,8 +56,13 @@ class World:
         self._seen = dict.fromkeys(Part, 0)
         self._locks = {part: asyncio.Lock() for part in Part}
         self._attachments: dict[str, Attachment] = {}
+        # Key of an object -> the volumes it is about, with their types; and all of them.
+        self._wants: dict[str, Mapping[str, str]] = {}
+        self._wanted: dict[str, str] = {}
+        self._troubles: dict[str, StorageError] = {}
         self.domains: dict[str, Domain] = {}
         self.volumes: dict[str, Volume] = {}
+        self.pooled: dict[str, Volume] = {}
         self.images: dict[str, Image] = {}
         self.networks = Observed()
         self.files: set[str] = set()
@@ -68,11 +84,37 @@ class World:
                     if self._seen[part] < self._marked[part]:
                         await self._refresh(part)
 
+    def want(self, key: str, object: Desired | None) -> None:
+        """Say which object a key stands for now; None: none. From now on the volumes it is about are looked at."""
+        before, wants = self._wants.pop(key, {}), _volumes_of(object)
+        if wants:
+            self._wants[key] = wants
+        if wants != before:
+            self._wanted = {id: type for wants in self._wants.values() for id, type in wants.items()}
+        if wants.keys() - before.keys():
+            self.mark(Part.VOLUMES)
+
+    def require(self, *types: str) -> None:
+        """Raise StorageError when volumes of one of these types (none: any) could not be looked at; they will be again."""
+        for type, error in self._troubles.items():
+            if not types or type in {each or LOCAL_POOL for each in types}:
+                self.mark(Part.VOLUMES)
+                raise StorageError(f"volumes of type {type} cannot be looked at: {error}") from error
+
     async def attachment(self, volume: str) -> Attachment:
-        """Return how the hypervisor opens a volume that is here."""
+        """Return how the hypervisor opens a volume that is there."""
         if volume not in self._attachments:
-            self._attachments[volume] = await self._volume_driver.attachment(volume)
+            self._attachments[volume] = await self._drivers.of(self._wanted.get(volume, "")).attachment(volume)
         return self._attachments[volume]
+
+    async def _look(self) -> dict[str, Volume]:
+        """Look at what is wanted; of a type that cannot be looked at, what was seen before stays."""
+        wanted = dict(self._wanted)
+        found, self._troubles = await self._drivers.observe(wanted)
+        for type, error in self._troubles.items():
+            logger("world").warning("volumes_unseen", type=type, error=str(error))
+        stays = {id for id, type in wanted.items() if (type or LOCAL_POOL) in self._troubles and id in self.volumes}
+        return found | {id: self.volumes[id] for id in sorted(stays)}
 
     async def _refresh(self, part: Part) -> None:
         marked = self._marked[part]
@@ -81,8 +123,10 @@ class World:
             case Part.DOMAINS:
                 self.domains = {domain.id: domain for domain in found}
             case Part.VOLUMES:
-                self.volumes = {volume.id: volume for volume in found}
+                self.volumes = found
                 self._attachments = {id: each for id, each in self._attachments.items() if id in self.volumes}
+            case Part.POOLS:
+                self.pooled = {volume.id: volume for volume in found}
             case Part.IMAGES:
                 self.images = {image.digest: image for image in found}
             case Part.NETWORKS:
@@ -90,3 +134,11 @@ class World:
             case Part.FILES:
                 self.files = found
         self._seen[part] = marked
+
+
+def _volumes_of(object: Desired | None) -> dict[str, str]:
+    """Return the volumes an object is about, with their types."""
+    kind = object.WhichOneof("object") if object is not None else None
+    if object is not None and kind == "volume":
+        return {object.volume.id: object.volume.type}
+    return {disk.volume: disk.type for disk in object.vm.disks} if object is not None and kind == "vm" else {}

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from cairn.controller.model.assigned import VOLUME_WORK, assigned_to
+from cairn.controller.model.assigned import VOLUME_WORK, assigned_to, assignment
 from cairn.controller.model.capabilities import lacking
 from cairn.controller.model.nodes import hash_of
 from cairn.controller.model.restored import is_restored
@@ -30,7 +30,6 @@ from cairn.controller.model.where import (
     needs_permit,
     vms_on,
     volume_claimed_bytes,
-    volume_generation,
     volume_node,
     volume_nodes,
     volume_pool,
@@ -59,6 +58,7 @@ from cairn.proto.v1.agent_pb2 import (
     VmNic,
 )
 from cairn.proto.v1.image_pb2 import IMAGE_FORMAT_UNSPECIFIED
+from cairn.proto.v1.node_pb2 import Assignment
 from cairn.proto.v1.vm_pb2 import Vm
 
 # What a node may know better than a restored record.
@@ -231,7 +231,8 @@ def _volume(view: View, _presence: Presence, node: str, id: str) -> Desired | No
     volume = view.get(kinds.VOLUME, id)
     if volume is None or node != volume_node(view, id):
         return None
-    result = DesiredVolume(id=id, type=volume.spec.type, pool=volume_pool(view, id), generation=volume_generation(view, id))
+    work = assignment(view, VOLUME_WORK, id) or Assignment()
+    result = DesiredVolume(id=id, type=volume.spec.type, pool=volume_pool(view, id), generation=work.generation, made=work.made)
     if _erased(view, id):
         result.absent = True
         return Desired(volume=result)

@@ -23,8 +23,8 @@ class Drivers:
 
     @property
     def types(self) -> list[str]:
-        """The types of volumes this node knows, sorted."""
-        return sorted(self._by_type)
+        """The types of volumes this node knows, in the order they were given."""
+        return list(self._by_type)
 
     def of(self, type: str) -> VolumeDriver:
         """Return the driver of a type; none named: local. StorageError, permanent, when this node does not know it."""
@@ -42,7 +42,7 @@ class Drivers:
         """
         found: dict[str, Volume] = {}
         troubles: dict[str, StorageError] = {}
-        for type, driver in sorted(self._by_type.items()):
+        for type, driver in self._by_type.items():
             ids = [id for id, its_type in wanted.items() if (its_type or LOCAL_POOL) == type]
             try:
                 found |= {volume.id: volume for volume in await driver.observe(ids)} if ids else {}
@@ -56,10 +56,10 @@ class Drivers:
         return [volume for driver in own for volume in await driver.list()]
 
     async def facts(self) -> tuple[list[StoragePool], list[StorageError]]:
-        """Return the pools that tell their figures, sorted by type, and why others do not."""
+        """Return the pools that tell their figures, and why others do not."""
         pools: list[StoragePool] = []
         errors: list[StorageError] = []
-        for _, driver in sorted(self._by_type.items()):
+        for driver in self._by_type.values():
             try:
                 pools.append(await driver.facts())
             except StorageError as error:

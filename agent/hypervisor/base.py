@@ -25,6 +25,7 @@ from typing import Protocol
 
 from cairn.proto.v1.agent_pb2 import DesiredVm
 from cairn.proto.v1.node_pb2 import HypervisorFacts
+from cairn.storage.base import Network
 
 
 class HypervisorError(Exception):
@@ -84,6 +85,8 @@ class Disk:
     # Place among the guest's disks: 0 is the first it finds, 1 the next.
     slot: int = 0
     read_only: bool = False
+    # How to reach it when it is no file: then `path` is its name there.
+    network: Network | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,12 @@ import json
 import uuid
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Final
 
 from cairn.agent.hypervisor.base import Disk, DomainSpec
 from cairn.agent.hypervisor.mark import NAMESPACE, Mark
+from cairn.proto.rpc import split_endpoint
 from cairn.proto.v1.agent_pb2 import VmNic
 from cairn.proto.v1.node_pb2 import HypervisorFacts
 
@@ -27,6 +29,8 @@ TRANSLATION_CACHE_MIB: Final = 32
 GIC_V2_CPUS_MAX: Final = 8
 ALIAS_PREFIX: Final = "ua-"
 _LETTERS: Final = "abcdefghijklmnopqrstuvwxyz"
+# What libvirt calls the secrets of a protocol.
+_SECRET_TYPES: Final = {"rbd": "ceph"}
 _MACHINE: Final = {"x86_64": "q35", "aarch64": "virt"}
 
 
@@ -47,8 +51,9 @@ def digest_of(spec: DomainSpec) -> str:
 
 
 def _disk_content(disk: Disk) -> list[object]:
-    content = [disk.volume, disk.path, disk.format, disk.boot, disk.read_only]
-    return [*content, disk.slot] if disk.slot else content
+    content: list[object] = [disk.volume, disk.path, disk.format, disk.boot, disk.read_only]
+    content += [disk.slot] if disk.slot else []
+    return content if disk.network is None else [*content, asdict(disk.network)]
 
 
 def uuid_of(id: str) -> str:
@@ -85,9 +90,9 @@ def domain_xml(spec: DomainSpec, facts: HypervisorFacts, mark: Mark) -> str:
 
 def disk_element(disk: Disk, target: str) -> ET.Element:
     """Return the device element of a disk; its alias names the volume, so an observed disk can be told from any other."""
-    element = ET.Element("disk", type="file", device="disk")
+    element = ET.Element("disk", type="network" if disk.network is not None else "file", device="disk")
     _add(element, "driver", name="qemu", type=disk.format, cache="none", discard="unmap")
-    _add(element, "source", file=disk.path)
+    _source(element, disk)
     _add(element, "target", dev=target, bus="virtio")
     _add(element, "serial", text=disk.volume)
     if disk.read_only:
@@ -96,6 +101,21 @@ def disk_element(disk: Disk, target: str) -> ET.Element:
         _add(element, "boot", order="1")
     _add(element, "alias", name=ALIAS_PREFIX + disk.volume)
     return element
+
+
+def _source(element: ET.Element, disk: Disk) -> None:
+    """Add where the bytes are: libvirt's domain format, disk type "file" or "network"."""
+    network = disk.network
+    if network is None:
+        _add(element, "source", file=disk.path)
+        return
+    source = _add(element, "source", protocol=network.protocol, name=disk.path)
+    for endpoint in network.hosts:
+        host, port = split_endpoint(endpoint)
+        _add(source, "host", name=host, port=str(port))
+    if network.secret:
+        auth = _add(source, "auth", username=network.user)
+        _add(auth, "secret", type=_SECRET_TYPES.get(network.protocol, network.protocol), uuid=network.secret)
 
 
 def disk_elements(domain: ET.Element) -> dict[str, ET.Element]:

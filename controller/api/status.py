@@ -17,14 +17,14 @@ from cairn.controller.model.capabilities import unknown_there
 from cairn.controller.model.lifetime import kept_no_longer
 from cairn.controller.model.nodes import capacity, connected, node_name
 from cairn.controller.model.pools import pool_claimed
-from cairn.controller.model.reports import report
+from cairn.controller.model.reports import report, volume_ready_report
 from cairn.controller.model.where import in_shared_pool, vms_on, volume_claimed_bytes, volume_node, volume_pool, where
 from cairn.controller.store.base import Record, View
 from cairn.controller.words import size
 from cairn.proto import kinds
 from cairn.proto.capabilities import volume_type
 from cairn.proto.ids import LOCAL_POOL, pool_id
-from cairn.proto.v1.agent_pb2 import ImageReport, PortReport, Report, VolumeReport
+from cairn.proto.v1.agent_pb2 import ImageReport, PortReport, VolumeReport
 from cairn.proto.v1.event_pb2 import Event
 from cairn.proto.v1.image_pb2 import Image, ImageContent, ImageStatus
 from cairn.proto.v1.job_pb2 import Job
@@ -179,7 +179,7 @@ def volume(view: View, record: Record[Volume]) -> Volume:
     shared = in_shared_pool(view, result.id)
     status.node = node_name(view, node) if node and not shared else ""
     status.pool = volume_pool(view, result.id)
-    seen = seen if seen is not None or not shared else _last_seen(view, result.id)
+    seen = seen if seen is not None or not shared else volume_ready_report(view, result.id)
     if seen is not None:
         status.used_bytes = seen.volume.used_bytes
     state = _shared_state if shared and not result.HasField("delete_time") else _volume_state
@@ -252,13 +252,6 @@ def _shared_state(view: View, volume: Volume, node: str, seen: VolumeReport | No
     if volume.spec.vm:
         settled = f"attached to {volume.status.vm_name or volume.spec.vm}, in pool {pool}"
     return _HELD[held.hold], held.say or settled
-
-
-def _last_seen(view: View, volume: str) -> Report | None:
-    """Return what a node that administered a volume before said when it was ready: it was, and is."""
-    seen = (view.get(kinds.OBSERVED, id) for id in view.by(kinds.OBSERVED, "key", f"volume/{volume}"))
-    reports = (each.report for each in seen if each is not None)
-    return next((each for each in reports if each.volume.state == VolumeReport.STATE_READY), None)
 
 
 def image(view: View, record: Record[Image]) -> Image:

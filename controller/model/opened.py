@@ -1,13 +1,14 @@
 """Which guest may have a volume open: what must be over before a volume that several nodes reach is erased.
 
-A guest may have a volume open that is attached to its VM, until its node has removed the guest; and one that a node last saw it
-with, whatever was asked for since. A node that does not answer keeps what it said last: only its own word, or its removal from
-the cluster, ends that.
+A guest may have a volume open that is attached to its VM, until its node has removed the guest; one that a node last saw it
+with, whatever was asked for since; and one it was detached from, until its node has answered to that. A node that does not
+answer keeps what it said last: only its own word, or its removal from the cluster, ends that.
 """
 
 from __future__ import annotations
 
 from cairn.controller.model.absence import removed
+from cairn.controller.model.attachments import Hold, attachment, holders
 from cairn.controller.model.where import where
 from cairn.controller.store.base import View
 from cairn.proto import kinds
@@ -24,5 +25,7 @@ def opened_by(view: View, volume: str) -> str:
     record = view.get(kinds.VOLUME, volume)
     if record is not None and record.spec.vm and may_run(view, record.spec.vm):
         return record.spec.vm
-    seen = view.by(kinds.OBSERVED, "open", volume)
-    return seen[0].partition("/vm/")[2] if seen else ""
+    seen = holders(view, volume)
+    if seen or record is None or record.spec.vm or attachment(view, record).hold is Hold.FREE:
+        return seen[0][0] if seen else ""
+    return record.spec.former_vm

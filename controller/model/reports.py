@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cairn.controller.store.base import View
 from cairn.proto import kinds
-from cairn.proto.v1.agent_pb2 import ImageReport, Report
+from cairn.proto.v1.agent_pb2 import ImageReport, Report, VolumeReport
 
 
 def report(view: View, node: str, key: str) -> Report | None:
@@ -17,3 +17,10 @@ def image_report(view: View, node: str, image: str) -> ImageReport | None:
     """Return what a node last said about its copy of an image, or None."""
     found = report(view, node, f"image/{image}")
     return found.image if found is not None else None
+
+
+def volume_ready_report(view: View, volume: str) -> Report | None:
+    """Return what some node said of a volume when it was ready, whoever administers it now; None: none has."""
+    seen = (view.get(kinds.OBSERVED, id) for id in view.by(kinds.OBSERVED, "key", f"volume/{volume}"))
+    reports = (each.report for each in seen if each is not None)
+    return next((each for each in reports if each.volume.state == VolumeReport.STATE_READY), None)

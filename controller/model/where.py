@@ -93,12 +93,6 @@ def volume_node(view: View, volume: str) -> str:
     return work.node if work is not None else ""
 
 
-def volume_generation(view: View, volume: str) -> int:
-    """Return which of the nodes that administered a shared volume, one after the other, its node is; 0: of a local volume."""
-    work = assignment(view, VOLUME_WORK, volume)
-    return work.generation if work is not None else 0
-
-
 def volume_nodes(view: View, volume: str) -> tuple[str, ...]:
     """Return every node that must be able to open a volume: of a local one, its own; of a shared one, those of its VM."""
     place, record = view.get(kinds.VOLUME_PLACEMENT, volume), view.get(kinds.VOLUME, volume)

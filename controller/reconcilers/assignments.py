@@ -26,6 +26,7 @@ from cairn.controller.model.capabilities import knows
 from cairn.controller.model.happening import EventSpec
 from cairn.controller.model.nodes import connected, hash_of, node_name
 from cairn.controller.model.pools import reaching
+from cairn.controller.model.reports import volume_ready_report
 from cairn.controller.model.where import in_shared_pool, shared_volumes, volume_pool
 from cairn.controller.reconcilers.base import NOTHING, Outcome
 from cairn.controller.store.base import Record, Txn, View
@@ -54,6 +55,8 @@ class Work:
     capability: Callable[[View, str], str]
     # Nodes in the right place, whatever their state.
     nodes: Callable[[View, str], Iterable[str]]
+    # Whether what the work makes was made by the node that has it now.
+    is_made: Callable[[View, str], bool]
     # Phrases: what is done; what those nodes are.
     doing: str
     place: Callable[[View, str], str]
@@ -71,6 +74,7 @@ WORK: Final[dict[str, Work]] = {
         is_wanted=lambda view, id: in_shared_pool(view, id) and view.get(kinds.VOLUME, id) is not None,
         capability=_volume_type,
         nodes=lambda view, id: reaching(view, volume_pool(view, id)),
+        is_made=lambda view, id: volume_ready_report(view, id) is not None,
         doing="administers volume",
         place=lambda view, id: f"reaches pool {volume_pool(view, id)}",
     )
@@ -171,6 +175,7 @@ def _assign(view: View, key: str, held: Record[Assignment] | None, node: str, wh
     kind, _, id = key.partition("/")
     work, before = WORK[kind], held.message if held is not None else Assignment()
     after = Assignment(kind=kind, id=id, node=node, generation=before.generation + 1, since_time=timestamp(now))
+    after.made = before.made or (held is not None and work.is_made(view, id))
     txn = Txn("assignments").check(kinds.ASSIGNMENT, key, held.mod_revision if held is not None else 0)
     txn.put(kinds.ASSIGNMENT, key, after).check(kinds.NODE, node, view.revision_of(kinds.NODE, node))
     txn.check(work.about, id, view.revision_of(work.about, id))

@@ -738,6 +738,7 @@ class DesiredVolume(_message.Message):
     IMAGE_FORMAT_FIELD_NUMBER: _builtins.int
     POOL_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
+    MADE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     absent: _builtins.bool
     size_bytes: _builtins.int
@@ -751,6 +752,8 @@ class DesiredVolume(_message.Message):
     """Pool it is in; empty: the node's own pool of that type."""
     generation: _builtins.int
     """Of a volume in a shared pool: grows each time another node is to administer it. What an older one still does is refused."""
+    made: _builtins.bool
+    """A node that administered it before had made it: if it is not there, it is lost, and must not be made again."""
     def __init__(
         self,
         *,
@@ -763,10 +766,11 @@ class DesiredVolume(_message.Message):
         image_format: _image_pb2.ImageFormat.ValueType = ...,
         pool: _builtins.str = ...,
         generation: _builtins.int = ...,
+        made: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["absent", b"absent", "generation", b"generation", "id", b"id", "image", b"image", "image_digest", b"image_digest", "image_format", b"image_format", "pool", b"pool", "size_bytes", b"size_bytes", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["absent", b"absent", "generation", b"generation", "id", b"id", "image", b"image", "image_digest", b"image_digest", "image_format", b"image_format", "made", b"made", "pool", b"pool", "size_bytes", b"size_bytes", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -630,6 +630,7 @@ class Assignment(_message.Message):
     NODE_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
     SINCE_TIME_FIELD_NUMBER: _builtins.int
+    MADE_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
     """Of the work: "volume"."""
     id: _builtins.str
@@ -637,6 +638,8 @@ class Assignment(_message.Message):
     node: _builtins.str
     generation: _builtins.int
     """Grows each time another node gets it; what is still done in the name of an older one must be harmless."""
+    made: _builtins.bool
+    """Of a volume: a node that had it before said that it was made."""
     @_builtins.property
     def since_time(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -647,10 +650,11 @@ class Assignment(_message.Message):
         node: _builtins.str = ...,
         generation: _builtins.int = ...,
         since_time: _timestamp_pb2.Timestamp | None = ...,
+        made: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["since_time", b"since_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "id", b"id", "kind", b"kind", "node", b"node", "since_time", b"since_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "id", b"id", "kind", b"kind", "made", b"made", "node", b"node", "since_time", b"since_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -13,11 +13,22 @@ from cairn.agent.hypervisor.fake import FakeHypervisor
 from cairn.agent.identity import Membership
 from cairn.net.fake import FakeDataplane, FakeGuestServices
 from cairn.proto.seams import SystemClock, SystemDisk, SystemIds
-from cairn.proto.v1.agent_pb2 import Desired, DesiredVm, VmReport
+from cairn.proto.v1.agent_pb2 import Desired, DesiredImage, DesiredVm, VmReport
 from cairn.storage.local import LocalImages, LocalVolumes
 
 from tests.conformance.storage_kit import RAW, put
-from tests.unit.agent_kit import CONTENT, Machine, NoInventory, NoTransport, ran, root_volume, state_of, until, vm_objects
+from tests.unit.agent_kit import (
+    CONTENT,
+    Machine,
+    NoInventory,
+    NoTransport,
+    image,
+    ran,
+    root_volume,
+    state_of,
+    until,
+    vm_objects,
+)
 
 VM = "i-00000001"
 
@@ -31,7 +42,7 @@ def agent_on(machine: Machine, folder: Path) -> Agent:
         SystemIds(),
         SystemDisk(folder / "ledger"),
         FakeHypervisor(machine.host, clock),
-        LocalVolumes(folder),
+        [LocalVolumes(folder)],
         LocalImages(folder),
         FakeDataplane(machine.net),
         FakeGuestServices(),
@@ -58,9 +69,9 @@ async def test_a_guest_comes_and_goes_on_real_files(tmp_path: Path) -> None:
     await ran(agent, VM)
     assert machine.host.boots == [VM]
     gone = {f"vm/{VM}": Desired(vm=DesiredVm(id=VM, absent=True))}
+    gone["image/img-00000001"] = Desired(image=DesiredImage(id="img-00000001", digest=image().digest, absent=True))
     machine.upsert(agent, {**gone, "volume/vol-00000001": Desired(volume=root_volume(absent=True))})
     await until("absent", lambda: state_of(agent, VM) == VmReport.STATE_ABSENT, 30)
-    machine.remove(agent, vm_objects())
 
     def left() -> list[Path]:
         found = [path for path in tmp_path.rglob("*") if path.is_file()]

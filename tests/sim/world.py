@@ -332,7 +332,7 @@ class World:
             ids,
             machine.disk,
             FakeHypervisor(machine.host, clock, machine.knobs, latency_s=0.02),
-            FakeVolumes(machine.pool),
+            [FakeVolumes(machine.pool)],
             FakeImages(machine.pool),
             FakeDataplane(machine.net, machine.net_knobs, latency_s=0.01),
             FakeGuestServices(),

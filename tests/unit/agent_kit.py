@@ -46,6 +46,7 @@ from cairn.proto.v1.node_pb2 import NodeFacts
 from cairn.proto.v1.vm_pb2 import POWER_STATE_RUNNING
 from cairn.storage.base import Image
 from cairn.storage.fake import FakeImages, FakePool, FakeVolumes
+from cairn.storage.fake_shared import FakeSharedVolumes, SharedPool
 
 MIB = 1 << 20
 CONTENT = b"\x5a" * MIB
@@ -186,6 +187,8 @@ class Machine:
     knobs: FaultKnobs = field(default_factory=FaultKnobs)
     net_knobs: net_fake.FaultKnobs = field(default_factory=net_fake.FaultKnobs)
     revision: int = 10
+    # Besides the local one.
+    tank: SharedPool | None = None
 
     def __post_init__(self) -> None:
         self.host = FakeHost(taps=self.net.taps, on_grow=self.pool.grow)
@@ -206,7 +209,7 @@ class Machine:
             PlainIds(),
             self.disk,
             FakeHypervisor(self.host, self.clock, self.knobs, latency_s=latency_s),
-            FakeVolumes(self.pool),
+            [FakeVolumes(self.pool), *([FakeSharedVolumes(self.tank, self.pool)] if self.tank is not None else [])],
             FakeImages(self.pool),
             FakeDataplane(self.net, self.net_knobs, latency_s=latency_s),
             self.services,

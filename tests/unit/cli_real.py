@@ -138,7 +138,7 @@ class RealCloud:
         host = FakeHost(taps=net.taps, on_grow=pool.grow)
         agent = Agent(
             config, GrpcTransport(FileCredentials(files.ca, files.cert, files.key)), clock, ids, SystemDisk(folder / "ledger"),
-            FakeHypervisor(host, clock), FakeVolumes(pool), FakeImages(pool), FakeDataplane(net), FakeGuestServices(),
+            FakeHypervisor(host, clock), [FakeVolumes(pool)], FakeImages(pool), FakeDataplane(net), FakeGuestServices(),
             LinuxInventory(), membership=membership,
         )  # fmt: skip
         await agent.start()

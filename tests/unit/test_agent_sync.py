@@ -142,7 +142,7 @@ async def agent_of(
         SystemIds(),
         machine.disk,
         FakeHypervisor(machine.host, clock, machine.knobs),
-        FakeVolumes(machine.pool),
+        [FakeVolumes(machine.pool)],
         FakeImages(machine.pool),
         FakeDataplane(machine.net),
         FakeGuestServices(),

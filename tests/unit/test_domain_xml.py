@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from cairn.agent.hypervisor.mark import Mark, Phase, find_mark
 from cairn.proto.ids import mac_of, tap_of
 from cairn.proto.v1.agent_pb2 import DesiredVm, VmNic
 from cairn.proto.v1.node_pb2 import HypervisorFacts
+from cairn.storage.base import Network
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "domain"
 SCHEMA = Path("/usr/share/libvirt/schemas/domain.rng")
@@ -61,11 +63,14 @@ def spec(
     )
 
 
+NETWORK = Network("rbd", ("10.0.0.1:6789", "[fd00::2]:6789"), "cairn", "6f1c4b1e-0000-4000-8000-000000000001")
+NETWORK_DISK = Disk("vol-0000000a", "tank/vol-0000000a", "raw", boot=True, network=NETWORK)
 CASES = {
     "x86_64-kvm": (spec(), facts("kvm", "x86_64")),
     "x86_64-tcg": (spec(), facts("tcg", "x86_64")),
     "x86_64-tcg-many": (spec(cpus=4, memory_bytes=8 * GIB, disks=4, cards=3), facts("tcg", "x86_64", "aarch64")),
     "x86_64-tcg-bare": (spec(memory_bytes=128 << 20, cards=0, seed=False), facts("tcg", "x86_64")),
+    "x86_64-kvm-network": (replace(spec(), disks=(NETWORK_DISK,)), facts("kvm", "x86_64")),
     "aarch64-kvm": (spec("aarch64", cpus=2), facts("kvm", "aarch64")),
     "aarch64-tcg": (spec("aarch64", cpus=2), facts("tcg", "x86_64", "aarch64")),
 }
@@ -165,3 +170,25 @@ def test_the_mark_is_read_as_it_was_written() -> None:
     assert (older.boots, older.boot_time, older.rebooted_generation) == (1, mark.start_time, 6), "one boot, and it did as asked"
     name.text = "somebody-elses-copy"
     assert find_mark(tree) is None, "a clone under another name is not ours"
+
+
+def test_a_disk_that_is_no_file() -> None:
+    network, disk = NETWORK, NETWORK_DISK
+    element = disk_element(disk, "vdb")
+    source = element.find("source")
+    assert source is not None
+    assert (element.get("type"), source.attrib) == ("network", {"protocol": "rbd", "name": "tank/vol-0000000a"})
+    assert [host.attrib for host in source.iterfind("host")] == [
+        {"name": "10.0.0.1", "port": "6789"}, {"name": "fd00::2", "port": "6789"},
+    ]  # fmt: skip
+    auth, secret = source.find("auth"), source.find("auth/secret")
+    assert auth is not None
+    assert secret is not None
+    assert (auth.get("username"), secret.attrib) == ("cairn", {"type": "ceph", "uuid": network.secret})
+    found = ET.Element("domain")
+    ET.SubElement(found, "devices").append(element)
+    assert disk_elements(found) == {"vol-0000000a": element}, "it is told from others as a file is"
+    whole = spec()
+    moved = replace(network, hosts=network.hosts[:1])
+    disks = (disk, replace(disk, network=moved), replace(disk, network=None))
+    assert len({digest_of(replace(whole, disks=(each,))) for each in disks}) == 3

@@ -19,7 +19,7 @@ _OPERATIONS = {
     "hypervisor": (
         "define", "start", "resume", "stop", "reboot", "undefine", "attach_disk", "detach_disk", "list", "facts",
     ),
-    "volume": ("create", "resize", "delete", "list"),
+    "volume": ("create", "resize", "delete", "list", "observe"),
     "image": ("list_images", "put", "get", "put_chunk", "get_chunk", "delete_image"),
     "dataplane": (
         "observe", "apply", "EnsureNetwork", "BindPort", "UnbindPort", "AddForward", "RemoveForward", "RemoveNetwork",
