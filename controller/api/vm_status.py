@@ -6,14 +6,14 @@ from typing import TypeAlias
 
 from cairn.controller.api.status import clock_time, condition, copied, percent
 from cairn.controller.model.absence import is_absent
-from cairn.controller.model.capabilities import unknown_there, vm_needs
+from cairn.controller.model.capabilities import knows, unknown_there, vm_needs
 from cairn.controller.model.lifetime import kept_no_longer
 from cairn.controller.model.nodes import connected, node_name
 from cairn.controller.model.reports import report
 from cairn.controller.model.where import decision_of, where
 from cairn.controller.store.base import Record, View
 from cairn.proto import kinds
-from cairn.proto.capabilities import desired_kind
+from cairn.proto.capabilities import OPEN_VOLUMES, desired_kind
 from cairn.proto.ids import mac_of
 from cairn.proto.v1.agent_pb2 import VM_PAUSE_UNSPECIFIED, ImageReport, VmReport
 from cairn.proto.v1.common_pb2 import Decision
@@ -40,7 +40,10 @@ def vm(view: View, record: Record[Vm]) -> Vm:
     if seen is not None:
         status.observed_revision = seen.vm.spec_revision
         status.accelerator = seen.vm.accelerator
-        status.boots, status.rebooted_generation = seen.vm.boots, seen.vm.rebooted_generation
+        status.boots = seen.vm.boots
+        # Agents of older releases take a reboot asked for as done.
+        counts = knows(view, node, OPEN_VOLUMES)
+        status.rebooted_generation = seen.vm.rebooted_generation if counts else seen.vm.reboot_generation
         if seen.vm.HasField("boot_time"):
             status.boot_time.CopyFrom(seen.vm.boot_time)
         if seen.vm.HasField("start_time"):

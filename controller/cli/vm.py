@@ -13,7 +13,7 @@ from cairn.controller.cli.noun import add_delete, add_label, add_list, add_show,
 from cairn.controller.cli.plan import decision_lines
 from cairn.controller.cli.values import PAIR, SIZE
 from cairn.controller.cli.vm_create import add_create
-from cairn.controller.cli.vm_noun import GOALS, NOUN, RUNNING, SETTLED, STOPPED
+from cairn.controller.cli.vm_noun import GOALS, NOUN, REBOOTED, RUNNING, SETTLED, STOPPED
 
 group = NounGroup("vm", "Virtual machines.")
 add_list(group, NOUN)
@@ -36,8 +36,8 @@ async def stop(session: Session, name: str, force: bool) -> None:
 @name_argument("vm")
 @click.option("--force", is_flag=True, help="Cut the power instead of asking the guest.")
 async def reboot(session: Session, name: str, force: bool) -> None:
-    """Reboot a VM."""
-    await perform(session, NOUN, NOUN.request("RebootVm", id=name, force=force), RUNNING)
+    """Reboot a VM and wait until its guest begins anew; exit code 1 when it lets the request pass."""
+    await perform(session, NOUN, NOUN.request("RebootVm", id=name, force=force), REBOOTED)
 
 
 @group.verb("resize", changes=True)

@@ -10,7 +10,24 @@ from cairn.controller.cli.output import Column, Detail, Section
 from cairn.controller.cli.values import counted, size_text, state_text
 from cairn.controller.cli.waiting import Goal
 
+
+class Rebooted(Goal):
+    """Its guest was seen to begin anew, or let the request pass: then its node says for how long it waited."""
+
+    def reached(self, message: Any) -> bool:
+        """Tell whether it did."""
+        return super().reached(message) and message.status.rebooted_generation >= message.spec.reboot_generation
+
+    def failure(self, message: Any) -> str:
+        """Return why it did not."""
+        settled = state_text(message.status) == "RUNNING" and not message.reconciling
+        if settled and message.status.rebooted_generation < message.spec.reboot_generation:
+            return str(message.status.say)
+        return super().failure(message)
+
+
 RUNNING = Goal("running", frozenset({"RUNNING"}))
+REBOOTED = Rebooted("rebooted", frozenset({"RUNNING"}))
 STOPPED = Goal("stopped", frozenset({"STOPPED"}))
 SETTLED = Goal("settled", frozenset({"RUNNING", "STOPPED"}))
 GONE = Goal("gone", frozenset({"DELETED"}), gone=True)
@@ -39,6 +56,9 @@ def _details(vm: Any) -> Iterable[Detail]:
     yield "Needs labels", [f"{key}={value}" for key, value in sorted(spec.node_selector.items())]
     yield "Highly available", "yes" if spec.high_availability else ""
     yield "Started", status.start_time
+    if status.boot_time.ToNanoseconds() > status.start_time.ToNanoseconds():
+        yield "Rebooted", status.boot_time
+    yield "Boots", str(status.boots) if status.boots > 1 else ""
 
 
 NOUN = Noun(

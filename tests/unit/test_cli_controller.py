@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cairn.agent import reboots
 from cairn.controller.store.memory import MemoryStore
 from cairn.proto import kinds
 
@@ -73,6 +74,46 @@ def test_life_of_a_vm(cloud: RealCloud) -> None:
     assert "RUNNING" in done(cloud, "vm", "undelete", made["id"]).out
     assert "gone" in done(cloud, "vm", "delete", "web", "--purge").err
     assert run(cloud, "vm", "show", made["id"]).code == 4
+
+
+def test_a_reboot_is_done_once_the_guest_began_anew(cloud: RealCloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guest that ignored it was told as rebooted, at once."""
+    monkeypatch.setattr(reboots, "WAIT_S", 2.0)
+    made = done(cloud, "vm", "create", "deaf", *VM, "-o", "json").json
+    host = cloud.nodes[made["status"]["node"]].host
+    assert made["status"]["boots"] == "1"
+    done(cloud, "vm", "reboot", "deaf")
+    assert host.boots.count(made["id"]) == 2
+    assert done(cloud, "vm", "show", "deaf", "-o", "json").json["status"]["boots"] == "2"
+    assert "Rebooted" in done(cloud, "vm", "events", "deaf").out
+    host.deaf.add(made["id"])
+    ran = run(cloud, "vm", "reboot", "deaf")
+    assert ran.code == 1
+    assert "did not react to the reboot within 2 s" in ran.err
+    assert "cairn vm reboot deaf --force" in ran.err
+    done(cloud, "vm", "reboot", "deaf", "--force")
+    assert host.boots.count(made["id"]) == 3
+    done(cloud, "vm", "delete", "deaf", "--purge")
+
+
+def test_a_volume_is_attached_and_free_when_its_guest_says_so(cloud: RealCloud) -> None:
+    """Both were told as done at once, whatever the guest had open."""
+    made = done(cloud, "vm", "create", "keeper", *VM, "-o", "json").json
+    host = cloud.nodes[made["status"]["node"]].host
+    volume = done(cloud, "volume", "create", "kept", "--size", "64MiB", "-o", "json").json["id"]
+    done(cloud, "volume", "attach", "kept", "--vm", "keeper")
+    assert volume in host.guests[made["id"]].live.disks
+    assert "128 MiB" in done(cloud, "volume", "resize", "kept", "--size", "128MiB").out, "under its running guest"
+    host.clinging.add(volume)
+    ran = run(cloud, "volume", "detach", "kept", "--timeout", "2s")
+    assert ran.code == 3
+    assert "the guest of VM keeper on" in ran.err
+    assert "has it open still" in ran.err
+    host.clinging.clear()
+    done(cloud, "volume", "detach", "kept")
+    assert volume not in host.guests[made["id"]].live.disks
+    done(cloud, "vm", "delete", "keeper", "--purge")
+    done(cloud, "volume", "delete", "kept", "--purge")
 
 
 def test_a_plan_shows_node_address_and_disk_and_is_carried_out(cloud: RealCloud) -> None:
