@@ -8,7 +8,8 @@ One loop per reconciler:
               Conflict: something moved; the same keys at once, on a view as fresh as the store, in smaller groups
               Indeterminate: it may have happened; the same, as the view will tell
               Unavailable: the keys wait, longer each time
-    scan      all keys, at the start, now and then, and when the set of controllers changes: the same code path
+    scan      all keys, at the start, now and then, and when the set of controllers changes: the same code path,
+              in slices behind what changed
 
 Deciding never awaits, so the view stands still meanwhile. One group of a reconciler is in flight at a time: a key is never
 decided twice at once, and decisions of one controller do not conflict with each other; groups are what makes that fast. A
@@ -19,14 +20,14 @@ key whose deciding fails (a bug) is logged, counted and tried again later; it st
 from __future__ import annotations
 
 import asyncio
-import heapq
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any, Final, Protocol
 
 from cairn.controller.events import Leases, bytes_of, tell
 from cairn.controller.metrics import RuntimeMetrics
 from cairn.controller.model.happening import EventSpec
+from cairn.controller.queue import BACKOFF_S_MAX, Queue
 from cairn.controller.reconcilers.base import Follower, Outcome, Reconciler
 from cairn.controller.store.base import (
     Changed,
@@ -51,8 +52,6 @@ _log = logger("runtime")
 GROUP_MAX: Final = 64
 SLICE_S: Final = 0.01
 SCAN_S: Final = 60.0
-BACKOFF_S: Final = 0.1
-BACKOFF_S_MAX: Final = 30.0
 CONFLICT_S: Final = 0.002
 CONFLICT_S_MAX: Final = 0.1
 
@@ -104,62 +103,6 @@ class Group:
         if outcome.again_after_s is not None:
             self.again[key] = outcome.again_after_s
         return True
-
-
-class Queue:
-    """Keys to look at: now (each at most once, in order), and at a time."""
-
-    def __init__(self, ids: Ids) -> None:
-        self._ids = ids
-        self._now: dict[str, None] = {}
-        self._later: list[tuple[float, str]] = []
-        self._due: dict[str, float] = {}
-        self._failures: dict[str, int] = {}
-
-    def __len__(self) -> int:
-        return len(self._now)
-
-    def add(self, key: str) -> None:
-        """Look at it as soon as possible."""
-        self._now[key] = None
-
-    def put_back(self, keys: Sequence[str]) -> None:
-        """Look at these first."""
-        self._now = dict.fromkeys((*keys, *self._now))
-
-    def at(self, time_s: float, key: str) -> None:
-        """Look at it then, or earlier if it changes."""
-        if time_s < self._due.get(key, float("inf")):
-            self._due[key] = time_s
-            heapq.heappush(self._later, (time_s, key))
-
-    def back_off(self, now_s: float, key: str) -> None:
-        """Look at it again after a while, longer each time in a row."""
-        failures = self._failures[key] = self._failures.get(key, 0) + 1
-        delay_s = min(BACKOFF_S * 2 ** min(failures - 1, 16), BACKOFF_S_MAX)
-        self.at(now_s + delay_s * (0.5 + self._ids.jitter() / 2), key)
-
-    def succeeded(self, key: str) -> None:
-        """Forget its failures."""
-        self._failures.pop(key, None)
-
-    def pop(self) -> str:
-        """Take the next key."""
-        key = next(iter(self._now))
-        del self._now[key]
-        return key
-
-    def promote(self, now_s: float) -> None:
-        """Move what is due to the keys to look at now."""
-        while self._later and self._later[0][0] <= now_s:
-            due_s, key = heapq.heappop(self._later)
-            if self._due.get(key) == due_s:
-                del self._due[key]
-                self.add(key)
-
-    def next_s(self) -> float:
-        """Return when the next key is due; infinity when none is."""
-        return self._later[0][0] if self._later else float("inf")
 
 
 class Runtime:
@@ -217,6 +160,8 @@ class Loop:
         # What changed since the reconciler was last led to a view.
         self._unfollowed: dict[Changed, None] = {}
         self._scan_at_s = 0.0
+        # A scan under way is not enough: what it has passed over may be ours by now.
+        self._rescan = False
         self.idle = False
         self._depth = metrics.queue_depth.labels(self.name)
         self._seconds = metrics.reconcile_s.labels(self.name)
@@ -232,7 +177,7 @@ class Loop:
             await self._cache.ready.wait()
             while True:
                 self._prepare(changes)
-                if len(self._queue):
+                if self._queue:
                     self.idle = False
                     await self._round()
                 else:
@@ -243,9 +188,10 @@ class Loop:
         """Turn what happened into keys; afterwards the view is exactly what we were told about."""
         self._absorb(changes.take())
         now_s = asyncio.get_running_loop().time()
-        if now_s >= self._scan_at_s:
+        if now_s >= self._scan_at_s and (self._rescan or not self._queue.scanning):
+            self._rescan = False
             self._scan_at_s = now_s + self._scan_s
-            self._wake(self._reconciler.all_keys, self._cache.view)
+            self._queue.scan(self._all_keys())
         self._queue.promote(now_s)
         self._depth.set(len(self._queue))
 
@@ -253,11 +199,22 @@ class Loop:
         if changes is None:
             return
         if changes.relisted or any(kind is kinds.CONTROLLER for kind, _ in changes.records):
-            self._scan_at_s = 0.0
+            self._scan_at_s, self._rescan = 0.0, True
         for kind, id in changes.records:
             if kind in self._reconciler.reads:
                 self._unfollowed[kind, id] = None
                 self._wake(self._reconciler.keys, self._cache.view, kind, id)
+
+    def _all_keys(self) -> Iterator[str]:
+        """Name all keys, as they are asked for; if that fails, scan again before long."""
+        try:
+            try:
+                yield from self._reconciler.all_keys(self._cache.view)
+            except RuntimeError:
+                # It goes through the records themselves, and those have changed meanwhile: then all at once.
+                yield from list(self._reconciler.all_keys(self._cache.view))
+        except Exception as error:  # noqa: BLE001 - the boundary: a fault in one reconciler must not stop the others
+            self._unnamed(error, [])
 
     def _wake(self, keys_of: Callable[..., Iterable[str]], *about: Any) -> None:
         """Queue the keys a reconciler names; if naming them fails, scan all before long."""
@@ -265,9 +222,13 @@ class Loop:
             for key in keys_of(*about):
                 self._queue.add(key)
         except Exception as error:  # noqa: BLE001 - the boundary: a fault in one reconciler must not stop the others
-            _log.exception("keys_failed", reconciler=self.name, about=[str(each) for each in about[1:]], error=str(error))
-            self._count_errors.inc()
-            self._scan_at_s = min(self._scan_at_s, asyncio.get_running_loop().time() + BACKOFF_S_MAX)
+            self._unnamed(error, [str(each) for each in about[1:]])
+
+    def _unnamed(self, error: Exception, about: list[str]) -> None:
+        """Naming keys failed: look at all of them before long."""
+        _log.error("keys_failed", reconciler=self.name, about=about, error=str(error), exc_info=error)
+        self._count_errors.inc()
+        self._scan_at_s = min(self._scan_at_s, asyncio.get_running_loop().time() + BACKOFF_S_MAX)
 
     async def _wait(self, changes: Subscription) -> None:
         """Return when something changed or is due."""
@@ -308,35 +269,47 @@ class Loop:
         until_s = loop.time() + SLICE_S
         group = Group(self.name)
         view: View = self._follow(self._cache.view)
-        looked = 0
-        while len(self._queue) and len(group.keys) < self._limit and looked < GROUP_MAX and loop.time() <= until_s:
-            key = self._queue.pop()
-            looked += 1
-            if not self._peers.mine(self._reconciler.shard(key)):
-                continue
-            started_s = loop.time()
-            outcome = self._outcome(view, key, now)
-            self._seconds.observe(loop.time() - started_s)
-            if outcome is None:
-                continue
-            if outcome.txn is None or not (outcome.txn or outcome.events):
-                self._queue.succeeded(key)
-                if outcome.again_after_s is not None:
-                    self._queue.at(loop.time() + outcome.again_after_s, key)
-                continue
-            try:
-                if not group.add(key, outcome.txn, outcome):
-                    self._queue.put_back([key])
-                    break
-            except TooBig as error:
-                self._failed(key, error)
-                continue
-            if isinstance(view, Fork):
-                view.extend(outcome.txn)
-            else:
-                view = view.fork(outcome.txn)
-            self._follow_fork(view, outcome.txn)
+        for looked, key in enumerate(self._queue.take(), 1):
+            decided = self._look(group, view, key, now)
+            if decided is None:
+                self._queue.put_back([key])
+                break
+            if decided:
+                view = self._after(view, decided)
+            if len(group.keys) >= self._limit or looked >= GROUP_MAX or loop.time() > until_s:
+                break
         return group
+
+    def _look(self, group: Group, view: View, key: str, now: datetime) -> Txn | None:
+        """Decide about one key; return what the group has taken in, an empty one for nothing, None when there is no room."""
+        loop, nothing = asyncio.get_running_loop(), Txn(self.name)
+        if not self._peers.mine(self._reconciler.shard(key)):
+            self._queue.forget(key)
+            return nothing
+        started_s = loop.time()
+        outcome = self._outcome(view, key, now)
+        self._seconds.observe(loop.time() - started_s)
+        if outcome is None:
+            return nothing
+        if outcome.txn is None or not (outcome.txn or outcome.events):
+            self._queue.succeeded(key)
+            if outcome.again_after_s is not None:
+                self._queue.at(loop.time() + outcome.again_after_s, key)
+            return nothing
+        try:
+            return outcome.txn if group.add(key, outcome.txn, outcome) else None
+        except TooBig as error:
+            self._failed(key, error)
+            return nothing
+
+    def _after(self, view: View, txn: Txn) -> View:
+        """Return the view with a decision laid over it, and lead the reconciler there."""
+        if isinstance(view, Fork):
+            view.extend(txn)
+        else:
+            view = view.fork(txn)
+        self._follow_fork(view, txn)
+        return view
 
     def _follow(self, view: View) -> View:
         """Lead the reconciler to the newest view, also back from the forks of the last group."""

@@ -49,7 +49,7 @@ class Keepers:
 
     def all_keys(self, view: View) -> Iterable[str]:
         """All images whose keepers were chosen."""
-        return view.ids(kinds.IMAGE_CONTENT)
+        return list(view.ids(kinds.IMAGE_CONTENT))
 
     def reconcile(self, view: View, key: str, now: datetime) -> Outcome:  # noqa: ARG002 - one shape for all
         """Look at one image."""

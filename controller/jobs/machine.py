@@ -152,7 +152,7 @@ class Jobs:
 
     def all_keys(self, view: View) -> Iterable[str]:
         """All unfinished jobs, and all that is to be kept up."""
-        yield from (job.id for job in view.all(kinds.JOB) if not job.status.done)
+        yield from [job.id for job in view.all(kinds.JOB) if not job.status.done]
         for upkeep in self._upkeep.values():
             yield from upkeep.all_keys(view)
 

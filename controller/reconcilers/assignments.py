@@ -104,7 +104,7 @@ class Assignments:
     def all_keys(self, view: View) -> Iterable[str]:
         """All work there is or was, and the nodes that have any."""
         for kind, work in WORK.items():
-            yield from (work_key(kind, id) for id in work.ids(view))
+            yield from [work_key(kind, id) for id in work.ids(view)]
         yield from list(view.ids(kinds.ASSIGNMENT))
         yield from (work_key(_NODE, id) for id in (*view.ids(kinds.NODE), *view.ids(kinds.NODE_LOSS)))
 

@@ -65,7 +65,10 @@ class Reconciler(Protocol):
         ...
 
     def all_keys(self, view: View) -> Iterable[str]:
-        """Return every key there is something to decide about."""
+        """Return every key there is something to decide about.
+
+        May be asked for key by key, while the view moves on: who iterates over a copy of a view's ids is not asked twice.
+        """
         ...
 
     def shard(self, key: str) -> str:

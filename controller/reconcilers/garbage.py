@@ -89,7 +89,7 @@ class Garbage:
     def all_keys(self, view: View) -> Iterable[str]:
         """Everything that could have to go."""
         for kind in _LOOKED_AT:
-            yield from (f"{kind.name}/{id}" for id in view.ids(kind))
+            yield from (f"{kind.name}/{id}" for id in list(view.ids(kind)))
         nodes = dict.fromkeys(
             id.partition("/")[0] for kind in (kinds.NODE_FACTS, kinds.OBSERVED, kinds.UNKNOWN) for id in view.ids(kind)
         )

@@ -35,7 +35,7 @@ class NodeEvents:
 
     def all_keys(self, view: View) -> Iterable[str]:
         """All nodes that ever connected."""
-        return view.ids(kinds.NODE_FACTS)
+        return list(view.ids(kinds.NODE_FACTS))
 
     def shard(self, key: str) -> str:
         """By the node."""

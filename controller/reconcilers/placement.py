@@ -98,16 +98,16 @@ class Placements:
         """All VMs, placements, places of volumes, and claims on nodes that are gone."""
         for kind in (kinds.NODE_CLAIMS, kinds.POOL_CLAIMS):
             self._claimed |= {id: _taken(view, kind, id) for id in view.ids(kind)}
-        yield from (id for id in view.ids(kinds.NODE_CLAIMS) if _orphaned(view, id))
+        yield from [id for id in view.ids(kinds.NODE_CLAIMS) if _orphaned(view, id)]
         yield from dict.fromkeys((*view.ids(kinds.VM), *view.ids(kinds.PLACEMENT)))
-        for id in view.ids(kinds.VOLUME_PLACEMENT):
+        for id in list(view.ids(kinds.VOLUME_PLACEMENT)):
             volume = view.get(kinds.VOLUME, id)
             if volume is None or not volume.spec.vm:
                 yield id
 
-    def shard(self, key: str) -> str:
-        """By the key."""
-        return key
+    def shard(self, key: str) -> str:  # noqa: ARG002 - one for all
+        """One controller places: others would only conflict with it, over the claims of the nodes they all choose from."""
+        return self.name
 
     def reconcile(self, view: View, key: str, now: datetime) -> Outcome:
         """Look at one VM or volume."""

@@ -48,9 +48,11 @@ class Ports:
 
     def all_keys(self, view: View) -> Iterable[str]:
         """All subnets, and those that are gone and still have bindings or claims."""
-        found = set(view.ids(kinds.SUBNET))
-        found.update(binding.subnet for binding in view.all(kinds.PORT_BINDING))
-        found.update(claim.subnet for claim in view.all(kinds.ADDRESS))
+        found = dict.fromkeys(view.ids(kinds.SUBNET))
+        found.update(dict.fromkeys(id.partition("/")[0] for id in view.ids(kinds.ADDRESS)))
+        for id in view.ids(kinds.PORT_BINDING):
+            if not view.revision_of(kinds.PORT, id) and (binding := view.get(kinds.PORT_BINDING, id)) is not None:
+                found[binding.subnet] = None
         return found
 
     def shard(self, key: str) -> str:

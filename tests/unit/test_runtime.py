@@ -13,10 +13,11 @@ import pytest
 from cairn.controller.events import event_id
 from cairn.controller.metrics import RuntimeMetrics
 from cairn.controller.model.happening import EventSpec
+from cairn.controller.queue import SCAN_SLICE, Queue
 from cairn.controller.reconcilers.base import Outcome, Reconciler
 from cairn.controller.reconcilers.placement import Placements
 from cairn.controller.reconcilers.ports import Ports
-from cairn.controller.runtime import Queue, Runtime, Unlawful, check_writers
+from cairn.controller.runtime import Runtime, Unlawful, check_writers
 from cairn.controller.store.base import OPERATIONS_MAX, Conflict, Indeterminate, LeaseLost, Store, Txn, Unavailable, View
 from cairn.controller.store.cache import Cache
 from cairn.controller.store.memory import MemoryBackend, MemoryStore
@@ -318,23 +319,91 @@ def test_queue_keeps_a_key_once_and_backs_off() -> None:
     for key in ("a", "b", "a"):
         queue.add(key)
     assert len(queue) == 2
-    assert queue.pop() == "a"
-    queue.put_back(["c"])
-    assert [queue.pop(), queue.pop()] == ["c", "b"]
+    assert next(queue.take()) == "a"
+    queue.put_back(["c", "d"])
+    assert list(queue.take()) == ["c", "d", "b"]
     delays = []
     for _ in range(8):
         queue.back_off(100.0, "a")
         delays.append(queue.next_s() - 100.0)
         queue.promote(1e9)
-        queue.pop()
+        assert list(queue.take()) == ["a"]
     assert delays[0] <= 0.1
     assert 3 < delays[-1] <= 30
     queue.at(200.0, "a")
     queue.at(150.0, "a")
     queue.promote(160.0)
-    assert queue.pop() == "a"
+    assert list(queue.take()) == ["a"]
     queue.promote(300.0)
-    assert len(queue) == 0, "the earlier time counts, once"
+    assert not queue, "the earlier time counts, once"
+
+
+def test_a_key_that_moved_to_another_controller_leaves_nothing_behind() -> None:
+    queue = Queue(SystemIds())
+    for _ in range(5):
+        queue.back_off(100.0, "a")
+    queue.forget("a")
+    queue.promote(1e9)
+    assert not queue
+    queue.back_off(100.0, "a")
+    assert queue.next_s() - 100.0 <= 0.1, "it begins anew"
+
+
+def test_times_brought_forward_again_and_again_take_bounded_room() -> None:
+    queue = Queue(SystemIds())
+    for step in range(5000):
+        queue.at(1e6 - step, f"k{step % 10}")
+    assert len(queue._later) < 200
+    queue.promote(1e6)
+    assert sorted(queue.take()) == sorted(f"k{n}" for n in range(10))
+
+
+def test_what_changed_never_waits_behind_a_scan_which_ends_all_the_same() -> None:
+    queue = Queue(SystemIds())
+    keys = [f"s{n}" for n in range(1000)]
+    queue.scan(iter(keys))
+    seen, waited = list[str](), list[int]()
+    for step in range(1000):
+        queue.add(f"c{step}")
+        slices = 0
+        while f"c{step}" not in seen[-SCAN_SLICE:]:
+            seen += queue.take()
+            slices += 1
+        waited.append(slices)
+    assert max(waited) <= 2
+    assert {key for key in seen if key.startswith("s")} == set(keys)
+    assert not queue.scanning
+
+
+class Hailing(Marker):
+    """Tells when it is asked about anything."""
+
+    def __post_init__(self) -> None:
+        self.asked: Callable[[], None] = lambda: None
+
+    def reconcile(self, view: View, key: str, now: datetime) -> Outcome:
+        self.asked()
+        return super().reconcile(view, key, now)
+
+
+async def test_a_change_is_decided_though_a_scan_is_under_way() -> None:
+    marker, count = Hailing(), 3000
+    async with running(marker) as at:
+        for first in range(0, count, 50):
+            txn = Txn("garbage")
+            for number in range(first, first + 50):
+                txn.put(kinds.PURGE, f"vol-{number:08}", Purge())
+                txn.merge(Txn("api").put(kinds.VOLUME, f"vol-{number:08}", Volume()))
+            await at.cache.wait_for(await at.store.commit(txn))
+        await at.until(lambda: at.runtime.idle)
+        marker.looked.clear()
+        made = list[asyncio.Task[None]]()
+        marker.asked = lambda: made or made.append(asyncio.create_task(at.volume("vol-fresh")))  # type: ignore[func-returns-value]
+        # Whoever comes or goes: everything is looked at again.
+        await at.store.commit(Txn("peers").put(kinds.CONTROLLER, "c2", ControllerSession(name="c2")))
+        await at.marked("vol-fresh")
+        await at.until(lambda: at.runtime.idle and len(set(marker.looked)) == count + 1)
+        assert marker.looked.index("vol-fresh") < count, "it did not wait for the end of the scan"
 
 
 def test_event_ids_sort_by_time() -> None:
