@@ -13,7 +13,7 @@ from cairn.controller.api.decision import Decided
 from cairn.controller.api.fitting import fits_somewhere
 from cairn.controller.api.objects import UpdateRules, addressed, mark_deleted, updated
 from cairn.controller.api.vm_creation import create_vm, refuse_high_availability
-from cairn.controller.api.volumes import free, refuse_if_deleted, revived
+from cairn.controller.api.volumes import free, reattach_root, refuse_if_deleted, revived
 from cairn.controller.model.permits import Caller, Verb
 from cairn.controller.model.restored import next_power, next_reboot
 from cairn.controller.model.where import decision_of
@@ -148,7 +148,10 @@ class VmService(vm_pb2_grpc.VmServiceServicer):
         return Decided(txn, nouns.VM, vm.id, vm.name, vm.project, events=said)
 
     async def UndeleteVm(self, request: vm_pb2.UndeleteVmRequest, context: Any) -> Vm:
-        """Bring a deleted VM back, with its disks and addresses; data volumes that stayed have to be attached again."""
+        """Bring a deleted VM back, with its disks and addresses; data volumes that stayed have to be attached again.
+
+        Its root disk, if that stayed, is taken back, unless somebody uses it.
+        """
         return await self._core.mutations.run(
             request, caller_of(context), lambda view, caller: self._undelete(view, caller, request)
         )
@@ -159,6 +162,7 @@ class VmService(vm_pb2_grpc.VmServiceServicer):
         txn = revived(view, caller, record, vm, nouns.VM, self._core.clock, request.name)
         # Also of one that stays off: what its node says of the life before must not count for this one.
         vm.spec.power_generation = next_power(view, vm)
+        reattach_root(view, caller, txn, vm)
         txn.put(kinds.VM, vm.id, vm)
         for id in view.by(kinds.VOLUME, "vm", vm.id):
             held = view.record(kinds.VOLUME, id)

@@ -110,14 +110,14 @@ class VolumeService(volume_pb2_grpc.VolumeServiceServicer):
         resolution.check_etag("etag", record, request.etag, required=False, title="volume")
         volume = Volume()
         volume.CopyFrom(record.message)
-        if volume.spec.vm:
-            name = name_for(view, caller, kinds.VM, volume.spec.vm)
-            how = (
-                "it is the root disk; delete the VM"
-                if volume.spec.boot
-                else f"detach it first: `cairn volume detach {volume.name}`"
-            )
+        holder = holder_of(view, volume)
+        if holder is not None:
+            name = name_for(view, caller, kinds.VM, holder.id)
+            how = f"detach it first: `cairn volume detach {volume.name}`"
+            if volume.spec.boot and not holder.HasField("delete_time"):
+                how = "it is the root disk; delete the VM"
             raise BadState("volume", volume.name, f"volume {volume.name!r} is attached to VM {name!r}: {how}")
+        volume.spec.vm, volume.spec.boot = "", False
         mark_deleted(self._core, volume, purge=request.purge)
         txn = Txn("api").check(kinds.VOLUME, volume.id, record.mod_revision).put(kinds.VOLUME, volume.id, volume)
         resolution.release(txn, view, nouns.VOLUME, volume.project, volume.name, volume.id)
@@ -179,22 +179,29 @@ def amend(view: View, caller: Caller, txn: Txn, new: Any, record: Record[Any]) -
             held = size(old.spec.size_bytes)
             raise Invalid("volume.spec.size_bytes", f"volumes only grow: it is {held} large")
         disk_fits_somewhere(view, new.spec.size_bytes, old.spec.type)
-    if new.spec.vm in (old.spec.vm, ""):
-        if old.spec.vm and not new.spec.vm and old.spec.boot:
-            raise BadState("volume", old.name, f"volume {old.name!r} is the root disk of its VM and cannot be detached")
-        if old.spec.vm and not new.spec.vm:
-            detach(view, txn, new, old.spec.vm)
-        return
-    wanted = new.spec.vm
-    project = old.project
-    vm = looked_up(view, caller, nouns.VM, project, wanted, "volume.spec.vm")
-    if vm.id == old.spec.vm:
-        new.spec.vm = vm.id
-        return
-    if old.spec.vm:
-        name = name_for(view, caller, kinds.VM, old.spec.vm)
-        raise BadState("volume", old.name, f"volume {old.name!r} is attached to VM {name!r}: detach it first")
-    attach(view, caller, txn, new, wanted)
+    _attach_or_detach(view, caller, txn, new, old)
+
+
+def _attach_or_detach(view: View, caller: Caller, txn: Txn, new: Volume, old: Volume) -> None:
+    """Carry out what an update says of spec.vm. A volume that is not to go with its VM leaves a deleted one."""
+    holder, wanted = holder_of(view, old), new.spec.vm
+    if holder is None:
+        # Attached to nothing, or, as older releases left it, to a VM that was erased.
+        new.spec.vm, new.spec.boot = "", False
+        if wanted not in ("", old.spec.vm):
+            attach(view, caller, txn, new, wanted)
+    elif not wanted or (holder.HasField("delete_time") and not new.spec.delete_with_vm):
+        detach(view, caller, txn, new, holder)
+    elif wanted != holder.id:
+        if looked_up(view, caller, nouns.VM, old.project, wanted, "volume.spec.vm").id != holder.id:
+            name = name_for(view, caller, kinds.VM, holder.id)
+            raise BadState("volume", old.name, f"volume {old.name!r} is attached to VM {name!r}: detach it first")
+        new.spec.vm = holder.id
+
+
+def holder_of(view: View, volume: Volume) -> Vm | None:
+    """Return the VM a volume is attached to, also a deleted one; None: none, or one that was erased."""
+    return view.get(kinds.VM, volume.spec.vm) if volume.spec.vm else None
 
 
 def attach(view: View, caller: Caller, txn: Txn, volume: Volume, wanted: str) -> None:
@@ -224,22 +231,58 @@ def attach(view: View, caller: Caller, txn: Txn, volume: Volume, wanted: str) ->
     txn.check(kinds.PLACEMENT, vm.id, view.revision_of(kinds.PLACEMENT, vm.id))
 
 
-def detach(view: View, txn: Txn, volume: Volume, vm: str) -> None:
-    """Take a volume off its VM, and off that VM's list when it is still there."""
-    record = view.record(kinds.VM, vm)
-    free(volume, vm, record.message.spec.volumes_generation + 1 if record is not None else 0)
+def detach(view: View, caller: Caller, txn: Txn, volume: Volume, holder: Vm) -> None:
+    """Take a volume off its VM. One that was to go with a deleted VM stays, and has its name again. Raises BadState.
+
+    A root disk leaves only a deleted VM, and is a data volume from then on (UndeleteVm takes it back when it is free).
+    """
+    if holder.HasField("delete_time"):
+        if view.get(kinds.PURGE, holder.id) is not None:
+            raise BadState("volume", volume.name, f"volume {volume.name!r} is being erased with VM {holder.name!r}")
+        # Whoever erases the VM and its disks has not begun.
+        txn.check(kinds.PURGE, holder.id, 0)
+        try:
+            resolution.claim(txn, view, caller, nouns.VOLUME, volume.project, volume.name, volume.id)
+        except AlreadyExists:
+            # Somebody took it since the VM was deleted: it goes by its id.
+            volume.name = volume.id
+            resolution.claim(txn, view, caller, nouns.VOLUME, volume.project, volume.name, volume.id)
+    elif volume.spec.boot:
+        raise BadState("volume", volume.name, f"volume {volume.name!r} is the root disk of its VM and cannot be detached")
+    vm = Vm()
+    vm.CopyFrom(holder)
+    vm.spec.volumes[:] = [id for id in vm.spec.volumes if id != volume.id]
+    vm.spec.volumes_generation += 1
+    free(volume, vm.id, vm.spec.volumes_generation)
+    txn.check(kinds.VM, vm.id, view.revision_of(kinds.VM, vm.id)).put(kinds.VM, vm.id, vm)
+
+
+def reattach_root(view: View, caller: Caller, txn: Txn, vm: Vm) -> None:
+    """Give a VM that is brought back (a copy of its record) its root disk, when that left it. Raises BadState."""
+    record = view.record(kinds.VOLUME, vm.spec.root_volume)
     if record is None:
+        raise BadState("vm", vm.name, f"VM {vm.name!r} cannot be brought back: its root disk was erased")
+    root, holder = record.message, holder_of(view, record.message)
+    if holder is not None and holder.id == vm.id:
         return
-    holder = Vm()
-    holder.CopyFrom(record.message)
-    holder.spec.volumes[:] = [id for id in holder.spec.volumes if id != volume.id]
-    holder.spec.volumes_generation += 1
-    txn.check(kinds.VM, holder.id, record.mod_revision).put(kinds.VM, holder.id, holder)
+    how = ""
+    if holder is not None:
+        how = f"is attached to VM {name_for(view, caller, kinds.VM, holder.id)!r}: detach it first"
+    elif root.HasField("delete_time"):
+        how = f"is deleted: `cairn volume undelete {root.id}` first"
+    if how:
+        raise BadState("vm", vm.name, f"VM {vm.name!r} cannot be brought back: its root disk {root.name!r} {how}")
+    taken = Volume()
+    taken.CopyFrom(root)
+    taken.spec.vm, taken.spec.boot, taken.spec.slot = vm.id, True, 0
+    vm.spec.volumes_generation += 1
+    txn.check(kinds.VOLUME, root.id, record.mod_revision).put(kinds.VOLUME, root.id, taken)
 
 
 def free(volume: Volume, vm: str, generation: int) -> None:
     """Have a volume say that it is attached to nothing, and which VM may not have let go of it yet."""
-    volume.spec.vm, volume.spec.slot = "", 0
+    # A root disk is a data volume from then on.
+    volume.spec.vm, volume.spec.slot, volume.spec.boot = "", 0, False
     volume.spec.former_vm, volume.spec.former_generation = vm, generation
 
 
