@@ -108,6 +108,22 @@ ALL: Final[tuple[Kind[Message], ...]] = (
     IMAGE_CONTENT, JOB,
     OBSERVED, UNKNOWN, NODE_FACTS, NODE_SESSION, CONTROLLER, CLUSTER, EVENT,
 )  # fmt: skip
+# Of ids that are to come: no object may have a name that could be one of them.
+_TO_COME: Final = frozenset(
+    {
+        # Snapshots, backups, their schedules and repositories; pools and volume types.
+        "ss", "sss", "bak", "baks", "repo", "pool", "vt",
+        # Floating IPs, forwarded ports, security groups, their rules, access lists, virtual IPs, route tables, outer networks.
+        "eip", "pf", "sg", "sgr", "acl", "vip", "rtb", "xnet",
+        # Load balancers, their listeners, backends and policies; certificates.
+        "lb", "lbl", "lbb", "lbp", "cert",
+        # Key pairs, placement groups, secrets, bare-metal machines.
+        "kp", "ig", "sec", "bm",
+        # Users, tokens, access keys, roles and their bindings.
+        "usr", "tok", "ak", "role", "rb",
+    }
+)  # fmt: skip
+ID_PREFIXES: Final = frozenset(kind.id_prefix for kind in ALL if kind.id_prefix) | _TO_COME
 BY_NAME: Final[dict[str, Kind[Message]]] = {kind.name: kind for kind in ALL}
 
 

@@ -13,7 +13,8 @@ from cairn.controller.api.authorise import caller_of
 from cairn.controller.api.core import Core
 from cairn.controller.api.decision import Decided
 from cairn.controller.api.erasure import Erasure
-from cairn.controller.api.objects import UpdateRules, begin, updated
+from cairn.controller.api.masks import UpdateRules
+from cairn.controller.api.objects import begin, updated
 from cairn.controller.jobs.import_image import start
 from cairn.controller.model.permits import Caller, Verb, name_for
 from cairn.controller.store.base import Record, Txn, View

@@ -21,8 +21,9 @@ from cairn.controller.api.core import Core
 from cairn.controller.api.decision import Decided
 from cairn.controller.api.enrolment import SHA256_BYTES, index_claim
 from cairn.controller.api.erasure import Erasure
+from cairn.controller.api.masks import UpdateRules
 from cairn.controller.api.mutation import request_key
-from cairn.controller.api.objects import UpdateRules, updated
+from cairn.controller.api.objects import updated
 from cairn.controller.jobs.keepers import lone
 from cairn.controller.model.permits import Caller, Verb, name_for, permits
 from cairn.controller.model.where import vms_on, volumes_on

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Final, TypeVar
 
-from cairn.controller.api import resolution, validation
+from cairn.controller.api import masks, resolution, validation
 from cairn.controller.api.core import Core
 from cairn.controller.api.decision import Decided
+from cairn.controller.api.masks import UpdateRules
 from cairn.controller.api.nouns import Noun
 from cairn.controller.model.permits import Caller, Verb
 from cairn.controller.store.base import Record, Txn, View
-from cairn.proto.errors import Invalid, NotFound
+from cairn.proto.errors import NotFound
 from cairn.proto.seams import timestamp
 from google.protobuf.message import Message
 
@@ -24,14 +24,6 @@ RETENTION: Final = timedelta(hours=2)
 
 # (view, caller, transaction, new message, old record): adds to the transaction, corrects the message, or refuses.
 Amend = Callable[[View, Caller, Txn, Any, Record[Any]], None]
-
-
-@dataclass(frozen=True, slots=True)
-class UpdateRules:
-    """Which paths an update may name: those it may change, and those that can never be changed."""
-
-    mutable: Sequence[str]
-    immutable: Sequence[str]
 
 
 def begin(view: View, caller: Caller, core: Core, noun: Noun[M], given: Any) -> tuple[Decided[M], Any]:
@@ -62,8 +54,7 @@ def updated(
     resolution.check_etag(f"{field}.etag", record, given.etag, required=not request.allow_stale, title=noun.title)
     new: Any = noun.kind.message()
     new.CopyFrom(old)
-    for path in _expanded(given, list(request.update_mask.paths)):
-        _assign(new, given, path, rules, f"{field}.")
+    masks.copied(new, given, request.update_mask.paths, rules, f"{field}.")
     validation.labels(f"{field}.labels", new.labels)
     txn = Txn("api").check(noun.kind, old.id, record.mod_revision)
     if amend is not None:
@@ -72,47 +63,6 @@ def updated(
     txn.put(noun.kind, old.id, new)
     decided = Decided(txn, noun, old.id, old.name, old.project, events=[("Updated", f"{noun.title} {old.name} was changed")])
     return decided, new, record
-
-
-def _expanded(given: Any, paths: list[str]) -> Iterator[str]:
-    """Yield single fields: of an empty mask or "*" what is set (AIP-134), of "spec" what is set in it."""
-    for path in paths or ["*"]:
-        if path == "*":
-            if given.labels:
-                yield "labels"
-            yield from (f"spec.{field.name}" for field, _ in given.spec.ListFields())
-        elif path == "spec":
-            yield from (f"spec.{field.name}" for field, _ in given.spec.ListFields())
-        else:
-            yield path
-
-
-def _assign(new: Any, given: Any, path: str, rules: UpdateRules, prefix: str) -> None:
-    """Copy one field. An immutable one that would change is refused by name."""
-    if path.startswith("labels.") and "labels" in rules.mutable:
-        key = path.removeprefix("labels.")
-        if key in given.labels:
-            new.labels[key] = given.labels[key]
-        else:
-            new.labels.pop(key, None)
-        return
-    owner, target, name = given, new, path
-    if path.startswith("spec."):
-        owner, target, name = given.spec, new.spec, path.removeprefix("spec.")
-    if name not in owner.DESCRIPTOR.fields_by_name or (path not in rules.mutable and path not in rules.immutable):
-        allowed = ", ".join(rules.mutable)
-        raise Invalid("update_mask", f"{path!r} is not a field that can be set; these are: {allowed}")
-    if path in rules.immutable:
-        if getattr(owner, name) != getattr(target, name):
-            raise Invalid(prefix + path, f"cannot be changed after creation; these can: {', '.join(rules.mutable)}")
-        return
-    bare: Any = type(owner)()
-    bare.CopyFrom(owner)
-    for field, _ in owner.ListFields():
-        if field.name != name:
-            bare.ClearField(field.name)
-    target.ClearField(name)
-    target.MergeFrom(bare)
 
 
 def addressed(

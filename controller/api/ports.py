@@ -10,7 +10,8 @@ from cairn.controller.api import nouns, resolution, validation
 from cairn.controller.api.authorise import caller_of
 from cairn.controller.api.core import Core
 from cairn.controller.api.decision import Decided
-from cairn.controller.api.objects import UpdateRules, addressed, begin, looked_up, updated
+from cairn.controller.api.masks import UpdateRules
+from cairn.controller.api.objects import addressed, begin, looked_up, updated
 from cairn.controller.model.permits import Caller, Verb, name_for, visible
 from cairn.controller.store.base import Txn, View
 from cairn.proto import kinds

@@ -10,7 +10,8 @@ from cairn.controller.api.authorise import caller_of
 from cairn.controller.api.core import Core
 from cairn.controller.api.decision import Decided
 from cairn.controller.api.erasure import Erasure
-from cairn.controller.api.objects import UpdateRules, begin, looked_up, updated
+from cairn.controller.api.masks import UpdateRules
+from cairn.controller.api.objects import begin, looked_up, updated
 from cairn.controller.api.vnis import claim_vni, release_vni
 from cairn.controller.model.permits import Caller, name_for, visible
 from cairn.controller.store.base import Record, Txn, View

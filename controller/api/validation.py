@@ -16,6 +16,7 @@ from uuid import UUID
 
 from cairn.controller.words import size
 from cairn.proto.errors import Invalid
+from cairn.proto.kinds import ID_PREFIXES
 from cairn.proto.v1.image_pb2 import ImageFormat, ImageSpec
 
 KIB: Final = 1024
@@ -26,7 +27,7 @@ TIB: Final = 1024**4
 NAME: Final = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 NAME_LENGTH_MAX: Final = 63
 # An id of ours: no name may look like one, so that "an id or a name" is never ambiguous.
-ID_LIKE: Final = re.compile(r"(i|vol|img|rtr|vxnet|nic|node|j|prj|plan|jt|ev)-[0-9a-z]{8}")
+ID_LIKE: Final = re.compile(rf"({'|'.join(sorted(ID_PREFIXES))})-[0-9a-z]{{8}}")
 LABELS_MAX: Final = 64
 LABEL_LENGTH_MAX: Final = 63
 LABEL_KEY: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?")

@@ -11,7 +11,8 @@ from cairn.controller.api.console import relay_console
 from cairn.controller.api.core import Core
 from cairn.controller.api.decision import Decided
 from cairn.controller.api.fitting import fits_somewhere
-from cairn.controller.api.objects import UpdateRules, addressed, mark_deleted, updated
+from cairn.controller.api.masks import UpdateRules
+from cairn.controller.api.objects import addressed, mark_deleted, updated
 from cairn.controller.api.vm_creation import create_vm, refuse_high_availability
 from cairn.controller.api.volumes import free, reattach_root, refuse_if_deleted, revived
 from cairn.controller.model.permits import Caller, Verb

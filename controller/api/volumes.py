@@ -13,7 +13,8 @@ from cairn.controller.api.authorise import caller_of
 from cairn.controller.api.core import Core
 from cairn.controller.api.decision import Decided
 from cairn.controller.api.fitting import disk_fits_somewhere
-from cairn.controller.api.objects import UpdateRules, addressed, begin, looked_up, mark_deleted, updated
+from cairn.controller.api.masks import UpdateRules
+from cairn.controller.api.objects import addressed, begin, looked_up, mark_deleted, updated
 from cairn.controller.api.status import virtual_size
 from cairn.controller.model.lifetime import kept_for_s
 from cairn.controller.model.nodes import node_name
