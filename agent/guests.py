@@ -87,6 +87,9 @@ class Guests:
             if held is None:
                 self.forget(id)
                 return Again()
+            if held.object.vm.absent and id in self._world.domains and self._ledger.yield_to(key):
+                # It was to be removed before a restore, and is still there: the restored record lets it live.
+                continue
             if self._is_asked_anew(key, held.object.vm):
                 self._world.mark(Part.DOMAINS)
                 await self._world.refresh(Part.DOMAINS)

@@ -13,6 +13,10 @@ counts as not desired.
 What was desired and is no longer, without having been said to be `absent`, is *unknown*: its last object is kept, as is all
 that a guest among it needs of networks, until it is desired again or forgotten: kept.py decides (docs/decisions/0013).
 
+After a restore the last word of before may stay in force where a restored object contradicts it (last_word.py): then that is
+the desired object, and the restored one waits in `overruled`. For the same reason the last words that had something removed
+are remembered, the newest few thousand of them.
+
 Notes are the agent's own memory per key, lost with the key: what the controller cannot know and the world does not show.
 """
 
@@ -26,6 +30,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from cairn.agent.kept import concerned, is_kept, leads_elsewhere, left_over, stays
+from cairn.agent.last_word import is_absent, overrules
 from cairn.proto.log import logger
 from cairn.proto.seams import Disk
 from cairn.proto.v1.agent_pb2 import Desired, SyncResponse, Upsert, Version
@@ -37,7 +42,10 @@ COMPACT_FACTOR: Final = 4
 # No frame is larger: a length beyond it is garbage.
 FRAME_BYTES_MAX: Final = 8 << 20
 _HEAD: Final = struct.Struct(">II")
+# Last words about what was removed that are remembered.
+REMOVED_MAX: Final = 5000
 _MESSAGE, _NOTE, _SYNCED, _CUT, _UNKNOWN, _FORGET = b"M", b"N", b"S", b"C", b"U", b"F"
+_OVERRULED, _REMOVED, _YIELD = b"O", b"R", b"Y"
 
 Order = tuple[int, int]
 Note = Mapping[str, Any]
@@ -59,6 +67,8 @@ class Ledger:
         self._disk = disk
         self._desired: dict[str, Upsert] = {}
         self._unknown: dict[str, Upsert] = {}
+        self._overruled: dict[str, Upsert] = {}
+        self._removed: dict[str, Upsert] = {}
         self._notes: dict[str, Note] = {}
         self._size_bytes = 0
         # False after a failed append: the file may end in half a frame, so the next write makes it anew.
@@ -76,6 +86,11 @@ class Ledger:
     def unknown(self) -> Mapping[str, Upsert]:
         """What was desired once, was never said to be absent, and is not desired now: its last objects by key."""
         return MappingProxyType(self._unknown)
+
+    @property
+    def overruled(self) -> Mapping[str, Upsert]:
+        """Restored objects that are not in force: what was told before the restore is desired in their place."""
+        return MappingProxyType(self._overruled)
 
     def last(self, key: str) -> Desired | None:
         """Return a desired object, or the last one of what is unknown."""
@@ -141,14 +156,27 @@ class Ledger:
             if order(each.version) < self._version_of(key):
                 raise StaleVersion(f"{key} came with version {order(each.version)}, {self._version_of(key)} is held")
         before, unknown_before, names = self._desired, self._unknown, frozenset(kept)
+        overruled = {key: each for key, each in objects.items() if overrules(self._known(key), each)}
+        objects |= {key: known for key in overruled if (known := self._known(key)) is not None}
         objects |= {key: each for key, each in before.items() if key not in objects and is_kept(key, names)}
         unknown = left_over(before, unknown_before, objects, restored=at[0] > self.held[0])
         notes = {key: note for key, note in self._notes.items() if key in objects or key in unknown}
-        self._rewrite(_synced(at), objects, unknown, notes)
+        removed = {key: each for key, each in before.items() if key not in objects and is_absent(each.object)}
+        removed = _newest({**{key: each for key, each in self._removed.items() if key not in objects}, **removed})
+        self._rewrite(_synced(at), objects, unknown, notes, overruled=overruled, removed=removed)
         self._desired, self._unknown, self._notes = objects, unknown, notes
+        self._overruled, self._removed = overruled, removed
         self.held, self.synced, self.trusted = at, True, True
         gone = (before.keys() - objects.keys()) | (unknown_before.keys() - unknown.keys())
         return gone | {key for key, each in objects.items() if key not in before or before[key] != each}
+
+    def yield_to(self, key: str) -> bool:
+        """Let a restored object be in force after all, durably: what was to be removed is still there. False: it is already."""
+        if key not in self._overruled:
+            return False
+        self._append([_YIELD + key.encode()])
+        self._desired[key] = self._overruled.pop(key)
+        return True
 
     def forget(self, keys: Iterable[str]) -> set[str]:
         """Forget, durably, what is unknown and not here any more; return the keys that went, also those that stayed for it."""
@@ -167,8 +195,12 @@ class Ledger:
         self._compact_if_large()
 
     def _version_of(self, key: str) -> Order:
-        known = self._desired.get(key) or self._unknown.get(key)
+        known = self._overruled.get(key) or self._desired.get(key) or self._unknown.get(key)
         return order(known.version) if known is not None else (0, 0)
+
+    def _known(self, key: str) -> Upsert | None:
+        """Return the last word about something: what is in force, what is unknown, or that it be removed."""
+        return self._desired.get(key) or self._unknown.get(key) or self._removed.get(key)
 
     def _replay(self, payload: bytes) -> None:
         kind, body = payload[:1], payload[1:]
@@ -188,6 +220,14 @@ class Ledger:
             self._unknown[known.key] = known
         elif kind == _FORGET:
             self._forget(json.loads(body))
+        elif kind == _OVERRULED:
+            waits = Upsert.FromString(body)
+            self._overruled[waits.key] = waits
+        elif kind == _REMOVED:
+            word = Upsert.FromString(body)
+            self._removed[word.key] = word
+        elif kind == _YIELD and (key := body.decode()) in self._overruled:
+            self._desired[key] = self._overruled.pop(key)
 
     def _apply(self, message: SyncResponse) -> set[str]:
         """Take one message; return the keys it changed: none when it said nothing new."""
@@ -195,19 +235,31 @@ class Ledger:
         if message.WhichOneof("message") == "remove" and before is not None:
             key = message.remove.key
             del self._desired[key]
+            self._overruled.pop(key, None)
+            if is_absent(before.object):
+                self._removed = _newest({**self._removed, key: before})
             if not leads_elsewhere(before.object):
                 self._unknown[key] = before
             gone = self._prune([key, *concerned(before.object, self._unknown)])
             self._drop([] if key in self._unknown else [key])
             return gone | {key}
         if message.WhichOneof("message") == "upsert":
-            key = message.upsert.key
-            known_again = self._unknown.pop(key, None) is not None
-            self._desired[key] = message.upsert
-            if before == message.upsert and not known_again:
-                return set()
-            return {key} | self._prune(concerned(message.upsert.object, self._unknown))
+            return self._put(message.upsert, before)
         return set()
+
+    def _put(self, upsert: Upsert, before: Upsert | None) -> set[str]:
+        """Make an object desired, unless what was told before a restore stays in force; return the keys that changed."""
+        key, known = upsert.key, self._known(upsert.key)
+        self._overruled.pop(key, None)
+        self._removed.pop(key, None)
+        wins = upsert
+        if known is not None and overrules(known, upsert):
+            self._overruled[key], wins = upsert, known
+        known_again = self._unknown.pop(key, None) is not None
+        self._desired[key] = wins
+        if before == wins and not known_again:
+            return set()
+        return {key} | self._prune(concerned(wins.object, self._unknown))
 
     def _forget(self, keys: Iterable[str]) -> set[str]:
         gone = {key: self._unknown[key].object for key in keys if key in self._unknown}
@@ -239,7 +291,7 @@ class Ledger:
     def _append(self, payloads: Iterable[bytes]) -> None:
         """Add frames and make them durable; one sync for all."""
         if not self._whole:
-            self._rewrite(self._state(), self._desired, self._unknown, self._notes)
+            self._rewrite_all()
         content = b"".join(_frame(payload) for payload in payloads)
         self._whole = False
         self._disk.append(NAME, content)
@@ -251,13 +303,27 @@ class Ledger:
         """Return the frames that say how far this log is to be believed."""
         return (_synced(self.held) if self.synced else []) + ([] if self.trusted else [_CUT])
 
+    def _rewrite_all(self) -> None:
+        self._rewrite(
+            self._state(), self._desired, self._unknown, self._notes, overruled=self._overruled, removed=self._removed
+        )
+
     def _rewrite(
-        self, state: list[bytes], objects: Mapping[str, Upsert], unknown: Mapping[str, Upsert], notes: Mapping[str, Note]
+        self,
+        state: list[bytes],
+        objects: Mapping[str, Upsert],
+        unknown: Mapping[str, Upsert],
+        notes: Mapping[str, Note],
+        *,
+        overruled: Mapping[str, Upsert],
+        removed: Mapping[str, Upsert],
     ) -> None:
         """Write the whole log anew, in one step."""
         payloads = list(state)
         payloads += [_MESSAGE + SyncResponse(upsert=each).SerializeToString() for each in objects.values()]
         payloads += [_UNKNOWN + each.SerializeToString() for each in unknown.values()]
+        payloads += [_OVERRULED + each.SerializeToString() for each in overruled.values()]
+        payloads += [_REMOVED + each.SerializeToString() for each in removed.values()]
         payloads += [_NOTE + json.dumps({"key": key, "note": dict(note)}).encode() for key, note in notes.items()]
         content = b"".join(_frame(payload) for payload in payloads)
         self._disk.replace(NAME, content)
@@ -266,12 +332,13 @@ class Ledger:
     def _compact_if_large(self) -> None:
         if self._size_bytes < COMPACT_BYTES_MIN:
             return
-        live = sum(each.ByteSize() for each in (*self._desired.values(), *self._unknown.values()))
+        held = (self._desired, self._unknown, self._overruled, self._removed)
+        live = sum(each.ByteSize() for objects in held for each in objects.values())
         live += sum(len(str(note)) for note in self._notes.values())
         if self._size_bytes <= COMPACT_FACTOR * live:
             return
         try:
-            self._rewrite(self._state(), self._desired, self._unknown, self._notes)
+            self._rewrite_all()
         except OSError as error:
             logger("ledger").warning("compaction_failed", error=str(error), size_bytes=self._size_bytes)
 
@@ -285,6 +352,11 @@ def _position(message: SyncResponse) -> tuple[Order, str]:
             return order(message.remove.version), message.remove.key
         case _:
             return order(message.bookmark.version), ""
+
+
+def _newest(words: dict[str, Upsert]) -> dict[str, Upsert]:
+    """Return the last so many of what was removed."""
+    return dict(list(words.items())[-REMOVED_MAX:])
 
 
 def _synced(held: Order) -> list[bytes]:

@@ -28,6 +28,8 @@ class Reports:
         # None: not looked yet, so nothing can be said to be gone.
         self._unknown: dict[str, Unknown] | None = None
         self._unknown_unsent: dict[str, None] | None = None
+        # Of the snapshot it was compared with.
+        self._unknown_epoch = 0
         self._events: deque[AgentEvent] = deque(maxlen=EVENTS_MAX)
         self._facts_unsent = False
         self.facts = NodeFacts()
@@ -56,11 +58,12 @@ class Reports:
         self._latest.pop(key, None)
         self._unsent.pop(key, None)
 
-    def put_unknown(self, found: dict[str, Unknown]) -> None:
-        """Take all that is unknown here, by key."""
+    def put_unknown(self, found: dict[str, Unknown], *, epoch: int) -> None:
+        """Take all that is unknown here, by key; epoch: of what it was compared with."""
         before, self._unknown = self._unknown, found
-        if before == found:
+        if before == found and self._unknown_epoch == epoch:
             return
+        self._unknown_epoch = epoch
         changed = {key: None for key, each in found.items() if before is None or before.get(key) != each}
         self._unknown_unsent = {**(self._unknown_unsent or {}), **changed}
         self.some.set()
@@ -116,7 +119,7 @@ class Reports:
         if unsent is None or known is None:
             return []
         told = [SyncRequest(unknown=known[key]) for key in unsent if key in known]
-        return [*told, SyncRequest(unknown_keys=UnknownKeys(keys=sorted(known)))]
+        return [*told, SyncRequest(unknown_keys=UnknownKeys(keys=sorted(known), epoch=self._unknown_epoch))]
 
 
 def _same_object(first: Report, second: Report) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Final
 
 from cairn.agent.hypervisor.base import DomainState
+from cairn.agent.last_word import is_absent
 from cairn.agent.ledger import Ledger
 from cairn.agent.reports import Reports
 from cairn.agent.work import Again
@@ -45,7 +46,8 @@ class Unknowns:
             self.forgotten(gone)
         found = {key: self._unknown(key) for key in remembered if self._is_here(key)}
         found |= {key: self._unknown(key) for key in sorted(self._strangers())}
-        self._reports.put_unknown(found)
+        found |= {key: self._contested(key) for key in self._ledger.overruled}
+        self._reports.put_unknown(found, epoch=self._ledger.held[0])
         return Again()
 
     def _is_here(self, key: str) -> bool:
@@ -65,6 +67,16 @@ class Unknowns:
         found = {f"vm/{id}" for id in (*self._world.domains, *self._world.files)}
         found |= {f"volume/{id}" for id in self._world.pooled}
         return (found - known) | {f"image/{digest}" for digest in self._world.images if digest not in images}
+
+    def _contested(self, key: str) -> Unknown:
+        """Tell what stays in force though the restored record says otherwise."""
+        held, (kind, _, id) = self._ledger.desired[key], key.partition("/")
+        domain = self._world.domains.get(id) if kind == "vm" else None
+        running = domain is not None and domain.state is not DomainState.SHUT_OFF
+        say = "was told otherwise after the backup, and stays so"
+        if is_absent(held.object):
+            say = "was removed by explicit word after the backup, and is not brought back"
+        return Unknown(key=key, running=running, say=say, contested=True, desired=held.object, version=held.version)
 
     def _unknown(self, key: str) -> Unknown:
         held, (kind, _, id) = self._ledger.unknown.get(key), key.partition("/")

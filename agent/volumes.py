@@ -52,6 +52,9 @@ class Volumes:
         await self._world.refresh(Part.VOLUMES, Part.IMAGES, Part.DOMAINS)
         self._world.require(desired.type)
         held = self._world.volumes.get(desired.id)
+        if desired.absent and held is not None and self._ledger.yield_to(key):
+            # It was to be removed before a restore, and is still here: the restored record lets it live.
+            desired = (self._ledger.object(key) or object).volume
         image = self._world.images.get(desired.image_digest)
         actions = plan([], [desired], [image] if image else [], [held] if held else [])
         if any(self._is_held_from_removal(action) for action in actions):

@@ -375,7 +375,7 @@ class Stream:
         elif what == "unknown":
             taken = self._unknowns.unknown(request.unknown)
         elif what == "unknown_keys":
-            taken = self._unknowns.keys(list(request.unknown_keys.keys))
+            taken = self._unknowns.keys(list(request.unknown_keys.keys), request.unknown_keys.epoch)
         elif what == "heartbeat":
             self._beat = True
             self._some.set()

@@ -13,6 +13,7 @@ from typing import Final
 from cairn.controller.events import Leases, tell
 from cairn.controller.model.happening import EventSpec
 from cairn.controller.model.nodes import node_name
+from cairn.controller.model.restored import CLUSTER_ID
 from cairn.controller.node_session import RETRY_S, WRITER, Session
 from cairn.controller.store.base import Conflict, Indeterminate, LeaseLost, Store, Txn, Unavailable, View
 from cairn.controller.store.cache import Cache
@@ -20,7 +21,7 @@ from cairn.proto import kinds
 from cairn.proto.log import logger
 from cairn.proto.sealing import SealError, Seals
 from cairn.proto.seams import Clock, Ids, moment, timestamp
-from cairn.proto.v1.agent_pb2 import Desired, Unknown
+from cairn.proto.v1.agent_pb2 import Desired, NodeHeard, Unknown
 from cairn.proto.v1.secret_pb2 import VmData
 
 _log = logger("sync")
@@ -42,6 +43,8 @@ class Unknowns:
         self._seals, self._session, self._node = seals, session, session.node
         self._told: dict[str, Unknown] = {}
         self._keys: frozenset[str] | None = None
+        # Epoch of the snapshot that the keys were compared with.
+        self._epoch = 0
         self._some = asyncio.Event()
 
     def unknown(self, told: Unknown) -> bool:
@@ -49,14 +52,17 @@ class Unknowns:
         if told.key.partition("/")[0] not in KINDS or len(self._told) >= PENDING_MAX:
             return False
         self._told[told.key] = told
+        if self._keys is not None:
+            # The names of all follow: until then it is not gone only because the last ones had not named it.
+            self._keys |= {told.key}
         self._some.set()
         return True
 
-    def keys(self, keys: list[str]) -> bool:
-        """Take the names of all that is unknown; False when there are too many."""
+    def keys(self, keys: list[str], epoch: int = 0) -> bool:
+        """Take the names of all that is unknown; False when there are too many. epoch: of what they were compared with."""
         if len(keys) > PENDING_MAX:
             return False
-        self._keys = frozenset(keys)
+        self._keys, self._epoch = frozenset(keys), epoch
         self._some.set()
         return True
 
@@ -65,7 +71,7 @@ class Unknowns:
         while True:
             await self._some.wait()
             self._some.clear()
-            while self._told or self._gone():
+            while self._told or self._gone() or self._newly_heard():
                 await self._write()
 
     def _gone(self) -> list[str]:
@@ -74,6 +80,14 @@ class Unknowns:
             return []
         stored = self._cache.view.by(kinds.UNKNOWN, "node", self._node)
         return [id for id in stored if id.partition("/")[2] not in self._keys][:AT_ONCE]
+
+    def _newly_heard(self) -> bool:
+        """Tell whether the node has said all that restored records may not know, and that is not recorded yet."""
+        cluster = self._cache.view.get(kinds.CLUSTER, CLUSTER_ID)
+        if cluster is None or not cluster.HasField("restored") or self._keys is None or self._epoch != cluster.epoch:
+            return False
+        heard = self._cache.view.get(kinds.NODE_HEARD, self._node)
+        return heard is None or heard.epoch != cluster.epoch
 
     async def _write(self) -> None:
         """Write some of what waits; what could not be written waits on."""
@@ -119,6 +133,9 @@ class Unknowns:
                 events.append(_event(view, record))
         for id in gone:
             txn.check(kinds.UNKNOWN, id, view.revision_of(kinds.UNKNOWN, id)).delete(kinds.UNKNOWN, id)
+        if not txn and not self._told and self._newly_heard():
+            txn.check(kinds.NODE_HEARD, self._node, view.revision_of(kinds.NODE_HEARD, self._node))
+            txn.put(kinds.NODE_HEARD, self._node, NodeHeard(node=self._node, epoch=self._epoch))
         if events:
             tell(txn, events, now=now, ids=self._ids, lease=await self._leases.lease())
         return txn

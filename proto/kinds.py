@@ -93,6 +93,7 @@ JOB = Kind("job", job_pb2.Job, "jobs", "j", _GARBAGE)
 
 # What nodes report, and who is alive.
 OBSERVED = Kind("observed", agent_pb2.Observed, "sync", "", _GARBAGE, kept=False)  # id: <node>/<key of the desired object>
+NODE_HEARD = Kind("node_heard", agent_pb2.NodeHeard, "sync", "", _GARBAGE, kept=False)  # id: the node's
 UNKNOWN = Kind("unknown", agent_pb2.Unknown, "sync", "", _GARBAGE, kept=False)  # id: <node>/<key>
 NODE_FACTS = Kind("node_facts", node_pb2.NodeFacts, "sync", "", _GARBAGE)
 NODE_SESSION = Kind("node_session", node_pb2.NodeSession, "sync", kept=False)  # leased while the stream lives
@@ -106,7 +107,7 @@ ALL: Final[tuple[Kind[Message], ...]] = (
     PROJECT, IMAGE, VPC, SUBNET, PORT, VOLUME, VM, NODE, SECRET, JOIN_TOKEN, NAME, VNI, ERASURE, REQUEST, PLAN,
     PORT_BINDING, ADDRESS, PLACEMENT, NODE_CLAIMS, VOLUME_PLACEMENT, POOL_CLAIMS, ASSIGNMENT, NODE_LOSS, PURGE,
     IMAGE_CONTENT, JOB,
-    OBSERVED, UNKNOWN, NODE_FACTS, NODE_SESSION, CONTROLLER, CLUSTER, EVENT,
+    OBSERVED, UNKNOWN, NODE_HEARD, NODE_FACTS, NODE_SESSION, CONTROLLER, CLUSTER, EVENT,
 )  # fmt: skip
 # Of ids that are to come: no object may have a name that could be one of them.
 _TO_COME: Final = frozenset(

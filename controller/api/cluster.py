@@ -7,6 +7,7 @@ from contextlib import aclosing
 from typing import Any, Final
 
 from cairn.controller import restore
+from cairn.controller.api import knowledge
 from cairn.controller.api.authorise import caller_of
 from cairn.controller.api.core import Core
 from cairn.controller.api.selection import Turns
@@ -26,7 +27,15 @@ from cairn.proto.v1.backup_pb2 import (
     RestoreClusterResponse,
     RestoreResult,
 )
-from cairn.proto.v1.cluster_pb2 import GetClusterStatusResponse
+from cairn.proto.v1.cluster_pb2 import (
+    AdoptVmRequest,
+    AdoptVolumeRequest,
+    GetClusterStatusResponse,
+    ListUnknownRequest,
+    ListUnknownResponse,
+)
+from cairn.proto.v1.vm_pb2 import Vm
+from cairn.proto.v1.volume_pb2 import Volume
 
 RESTORED: Final = "restored; nodes connect again by themselves, and what they know besides is listed by `cairn cluster adopt`"
 
@@ -101,7 +110,27 @@ class ClusterService(cluster_pb2_grpc.ClusterServiceServicer):
             async for each in progress:
                 yield RestoreClusterResponse(progress=each)
         revision = await self._core.unfenced.revision()
+        if self._core.standing.went_back is None:
+            await self._core.mutations.freshen()
         yield RestoreClusterResponse(result=RestoreResult(epoch=attempt.epoch, revision=revision, say=RESTORED))
+
+    async def ListUnknown(self, request: ListUnknownRequest, context: Any) -> AsyncIterator[ListUnknownResponse]:
+        """Stream what nodes know better than the records."""
+        view = await self._core.mutations.freshen()
+        for answer in knowledge.listed(view, caller_of(context)):
+            yield answer
+
+    async def AdoptVm(self, request: AdoptVmRequest, context: Any) -> Vm:
+        """Make the records say of a VM what its node says."""
+        return await self._core.mutations.run(
+            request, caller_of(context), lambda view, caller: knowledge.adopt_vm(view, caller, self._core, request)
+        )
+
+    async def AdoptVolume(self, request: AdoptVolumeRequest, context: Any) -> Volume:
+        """The same of a volume."""
+        return await self._core.mutations.run(
+            request, caller_of(context), lambda view, caller: knowledge.adopt_volume(view, caller, self._core, request)
+        )
 
 
 async def _chunks(requests: AsyncIterator[RestoreClusterRequest]) -> AsyncIterator[bytes]:

@@ -117,36 +117,8 @@ class VmService(vm_pb2_grpc.VmServiceServicer):
     async def DeleteVm(self, request: vm_pb2.DeleteVmRequest, context: Any) -> Vm:
         """Stop it and put its disks away for the retention period, or erase it. Data volumes are detached and stay."""
         return await self._core.mutations.run(
-            request, caller_of(context), lambda view, caller: self._delete(view, caller, request)
+            request, caller_of(context), lambda view, caller: delete_vm(view, caller, self._core, request)
         )
-
-    def _delete(self, view: View, caller: Caller, request: vm_pb2.DeleteVmRequest) -> Decided[Vm]:
-        record = addressed(view, caller, nouns.VM, request, verb=Verb.DELETE, deleted=True)
-        refuse_if_deleted(record, nouns.VM, purge=request.purge)
-        resolution.check_etag("etag", record, request.etag, required=False, title="VM")
-        vm = _copy(record)
-        mark_deleted(self._core, vm, purge=request.purge)
-        vm.spec.volumes_generation += 1
-        # Volumes that go with it stay attached: they are brought back with it.
-        kept = (view.get(kinds.VOLUME, id) for id in vm.spec.volumes)
-        vm.spec.volumes[:] = [volume.id for volume in kept if volume is not None and volume.spec.delete_with_vm]
-        txn = Txn("api").check(kinds.VM, vm.id, record.mod_revision).put(kinds.VM, vm.id, vm)
-        resolution.release(txn, view, nouns.VM, vm.project, vm.name, vm.id)
-        for id in view.by(kinds.VOLUME, "vm", vm.id):
-            held = view.record(kinds.VOLUME, id)
-            if held is None:
-                continue
-            if held.message.spec.delete_with_vm:
-                # Checked: it may be changed at this moment not to go with the VM.
-                txn.check(kinds.VOLUME, id, held.mod_revision)
-                resolution.release(txn, view, nouns.VOLUME, vm.project, held.message.name, id)
-                continue
-            volume = type(held.message)()
-            volume.CopyFrom(held.message)
-            free(volume, vm.id, vm.spec.volumes_generation)
-            txn.check(kinds.VOLUME, id, held.mod_revision).put(kinds.VOLUME, id, volume)
-        said = [("Deleted", f"VM {vm.name} was deleted")]
-        return Decided(txn, nouns.VM, vm.id, vm.name, vm.project, events=said)
 
     async def UndeleteVm(self, request: vm_pb2.UndeleteVmRequest, context: Any) -> Vm:
         """Bring a deleted VM back, with its disks and addresses; data volumes that stayed have to be attached again.
@@ -207,6 +179,36 @@ def _copy(record: Record[Any]) -> Vm:
     vm = Vm()
     vm.CopyFrom(record.message)
     return vm
+
+
+def delete_vm(view: View, caller: Caller, core: Core, request: vm_pb2.DeleteVmRequest) -> Decided[Vm]:
+    """Decide a VM's deletion. Raises Refused."""
+    record = addressed(view, caller, nouns.VM, request, verb=Verb.DELETE, deleted=True)
+    refuse_if_deleted(record, nouns.VM, purge=request.purge)
+    resolution.check_etag("etag", record, request.etag, required=False, title="VM")
+    vm = _copy(record)
+    mark_deleted(core, vm, purge=request.purge)
+    vm.spec.volumes_generation += 1
+    # Volumes that go with it stay attached: they are brought back with it.
+    kept = (view.get(kinds.VOLUME, id) for id in vm.spec.volumes)
+    vm.spec.volumes[:] = [volume.id for volume in kept if volume is not None and volume.spec.delete_with_vm]
+    txn = Txn("api").check(kinds.VM, vm.id, record.mod_revision).put(kinds.VM, vm.id, vm)
+    resolution.release(txn, view, nouns.VM, vm.project, vm.name, vm.id)
+    for id in view.by(kinds.VOLUME, "vm", vm.id):
+        held = view.record(kinds.VOLUME, id)
+        if held is None:
+            continue
+        if held.message.spec.delete_with_vm:
+            # Checked: it may be changed at this moment not to go with the VM.
+            txn.check(kinds.VOLUME, id, held.mod_revision)
+            resolution.release(txn, view, nouns.VOLUME, vm.project, held.message.name, id)
+            continue
+        volume = type(held.message)()
+        volume.CopyFrom(held.message)
+        free(volume, vm.id, vm.spec.volumes_generation)
+        txn.check(kinds.VOLUME, id, held.mod_revision).put(kinds.VOLUME, id, volume)
+    said = [("Deleted", f"VM {vm.name} was deleted")]
+    return Decided(txn, nouns.VM, vm.id, vm.name, vm.project, events=said)
 
 
 def amend(view: View, _caller: Caller, _txn: Txn, new: Vm, record: Record[Any]) -> None:

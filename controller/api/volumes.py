@@ -102,28 +102,8 @@ class VolumeService(volume_pb2_grpc.VolumeServiceServicer):
     async def DeleteVolume(self, request: volume_pb2.DeleteVolumeRequest, context: Any) -> Volume:
         """Put it away for the retention period, or erase it."""
         return await self._core.mutations.run(
-            request, caller_of(context), lambda view, caller: self._delete(view, caller, request)
+            request, caller_of(context), lambda view, caller: delete_volume(view, caller, self._core, request)
         )
-
-    def _delete(self, view: View, caller: Caller, request: volume_pb2.DeleteVolumeRequest) -> Decided[Volume]:
-        record = addressed(view, caller, nouns.VOLUME, request, verb=Verb.DELETE, deleted=True)
-        refuse_if_deleted(record, nouns.VOLUME, purge=request.purge)
-        resolution.check_etag("etag", record, request.etag, required=False, title="volume")
-        volume = Volume()
-        volume.CopyFrom(record.message)
-        holder = holder_of(view, volume)
-        if holder is not None:
-            name = name_for(view, caller, kinds.VM, holder.id)
-            how = f"detach it first: `cairn volume detach {volume.name}`"
-            if volume.spec.boot and not holder.HasField("delete_time"):
-                how = "it is the root disk; delete the VM"
-            raise BadState("volume", volume.name, f"volume {volume.name!r} is attached to VM {name!r}: {how}")
-        volume.spec.vm, volume.spec.boot = "", False
-        mark_deleted(self._core, volume, purge=request.purge)
-        txn = Txn("api").check(kinds.VOLUME, volume.id, record.mod_revision).put(kinds.VOLUME, volume.id, volume)
-        resolution.release(txn, view, nouns.VOLUME, volume.project, volume.name, volume.id)
-        said = [("Deleted", f"volume {volume.name} was deleted")]
-        return Decided(txn, nouns.VOLUME, volume.id, volume.name, volume.project, events=said)
 
     async def UndeleteVolume(self, request: volume_pb2.UndeleteVolumeRequest, context: Any) -> Volume:
         """Bring a deleted volume back."""
@@ -147,6 +127,28 @@ class VolumeService(volume_pb2_grpc.VolumeServiceServicer):
             caller_of(context), nouns.VOLUME, request, volume_pb2.WatchVolumesResponse
         ):
             yield response
+
+
+def delete_volume(view: View, caller: Caller, core: Core, request: volume_pb2.DeleteVolumeRequest) -> Decided[Volume]:
+    """Decide a volume's deletion. Raises Refused."""
+    record = addressed(view, caller, nouns.VOLUME, request, verb=Verb.DELETE, deleted=True)
+    refuse_if_deleted(record, nouns.VOLUME, purge=request.purge)
+    resolution.check_etag("etag", record, request.etag, required=False, title="volume")
+    volume = Volume()
+    volume.CopyFrom(record.message)
+    holder = holder_of(view, volume)
+    if holder is not None:
+        name = name_for(view, caller, kinds.VM, holder.id)
+        how = f"detach it first: `cairn volume detach {volume.name}`"
+        if volume.spec.boot and not holder.HasField("delete_time"):
+            how = "it is the root disk; delete the VM"
+        raise BadState("volume", volume.name, f"volume {volume.name!r} is attached to VM {name!r}: {how}")
+    volume.spec.vm, volume.spec.boot = "", False
+    mark_deleted(core, volume, purge=request.purge)
+    txn = Txn("api").check(kinds.VOLUME, volume.id, record.mod_revision).put(kinds.VOLUME, volume.id, volume)
+    resolution.release(txn, view, nouns.VOLUME, volume.project, volume.name, volume.id)
+    said = [("Deleted", f"volume {volume.name} was deleted")]
+    return Decided(txn, nouns.VOLUME, volume.id, volume.name, volume.project, events=said)
 
 
 def volume_type(view: View, wanted: str, field: str) -> str:

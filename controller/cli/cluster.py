@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from cairn.controller.cli import backup
+from cairn.controller.cli import adopt, backup
 from cairn.controller.cli.client import Session
 from cairn.controller.cli.commands import NounGroup
 from cairn.controller.cli.failures import Failure
@@ -16,6 +16,7 @@ from cairn.controller.cli.values import size_text
 
 group = NounGroup("cluster", "The cluster as a whole; making a new one; backup and restore.")
 backup.add_verbs(group)
+adopt.add_verbs(group)
 
 
 @group.verb("status")

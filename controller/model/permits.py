@@ -65,6 +65,7 @@ class Verb(StrEnum):
     RENEW = "renew"
     BACKUP = "backup"
     RESTORE = "restore"
+    ADOPT = "adopt"
 
 
 _UNRESTRICTED: Final = frozenset({"user", "controller", "system"})

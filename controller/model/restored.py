@@ -25,6 +25,30 @@ def is_restored(view: View, kind: Kind[Any], id: str) -> bool:
     return 0 < view.revision_of(kind, id) <= cluster.restored.revision
 
 
+def unheard(view: View) -> list[str]:
+    """Return the nodes that have not said yet, since the last restore, what they hold that the records do not know."""
+    cluster = view.get(kinds.CLUSTER, CLUSTER_ID)
+    if cluster is None or not cluster.HasField("restored"):
+        return []
+    return sorted(node for node in view.ids(kinds.NODE) if not _has_spoken(view, node, cluster.epoch))
+
+
+def heard(view: View, node: str) -> bool:
+    """Tell whether what a node holds is known: it was never in doubt, or the node has said it since the last restore."""
+    cluster = view.get(kinds.CLUSTER, CLUSTER_ID)
+    return cluster is None or not cluster.HasField("restored") or _has_spoken(view, node, cluster.epoch)
+
+
+def _has_spoken(view: View, node: str, epoch: int) -> bool:
+    said = view.get(kinds.NODE_HEARD, node)
+    return said is not None and said.epoch == epoch
+
+
+def holders(view: View, key: str) -> list[str]:
+    """Return the nodes that hold something without being told to."""
+    return [id.partition("/")[0] for id in view.by(kinds.UNKNOWN, "key", key)]
+
+
 def next_power(view: View, vm: Vm) -> int:
     """Return the next power generation of a VM: greater than its own, and than any a node has seen before a restore."""
     return 1 + max([vm.spec.power_generation, *(report.power_generation for report in _reports(view, vm.id))])

@@ -14,9 +14,11 @@ from collections.abc import Iterable, Mapping, Set
 from typing import Final, TypeAlias
 
 import numpy as np
+from cairn.controller.model.beyond import beyond
 from cairn.controller.model.capabilities import capabilities
 from cairn.controller.model.nodes import capacity, hash_of
 from cairn.controller.model.pools import pool_claimed, pool_room
+from cairn.controller.model.restored import heard
 from cairn.controller.store.base import View
 from cairn.proto import kinds
 from cairn.proto.ids import LOCAL_POOL, pool_id
@@ -29,7 +31,9 @@ Mask: TypeAlias = NDArray[np.bool_]
 Amounts: TypeAlias = NDArray[np.int64]
 
 # A change of one of these changes a row.
-ROW_KINDS: Final = (kinds.NODE, kinds.NODE_FACTS, kinds.NODE_SESSION, kinds.NODE_CLAIMS, kinds.POOL_CLAIMS)
+ROW_KINDS: Final = (
+    kinds.NODE, kinds.NODE_FACTS, kinds.NODE_SESSION, kinds.NODE_CLAIMS, kinds.POOL_CLAIMS, kinds.NODE_HEARD, kinds.UNKNOWN,
+)  # fmt: skip
 _LOCAL: Final = f"{LOCAL_POOL}/"
 
 
@@ -90,7 +94,8 @@ class Candidates:
             elif kind is kinds.POOL_CLAIMS:
                 (self._claimed if id.startswith(_LOCAL) else self._pools).add(id.removeprefix(_LOCAL))
             elif kind in ROW_KINDS:
-                self._stale.add(id)
+                # Of what is unknown on a node, the id begins with the node's.
+                self._stale.add(id.partition("/")[0])
         self._view, self._revision = view, view.revision
 
     def at(self, view: View) -> Candidates:
@@ -154,7 +159,7 @@ class Candidates:
         node, facts = view.get(kinds.NODE, id), view.get(kinds.NODE_FACTS, id)
         if node is None:
             raise LookupError(f"node {id} vanished without a change being told")
-        self.ready[row] = facts is not None and view.get(kinds.NODE_SESSION, id) is not None
+        self.ready[row] = facts is not None and view.get(kinds.NODE_SESSION, id) is not None and heard(view, id)
         self.cordoned[row] = node.spec.cordoned or node.HasField("delete_time")
         self.labels[row] = node.labels
         runs = set(facts.hypervisor.archs) if facts is not None else set()
@@ -178,9 +183,10 @@ class Candidates:
 
     def _fill_claims(self, view: View, row: int) -> None:
         claims = view.get(kinds.NODE_CLAIMS, self.ids[row]) or NodeClaims()
-        self.cpus_free[row] = self.cpus[row] - claims.cpus
-        self.memory_free_bytes[row] = self.memory_bytes[row] - claims.memory_bytes
-        self.disk_free_bytes[row] = self.disk_bytes[row] - pool_claimed(view, _LOCAL + self.ids[row])
+        more = beyond(view, self.ids[row])
+        self.cpus_free[row] = self.cpus[row] - claims.cpus - more.cpus
+        self.memory_free_bytes[row] = self.memory_bytes[row] - claims.memory_bytes - more.memory_bytes
+        self.disk_free_bytes[row] = self.disk_bytes[row] - pool_claimed(view, _LOCAL + self.ids[row]) - more.disk_bytes
 
 
 def _mark(columns: dict[str, Mask], row: int, names: Set[str], count: int) -> None:

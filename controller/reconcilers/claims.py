@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from cairn.controller.model.beyond import beyond
 from cairn.controller.model.nodes import capacity
 from cairn.controller.model.pools import claimed_before, pool_claimed
 from cairn.controller.store.base import Txn, View
@@ -19,7 +20,14 @@ from cairn.proto.v1.volume_pb2 import PoolClaims
 
 
 def room(view: View, node: str) -> NodeCapacity:
-    """Return the CPUs and memory that are free on a node; nothing when it is not known."""
+    """Return the CPUs and memory that are free on a node, whoever holds them; nothing when it is not known."""
+    left, more = unclaimed(view, node), beyond(view, node)
+    left.cpus, left.memory_bytes = max(0, left.cpus - more.cpus), max(0, left.memory_bytes - more.memory_bytes)
+    return left
+
+
+def unclaimed(view: View, node: str) -> NodeCapacity:
+    """Return the CPUs and memory that are claimed by nobody on a node; nothing when it is not known."""
     record, facts, claims = view.get(kinds.NODE, node), view.get(kinds.NODE_FACTS, node), view.get(kinds.NODE_CLAIMS, node)
     if record is None or facts is None:
         return NodeCapacity()

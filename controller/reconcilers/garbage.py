@@ -45,7 +45,7 @@ _LOOKED_AT: Final[tuple[AnyKind, ...]] = (
 )  # fmt: skip
 _HOLDERS: Final = (kinds.VPC, kinds.SUBNET)
 # Records of which a node is the first part of the id.
-_OF_NODES: Final[tuple[AnyKind, ...]] = (kinds.NODE, kinds.NODE_FACTS, kinds.OBSERVED, kinds.UNKNOWN)
+_OF_NODES: Final[tuple[AnyKind, ...]] = (kinds.NODE, kinds.NODE_FACTS, kinds.NODE_HEARD, kinds.OBSERVED, kinds.UNKNOWN)
 # Removed at once, below what one transaction takes.
 REPORTS_MAX: Final = 100
 
@@ -56,11 +56,11 @@ class Garbage:
     name = "garbage"
     reads: tuple[AnyKind, ...] = (
         kinds.VM, kinds.VOLUME, kinds.PURGE, kinds.PLACEMENT, kinds.VOLUME_PLACEMENT, kinds.OBSERVED, kinds.IMAGE, kinds.JOB,
-        kinds.JOIN_TOKEN, kinds.NODE, kinds.NODE_FACTS, kinds.UNKNOWN, kinds.ERASURE,
+        kinds.JOIN_TOKEN, kinds.NODE, kinds.NODE_FACTS, kinds.NODE_HEARD, kinds.UNKNOWN, kinds.ERASURE,
     )  # fmt: skip
     writes: tuple[AnyKind, ...] = (
         kinds.PURGE, kinds.VM, kinds.SECRET, kinds.VOLUME, kinds.PORT, kinds.OBSERVED, kinds.IMAGE_CONTENT, kinds.VNI,
-        kinds.NAME, kinds.JOB, kinds.JOIN_TOKEN, kinds.NODE_FACTS, kinds.UNKNOWN, kinds.ERASURE,
+        kinds.NAME, kinds.JOB, kinds.JOIN_TOKEN, kinds.NODE_FACTS, kinds.NODE_HEARD, kinds.UNKNOWN, kinds.ERASURE,
     )  # fmt: skip
 
     def keys(self, view: View, kind: AnyKind, id: str) -> Iterable[str]:
@@ -90,9 +90,7 @@ class Garbage:
         """Everything that could have to go."""
         for kind in _LOOKED_AT:
             yield from (f"{kind.name}/{id}" for id in list(view.ids(kind)))
-        nodes = dict.fromkeys(
-            id.partition("/")[0] for kind in (kinds.NODE_FACTS, kinds.OBSERVED, kinds.UNKNOWN) for id in view.ids(kind)
-        )
+        nodes = dict.fromkeys(id.partition("/")[0] for kind in _OF_NODES[1:] for id in view.ids(kind))
         yield from (f"node/{node}" for node in nodes if view.get(kinds.NODE, node) is None)
 
     def shard(self, key: str) -> str:
@@ -285,6 +283,8 @@ def _node(view: View, id: str, now: datetime) -> Outcome:  # noqa: ARG001 - one 
     txn = Txn("garbage").check(kinds.NODE, id, 0)
     if view.get(kinds.NODE_FACTS, id) is not None:
         txn.delete(kinds.NODE_FACTS, id)
+    if view.get(kinds.NODE_HEARD, id) is not None:
+        txn.delete(kinds.NODE_HEARD, id)
     for unknown in view.by(kinds.UNKNOWN, "node", id)[:REPORTS_MAX]:
         txn.delete(kinds.UNKNOWN, unknown)
     for observed in view.by(kinds.OBSERVED, "node", id)[: REPORTS_MAX - len(txn.deletes)]:

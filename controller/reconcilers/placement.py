@@ -22,10 +22,12 @@ from datetime import datetime
 from typing import Final, TypeAlias
 
 from cairn.controller.model.absence import removed
+from cairn.controller.model.beyond import pool_left
 from cairn.controller.model.capabilities import vm_needs
 from cairn.controller.model.happening import EventSpec
 from cairn.controller.model.nodes import node_name
-from cairn.controller.model.pools import pool_for, pool_of, pool_room, pools_on
+from cairn.controller.model.pools import pool_for, pool_of, pools_on
+from cairn.controller.model.restored import holders, is_restored, unheard
 from cairn.controller.reconcilers.base import NOTHING, Outcome
 from cairn.controller.reconcilers.candidates import ROW_KINDS, Candidates
 from cairn.controller.reconcilers.claims import claim, room
@@ -58,6 +60,7 @@ class Placements:
     name = "placement"
     reads: tuple[AnyKind, ...] = (
         kinds.VM, kinds.VOLUME, kinds.PLACEMENT, kinds.VOLUME_PLACEMENT, kinds.NODE, kinds.NODE_FACTS, kinds.NODE_SESSION,
+        kinds.NODE_HEARD, kinds.UNKNOWN,
         kinds.NODE_CLAIMS, kinds.POOL_CLAIMS, kinds.OBSERVED,
     )  # fmt: skip
     writes: tuple[AnyKind, ...] = (kinds.PLACEMENT, kinds.NODE_CLAIMS, kinds.POOL_CLAIMS, kinds.VOLUME_PLACEMENT)
@@ -126,7 +129,8 @@ class Placements:
 
     def _place(self, view: View, record: Record[Vm], before: Placement | None, now: datetime) -> Outcome:
         vm = record.message
-        decision = decide(self._table.at(view), wanted_of(view, vm))
+        why = in_doubt(view, vm)
+        decision = Decision(say=why) if why else decide(self._table.at(view), wanted_of(view, vm))
         decision.decide_time.CopyFrom(timestamp(now))
         if not decision.node:
             return _unplaced(view, record, before, decision)
@@ -162,7 +166,7 @@ class Placements:
         if more <= 0:
             return NOTHING
         pool = pool_of(place.message)
-        free_bytes, where = pool_room(view, pool), _where(view, place.message)
+        free_bytes, where = pool_left(view, pool), _where(view, place.message)
         if more > free_bytes:
             return Outcome(None, f"volume {volume.name} needs {size(more)} more {where}, {size(free_bytes)} is free")
         grown = _of_size(place.message, volume.spec.size_bytes)
@@ -170,6 +174,20 @@ class Placements:
         txn.check(kinds.VOLUME_PLACEMENT, volume.id, place.mod_revision).put(kinds.VOLUME_PLACEMENT, volume.id, grown)
         claim(txn, view, pools={pool: more})
         return Outcome(txn, f"volume {volume.name} has {size(more)} more {where}")
+
+
+def in_doubt(view: View, vm: Vm) -> str:
+    """Return why a VM may run somewhere already: a node holds it unasked, or may do so after a restore; empty: it does not."""
+    if nodes := holders(view, f"vm/{vm.id}"):
+        return f"{node_name(view, nodes[0])} holds it already, without being told to; see `cairn cluster adopt`"
+    volumes = view.by(kinds.VOLUME, "vm", vm.id)
+    if not is_restored(view, kinds.VM, vm.id) and not any(is_restored(view, kinds.VOLUME, id) for id in volumes):
+        return ""
+    silent = [node_name(view, node) for node in unheard(view)]
+    if not silent:
+        return ""
+    more = f" and {len(silent) - 1} more" if len(silent) > 1 else ""
+    return f"no node yet: since the restore {silent[0]}{more} has not said what it holds, and may hold it"
 
 
 def wanted_of(view: View, vm: Vm) -> Wanted:
@@ -367,7 +385,7 @@ def _disks(txn: Txn, view: View, vm: str, node: str) -> tuple[Counter[str], list
         if not pool:
             short.append(f"volume {volume.name} needs a {type} pool, which the node does not reach")
             continue
-        free_bytes = pool_room(view, pool) - taken[pool]
+        free_bytes = pool_left(view, pool) - taken[pool]
         if more > free_bytes:
             short.append(f"volume {volume.name} needs {size(more)} more, {size(max(0, free_bytes))} free")
             continue

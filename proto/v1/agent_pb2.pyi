@@ -1569,6 +1569,7 @@ class Unknown(_message.Message):
     RUNNING_FIELD_NUMBER: _builtins.int
     SAY_FIELD_NUMBER: _builtins.int
     SINCE_TIME_FIELD_NUMBER: _builtins.int
+    CONTESTED_FIELD_NUMBER: _builtins.int
     key: _builtins.str
     """"vm/<id>", "volume/<id>" or "image/<id>"; of an image nobody ever named to this node, "image/<digest>"."""
     node: _builtins.str
@@ -1577,6 +1578,8 @@ class Unknown(_message.Message):
     """A guest that executes instructions."""
     say: _builtins.str
     """One sentence."""
+    contested: _builtins.bool
+    """A restored record says otherwise than the node was told later: `desired` is its last word, which stays in force."""
     @_builtins.property
     def desired(self) -> Global___Desired:
         """The last object it was told to hold under that key. Stored with user data and keys sealed. Unset: it knows none, its ledger
@@ -1601,10 +1604,11 @@ class Unknown(_message.Message):
         running: _builtins.bool = ...,
         say: _builtins.str = ...,
         since_time: _timestamp_pb2.Timestamp | None = ...,
+        contested: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["desired", b"desired", "since_time", b"since_time", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["desired", b"desired", "key", b"key", "node", b"node", "running", b"running", "say", b"say", "since_time", b"since_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contested", b"contested", "desired", b"desired", "key", b"key", "node", b"node", "running", b"running", "say", b"say", "since_time", b"since_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1617,20 +1621,50 @@ class UnknownKeys(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     KEYS_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    """Of the snapshot that they were compared with."""
     @_builtins.property
     def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
         keys: _abc.Iterable[_builtins.str] | None = ...,
+        epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "keys", b"keys"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UnknownKeys: _TypeAlias = UnknownKeys  # noqa: Y015
+
+@_typing.final
+class NodeHeard(_message.Message):
+    """Stored: since the last restore a node has said what it holds that the restored records do not know. Sole writer:
+    controller/sync.py, after a restore only.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    epoch: _builtins.int
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "node", b"node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeHeard: _TypeAlias = NodeHeard  # noqa: Y015
 
 @_typing.final
 class Erasure(_message.Message):

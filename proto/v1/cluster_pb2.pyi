@@ -133,6 +133,145 @@ class NodeAhead(_message.Message):
 Global___NodeAhead: _TypeAlias = NodeAhead  # noqa: Y015
 
 @_typing.final
+class ListUnknownRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListUnknownRequest: _TypeAlias = ListUnknownRequest  # noqa: Y015
+
+@_typing.final
+class ListUnknownResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OBJECTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def objects(self) -> _containers.RepeatedCompositeFieldContainer[Global___UnknownObject]: ...
+    def __init__(
+        self,
+        *,
+        objects: _abc.Iterable[Global___UnknownObject] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["objects", b"objects"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListUnknownResponse: _TypeAlias = ListUnknownResponse  # noqa: Y015
+
+@_typing.final
+class UnknownObject(_message.Message):
+    """Something a node knows better than the records."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    NODE_NAME_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    RUNNING_FIELD_NUMBER: _builtins.int
+    CONTESTED_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
+    SAY_FIELD_NUMBER: _builtins.int
+    SINCE_TIME_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """Node id."""
+    node_name: _builtins.str
+    key: _builtins.str
+    """"vm/<id>", "volume/<id>", "image/<id>"."""
+    name: _builtins.str
+    """As its node knows it."""
+    running: _builtins.bool
+    contested: _builtins.bool
+    """There is a record, and the node was told otherwise later."""
+    removed: _builtins.bool
+    """It was removed there by explicit word."""
+    say: _builtins.str
+    @_builtins.property
+    def since_time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        node_name: _builtins.str = ...,
+        key: _builtins.str = ...,
+        name: _builtins.str = ...,
+        running: _builtins.bool = ...,
+        contested: _builtins.bool = ...,
+        removed: _builtins.bool = ...,
+        say: _builtins.str = ...,
+        since_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since_time", b"since_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contested", b"contested", "key", b"key", "name", b"name", "node", b"node", "node_name", b"node_name", "removed", b"removed", "running", b"running", "say", b"say", "since_time", b"since_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnknownObject: _TypeAlias = UnknownObject  # noqa: Y015
+
+@_typing.final
+class AdoptVmRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    node: _builtins.str
+    """Node id or name."""
+    id: _builtins.str
+    """VM id."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        node: _builtins.str = ...,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "node", b"node", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdoptVmRequest: _TypeAlias = AdoptVmRequest  # noqa: Y015
+
+@_typing.final
+class AdoptVolumeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    node: _builtins.str
+    id: _builtins.str
+    """Volume id."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        node: _builtins.str = ...,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "node", b"node", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdoptVolumeRequest: _TypeAlias = AdoptVolumeRequest  # noqa: Y015
+
+@_typing.final
 class StoreMember(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

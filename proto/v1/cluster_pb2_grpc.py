@@ -5,6 +5,8 @@ import warnings
 
 from cairn.proto.v1 import backup_pb2 as cairn_dot_proto_dot_v1_dot_backup__pb2
 from cairn.proto.v1 import cluster_pb2 as cairn_dot_proto_dot_v1_dot_cluster__pb2
+from cairn.proto.v1 import vm_pb2 as cairn_dot_proto_dot_v1_dot_vm__pb2
+from cairn.proto.v1 import volume_pb2 as cairn_dot_proto_dot_v1_dot_volume__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -51,6 +53,21 @@ class ClusterServiceStub:
                 request_serializer=cairn_dot_proto_dot_v1_dot_backup__pb2.RestoreClusterRequest.SerializeToString,
                 response_deserializer=cairn_dot_proto_dot_v1_dot_backup__pb2.RestoreClusterResponse.FromString,
                 _registered_method=True)
+        self.ListUnknown = channel.unary_stream(
+                '/cairn.v1.ClusterService/ListUnknown',
+                request_serializer=cairn_dot_proto_dot_v1_dot_cluster__pb2.ListUnknownRequest.SerializeToString,
+                response_deserializer=cairn_dot_proto_dot_v1_dot_cluster__pb2.ListUnknownResponse.FromString,
+                _registered_method=True)
+        self.AdoptVm = channel.unary_unary(
+                '/cairn.v1.ClusterService/AdoptVm',
+                request_serializer=cairn_dot_proto_dot_v1_dot_cluster__pb2.AdoptVmRequest.SerializeToString,
+                response_deserializer=cairn_dot_proto_dot_v1_dot_vm__pb2.Vm.FromString,
+                _registered_method=True)
+        self.AdoptVolume = channel.unary_unary(
+                '/cairn.v1.ClusterService/AdoptVolume',
+                request_serializer=cairn_dot_proto_dot_v1_dot_cluster__pb2.AdoptVolumeRequest.SerializeToString,
+                response_deserializer=cairn_dot_proto_dot_v1_dot_volume__pb2.Volume.FromString,
+                _registered_method=True)
 
 
 class ClusterServiceServicer:
@@ -76,6 +93,26 @@ class ClusterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListUnknown(self, request, context):
+        """What nodes hold that the records do not know, or know otherwise.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AdoptVm(self, request, context):
+        """Makes the records what a node says of a VM or volume it holds, or has removed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AdoptVolume(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ClusterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -93,6 +130,21 @@ def add_ClusterServiceServicer_to_server(servicer, server):
                     servicer.RestoreCluster,
                     request_deserializer=cairn_dot_proto_dot_v1_dot_backup__pb2.RestoreClusterRequest.FromString,
                     response_serializer=cairn_dot_proto_dot_v1_dot_backup__pb2.RestoreClusterResponse.SerializeToString,
+            ),
+            'ListUnknown': grpc.unary_stream_rpc_method_handler(
+                    servicer.ListUnknown,
+                    request_deserializer=cairn_dot_proto_dot_v1_dot_cluster__pb2.ListUnknownRequest.FromString,
+                    response_serializer=cairn_dot_proto_dot_v1_dot_cluster__pb2.ListUnknownResponse.SerializeToString,
+            ),
+            'AdoptVm': grpc.unary_unary_rpc_method_handler(
+                    servicer.AdoptVm,
+                    request_deserializer=cairn_dot_proto_dot_v1_dot_cluster__pb2.AdoptVmRequest.FromString,
+                    response_serializer=cairn_dot_proto_dot_v1_dot_vm__pb2.Vm.SerializeToString,
+            ),
+            'AdoptVolume': grpc.unary_unary_rpc_method_handler(
+                    servicer.AdoptVolume,
+                    request_deserializer=cairn_dot_proto_dot_v1_dot_cluster__pb2.AdoptVolumeRequest.FromString,
+                    response_serializer=cairn_dot_proto_dot_v1_dot_volume__pb2.Volume.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -177,6 +229,87 @@ class ClusterService:
             '/cairn.v1.ClusterService/RestoreCluster',
             cairn_dot_proto_dot_v1_dot_backup__pb2.RestoreClusterRequest.SerializeToString,
             cairn_dot_proto_dot_v1_dot_backup__pb2.RestoreClusterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListUnknown(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/cairn.v1.ClusterService/ListUnknown',
+            cairn_dot_proto_dot_v1_dot_cluster__pb2.ListUnknownRequest.SerializeToString,
+            cairn_dot_proto_dot_v1_dot_cluster__pb2.ListUnknownResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AdoptVm(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cairn.v1.ClusterService/AdoptVm',
+            cairn_dot_proto_dot_v1_dot_cluster__pb2.AdoptVmRequest.SerializeToString,
+            cairn_dot_proto_dot_v1_dot_vm__pb2.Vm.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AdoptVolume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cairn.v1.ClusterService/AdoptVolume',
+            cairn_dot_proto_dot_v1_dot_cluster__pb2.AdoptVolumeRequest.SerializeToString,
+            cairn_dot_proto_dot_v1_dot_volume__pb2.Volume.FromString,
             options,
             channel_credentials,
             insecure,

@@ -5,6 +5,8 @@ The cluster itself, and how servers and people get certificates."""
 
 from cairn.proto.v1 import backup_pb2 as _backup_pb2
 from cairn.proto.v1 import cluster_pb2 as _cluster_pb2
+from cairn.proto.v1 import vm_pb2 as _vm_pb2
+from cairn.proto.v1 import volume_pb2 as _volume_pb2
 from collections import abc as _abc
 from grpc import aio as _aio
 import abc as _abc_1
@@ -38,6 +40,11 @@ class ClusterServiceStub:
     BackupCluster: _grpc.UnaryStreamMultiCallable[_backup_pb2.BackupClusterRequest, _backup_pb2.BackupClusterResponse]
     RestoreCluster: _grpc.StreamStreamMultiCallable[_backup_pb2.RestoreClusterRequest, _backup_pb2.RestoreClusterResponse]
     """Puts a backup in the place of all records. Repeating it after it broke off goes on where it ended."""
+    ListUnknown: _grpc.UnaryStreamMultiCallable[_cluster_pb2.ListUnknownRequest, _cluster_pb2.ListUnknownResponse]
+    """What nodes hold that the records do not know, or know otherwise."""
+    AdoptVm: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.AdoptVmRequest, _vm_pb2.Vm]
+    """Makes the records what a node says of a VM or volume it holds, or has removed."""
+    AdoptVolume: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.AdoptVolumeRequest, _volume_pb2.Volume]
 
 @_typing.type_check_only
 class ClusterServiceAsyncStub(ClusterServiceStub):
@@ -48,6 +55,11 @@ class ClusterServiceAsyncStub(ClusterServiceStub):
     BackupCluster: _aio.UnaryStreamMultiCallable[_backup_pb2.BackupClusterRequest, _backup_pb2.BackupClusterResponse]  # type: ignore[assignment]
     RestoreCluster: _aio.StreamStreamMultiCallable[_backup_pb2.RestoreClusterRequest, _backup_pb2.RestoreClusterResponse]  # type: ignore[assignment]
     """Puts a backup in the place of all records. Repeating it after it broke off goes on where it ended."""
+    ListUnknown: _aio.UnaryStreamMultiCallable[_cluster_pb2.ListUnknownRequest, _cluster_pb2.ListUnknownResponse]  # type: ignore[assignment]
+    """What nodes hold that the records do not know, or know otherwise."""
+    AdoptVm: _aio.UnaryUnaryMultiCallable[_cluster_pb2.AdoptVmRequest, _vm_pb2.Vm]  # type: ignore[assignment]
+    """Makes the records what a node says of a VM or volume it holds, or has removed."""
+    AdoptVolume: _aio.UnaryUnaryMultiCallable[_cluster_pb2.AdoptVolumeRequest, _volume_pb2.Volume]  # type: ignore[assignment]
 
 class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
     """The cluster as a whole."""
@@ -73,6 +85,29 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_backup_pb2.RestoreClusterResponse], _abc.AsyncIterator[_backup_pb2.RestoreClusterResponse]]:
         """Puts a backup in the place of all records. Repeating it after it broke off goes on where it ended."""
+
+    @_abc_1.abstractmethod
+    def ListUnknown(
+        self,
+        request: _cluster_pb2.ListUnknownRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_cluster_pb2.ListUnknownResponse], _abc.AsyncIterator[_cluster_pb2.ListUnknownResponse]]:
+        """What nodes hold that the records do not know, or know otherwise."""
+
+    @_abc_1.abstractmethod
+    def AdoptVm(
+        self,
+        request: _cluster_pb2.AdoptVmRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vm_pb2.Vm, _abc.Awaitable[_vm_pb2.Vm]]:
+        """Makes the records what a node says of a VM or volume it holds, or has removed."""
+
+    @_abc_1.abstractmethod
+    def AdoptVolume(
+        self,
+        request: _cluster_pb2.AdoptVolumeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_volume_pb2.Volume, _abc.Awaitable[_volume_pb2.Volume]]: ...
 
 def add_ClusterServiceServicer_to_server(servicer: ClusterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

@@ -29,6 +29,7 @@ from cairn.proto.v1 import (
     volume_pb2,
     vpc_pb2,
 )
+from cairn.proto.v1.agent_pb2 import Desired, DesiredVm, DesiredVolume, Unknown
 from cairn.proto.v1.backup_pb2 import RestoreClusterRequest, RestoreOptions
 from cairn.proto.v1.common_pb2 import CHANGE_TYPE_BOOKMARK
 from cairn.proto.v1.port_pb2 import Port, PortSpec
@@ -81,8 +82,22 @@ async def made(world: World) -> dict[str, str]:
     spec = VolumeSpec(size_bytes=MIB)
     await world.api.volumes.CreateVolume(volume_pb2.CreateVolumeRequest(volume=Volume(name="data", spec=spec)))
     await world.vm("web")
+    await unknowns(world)
     view = world.cache.view
     return {noun.kind.name: min(view.ids(noun.kind)) for noun in nouns.ALL if view.count(noun.kind)}
+
+
+async def unknowns(world: World) -> None:
+    """Have a node hold a VM and a volume that nobody knows."""
+    view = world.cache.view
+    node = min(each.id for each in view.all(kinds.NODE) if each.name == "n1")
+    held = {
+        "vm/i-unknown0": Desired(vm=DesiredVm(id="i-unknown0", name="stray", cpus=1, memory_bytes=64 * MIB)),
+        "volume/vol-unkn000": Desired(volume=DesiredVolume(id="vol-unkn000", size_bytes=MIB)),
+    }
+    for key, desired in held.items():
+        txn = Txn("sync").put(kinds.UNKNOWN, f"{node}/{key}", Unknown(key=key, node=node, desired=desired))
+        await world.cache.wait_for(await world.store.commit(txn))
 
 
 def request_for(method: Method, objects: dict[str, str]) -> Any:
@@ -96,7 +111,7 @@ def request_for(method: Method, objects: dict[str, str]) -> Any:
             request.allow_stale = True
     if "id" in request.DESCRIPTOR.fields_by_name:
         service = method.descriptor.containing_service.name.removesuffix("Service").lower()
-        request.id = objects[service]
+        request.id = objects.get(service, "")
     given = CREATED.get(method.name)
     if given is not None:
         request.MergeFrom(given)
@@ -114,6 +129,8 @@ CREATED: dict[str, Any] = {
     "CreateVolume": volume_pb2.CreateVolumeRequest(volume=Volume(name="second", spec=VolumeSpec(size_bytes=MIB))),
     "CreateVm": vm_pb2.CreateVmRequest(vm=vm("second")),
     "CreateJoinToken": node_pb2.CreateJoinTokenRequest(),
+    "AdoptVm": cluster_pb2.AdoptVmRequest(node="n1", id="i-unknown0"),
+    "AdoptVolume": cluster_pb2.AdoptVolumeRequest(node="n1", id="vol-unkn000"),
     "RestoreCluster": RestoreClusterRequest(options=RestoreOptions(validate_only=True)),
     "RenewCertificate": cluster_pb2.RenewCertificateRequest(csr_pem=make_csr("x").cert_pem),
 }

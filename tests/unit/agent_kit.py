@@ -189,6 +189,7 @@ class Machine:
     revision: int = 10
     # Besides the local one.
     tank: SharedPool | None = None
+    epoch: int = 1
 
     def __post_init__(self) -> None:
         self.host = FakeHost(taps=self.net.taps, on_grow=self.pool.grow)
@@ -225,7 +226,7 @@ class Machine:
     # --- the controller's part ------------------------------------------------------------------------------------------
 
     def version(self) -> Version:
-        return Version(epoch=1, revision=self.revision)
+        return Version(epoch=self.epoch, revision=self.revision)
 
     def snapshot(self, agent: Agent, objects: dict[str, Desired]) -> None:
         self.revision += 1

@@ -124,3 +124,41 @@ def test_a_restore_brings_the_old_state_and_stops_no_guest(cloud: RealCloud, tmp
     status = done(cloud, "cluster", "status").out
     assert "Restored" in status
     done(cloud, "subnet", "create", "later", "--vpc", "demo", "--cidr", "10.1.2.0/24")
+
+
+def test_what_came_after_the_backup_is_listed_and_adopted(cloud: RealCloud, tmp_path: Path) -> None:
+    """A VM made since runs on and is adopted whole; one deleted since is not brought back; one stopped since stays off."""
+    out, host = tmp_path / "cairn.backup", cloud.nodes["n1"].host
+    done(cloud, "vm", "create", "doomed", *VM)
+    done(cloud, "vm", "create", "sleeper", *VM)
+    done(cloud, "cluster", "backup", "--out", str(out))
+    made = done(cloud, "vm", "create", "young", *VM, "-o", "json").json
+    data = done(cloud, "volume", "create", "data", "--size", "1GiB", "-o", "json").json
+    done(cloud, "volume", "attach", "data", "--vm", "young")
+    doomed = done(cloud, "vm", "show", "doomed", "-o", "json").json
+    done(cloud, "vm", "delete", "doomed", "--purge")
+    done(cloud, "vm", "stop", "sleeper")
+    boots = list(host.boots)
+    done(cloud, "cluster", "restore", str(out), "--yes")
+    controller = cloud.controllers["c1"]
+    until(lambda: controller.cache.view.count(kinds.NODE_HEARD) == 1, "the node to say what it holds")
+    assert host.boots == boots
+    assert doomed["id"] not in host.guests
+    listed = {each["key"]: each for each in done(cloud, "cluster", "adopt", "-o", "json").json}
+    assert listed[f"vm/{made['id']}"]["name"] == "young"
+    assert listed[f"vm/{doomed['id']}"]["removed"]
+    assert "young" not in done(cloud, "vm", "list").out
+    done(cloud, "cluster", "adopt", "--all")
+    assert host.boots == boots
+    young = done(cloud, "vm", "show", "young", "-o", "json").json
+    assert young["id"] == made["id"]
+    assert young["status"]["nics"][0]["address"] == made["status"]["nics"][0]["address"]
+    assert young["spec"]["volumes"] == [data["id"]]
+    until(lambda: "RUNNING" in done(cloud, "vm", "list", "--filter", 'name = "young"').out, "the adopted VM to be RUNNING")
+    assert "STOPPED" in done(cloud, "vm", "list", "--filter", 'name = "sleeper"').out
+    until(lambda: run(cloud, "vm", "show", doomed["id"]).code == 4, "what was deleted since to be erased")
+    until(lambda: not done(cloud, "cluster", "adopt", "-o", "json").json, "nothing to be left to adopt")
+    assert host.boots == boots
+    done(cloud, "vm", "start", "sleeper")
+    done(cloud, "vm", "stop", "young")
+    done(cloud, "vm", "start", "young")

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from cairn.controller.model.beyond import beyond
 from cairn.controller.model.restored import is_restored, next_power, next_reboot
 from cairn.controller.nodespec import desired
 from cairn.controller.presence import Presence
 from cairn.controller.reconcilers.placement import Placements
 from cairn.controller.reconcilers.ports import Ports
 from cairn.proto import kinds
-from cairn.proto.v1.agent_pb2 import Observed, Report, VmReport
+from cairn.proto.v1.agent_pb2 import Desired, DesiredVm, DesiredVolume, NodeHeard, Observed, Report, Unknown, VmReport
 from cairn.proto.v1.cluster_pb2 import Cluster
+from cairn.proto.v1.node_pb2 import NodeCapacity
 
-from tests.unit.cloud_kit import Cloud
+from tests.unit.cloud_kit import GIB, Cloud
 
 
 def placed() -> tuple[Cloud, str, str]:
@@ -61,3 +63,79 @@ def test_a_start_after_a_restore_is_newer_than_any_its_node_has_answered() -> No
     cloud.put(kinds.OBSERVED, f"{node}/{key}", Observed(key=key, node=node, report=Report(key=key, vm=said)))
     assert next_power(cloud.view, known) == own + 4
     assert next_reboot(cloud.view, known) == 3
+
+
+def unknown(cloud: Cloud, node: str, desired: Desired, *, contested: bool = False) -> None:
+    key = f"vm/{desired.vm.id}" if desired.HasField("vm") else f"volume/{desired.volume.id}"
+    cloud.put(kinds.UNKNOWN, f"{node}/{key}", Unknown(key=key, node=node, desired=desired, contested=contested))
+
+
+def hear(cloud: Cloud, node: str) -> None:
+    cluster = cloud.view.get(kinds.CLUSTER, "self")
+    assert cluster is not None
+    cloud.put(kinds.NODE_HEARD, node, NodeHeard(node=node, epoch=cluster.epoch))
+
+
+def node_of(cloud: Cloud, vm: str) -> str:
+    placement = cloud.view.get(kinds.PLACEMENT, vm)
+    return placement.node if placement is not None else ""
+
+
+def test_nothing_is_placed_on_a_node_that_has_not_said_what_it_holds() -> None:
+    cloud, node, _ = placed()
+    other = cloud.node("n2")
+    restore(cloud)
+    vm = cloud.vm("new")
+    cloud.settle([Ports(), Placements()])
+    assert not node_of(cloud, vm)
+    hear(cloud, other)
+    cloud.settle([Ports(), Placements()])
+    assert node_of(cloud, vm) == other
+    assert node != other
+
+
+def test_what_a_node_says_it_holds_beyond_its_claims_counts_as_taken() -> None:
+    """A guest of 3 GiB that was made since the backup leaves no room for another of 2 GiB, though nothing is claimed for it."""
+    cloud = Cloud()
+    node = cloud.node("n1", memory=4 * GIB)
+    restore(cloud)
+    hear(cloud, node)
+    unknown(cloud, node, Desired(vm=DesiredVm(id="i-made0000", cpus=1, memory_bytes=3 * GIB)))
+    vm = cloud.vm("large", memory=2 * GIB)
+    cloud.settle([Ports(), Placements()])
+    assert not node_of(cloud, vm)
+    cloud.delete(kinds.UNKNOWN, f"{node}/vm/i-made0000")
+    cloud.settle([Ports(), Placements()])
+    assert node_of(cloud, vm) == node
+
+
+def test_the_same_of_a_volume_and_of_a_guest_that_grew() -> None:
+    cloud, node, vm = placed()
+    restore(cloud)
+    assert beyond(cloud.view, node) == NodeCapacity()
+    unknown(cloud, node, Desired(volume=DesiredVolume(id="vol-made0000", size_bytes=GIB)))
+    grown = DesiredVm(id=vm, cpus=3, memory_bytes=GIB)
+    unknown(cloud, node, Desired(vm=grown), contested=True)
+    unknown(cloud, node, Desired(vm=DesiredVm(id="i-removed0", cpus=3, absent=True)), contested=True)
+    assert beyond(cloud.view, node) == NodeCapacity(cpus=2, memory_bytes=GIB // 2, disk_bytes=GIB)
+
+
+def test_a_restored_vm_without_a_node_is_placed_nowhere_while_one_may_run_it() -> None:
+    """It was waiting for a node at the backup, and was placed since: placed again it would run twice."""
+    cloud = Cloud()
+    vm = cloud.vm("web")
+    restore(cloud)
+    first, second = cloud.node("n1"), cloud.node("n2")
+    hear(cloud, first)
+    cloud.settle([Ports(), Placements()])
+    assert not node_of(cloud, vm)
+    unknown(cloud, second, Desired(vm=DesiredVm(id=vm, cpus=1, memory_bytes=GIB)))
+    hear(cloud, second)
+    cloud.settle([Ports(), Placements()])
+    placement = cloud.view.get(kinds.PLACEMENT, vm)
+    assert placement is not None
+    assert not placement.node
+    assert "cairn cluster adopt" in placement.decision.say
+    cloud.delete(kinds.UNKNOWN, f"{second}/vm/{vm}")
+    cloud.settle([Ports(), Placements()])
+    assert node_of(cloud, vm)

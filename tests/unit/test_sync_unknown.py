@@ -56,6 +56,20 @@ async def test_it_is_recorded_with_an_event_until_it_is_gone() -> None:
         assert KEY not in here.objects, "nothing is said about it"
 
 
+async def test_what_becomes_unknown_later_is_not_taken_for_gone() -> None:
+    """The names that came before do not have it; the new ones come after it."""
+    async with world() as at:
+        here = agent(at)
+        await at.until(lambda: here.bookmarks)
+        tell(here)
+        for number in range(3):
+            key = f"vm/i-more000{number}"
+            here.send(SyncRequest(unknown=Unknown(key=key, say="x" * 300_000)))
+        here.send(SyncRequest(unknown_keys=UnknownKeys(keys=[f"vm/i-more000{number}" for number in range(3)])))
+        await at.until(lambda: len(stored(at)) == 3)
+        assert here.error is None
+
+
 async def test_what_cannot_be_unknown_is_refused() -> None:
     async with world() as at:
         here = agent(at)

@@ -44,6 +44,7 @@ WRITERS: Final[dict[str, tuple[str, str, bool]]] = {
     # What nodes report, and who is alive.
     "observed": ("sync", "garbage", False),
     "unknown": ("sync", "garbage", False),
+    "node_heard": ("sync", "garbage", False),
     "node_facts": ("sync", "garbage", False),
     "node_session": ("sync", "", True),
     "controller": ("peers", "", True),

@@ -1,0 +1,87 @@
+"""What nodes know better than the records: listed, and made the records' content (adoption.py), one object at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from cairn.controller.api import nouns, resolution
+from cairn.controller.api.adoption import Adoption
+from cairn.controller.api.core import Core
+from cairn.controller.api.decision import Decided
+from cairn.controller.api.vms import delete_vm
+from cairn.controller.api.volumes import delete_volume
+from cairn.controller.model.nodes import node_name
+from cairn.controller.model.permits import Caller, Verb, permits
+from cairn.controller.store.base import View
+from cairn.proto import kinds
+from cairn.proto.errors import NotFound
+from cairn.proto.v1.agent_pb2 import Unknown
+from cairn.proto.v1.cluster_pb2 import AdoptVmRequest, AdoptVolumeRequest, ListUnknownResponse, UnknownObject
+from cairn.proto.v1.vm_pb2 import DeleteVmRequest, Vm
+from cairn.proto.v1.volume_pb2 import DeleteVolumeRequest, Volume
+
+# Objects of one answer.
+AT_ONCE: Final = 500
+
+
+def listed(view: View, caller: Caller) -> Iterator[ListUnknownResponse]:
+    """Yield all of it that the caller may see, by node and key, in answers of bounded size."""
+    answer = ListUnknownResponse()
+    for id in sorted(view.ids(kinds.UNKNOWN)):
+        record = view.get(kinds.UNKNOWN, id)
+        if record is None or not permits(view, caller, Verb.SEE, record):
+            continue
+        answer.objects.append(_shown(view, record))
+        if len(answer.objects) == AT_ONCE:
+            yield answer
+            answer = ListUnknownResponse()
+    yield answer
+
+
+def _shown(view: View, record: Unknown) -> UnknownObject:
+    kind, _, id = record.key.partition("/")
+    name = record.desired.vm.name
+    if not name and kind in (kinds.VOLUME.name, kinds.IMAGE.name):
+        known: Any = view.get(kinds.BY_NAME[kind], id)
+        name = known.name if known is not None else ""
+    return UnknownObject(
+        node=record.node,
+        node_name=node_name(view, record.node),
+        key=record.key,
+        name=name,
+        running=record.running,
+        contested=record.contested,
+        removed=record.desired.vm.absent or record.desired.volume.absent,
+        say=record.say,
+        since_time=record.since_time,
+    )
+
+
+def adopt_vm(view: View, caller: Caller, core: Core, request: AdoptVmRequest) -> Decided[Vm]:
+    """Decide what makes the records say of a VM what its node says. Raises Refused."""
+    record = _told(view, caller, request.node, f"{kinds.VM.name}/{request.id}")
+    if not record.desired.vm.absent:
+        return Adoption(view, caller, core, record).vm()
+    vm = view.get(kinds.VM, request.id)
+    root = view.get(kinds.UNKNOWN, f"{record.node}/{kinds.VOLUME.name}/{vm.spec.root_volume}") if vm is not None else None
+    # Without its root disk there is nothing to bring back.
+    gone = root is not None and root.desired.volume.absent
+    return delete_vm(view, caller, core, DeleteVmRequest(id=request.id, purge=gone))
+
+
+def adopt_volume(view: View, caller: Caller, core: Core, request: AdoptVolumeRequest) -> Decided[Volume]:
+    """The same of a volume."""
+    record = _told(view, caller, request.node, f"{kinds.VOLUME.name}/{request.id}")
+    if record.desired.volume.absent:
+        return delete_volume(view, caller, core, DeleteVolumeRequest(id=request.id, purge=True))
+    return Adoption(view, caller, core, record).volume()
+
+
+def _told(view: View, caller: Caller, node: str, key: str) -> Unknown:
+    """Return what a node told. Raises NotFound."""
+    id = resolution.find(view, caller, nouns.NODE, "", node, field="node").message.id
+    record = view.get(kinds.UNKNOWN, f"{id}/{key}")
+    if record is None or not permits(view, caller, Verb.ADOPT, record):
+        raise NotFound("node", node, f"{node_name(view, id)} says nothing of {key} that the records do not know")
+    return record
