@@ -11,7 +11,7 @@ import asyncio
 import dataclasses
 import threading
 import xml.etree.ElementTree as ET
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, Final
@@ -92,6 +92,8 @@ class LibvirtHypervisor:
         self._marking = threading.Lock()
         # (domain name, wall-clock time) of reboots that were heard of and are not in a mark yet.
         self._heard: deque[tuple[str, float]] = deque()
+        # Domain name -> how many reboots were heard of.
+        self._heard_count: Counter[str] = Counter()
 
     async def facts(self) -> HypervisorFacts:
         """Return what guests can be; asked of libvirt and the CPU each time, as QEMU may be upgraded under us."""
@@ -115,6 +117,7 @@ class LibvirtHypervisor:
 
     def _reboot_heard(self, name: str) -> None:
         self._heard.append((name, self._clock.now().timestamp()))
+        self._heard_count[name] += 1
         self._notices.tell(name)
 
     def _note_reboots(self, connection: Any) -> None:
@@ -123,7 +126,7 @@ class LibvirtHypervisor:
             name, at = self._heard[0]
             domain = _found(connection, name)
             if domain is not None and (mark := find_mark(_tree(domain, libvirt.VIR_DOMAIN_XML_INACTIVE))) is not None:
-                _write_mark(domain, mark.rebooted(at))
+                _write_mark(domain, mark.reset(at))
             self._heard.popleft()
 
     async def define(self, spec: DomainSpec) -> None:
@@ -190,7 +193,7 @@ class LibvirtHypervisor:
                 raise HypervisorError(f"reboot {id}: it is shut off")
             with self._marking:
                 self._note_reboots(domain.connect())
-                boots = _mark(domain).boots
+                heard = self._heard_count[id]
             if force:
                 domain.reset(0)
             else:
@@ -198,7 +201,7 @@ class LibvirtHypervisor:
             with self._marking:
                 mark = _mark(domain)
                 # It may have begun anew, and been noted, already.
-                answered = reboot_generation if mark.boots > boots else mark.rebooted_generation
+                answered = reboot_generation if self._heard_count[id] > heard else mark.rebooted_generation
                 _write_mark(
                     domain, dataclasses.replace(mark, reboot_generation=reboot_generation, rebooted_generation=answered)
                 )

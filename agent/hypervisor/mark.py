@@ -19,6 +19,9 @@ NAMESPACE: Final = "https://cairn.cloud/xmlns/domain/1"
 PREFIX: Final = "cairn"
 TAG: Final = f"{{{NAMESPACE}}}vm"
 
+# Resets that follow one another as closely as this are one beginning of a guest.
+ONE_BOOT_S: Final = 5.0
+
 ET.register_namespace(PREFIX, NAMESPACE)
 
 
@@ -70,6 +73,12 @@ class Mark:
     def rebooted(self, now: float) -> Mark:
         """Return the mark of a domain whose guest was seen to begin anew: what was asked of it is answered."""
         return dataclasses.replace(self, boots=self.boots + 1, boot_time=now, rebooted_generation=self.reboot_generation)
+
+    def reset(self, now: float) -> Mark:
+        """Return the mark of a domain that the hypervisor has reset; it may do so several times for one beginning."""
+        if self.boot_time > self.start_time and 0 <= now - self.boot_time < ONE_BOOT_S:
+            return dataclasses.replace(self, rebooted_generation=self.reboot_generation)
+        return self.rebooted(now)
 
     def element(self) -> ET.Element:
         """Return the XML element; what is not so is left out."""

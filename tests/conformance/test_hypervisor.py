@@ -311,6 +311,11 @@ async def test_a_guest_at_work(world: World, driver: Hypervisor) -> None:
     assert domain is not None
     assert (domain.state, domain.reboot_generation, domain.power_generation) == (DomainState.RUNNING, 1, 1)
 
+    await driver.reboot(WEB, force=False, reboot_generation=2)
+    domain = await domain_when(driver, WEB, lambda domain: domain.rebooted_generation == 2)
+    assert domain.boots == 3, "seen to begin anew as it was asked to"
+    await read_until(second, "GUEST-READY")
+
     await driver.stop(WEB, force=False)
     domain = await domain_when(driver, WEB, lambda domain: domain.state is DomainState.SHUT_OFF)
     assert domain.exit is ExitCause.STOPPED, "it went because we asked"

@@ -151,6 +151,18 @@ def test_a_guest_has_at_most_26_disks() -> None:
         free_target([tree])
 
 
+def test_several_resets_at_once_are_one_beginning() -> None:
+    """A guest that is asked by the power button goes down, and libvirt resets it more than once."""
+    mark = Mark("i-0000001a").started(1, 0, 1000.0)
+    assert (mark.boots, mark.rebooted_generation) == (1, 0)
+    once = dataclasses.replace(mark, reboot_generation=1).reset(1001.0)
+    assert (once.boots, once.boot_time, once.rebooted_generation) == (2, 1001.0, 1)
+    assert once.reset(1001.4).reset(1003.0) == once
+    again = dataclasses.replace(once, reboot_generation=2).reset(1003.0)
+    assert (again.boots, again.rebooted_generation) == (2, 2), "what was asked meanwhile is answered"
+    assert once.reset(1010.0).boots == 3
+
+
 def test_the_mark_is_read_as_it_was_written() -> None:
     mark = Mark("i-0000001a", "a <b> & 'c'", 4, "d1", 5, 6, Phase.STOPPING, ExitCause.CRASHED, 1_800_000_000.125)
     mark = dataclasses.replace(mark, boots=3, boot_time=1_800_000_009.5, rebooted_generation=5)
