@@ -62,13 +62,17 @@ class Renewal:
         self._on_renewed()
         return True
 
+    def _known_hosts(self) -> list[str]:
+        """Return the names it was made for: clients reach it by them, too."""
+        return pki.hosts_of(Path(self._config.cert).read_bytes(), Identity("controller", self._config.name))
+
     def _due(self) -> bool:
         return pki.needs_renewal(Path(self._config.cert).read_bytes(), self._clock.now())
 
     async def _renewed(self) -> Pair | None:
         if self._authority is not None:
             addresses = [each for each in (self._config.advertised, *self._config.listen) if not each.startswith("unix:")]
-            hosts = sorted({split_endpoint(address)[0] for address in addresses})
+            hosts = sorted({*self._known_hosts(), *(split_endpoint(address)[0] for address in addresses)})
             return self._authority.issue(Identity("controller", self._config.name), hosts=hosts)
         peers = self._peers()
         if not peers:

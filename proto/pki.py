@@ -32,6 +32,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 CONTROLLER_SERVER_NAME: Final = "controller.cairn"
 SECRETS_KEY: Final = "secrets.key"
+# What a server on this machine is called here.
+LOOPBACK: Final = ("localhost", "127.0.0.1")
 ETCD_SERVER_NAME: Final = "etcd.cairn"
 LEAF_LIFETIME: Final = timedelta(days=90)
 CA_LIFETIME: Final = timedelta(days=3652)
@@ -210,6 +212,18 @@ def identity_of(cert_pem: bytes) -> Identity:
     return identity_in(names.get_values_for_type(x509.UniformResourceIdentifier))
 
 
+def hosts_in(names: Sequence[str], identity: Identity) -> list[str]:
+    """Return the addresses and DNS names among a certificate's alternative names, without its constant one."""
+    return [name for name in names if "://" not in name and name not in identity.server_names()]
+
+
+def hosts_of(cert_pem: bytes, identity: Identity) -> list[str]:
+    """Return the addresses and DNS names a certificate is for besides its constant name. Raises PkiError."""
+    found = parse_cert(cert_pem).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    dns = found.get_values_for_type(x509.DNSName)
+    return hosts_in([*dns, *map(str, found.get_values_for_type(x509.IPAddress))], identity)
+
+
 def identity_in(names: Sequence[str]) -> Identity:
     """Return the one identity among alternative names; PkiError when there is none, or more than one."""
     uris = [name for name in names if name.startswith("cairn://")]
@@ -363,11 +377,22 @@ def init_cluster(
         made.append(sealing_path)
     leaf("admin", ca, Identity("user", admin))
     for controller, hosts in controllers.items():
-        leaf(f"controller-{controller}", ca, Identity("controller", controller), hosts)
+        leaf(f"controller-{controller}", ca, Identity("controller", controller), [*hosts, *LOOPBACK])
         leaf(f"controller-{controller}-etcd", etcd_ca, Identity("controller", controller))
     for member, hosts in etcd_members.items():
-        leaf(f"etcd-{member}", etcd_ca, Identity("etcd", member), [*hosts, "localhost", "127.0.0.1"])
+        leaf(f"etcd-{member}", etcd_ca, Identity("etcd", member), [*hosts, *LOOPBACK])
     return made
+
+
+def certify_user(directory: Path, name: str, lifetime: timedelta, clock: Clock, ids: Ids) -> list[Path]:
+    """Make user-<name>.crt and .key with the CA in a folder; return both. PkiError when they are there, or the name is none."""
+    cert_path, key_path = directory / f"user-{name}.crt", directory / f"user-{name}.key"
+    identity = Identity("user", name)
+    if cert_path.exists():
+        raise PkiError(f"{cert_path} exists: remove it and its key to have them made again")
+    authority = Authority.load(directory / "ca.crt", directory / "ca.key", clock, ids)
+    install_pair(cert_path, key_path, authority.issue(identity, lifetime=lifetime))
+    return [cert_path, key_path]
 
 
 def _authority(directory: Path, file: str, subject: str, clock: Clock, ids: Ids, made: list[Path]) -> Authority:

@@ -269,11 +269,16 @@ def _joined(host: str, port: int) -> str:
 # --- who calls, how long, and what went wrong -----------------------------------------------------------------------------
 
 
+def alternative_names(context: grpc.aio.ServicerContext[Any, Any]) -> list[str]:
+    """Return the alternative names in the client's certificate: its URI, and what it is certified to serve as."""
+    names = context.auth_context().get("x509_subject_alternative_name", ())
+    return [name.decode("utf-8", "replace") for name in names]
+
+
 def peer_identity(context: grpc.aio.ServicerContext[Any, Any]) -> Identity:
     """Return who calls, from the URI in the client certificate; raises Unauthenticated when there is none."""
-    names = context.auth_context().get("x509_subject_alternative_name", ())
     try:
-        return pki.identity_in([name.decode("utf-8", "replace") for name in names])
+        return pki.identity_in(alternative_names(context))
     except pki.PkiError as error:
         raise Unauthenticated(f"who calls is unknown: {error}") from error
 

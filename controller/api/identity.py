@@ -9,8 +9,8 @@ from cairn.controller.api.core import Core
 from cairn.controller.model.permits import Verb, permits
 from cairn.proto import kinds, log
 from cairn.proto.errors import Denied, Invalid, TryAgain
-from cairn.proto.pki import Authority, PkiError
-from cairn.proto.rpc import peer_identity
+from cairn.proto.pki import Authority, PkiError, hosts_in
+from cairn.proto.rpc import alternative_names, peer_identity
 from cairn.proto.v1 import cluster_pb2, cluster_pb2_grpc
 
 _log = log.logger("api")
@@ -43,7 +43,9 @@ class IdentityService(cluster_pb2_grpc.IdentityServiceServicer):
         if not permits(view, caller, Verb.RENEW, node or view.get(kinds.CLUSTER, "self") or cluster_pb2.Cluster()):
             raise Denied(f"{caller.kind} {caller.id!r} gets no certificate")
         try:
-            certificate = signer(self._core).sign(request.csr_pem, identity)
+            # Whoever serves keeps the addresses and names it is certified for.
+            hosts = hosts_in(alternative_names(context), identity)
+            certificate = signer(self._core).sign(request.csr_pem, identity, hosts=hosts)
         except PkiError as error:
             raise Invalid("csr_pem", str(error)) from error
         _log.info("certificate renewed", identity=identity.uri)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,24 @@ async def init(session: Session, directory: Path, name: str, controller: tuple[s
         raise Failure(str(error)) from error
     session.output.lines(str(path) for path in made)
     session.output.say("nothing was missing" if not made else next_steps(directory, controllers, members))
+
+
+@group.verb("certify")
+@click.option(
+    "--directory", type=click.Path(file_okay=False, exists=True, path_type=Path), required=True, help="Where ca.key is."
+)
+@click.option("--user", required=True, metavar="NAME", help="Who the certificate is for.")
+@click.option("--days", type=click.IntRange(1, 90), default=90, show_default=True, help="How long it is good for.")
+async def certify(session: Session, directory: Path, user: str, days: int) -> None:
+    """Make a certificate for one more person or program, beside the CA's. Its holder renews it while it is good."""
+    from cairn.proto import pki
+
+    try:
+        made = pki.certify_user(directory, user, timedelta(days=days), session.clock, session.ids)
+    except (pki.PkiError, OSError) as error:
+        raise Failure(str(error)) from error
+    session.output.lines(str(path) for path in made)
+    session.output.say(f"hand both files to {user}, and {directory}/ca.crt: CAIRN_CERT, CAIRN_KEY and CAIRN_CA")
 
 
 def hosts_of(option: str, given: tuple[str, ...]) -> dict[str, list[str]]:

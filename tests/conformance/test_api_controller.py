@@ -59,7 +59,7 @@ class Site:
         self.authority = Authority.create("cairn test", self.clock, self.ids)
         pki.write_public(folder / "ca.crt", self.authority.cert_pem)
         pki.write_private(folder / "ca.key", self.authority.key_pem)
-        pair = self.authority.issue(Identity("controller", "c1"), hosts=["127.0.0.1"])
+        pair = self.authority.issue(Identity("controller", "c1"), hosts=["127.0.0.1", "cloud.example.org"])
         pki.install_pair(folder / "c1.crt", folder / "c1.key", pair)
 
     def config(self, **options: Any) -> Config:
@@ -182,6 +182,7 @@ async def test_a_certificate_is_renewed_when_two_thirds_are_over(site: Site) -> 
     after = pki.load_pair(site.folder / "c1.crt", site.folder / "c1.key")
     assert after.cert_pem != before
     assert pki.identity_of(after.cert_pem) == Identity("controller", "c1")
+    assert {"127.0.0.1", "cloud.example.org"} <= set(pki.hosts_of(after.cert_pem, Identity("controller", "c1")))
     assert renewed
 
 
@@ -197,6 +198,7 @@ async def test_a_controller_without_the_ca_key_is_renewed_by_a_peer(site: Site, 
     pair = pki.load_pair(site.folder / "c1.crt", site.folder / "c1.key")
     assert pair.cert_pem != before
     assert pki.identity_of(pair.cert_pem) == Identity("controller", "c1")
+    assert set(pki.hosts_of(pair.cert_pem, Identity("controller", "c1"))) == {"127.0.0.1", "cloud.example.org"}
 
 
 def free_port() -> int:

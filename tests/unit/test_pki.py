@@ -169,7 +169,8 @@ def init(directory: Path, clock: SetClock, *controllers: str, name: str = "lab",
 
 def test_init_cluster_makes_everything_once(tmp_path: Path, clock: SetClock) -> None:
     expected = ["admin", "ca", "controller-n1", "controller-n1-etcd", "etcd-ca", "etcd-n1"]
-    assert init(tmp_path, clock, "n1") == sorted(f"{name}.{end}" for name in expected for end in ("crt", "key"))
+    pairs = [f"{name}.{end}" for name in expected for end in ("crt", "key")]
+    assert init(tmp_path, clock, "n1") == sorted([*pairs, "secrets.key"])
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     assert init(tmp_path, clock, "n1") == []
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
