@@ -57,10 +57,13 @@ def refusal(cidr: str, address: str) -> str:
     return ""
 
 
-def free(cidr: str, taken: Container[str]) -> Iterator[str]:
-    """Yield the addresses a port can have and nobody has taken, lowest first. Lazy: take as many as needed."""
+def free(cidr: str, taken: Container[str], lowest: int = 0) -> Iterator[str]:
+    """Yield the addresses a port can have and nobody has taken, lowest first. Lazy: take as many as needed.
+
+    lowest: a number below which all are known to be taken.
+    """
     network = network_of(cidr)
-    first = int(network.network_address) + 2
+    first = max(int(network.network_address) + 2, lowest)
     for number in range(first, int(network.broadcast_address)):
         address = str(IPv4Address(number))
         if address not in taken:

@@ -72,6 +72,7 @@ class Group:
     refused: list[tuple[Call, Exception]] = field(default_factory=list)
     # The view after those taken; None: none is.
     _after: View | None = None
+    _full: bool = False
     _objects: set[str] = field(default_factory=set)
 
     @property
@@ -81,7 +82,7 @@ class Group:
 
     def add(self, call: Call, *, fresh: bool) -> bool:
         """Decide about a call. False: it is for the next group, on a view as fresh as the store if `call.stale`."""
-        if kinds.REQUEST.key(call.request) in self.txn.puts:
+        if self._full or kinds.REQUEST.key(call.request) in self.txn.puts:
             return False
         try:
             decided = call.decide(self._after or self.view)
@@ -117,6 +118,8 @@ class Group:
         if not self.gathering.add(txn):
             if not self.taken:
                 raise too_large(txn)
+            # Others are likely as large: deciding them now would be in vain.
+            self._full = True
             return False
         self._objects.add(object)
         self.taken.append(Taken(call, decided, record, checks))

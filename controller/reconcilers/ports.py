@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
+from ipaddress import IPv4Address
 from typing import Final
 
 from cairn.controller.model.happening import EventSpec
 from cairn.controller.reconcilers.base import NOTHING, Outcome
-from cairn.controller.store.base import Record, Txn, View
+from cairn.controller.reconcilers.port_books import Book, Books
+from cairn.controller.store.base import Changed, Record, Txn, View
 from cairn.controller.words import several
 from cairn.net import ipam
 from cairn.proto import kinds
@@ -35,6 +37,13 @@ class Ports:
     reads: tuple[AnyKind, ...] = (kinds.PORT, kinds.SUBNET, kinds.PORT_BINDING, kinds.ADDRESS)
     writes: tuple[AnyKind, ...] = (kinds.PORT_BINDING, kinds.ADDRESS)
 
+    def __init__(self) -> None:
+        self._books = Books()
+
+    def follow(self, view: View, changed: Iterable[Changed]) -> None:
+        """Keep the books in step."""
+        self._books.follow(view, changed)
+
     def keys(self, view: View, kind: AnyKind, id: str) -> Iterable[str]:
         """The subnet of what changed."""
         if kind is kinds.SUBNET:
@@ -48,6 +57,7 @@ class Ports:
 
     def all_keys(self, view: View) -> Iterable[str]:
         """All subnets, and those that are gone and still have bindings or claims."""
+        self._books.renew()
         found = dict.fromkeys(view.ids(kinds.SUBNET))
         found.update(dict.fromkeys(id.partition("/")[0] for id in view.ids(kinds.ADDRESS)))
         for id in view.ids(kinds.PORT_BINDING):
@@ -62,12 +72,13 @@ class Ports:
     def reconcile(self, view: View, key: str, now: datetime) -> Outcome:  # noqa: ARG002 - nothing here depends on the time
         """Serve the ports of one subnet."""
         txn = Txn(self.name)
-        freed = _free(txn, view, key)
+        book = self._books.at(view, key)
+        freed = _free(txn, view, key, book)
         subnet = view.record(kinds.SUBNET, key)
-        waiting = _waiting(view, key) if subnet is not None else []
+        waiting = _waiting(view, book) if subnet is not None else []
         served, events = 0, list[EventSpec]()
         if subnet is not None and waiting and freed < PORTS_MAX:
-            served, events = _serve(txn, view, subnet, waiting[: PORTS_MAX - freed])
+            served, events = _serve(txn, view, subnet, waiting[: PORTS_MAX - freed], book)
         if not txn:
             return NOTHING
         more = freed >= PORTS_MAX or len(waiting) > PORTS_MAX - freed
@@ -75,25 +86,23 @@ class Ports:
         return Outcome(txn, say, again_after_s=0.0 if more else None, events=events)
 
 
-def _free(txn: Txn, view: View, subnet: str) -> int:
+def _free(txn: Txn, view: View, subnet: str, book: Book) -> int:
     """Remove bindings of ports that are gone, and claims nobody's binding answers to; return how many."""
     freed = 0
-    for id in view.by(kinds.PORT_BINDING, "subnet", subnet):
+    for id in sorted(book.loose)[:PORTS_MAX]:
         binding = view.record(kinds.PORT_BINDING, id)
-        if binding is None or view.get(kinds.PORT, id) is not None or freed >= PORTS_MAX:
+        if binding is None:
             continue
         txn.check(kinds.PORT, id, 0).check(kinds.PORT_BINDING, id, binding.mod_revision).delete(kinds.PORT_BINDING, id)
         _drop_claim(txn, view, f"{subnet}/{binding.message.address}", id)
         freed += 1
-    for claim_id in view.by(kinds.ADDRESS, "subnet", subnet):
+    for claim_id in sorted(book.stray):
         claim = view.get(kinds.ADDRESS, claim_id)
         if claim is None or kinds.ADDRESS.key(claim_id) in txn.deletes or freed >= PORTS_MAX:
             continue
-        binding_of = view.get(kinds.PORT_BINDING, claim.port)
-        if binding_of is None or binding_of.address != claim.address:
-            txn.check(kinds.PORT_BINDING, claim.port, view.revision_of(kinds.PORT_BINDING, claim.port))
-            _drop_claim(txn, view, claim_id, claim.port)
-            freed += 1
+        txn.check(kinds.PORT_BINDING, claim.port, view.revision_of(kinds.PORT_BINDING, claim.port))
+        _drop_claim(txn, view, claim_id, claim.port)
+        freed += 1
     return freed
 
 
@@ -103,31 +112,33 @@ def _drop_claim(txn: Txn, view: View, claim_id: str, port: str) -> None:
         txn.check(kinds.ADDRESS, claim_id, claim.mod_revision).delete(kinds.ADDRESS, claim_id)
 
 
-def _waiting(view: View, subnet: str) -> list[Port]:
+def _waiting(view: View, book: Book) -> list[Port]:
     """Ports without an address: those that ask for one first, then as they were made."""
     waiting: list[tuple[bool, int, str, Port]] = []
-    for id in view.by(kinds.PORT, "subnet", subnet):
-        port, binding = view.record(kinds.PORT, id), view.get(kinds.PORT_BINDING, id)
-        if port is not None and (binding is None or not binding.address):
+    for id in book.waiting:
+        port = view.record(kinds.PORT, id)
+        if port is not None:
             waiting.append((not port.message.spec.address, port.create_revision, id, port.message))
     return [port for _, _, _, port in sorted(waiting, key=lambda each: each[:3])]
 
 
-def _serve(txn: Txn, view: View, subnet: Record[Subnet], waiting: list[Port]) -> tuple[int, list[EventSpec]]:
+def _serve(txn: Txn, view: View, subnet: Record[Subnet], waiting: list[Port], book: Book) -> tuple[int, list[EventSpec]]:
     """Give each an address or a reason; return how many got one, and what to tell."""
     cidr = subnet.message.spec.cidr
     # What is freed in this transaction is free in the next.
-    taken = {id.partition("/")[2] for id in view.by(kinds.ADDRESS, "subnet", subnet.message.id)}
-    lowest = ipam.free(cidr, taken)
+    given = set[str]()
+    lowest = (address for address in ipam.free(cidr, book.taken, book.lowest) if address not in given)
     served, events = 0, list[EventSpec]()
     for port in waiting:
         before = view.get(kinds.PORT_BINDING, port.id)
         binding = PortBinding(port=port.id, subnet=subnet.message.id, vpc=port.spec.vpc, mac=mac_of(port.id))
         if port.spec.address:
-            binding.error = _why_not(cidr, port.spec.address, taken)
+            binding.error = _why_not(cidr, port.spec.address, given if port.spec.address in given else book.taken)
             binding.address = "" if binding.error else port.spec.address
         else:
             binding.address = next(lowest, "")
+            # Below the first that is free all are taken.
+            book.lowest = int(IPv4Address(binding.address)) if binding.address and not given else book.lowest
             binding.error = "" if binding.address else f"no address is free in {cidr}: delete a port or take another subnet"
         if binding == before:
             continue
@@ -137,7 +148,7 @@ def _serve(txn: Txn, view: View, subnet: Record[Subnet], waiting: list[Port]) ->
         if binding.address:
             claim = AddressClaim(subnet=binding.subnet, address=binding.address, port=port.id)
             txn.create(kinds.ADDRESS, f"{binding.subnet}/{binding.address}", claim)
-            taken.add(binding.address)
+            given.add(binding.address)
             served += 1
         else:
             events.append(EventSpec(port.id, port.name, port.project, "NoAddress", binding.error, warning=True))

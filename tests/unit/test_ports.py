@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import random
+from contextlib import suppress
+from typing import Any
+
 import pytest
 from cairn.controller.reconcilers.ports import PORTS_MAX, Ports
 from cairn.controller.runtime import check_writers
-from cairn.controller.store.base import OPERATIONS_MAX, Conflict, Txn
+from cairn.controller.store.base import OPERATIONS_MAX, Conflict, Txn, View
 from cairn.proto import kinds
 from cairn.proto.ids import mac_of
+from cairn.proto.v1.port_pb2 import AddressClaim
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -166,3 +171,48 @@ class Interleaved(RuleBasedStateMachine):
 
 TestInterleaved = Interleaved.TestCase
 TestInterleaved.settings = settings(max_examples=30, stateful_step_count=40, deadline=None)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_led_from_view_to_fork_and_back_it_decides_as_one_that_looks_at_all(seed: int) -> None:
+    draw, cloud, led = random.Random(seed), Cloud(), Ports()
+    vpc = cloud.vpc("v")
+    subnets = [cloud.subnet(f"s{number}", vpc, cidr) for number, cidr in enumerate(CIDRS)]
+    made = list[str]()
+    led.follow(cloud.view, cloud.take())
+    for step in range(60):
+        for _ in range(draw.randrange(4)):
+            act = draw.random()
+            if act < 0.5:
+                address = draw.choice(["", "", "10.1.1.3", "10.1.2.4"])
+                made.append(cloud.port(f"p{len(made)}", draw.choice(subnets), address=address))
+            elif act < 0.75 and made:
+                cloud.delete(kinds.PORT, made.pop(draw.randrange(len(made))))
+            elif act < 0.85:
+                claim = AddressClaim(subnet=subnets[1], address="10.1.2.9", port="nic-0000gone")
+                cloud.put(kinds.ADDRESS, f"{subnets[1]}/10.1.2.9", claim)
+            elif act < 0.9 and addresses(cloud):
+                # Somebody restored half of it: the next scan finds it.
+                cloud.delete(kinds.PORT_BINDING, draw.choice(sorted(addresses(cloud))))
+                list(led.all_keys(cloud.view))
+        if draw.random() < 0.1:
+            list(led.all_keys(cloud.view))
+        led.follow(cloud.view, cloud.take())
+        view: View = cloud.view
+        touched = list[tuple[Any, str]]()
+        for subnet in draw.sample(subnets, 2):
+            outcome, other = led.reconcile(view, subnet, NOW), Ports().reconcile(view, subnet, NOW)
+            assert outcome == other, f"step {step}"
+            if outcome.txn is None:
+                continue
+            view = view.fork(outcome.txn)
+            written = [kinds.split(key) for key in (*outcome.txn.puts, *outcome.txn.deletes)]
+            touched += written
+            led.follow(view, written)
+            if draw.random() < 0.6:
+                with suppress(Conflict):
+                    # It was decided on what may not have been committed.
+                    cloud.commit(outcome.txn)
+                led.follow(cloud.view, [*touched, *cloud.take()])
+                view = cloud.view
+        led.follow(cloud.view, touched)
