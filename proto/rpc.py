@@ -28,11 +28,13 @@ import grpc
 import grpc.aio
 from cairn.proto import pki
 from cairn.proto.channel import FailoverChannel
-from cairn.proto.errors import STATUS_DETAILS_KEY, Refused, Unauthenticated, status_of
+from cairn.proto.errors import STATUS_DETAILS_KEY, Invalid, Refused, Unauthenticated, status_of
 from cairn.proto.log import logger
 from cairn.proto.pki import Identity
 from cairn.proto.seams import Ids, SystemIds
-from google.protobuf.message import Message
+from cairn.proto.unsound import Unsound, unsound
+from google.protobuf import descriptor_pool
+from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -296,8 +298,8 @@ READ_ON_S: Final = 2.0
 class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Turns what a handler raises into a status.
 
-    Refused: its code, sentence and details. A failed onward call: that call's status. Anything else: INTERNAL with a short id
-    that is in the log too. CancelledError passes.
+    Refused: its code, sentence and details. Bytes that are no such message: INVALID_ARGUMENT with the field. A failed onward
+    call: that call's status. Anything else: INTERNAL with a short id that is in the log too. CancelledError passes.
     """
 
     def __init__(self, ids: Ids) -> None:
@@ -316,12 +318,13 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         in_stream, out_stream = bool(handler.request_streaming), bool(handler.response_streaming)
         attribute, make = _SHAPES[in_stream, out_stream]
         behaviour = getattr(handler, attribute)
+        behaviour = _sound(method, behaviour, in_stream=in_stream, out_stream=out_stream)
         wrapped = self._streaming(method, behaviour) if out_stream else self._unary(method, behaviour, in_stream=in_stream)
         return cast(
             "grpc.RpcMethodHandler[Any, Any]",
             make(
                 wrapped,
-                request_deserializer=handler.request_deserializer,
+                request_deserializer=_tolerant(method, handler.request_deserializer),
                 response_serializer=handler.response_serializer,
             ),
         )
@@ -366,6 +369,46 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         incident = self._ids.new("err")
         logger("rpc").error("call_failed", method=method, incident=incident, exc_info=error)
         await context.abort(grpc.StatusCode.INTERNAL, f"an error on our side; the controller's log has more under {incident}")
+
+
+def _tolerant(method: str, parse: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+    """Return a parser that returns what is wrong with bytes that are no message; what gRPC would say of them helps nobody."""
+    if parse is None:
+        return None
+
+    def tolerant(content: bytes) -> Any:
+        try:
+            return parse(content)
+        except DecodeError:
+            asked = descriptor_pool.Default().FindMethodByName(method.strip("/").replace("/", "."))
+            return unsound(asked.input_type, content)
+
+    return tolerant
+
+
+def _sound(method: str, behaviour: Any, *, in_stream: bool, out_stream: bool) -> Any:
+    """Return a behaviour that refuses what `_tolerant` could not parse, wherever in a stream it comes."""
+
+    def checked(request: Any) -> Any:
+        if isinstance(request, Unsound):
+            logger("rpc").info("request_unsound", method=method, field=request.field, why=request.say)
+            raise Invalid(request.field or "request", request.say)
+        return request
+
+    async def each(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        async for request in requests:
+            yield checked(request)
+
+    def asked(request: Any) -> Any:
+        return each(request) if in_stream else checked(request)
+
+    if out_stream:
+        return lambda request, context: behaviour(asked(request), context)
+
+    async def call(request: Any, context: Any) -> Any:
+        return await behaviour(asked(request), context)
+
+    return call
 
 
 async def _read_on(requests: AsyncIterator[Any]) -> None:
