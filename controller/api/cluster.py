@@ -30,6 +30,8 @@ from cairn.proto.v1.backup_pb2 import (
 from cairn.proto.v1.cluster_pb2 import (
     AdoptVmRequest,
     AdoptVolumeRequest,
+    ForgetUnknownRequest,
+    ForgetUnknownResponse,
     GetClusterStatusResponse,
     ListUnknownRequest,
     ListUnknownResponse,
@@ -131,6 +133,10 @@ class ClusterService(cluster_pb2_grpc.ClusterServiceServicer):
         return await self._core.mutations.run(
             request, caller_of(context), lambda view, caller: knowledge.adopt_volume(view, caller, self._core, request)
         )
+
+    async def ForgetUnknown(self, request: ForgetUnknownRequest, context: Any) -> ForgetUnknownResponse:
+        """Let a node remove what no record speaks of."""
+        return ForgetUnknownResponse(title=await knowledge.forget(self._core, caller_of(context), request))
 
 
 async def _chunks(requests: AsyncIterator[RestoreClusterRequest]) -> AsyncIterator[bytes]:

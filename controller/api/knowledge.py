@@ -13,16 +13,25 @@ from cairn.controller.api.vms import delete_vm
 from cairn.controller.api.volumes import delete_volume
 from cairn.controller.model.nodes import node_name
 from cairn.controller.model.permits import Caller, Verb, permits
-from cairn.controller.store.base import View
+from cairn.controller.store.base import Conflict, Indeterminate, Txn, View
+from cairn.controller.unknowns import absent, title
 from cairn.proto import kinds
-from cairn.proto.errors import NotFound
-from cairn.proto.v1.agent_pb2 import Unknown
-from cairn.proto.v1.cluster_pb2 import AdoptVmRequest, AdoptVolumeRequest, ListUnknownResponse, UnknownObject
+from cairn.proto.errors import BadState, NotFound, TryAgain
+from cairn.proto.seams import timestamp
+from cairn.proto.v1.agent_pb2 import Erasure, Unknown
+from cairn.proto.v1.cluster_pb2 import (
+    AdoptVmRequest,
+    AdoptVolumeRequest,
+    ForgetUnknownRequest,
+    ListUnknownResponse,
+    UnknownObject,
+)
 from cairn.proto.v1.vm_pb2 import DeleteVmRequest, Vm
 from cairn.proto.v1.volume_pb2 import DeleteVolumeRequest, Volume
 
 # Objects of one answer.
 AT_ONCE: Final = 500
+ATTEMPTS_MAX: Final = 16
 
 
 def listed(view: View, caller: Caller) -> Iterator[ListUnknownResponse]:
@@ -78,10 +87,32 @@ def adopt_volume(view: View, caller: Caller, core: Core, request: AdoptVolumeReq
     return Adoption(view, caller, core, record).volume()
 
 
-def _told(view: View, caller: Caller, node: str, key: str) -> Unknown:
+async def forget(core: Core, caller: Caller, request: ForgetUnknownRequest) -> str:
+    """Write down that a node may remove something no record speaks of; return what it is called. Raises Refused."""
+    for _ in range(ATTEMPTS_MAX):
+        view = await core.mutations.freshen()
+        record = _told(view, caller, request.node, request.key, Verb.FORGET)
+        id, name = f"{record.node}/{record.key}", title(record)
+        if record.contested:
+            kind, _, object = record.key.partition("/")
+            raise BadState(kind, object, f"there is a record of {name}: delete it with `cairn {kind} delete {object}`")
+        if view.get(kinds.ERASURE, id) is not None:
+            return name
+        now = timestamp(core.clock.now())
+        word = Erasure(key=record.key, node=record.node, desired=absent(record), actor=caller.id, create_time=now)
+        txn = Txn("api").check(kinds.UNKNOWN, id, view.revision_of(kinds.UNKNOWN, id)).create(kinds.ERASURE, id, word)
+        try:
+            await core.cache.wait_for(await core.store.commit(txn))
+        except (Conflict, Indeterminate):
+            continue
+        return name
+    raise TryAgain("too many others change the same object; try again")
+
+
+def _told(view: View, caller: Caller, node: str, key: str, verb: Verb = Verb.ADOPT) -> Unknown:
     """Return what a node told. Raises NotFound."""
     id = resolution.find(view, caller, nouns.NODE, "", node, field="node").message.id
     record = view.get(kinds.UNKNOWN, f"{id}/{key}")
-    if record is None or not permits(view, caller, Verb.ADOPT, record):
+    if record is None or not permits(view, caller, verb, record):
         raise NotFound("node", node, f"{node_name(view, id)} says nothing of {key} that the records do not know")
     return record

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,26 @@ async def set_policy(session: Session, name: str, cpu_overcommit: float | None, 
             setattr(node.spec, field, value)
 
     await NOUN.update(session, name, change, [f"spec.{field}" for field in chosen], None)
+
+
+@group.verb("forget")
+@name_argument("node")
+@click.argument("keys", nargs=-1, required=True, metavar="KEY...")
+@click.option("--yes", is_flag=True, help="Do not ask: what is removed is gone for good.")
+async def forget(session: Session, name: str, keys: tuple[str, ...], yes: bool) -> None:
+    """Have a node remove what it holds and no record speaks of: guests, volumes, images, by their keys (`cairn cluster adopt`).
+
+    A VM's volumes are removed by their own keys.
+    """
+    from cairn.proto.v1.cluster_pb2 import ForgetUnknownRequest
+
+    if not yes:
+        if not sys.stdin.isatty():
+            raise Failure("what is removed is gone for good: that needs a word", next="repeat it with --yes", usage=True)
+        click.confirm(f"Remove {', '.join(keys)} from {name} for good?", abort=True, err=True)
+    for key in keys:
+        answer = await session.call("cluster", ForgetUnknownRequest(node=name, key=key))
+        session.output.say(f"{answer.title}: {name} removes it")
 
 
 token = NounGroup("token", "One-time tokens with which new servers join.")

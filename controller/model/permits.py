@@ -66,6 +66,7 @@ class Verb(StrEnum):
     BACKUP = "backup"
     RESTORE = "restore"
     ADOPT = "adopt"
+    FORGET = "forget"
 
 
 _UNRESTRICTED: Final = frozenset({"user", "controller", "system"})

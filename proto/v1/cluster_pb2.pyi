@@ -272,6 +272,50 @@ class AdoptVolumeRequest(_message.Message):
 Global___AdoptVolumeRequest: _TypeAlias = AdoptVolumeRequest  # noqa: Y015
 
 @_typing.final
+class ForgetUnknownRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """Node id or name."""
+    key: _builtins.str
+    """"vm/<id>", "volume/<id>", "image/<id>"."""
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "node", b"node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForgetUnknownRequest: _TypeAlias = ForgetUnknownRequest  # noqa: Y015
+
+@_typing.final
+class ForgetUnknownResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TITLE_FIELD_NUMBER: _builtins.int
+    title: _builtins.str
+    """What it is called, for people."""
+    def __init__(
+        self,
+        *,
+        title: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["title", b"title"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForgetUnknownResponse: _TypeAlias = ForgetUnknownResponse  # noqa: Y015
+
+@_typing.final
 class StoreMember(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

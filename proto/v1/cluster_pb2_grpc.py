@@ -68,6 +68,11 @@ class ClusterServiceStub:
                 request_serializer=cairn_dot_proto_dot_v1_dot_cluster__pb2.AdoptVolumeRequest.SerializeToString,
                 response_deserializer=cairn_dot_proto_dot_v1_dot_volume__pb2.Volume.FromString,
                 _registered_method=True)
+        self.ForgetUnknown = channel.unary_unary(
+                '/cairn.v1.ClusterService/ForgetUnknown',
+                request_serializer=cairn_dot_proto_dot_v1_dot_cluster__pb2.ForgetUnknownRequest.SerializeToString,
+                response_deserializer=cairn_dot_proto_dot_v1_dot_cluster__pb2.ForgetUnknownResponse.FromString,
+                _registered_method=True)
 
 
 class ClusterServiceServicer:
@@ -113,6 +118,13 @@ class ClusterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ForgetUnknown(self, request, context):
+        """The explicit word that a node may remove what no record speaks of. Repeating it changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ClusterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -145,6 +157,11 @@ def add_ClusterServiceServicer_to_server(servicer, server):
                     servicer.AdoptVolume,
                     request_deserializer=cairn_dot_proto_dot_v1_dot_cluster__pb2.AdoptVolumeRequest.FromString,
                     response_serializer=cairn_dot_proto_dot_v1_dot_volume__pb2.Volume.SerializeToString,
+            ),
+            'ForgetUnknown': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForgetUnknown,
+                    request_deserializer=cairn_dot_proto_dot_v1_dot_cluster__pb2.ForgetUnknownRequest.FromString,
+                    response_serializer=cairn_dot_proto_dot_v1_dot_cluster__pb2.ForgetUnknownResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -310,6 +327,33 @@ class ClusterService:
             '/cairn.v1.ClusterService/AdoptVolume',
             cairn_dot_proto_dot_v1_dot_cluster__pb2.AdoptVolumeRequest.SerializeToString,
             cairn_dot_proto_dot_v1_dot_volume__pb2.Volume.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForgetUnknown(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cairn.v1.ClusterService/ForgetUnknown',
+            cairn_dot_proto_dot_v1_dot_cluster__pb2.ForgetUnknownRequest.SerializeToString,
+            cairn_dot_proto_dot_v1_dot_cluster__pb2.ForgetUnknownResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,8 @@ class ClusterServiceStub:
     AdoptVm: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.AdoptVmRequest, _vm_pb2.Vm]
     """Makes the records what a node says of a VM or volume it holds, or has removed."""
     AdoptVolume: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.AdoptVolumeRequest, _volume_pb2.Volume]
+    ForgetUnknown: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.ForgetUnknownRequest, _cluster_pb2.ForgetUnknownResponse]
+    """The explicit word that a node may remove what no record speaks of. Repeating it changes nothing."""
 
 @_typing.type_check_only
 class ClusterServiceAsyncStub(ClusterServiceStub):
@@ -60,6 +62,8 @@ class ClusterServiceAsyncStub(ClusterServiceStub):
     AdoptVm: _aio.UnaryUnaryMultiCallable[_cluster_pb2.AdoptVmRequest, _vm_pb2.Vm]  # type: ignore[assignment]
     """Makes the records what a node says of a VM or volume it holds, or has removed."""
     AdoptVolume: _aio.UnaryUnaryMultiCallable[_cluster_pb2.AdoptVolumeRequest, _volume_pb2.Volume]  # type: ignore[assignment]
+    ForgetUnknown: _aio.UnaryUnaryMultiCallable[_cluster_pb2.ForgetUnknownRequest, _cluster_pb2.ForgetUnknownResponse]  # type: ignore[assignment]
+    """The explicit word that a node may remove what no record speaks of. Repeating it changes nothing."""
 
 class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
     """The cluster as a whole."""
@@ -108,6 +112,14 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _cluster_pb2.AdoptVolumeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_volume_pb2.Volume, _abc.Awaitable[_volume_pb2.Volume]]: ...
+
+    @_abc_1.abstractmethod
+    def ForgetUnknown(
+        self,
+        request: _cluster_pb2.ForgetUnknownRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.ForgetUnknownResponse, _abc.Awaitable[_cluster_pb2.ForgetUnknownResponse]]:
+        """The explicit word that a node may remove what no record speaks of. Repeating it changes nothing."""
 
 def add_ClusterServiceServicer_to_server(servicer: ClusterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

@@ -29,7 +29,7 @@ from cairn.proto.v1 import (
     volume_pb2,
     vpc_pb2,
 )
-from cairn.proto.v1.agent_pb2 import Desired, DesiredVm, DesiredVolume, Unknown
+from cairn.proto.v1.agent_pb2 import Desired, DesiredImage, DesiredVm, DesiredVolume, Unknown
 from cairn.proto.v1.backup_pb2 import RestoreClusterRequest, RestoreOptions
 from cairn.proto.v1.common_pb2 import CHANGE_TYPE_BOOKMARK
 from cairn.proto.v1.port_pb2 import Port, PortSpec
@@ -93,6 +93,7 @@ async def unknowns(world: World) -> None:
     node = min(each.id for each in view.all(kinds.NODE) if each.name == "n1")
     held = {
         "vm/i-unknown0": Desired(vm=DesiredVm(id="i-unknown0", name="stray", cpus=1, memory_bytes=64 * MIB)),
+        "image/img-unkn000": Desired(image=DesiredImage(id="img-unkn000", digest="sha256:00")),
         "volume/vol-unkn000": Desired(volume=DesiredVolume(id="vol-unkn000", size_bytes=MIB)),
     }
     for key, desired in held.items():
@@ -130,6 +131,7 @@ CREATED: dict[str, Any] = {
     "CreateVm": vm_pb2.CreateVmRequest(vm=vm("second")),
     "CreateJoinToken": node_pb2.CreateJoinTokenRequest(),
     "AdoptVm": cluster_pb2.AdoptVmRequest(node="n1", id="i-unknown0"),
+    "ForgetUnknown": cluster_pb2.ForgetUnknownRequest(node="n1", key="image/img-unkn000"),
     "AdoptVolume": cluster_pb2.AdoptVolumeRequest(node="n1", id="vol-unkn000"),
     "RestoreCluster": RestoreClusterRequest(options=RestoreOptions(validate_only=True)),
     "RenewCertificate": cluster_pb2.RenewCertificateRequest(csr_pem=make_csr("x").cert_pem),

@@ -133,6 +133,7 @@ def test_what_came_after_the_backup_is_listed_and_adopted(cloud: RealCloud, tmp_
     done(cloud, "vm", "create", "sleeper", *VM)
     done(cloud, "cluster", "backup", "--out", str(out))
     made = done(cloud, "vm", "create", "young", *VM, "-o", "json").json
+    stray = done(cloud, "vm", "create", "stray", *VM, "-o", "json").json
     data = done(cloud, "volume", "create", "data", "--size", "1GiB", "-o", "json").json
     done(cloud, "volume", "attach", "data", "--vm", "young")
     doomed = done(cloud, "vm", "show", "doomed", "-o", "json").json
@@ -148,6 +149,14 @@ def test_what_came_after_the_backup_is_listed_and_adopted(cloud: RealCloud, tmp_
     assert listed[f"vm/{made['id']}"]["name"] == "young"
     assert listed[f"vm/{doomed['id']}"]["removed"]
     assert "young" not in done(cloud, "vm", "list").out
+    keys = (f"vm/{stray['id']}", f"volume/{stray['spec']['root_volume']}")
+    assert run(cloud, "node", "forget", "n1", *keys).code == 2
+    refused = run(cloud, "node", "forget", "n1", f"vm/{doomed['id']}", "--yes")
+    assert "there is a record" in refused.err
+    assert stray["id"] in host.guests
+    done(cloud, "node", "forget", "n1", *keys, "--yes")
+    until(lambda: stray["id"] not in host.guests, "the forgotten guest to be gone")
+    until(lambda: keys[1] not in str(done(cloud, "cluster", "adopt", "-o", "json").json), "its volume to be gone")
     done(cloud, "cluster", "adopt", "--all")
     assert host.boots == boots
     young = done(cloud, "vm", "show", "young", "-o", "json").json
