@@ -78,7 +78,7 @@ def plan_vm(wanted: Wanted, found: Found, note: Note, memory: Memory, now_s: flo
         return _incoming(wanted, found, note, memory, now_s)
     if domain is None or is_off(domain):
         memory = pauses.forgotten(memory)
-        elsewhere = (note.exit or (CAUSE[domain.exit] if domain is not None else "")) == "migrated"
+        elsewhere = _moved_away(domain, note)
         if elsewhere or vm.role == VM_ROLE_OUTGOING:
             return _left(wanted, domain, note, memory, elsewhere=elsewhere)
         return _off(wanted, found, note, memory, now_s)
@@ -101,11 +101,17 @@ def _incoming(wanted: Wanted, found: Found, note: Note, memory: Memory, now_s: f
     if domain is None or is_off(domain):
         actions = () if found.files else (WriteSeed(vm.id, vm),)
         say = wanted.waits or "ready to take it over"
+        note = replace(note, exit="migrated") if _moved_away(domain, note) else note
         return Verdict(report_of(wanted, domain, VmReport.STATE_PREPARING, say), actions, note, memory)
     if domain.state in (DomainState.STARTING, DomainState.PAUSED):
         return Verdict(report_of(wanted, domain, VmReport.STATE_PREPARING, "it is arriving"), (), note, memory)
     note = _seen_running(note, vm, domain, memory, now_s)
     return Verdict(report_of(wanted, domain, VmReport.STATE_RUNNING, "it has arrived and runs"), (), note, memory)
+
+
+def _moved_away(domain: Domain | None, note: Note) -> bool:
+    """Tell whether a guest that is off here went to another node."""
+    return (note.exit or (CAUSE[domain.exit] if domain is not None else "")) == "migrated"
 
 
 def _left(wanted: Wanted, domain: Domain | None, note: Note, memory: Memory, *, elsewhere: bool) -> Verdict:
