@@ -9,10 +9,13 @@ from cairn.hardware.fake import SMALL, FakeInventory
 from cairn.proto.seams import SystemClock
 from cairn.proto.v1.node_pb2 import HypervisorFacts, NodeFacts, StoragePool
 from cairn.storage.base import StorageError
+from cairn.storage.drivers import Drivers
 
 
 class Broken:
-    """A part that fails while it is told to."""
+    """A part that fails while it is told to; as a volume driver, that of the local pool."""
+
+    name = "local"
 
     def __init__(self, good: object, error: Exception) -> None:
         self.good, self.error, self.broken = good, error, True
@@ -44,7 +47,13 @@ async def test_a_part_that_fails_keeps_no_other_back() -> None:
             part.broken = name != good
         reports = Reports(SystemClock())
         facts = Facts(
-            parts["hardware"], parts["hypervisor"], parts["pools"], reports, vtep="10.0.0.1", underlay_mtu=1500, version="1"
+            parts["hardware"],
+            parts["hypervisor"],
+            Drivers([parts["pools"]]),
+            reports,
+            vtep="10.0.0.1",
+            underlay_mtu=1500,
+            version="1",
         )
         await facts.refresh()
         assert seen(reports) == {name: name == good for name in parts}
@@ -69,7 +78,9 @@ async def test_a_node_at_rest_tells_nothing() -> None:
     guests = Broken(HypervisorFacts(accelerator="tcg", archs=["x86_64"]), HypervisorError(""))
     pools.broken = guests.broken = False
     reports = Reports(SystemClock())
-    facts = Facts(FakeInventory(SMALL, "n1"), guests, pools, reports, vtep="10.0.0.1", underlay_mtu=1500, version="1")
+    facts = Facts(
+        FakeInventory(SMALL, "n1"), guests, Drivers([pools]), reports, vtep="10.0.0.1", underlay_mtu=1500, version="1"
+    )
     await facts.refresh()
     said = reports.facts
     pools.good = pool((1 << 30) + (1 << 20))
