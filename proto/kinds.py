@@ -45,6 +45,8 @@ class Kind(Generic[M_co]):
     deleters: frozenset[str] = field(default_factory=frozenset)
     # In backups. What is leased is not, nor what nodes say again when they connect.
     kept: bool = True
+    # In every controller's view. What no decision reads is looked up in the store by the few who ask for it.
+    cached: bool = True
 
     @property
     def prefix(self) -> str:
@@ -75,7 +77,7 @@ JOIN_TOKEN = Kind("join_token", node_pb2.JoinToken, "api", "jt", _GARBAGE)
 NAME = Kind("name", cluster_pb2.NameClaim, "api", "", _GARBAGE)  # id: <project>/<kind>/<name>
 VNI = Kind("vni", vpc_pb2.VniClaim, "api", "", _GARBAGE)  # id: decimal, 8 digits
 ERASURE = Kind("erasure", agent_pb2.Erasure, "api", "", _GARBAGE, kept=False)  # id: <node>/<key>, "-/<key>" for every node
-REQUEST = Kind("request", cluster_pb2.RequestRecord, "api", kept=False)  # leased, 24 h
+REQUEST = Kind("request", cluster_pb2.RequestRecord, "api", kept=False, cached=False)  # leased, 24 h
 PLAN = Kind("plan", cluster_pb2.PlanRecord, "api", "plan", kept=False)  # leased, 10 min
 
 # What reconcilers decide.

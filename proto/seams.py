@@ -22,6 +22,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 ID_ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 ID_LENGTH = 8
+_EVEN: Final = 256 // len(ID_ALPHABET) * len(ID_ALPHABET)
 
 
 class Clock(Protocol):
@@ -119,7 +120,11 @@ class SystemIds:
 
     def new(self, prefix: str) -> str:
         """Return prefix, "-", 8 random characters."""
-        return prefix + "-" + "".join(self._random.choices(ID_ALPHABET, k=ID_LENGTH))
+        digits = ""
+        while len(digits) < ID_LENGTH:
+            # Bytes at the end that would make the first letters likelier are left out.
+            digits += "".join(ID_ALPHABET[byte % len(ID_ALPHABET)] for byte in os.urandom(2 * ID_LENGTH) if byte < _EVEN)
+        return f"{prefix}-{digits[:ID_LENGTH]}"
 
     def uuid(self) -> str:
         """Return a random UUID."""

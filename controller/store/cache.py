@@ -303,7 +303,7 @@ class _Listing:
 
 
 def _split(key: str) -> Changed | None:
-    """Return (kind, id) of a key, None when it is not ours."""
+    """Return (kind, id) of a key, None when it is not ours, or in no view."""
     if not key.startswith(ROOT):
         return None
     try:
@@ -311,4 +311,4 @@ def _split(key: str) -> Changed | None:
     except KeyError:
         _log.warning("key_unknown", key=key)
         return None
-    return kind, id
+    return (kind, id) if kind.cached else None

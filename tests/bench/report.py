@@ -11,13 +11,15 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
 
 
-def line(what: str, value: float, unit: str, *, baseline: tuple[str, float] | None = None, aim: str = "") -> None:
-    """Print a figure."""
+def line(
+    what: str, value: float, unit: str, *, baseline: tuple[str, float] | None = None, aim: str = "", before: str = ""
+) -> None:
+    """Print a figure; before: what it was at an earlier release, on two cores."""
     text = f"  {what:<52} {value:>10,.1f} {unit:<6}"
     if baseline is not None:
         name, other = baseline
         text += f" {value / other if other else float('inf'):>7.2f} x {name} ({other:,.1f})"
-    print(text + (f"   aim: {aim}" if aim else ""), flush=True)
+    print(text + (f"   aim: {aim}" if aim else "") + (f"   before: {before}" if before else ""), flush=True)
 
 
 def title(text: str) -> None:

@@ -158,6 +158,7 @@ async def test_repeats_at_the_same_moment_are_one(world: World) -> None:
     made = await asyncio.gather(*(world.api.vms.CreateVm(each) for each in requests))
     assert len({each.id for each in made}) == 5
     assert await world.count(kinds.REQUEST) == 5 + len({"image", "vpc", "subnet"})
+    assert not list(world.cache.view.ids(kinds.REQUEST)), "no controller keeps them"
 
 
 async def test_a_change_that_fits_no_commit_says_what_is_large(world: World) -> None:
