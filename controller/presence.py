@@ -87,8 +87,17 @@ class Presence:
                 if kind is kinds.OBSERVED:
                     # Of reports, only those of images are remembered; most are of others.
                     some = [id for id in some if f"/{kinds.IMAGE.name}/" in id]
-                self.follow(view, [(kind, id) for id in some])
+                self._take_in(view, kind, some)
                 yield
+
+    def _take_in(self, view: View, kind: AnyKind, ids: Iterable[str]) -> None:
+        """Note some records of the first view. Ports come last: what else would move them is noted by then."""
+        affected: Affected = defaultdict(set)
+        ports: dict[str, None] = {}
+        for id in ids:
+            RULES[kind.name](self, view, id, affected, ports)
+        if kind is kinds.PORT:
+            self._move(view, ports, affected)
 
     def nodes(self, vpc: str) -> Iterable[str]:
         """Return the nodes where a VPC is present."""

@@ -265,35 +265,39 @@ class _Listing:
         self._view = view
         self.revision = 0
         self.found: list[tuple[Changed, Item]] = []
+        # What is not there cannot go: nothing need be remembered of the first list.
+        self._first = not any(len(table) for table in view.tables())
         self._seen: set[str] = set()
         self._kind: Kind[Any] | None = None
+        self._prefix = "/"
         self._looked: set[str] = set()
         self._gone: list[Changed] = []
 
     def differing(self, items: Iterable[Item]) -> Iterator[tuple[Changed, Item]]:
         """Yield those that the picture does not show as they are."""
         for item in items:
-            where = _split(item.key)
-            if where is None:
-                continue
-            kind, id = where
-            if kind is not self._kind:
+            if not item.key.startswith(self._prefix) or self._kind is None:
+                where = _split(item.key)
+                if where is None:
+                    continue
                 self._end_of_kind()
-                self._kind = kind
-            self._seen.add(id)
-            if self._view.revision_of(kind, id) != item.mod_revision:
-                yield where, item
+                self._kind, self._prefix = where[0], where[0].prefix
+            kind, id = self._kind, item.key[len(self._prefix) :]
+            if not self._first:
+                self._seen.add(id)
+            if self._first or self._view.revision_of(kind, id) != item.mod_revision:
+                yield (kind, id), item
 
     def gone(self) -> list[Changed]:
         """Return what the picture shows and the list, which has ended, did not."""
         self._end_of_kind()
-        for table in self._view.tables():
+        for table in self._view.tables() if not self._first else ():
             if table.kind.name not in self._looked:
                 self._gone += [(table.kind, id) for id in table.ids()]
         return self._gone
 
     def _end_of_kind(self) -> None:
-        if self._kind is None:
+        if self._kind is None or self._first:
             return
         self._looked.add(self._kind.name)
         table = self._view.table(self._kind)

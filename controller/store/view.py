@@ -72,12 +72,14 @@ class Table:
     def put(self, id: str, value: bytes, mod_revision: int, create_revision: int) -> None:
         """Write a record. Raises DecodeError, changing nothing."""
         message = self._parse(value)
-        if self._extracts:
-            before = self.get(id)
+        if id in self._rows:
+            before = self.get(id) if self._extracts else None
             for name, extract in self._extracts.items():
-                old = set() if before is None else set(extract(id, before))
-                self._move(self._indexes[name], id, old, set(extract(id, message)))
-        self._recent.forget(id)
+                self._move(self._indexes[name], id, set(extract(id, before)), set(extract(id, message)))
+            self._recent.forget(id)
+        else:
+            for name, extract in self._extracts.items():
+                _add(self._indexes[name], extract(id, message), id)
         self._rows[id] = _REVISIONS.pack(mod_revision, create_revision) + value
 
     def delete(self, id: str) -> Any:
@@ -102,12 +104,7 @@ class Table:
             del ids[bisect_left(ids, id)]
             if len(ids) == 1:
                 index[value] = ids[0]
-        for value in new - old:
-            ids = index.setdefault(value, id)
-            if isinstance(ids, list):
-                insort(ids, id)
-            elif ids != id:
-                index[value] = sorted((ids, id))
+        _add(index, new - old, id)
 
     def get(self, id: str) -> Any:
         """Return the message or None; the same object as long as it is looked at."""
@@ -158,6 +155,21 @@ class Table:
 
     def __len__(self) -> int:
         return len(self._rows)
+
+
+def _add(index: dict[str, str | list[str]], values: Iterable[str], id: str) -> None:
+    """Find a record under these values, too."""
+    for value in values:
+        ids = index.setdefault(value, id)
+        if ids is id:
+            continue
+        if isinstance(ids, str):
+            if ids != id:
+                index[value] = sorted((ids, id))
+        elif ids[-1] < id:
+            ids.append(id)
+        elif ids[bisect_left(ids, id)] != id:
+            insort(ids, id)
 
 
 class LiveView:
