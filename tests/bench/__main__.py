@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from tests.bench import api, boot, memory, net, placement
+from tests.bench import api, boot, fanout, memory, net, placement, start
 from tests.bench.report import title
 
 ALL: dict[str, Callable[[], object]] = {
@@ -15,6 +15,8 @@ ALL: dict[str, Callable[[], object]] = {
     "boot": boot.main,
     "memory": memory.main,
     "net": net.main,
+    "fanout": fanout.main,
+    "start": start.main,
 }
 
 
