@@ -30,7 +30,7 @@ from cairn.controller.config import Config, ConfigError
 from cairn.controller.jobs.import_image import ImportImage
 from cairn.controller.jobs.keepers import Keepers
 from cairn.controller.jobs.machine import Jobs
-from cairn.controller.lateness import Lateness
+from cairn.controller.lateness import Lateness, freeze_heap
 from cairn.controller.metrics import RuntimeMetrics, SyncMetrics
 from cairn.controller.peers import Peers
 from cairn.controller.reconcilers.assignments import Assignments
@@ -349,7 +349,8 @@ async def serve(
     try:
         await controller.start()
         metrics.start()
-        await _first_end(controller.wait(), renewal.run(), Lateness(registry).run(), told_to_stop())
+        heap = freeze_heap(controller.cache.ready, controller.sync.loaded)
+        await _first_end(controller.wait(), renewal.run(), Lateness(registry).run(), heap, told_to_stop())
     finally:
         metrics.stop()
         await controller.stop()

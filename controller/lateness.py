@@ -1,4 +1,6 @@
-"""How late the event loop is: the time in which one step, or several in a row, let nobody else run.
+"""What keeps the event loop: how late it is, and a heap that the garbage collector need not walk.
+
+Lateness is the time in which one step, or several in a row, let nobody else run.
 
 A timer that is due every TICK_S measures how much later it is woken. That is what a lease, a heartbeat or another caller would
 have waited, and it costs a few microseconds a tick. Rejected: asyncio's debug mode (it slows every step down, and only logs).
@@ -7,6 +9,7 @@ have waited, and it costs a few microseconds a tick. Rejected: asyncio's debug m
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import Final
 
 from cairn.proto.log import logger
@@ -16,6 +19,19 @@ TICK_S: Final = 0.02
 # Leases live some seconds and are kept alive thrice as often: half a second is no accident any more.
 WARN_S: Final = 0.5
 _BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+
+
+async def freeze_heap(*loaded: asyncio.Event) -> None:
+    """Once each of these has happened, take what there is by then out of the garbage collector's sight; never returns.
+
+    What a controller read at its start lives as long as it does, and a full collection would walk all of it again and again: with
+    5,000 VMs 54 ms a time. What of it is garbage in circles by then stays, which a collection just before makes little.
+    """
+    for event in loaded:
+        await event.wait()
+        gc.collect()
+        gc.freeze()
+    await asyncio.Event().wait()
 
 
 class Lateness:

@@ -309,6 +309,11 @@ class Presence:
         for node in {*self._replicas.get(id, ()), *self._copies.get(id, ())}:
             affected[node].add(f"image/{id}")
 
+    def _sources_changed(self, id: str, affected: Affected) -> None:
+        """Every node that is to hold an image and pulls it: whoever has it is told of no sources."""
+        for node in {*self._replicas.get(id, ()), *self._copies.get(id, ())}.difference(self._ready.get(id, ())):
+            affected[node].add(f"image/{id}")
+
     def _on_observed(self, view: View, id: str, affected: Affected, ports: dict[str, None]) -> None:
         node, kind, object = [*id.split("/", 2), "", ""][:3]
         if kind == kinds.IMAGE.name or view.get(kinds.ERASURE, id) is not None:
@@ -327,7 +332,8 @@ class Presence:
             self._ready.setdefault(object, set()).add(node)
         else:
             _discard(self._ready, object, node)
-        self._image_changed(object, affected)
+        affected[node].add(f"image/{object}")
+        self._sources_changed(object, affected)
 
     # --- what nodes hold without being told --------------------------------------------------------------------------------
 
@@ -367,7 +373,7 @@ class Presence:
             self._endpoints[id] = endpoint
         for image, nodes in self._ready.items():
             if id in nodes:
-                self._image_changed(image, affected)
+                self._sources_changed(image, affected)
 
 
 def _discard(table: dict[str, set[str]], key: str, value: str) -> None:

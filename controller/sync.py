@@ -89,7 +89,8 @@ class SyncService(AgentServiceServicer):
         # From the moment a picture was there on.
         self._changes: Subscription | None = None
         self._presence = Presence()
-        self._loaded = asyncio.Event()
+        # Set once it is known who is where.
+        self.loaded = asyncio.Event()
         self._unfollowed: dict[Changed, None] = {}
         self._streams: dict[str, Stream] = {}
 
@@ -104,7 +105,7 @@ class SyncService(AgentServiceServicer):
         with self.cache.subscribe() as self._changes:
             for _ in self._presence.load(self.cache.view):
                 await asyncio.sleep(0)
-            self._loaded.set()
+            self.loaded.set()
             await self.presence()
             async for change in self._changes:
                 self._absorb(change)
@@ -112,7 +113,7 @@ class SyncService(AgentServiceServicer):
 
     async def presence(self) -> Presence:
         """Return who is where, exactly as of cache.view. After a great change others run until it is worked off."""
-        await self._loaded.wait()
+        await self.loaded.wait()
         self._absorb(self._changes.take() if self._changes is not None else None)
         while len(self._unfollowed) > STEP:
             self._follow()

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from multiprocessing.sharedctypes import Synchronized
 from typing import Any, Final
 
+import grpc.aio
 from cairn.agent.sync import unpacked
 from cairn.proto.capabilities import of_agent
 from cairn.proto.pki import CONTROLLER_SERVER_NAME, Pair
@@ -34,6 +35,9 @@ from cairn.proto.v1.agent_pb2_grpc import AgentServiceStub
 from cairn.proto.v1.node_pb2 import NodeFacts
 
 HEARTBEAT_S: Final = 3.0
+# Handshakes at a time.
+CONNECTING_MAX: Final = 8
+RETRY_S: Final = 0.5
 GIB: Final = 1 << 30
 
 
@@ -65,7 +69,8 @@ def run(endpoint: str, ca_pem: bytes, nodes: Sequence[Node], counters: Counters)
     """Be all these nodes' agents until the process is ended."""
 
     async def all_of_them() -> None:
-        await asyncio.gather(*(StubAgent(endpoint, ca_pem, node, counters).run() for node in nodes))
+        gate = asyncio.Semaphore(CONNECTING_MAX)
+        await asyncio.gather(*(StubAgent(endpoint, ca_pem, node, counters).run(gate) for node in nodes))
 
     asyncio.run(all_of_them())
 
@@ -88,14 +93,22 @@ class StubAgent:
         self._out: asyncio.Queue[SyncRequest] = asyncio.Queue()
         self._running: set[str] = set()
 
-    async def run(self) -> None:
+    async def run(self, gate: asyncio.Semaphore) -> None:
         """Connect, and answer for ever."""
         transport = GrpcTransport(StaticCredentials(self._ca_pem, self._node.pair))
-        async with transport.channel([self._endpoint], server_name=CONTROLLER_SERVER_NAME) as channel:
-            call: Any = AgentServiceStub(channel).Sync(self._requests())
-            async for response in call:
-                self._counters.messages.value += 1
-                self._take(response)
+        while True:
+            async with transport.channel([self._endpoint], server_name=CONTROLLER_SERVER_NAME) as channel:
+                try:
+                    call: Any = AgentServiceStub(channel).Sync(self._requests())
+                    responses = aiter(call)
+                    async with gate:
+                        self._take(await anext(responses))
+                    async for response in responses:
+                        self._take(response)
+                except grpc.aio.AioRpcError as error:
+                    if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                        raise
+            await asyncio.sleep(RETRY_S)
 
     async def _requests(self) -> AsyncIterator[SyncRequest]:
         yield SyncRequest(
@@ -112,6 +125,7 @@ class StubAgent:
                 yield SyncRequest(heartbeat=Heartbeat())
 
     def _take(self, response: SyncResponse) -> None:
+        self._counters.messages.value += 1
         if response.bookmark.snapshot_end:
             self._counters.connected.value += 1
         shared = [content for content in response.changes.upserts if _is_shared(content)]
