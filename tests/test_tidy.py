@@ -15,6 +15,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from cairn.controller.presence import NOBODYS, RULES
+from cairn.proto import kinds
 
 ROOT = Path(__file__).parent.parent
 PRODUCT = ("proto", "controller", "agent", "storage", "net", "hardware")
@@ -237,3 +239,8 @@ def test_where_a_vm_is_has_one_answer() -> None:
     assert not found, "\n".join(found)
     assert placement_reads(ast.parse("node = view.get(kinds.PLACEMENT, id).node")) == [1]
     assert placement_reads(ast.parse("view.by(kinds.VOLUME_PLACEMENT, 'node', node)")) == [1]
+
+
+def test_every_kind_of_record_is_somebodys_or_nobodys() -> None:
+    """Desired objects are made of some kinds and not of others: a new kind is in one of the two tables of presence.py."""
+    assert sorted([*RULES, *NOBODYS]) == sorted(kind.name for kind in kinds.ALL)

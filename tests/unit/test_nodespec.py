@@ -11,7 +11,7 @@ from cairn.controller import shared as shared_module
 from cairn.controller.api import nouns
 from cairn.controller.nodespec import desired, node_objects
 from cairn.controller.outbox import Outbox
-from cairn.controller.presence import NOBODYS, RULES, Presence
+from cairn.controller.presence import Presence
 from cairn.controller.reconcilers.assignments import Assignments
 from cairn.controller.reconcilers.garbage import Garbage
 from cairn.controller.reconcilers.placement import Placements
@@ -457,12 +457,6 @@ def test_what_is_gone_is_forgotten_and_removed_from_whoever_holds_it(seed: int, 
         if shared is NOTHING:
             shared, there = Shared(), {}
     assert len(list(shared.entries())) <= 10
-
-
-def test_every_kind_of_record_is_somebodys_or_nobodys() -> None:
-    """A new kind is in one of the two tables of presence.py: what desired objects are made of, or not."""
-    known = [*RULES, *NOBODYS]
-    assert sorted(known) == sorted(kind.name for kind in kinds.ALL)
 
 
 TestFollowing = Following.TestCase
