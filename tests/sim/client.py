@@ -192,9 +192,9 @@ class SimClient:
 
     # --- volumes ------------------------------------------------------------------------------------------------------------
 
-    async def create_volume(self, name: str, size_bytes: int, vm: str = "") -> Any:
+    async def create_volume(self, name: str, size_bytes: int, vm: str = "", type: str = "") -> Any:
         """Make a data volume, attached when a VM is given."""
-        spec = volume_pb2.VolumeSpec(size_bytes=size_bytes, vm=vm)
+        spec = volume_pb2.VolumeSpec(size_bytes=size_bytes, vm=vm, type=type)
         request = volume_pb2.CreateVolumeRequest(volume=volume_pb2.Volume(name=name, spec=spec))
         return await self.call(VolumeServiceStub, "CreateVolume", request)
 

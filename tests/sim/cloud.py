@@ -132,6 +132,8 @@ class Cloud:
     records: dict[str, dict[str, Any]] = field(default_factory=lambda: {kind.name: {} for kind in kinds.ALL})
     revision: int = 0
     hosts: dict[str, Host] = field(default_factory=dict)
+    # What the pool holds that all nodes reach: volume id -> size in bytes.
+    shared: dict[str, int] = field(default_factory=dict)
     # Secrets that were made: none of them may be seen anywhere.
     secrets: set[str] = field(default_factory=set)
     # The true time; None: nobody knows it as exactly as checkers would need.

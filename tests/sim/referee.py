@@ -34,6 +34,11 @@ class Referee:
         self.cloud.hosts[host.node] = host
         self._ask(lambda checker: checker.host_changed(self.cloud, host.node))
 
+    def pool(self, volumes: Mapping[str, int]) -> None:
+        """Something in the shared pool changed: volume id -> size in bytes."""
+        self.cloud.shared = dict(volumes)
+        self._ask(lambda checker: checker.pool_changed(self.cloud))
+
     def ledger(self, host: Host) -> None:
         """A node's ledger became durable."""
         self.cloud.hosts[host.node] = host

@@ -183,10 +183,37 @@ def volumes_on(cloud: Cloud, node: str) -> dict[str, int]:
     return found
 
 
+def in_shared_pool(cloud: Cloud, volume: str) -> bool:
+    """Tell whether a volume is in the pool all nodes reach."""
+    place = cloud.get("volume_placement", volume)
+    return place is not None and not place.node
+
+
+def erased(cloud: Cloud, volume: str) -> bool:
+    """Tell whether a volume is to be erased, or gone."""
+    record = cloud.get("volume", volume)
+    if record is None or cloud.get("purge", volume) is not None:
+        return True
+    return bool(record.spec.delete_with_vm and record.spec.vm and cloud.get("purge", record.spec.vm) is not None)
+
+
+def shared_volumes(cloud: Cloud) -> dict[str, int]:
+    """Return volume -> bytes of what the shared pool must hold."""
+    places = cloud.all("volume_placement").items()
+    return {id: -(-place.disk_bytes // SECTOR) * SECTOR for id, place in places if not place.node and not erased(cloud, id)}
+
+
+def administered(cloud: Cloud, node: str) -> list[str]:
+    """Return the volumes of the shared pool that a node makes, grows and erases."""
+    work = [each for each in cloud.all("assignment").values() if each.kind == "volume" and each.node == node]
+    return sorted(each.id for each in work if in_shared_pool(cloud, each.id))
+
+
 def images_on(cloud: Cloud, node: str) -> dict[str, str]:
     """Return image id -> digest of what a node must hold: chosen to keep it, or a copy of it is there."""
     wanted = {id for id, content in cloud.all("image_content").items() if node in content.nodes}
     wanted |= {cloud.get("volume", id).spec.image for id in volumes_on(cloud, node)}
+    wanted |= {cloud.get("volume", id).spec.image for id in administered(cloud, node) if not erased(cloud, id)}
     return {id: image.spec.digest for id in sorted(wanted) if (image := cloud.get("image", id)) is not None}
 
 

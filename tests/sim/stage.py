@@ -84,6 +84,11 @@ class Stage:
         self.cloud.hosts[node] = Host(node=node, name=node.replace("node-", "n"), **fields)
         self.said += self.checker.host_changed(self.cloud, node)
 
+    def pool(self, **volumes: int) -> None:
+        """Show what the shared pool holds: volume ("vol_1") -> bytes."""
+        self.cloud.shared = {id.replace("_", "-"): size for id, size in volumes.items()}
+        self.said += self.checker.pool_changed(self.cloud)
+
     def ledger(self, keys: dict[str, tuple[int, int]], held: tuple[int, int] = (1, 1), node: str = NODE) -> None:
         """Show what a ledger holds now."""
         self.cloud.hosts[node] = Host(node=node, name=node.replace("node-", "n"), ledger=keys, held=held)

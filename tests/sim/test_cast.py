@@ -16,6 +16,7 @@ PLAYED_MAX = 30
 _DRIVERS = ("hypervisor", "volume", "image", "dataplane")
 # What each module of faults counts, or has counted, when it strikes.
 STRIKES = {
+    "administrators": {"administrator crash", "administrator power", "administrator cut"},
     "clocks": {"clock_jumps", "clock_drifts"},
     "disks": {"ledger_full", "ledger_errors", "pool_full", "disk_fills"},
     "drivers": {

@@ -43,10 +43,11 @@ from cairn.proto.sealing import KEY_BYTES, Seals
 from cairn.proto.seams import ID_ALPHABET, ID_LENGTH, timestamp
 from cairn.proto.v1.node_pb2 import Node
 from cairn.storage.fake import FakeImages, FakeVolumes
+from cairn.storage.fake_shared import FakeSharedVolumes, SharedPool
 
 from tests.sim.client import SimClient
 from tests.sim.loop import PROCESS, SimLoop
-from tests.sim.machine import Machine, SimInventory
+from tests.sim.machine import Machine, SimInventory, ToldDict
 from tests.sim.network import Faults, Network
 from tests.sim.referee import Referee
 from tests.sim.store import SimBackend, SimStore, StoreFaults
@@ -139,6 +140,10 @@ class World:
         self.authority = Authority.create("sim", SimClock(loop, 0.0), SimIds(f"{seed}/authority"))
         self._threads, self._memory_bytes = threads, memory_gib << 30
         self.machines: dict[str, Machine] = {}
+        # What every node reaches, whichever of them live.
+        self.tank = SharedPool("tank")
+        self.tank.volumes = in_tank = ToldDict(self.tank.volumes)
+        in_tank.told = self._pool_changed
         for number in range(1, nodes + 1):
             self.add_machine(f"n{number}")
         self.processes: dict[str, Process] = {}
@@ -190,6 +195,9 @@ class World:
     def _host_changed(self, machine: Machine) -> None:
         if machine.id:
             self.referee.host(machine.picture())
+
+    def _pool_changed(self) -> None:
+        self.referee.pool({id: volume.size_bytes for id, volume in self.tank.volumes.items()})
 
     def _ledger_changed(self, machine: Machine) -> None:
         if machine.id:
@@ -332,7 +340,7 @@ class World:
             ids,
             machine.disk,
             FakeHypervisor(machine.host, clock, machine.knobs, latency_s=0.02),
-            [FakeVolumes(machine.pool)],
+            [FakeVolumes(machine.pool), FakeSharedVolumes(self.tank, machine.pool)],
             FakeImages(machine.pool),
             FakeDataplane(machine.net, machine.net_knobs, latency_s=0.01),
             FakeGuestServices(),

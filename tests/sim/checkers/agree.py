@@ -27,6 +27,7 @@ class Agree(Checker):
             for id in cloud.all(kind):
                 if cloud.get(of, id) is None:
                     yield f"the record {kind}/{id} is left of a {of} that is gone"
+        yield from _pool(cloud)
         for node, host in cloud.hosts.items():
             if host.away or cloud.get("node", node) is None:
                 continue
@@ -91,12 +92,19 @@ class Agree(Checker):
         said = {key: each.report for key, each in _observed(cloud, host)}
         deleted = {f"vm/{id}" for id, vm in cloud.all("vm").items() if _was_here(cloud, host, id) and rules.deleted(vm)}
         wanted = {f"vm/{id}" for id in rules.guests_on(cloud, host.node)} | deleted
-        wanted |= {f"volume/{id}" for id in rules.volumes_on(cloud, host.node)}
+        wanted |= {f"volume/{id}" for id in (*rules.volumes_on(cloud, host.node), *rules.administered(cloud, host.node))}
         wanted |= {f"image/{id}" for id in rules.images_on(cloud, host.node)}
         wanted |= {f"port/{port}" for vpc in host.ports for port, node in rules.seats(cloud, vpc).items() if node == host.node}
         yield from _differ(host, "reports", wanted, said)
         for key in sorted(wanted & said.keys()):
             yield from _REPORTED[key.partition("/")[0]](cloud, host, key.partition("/")[2], said[key])
+
+
+def _pool(cloud: Cloud) -> Iterator[str]:
+    """The shared pool holds what is placed there, and nothing else."""
+    wanted = rules.shared_volumes(cloud)
+    if wanted != cloud.shared:
+        yield f"the shared pool holds {dict(sorted(cloud.shared.items()))}, not {dict(sorted(wanted.items()))}"
 
 
 def _differ(host: Host, what: str, wanted: Iterable[str], found: Iterable[str]) -> Iterator[str]:
@@ -150,8 +158,9 @@ def _vm(cloud: Cloud, host: Host, id: str, report: Any) -> Iterator[str]:
 
 def _volume(cloud: Cloud, host: Host, id: str, report: Any) -> Iterator[str]:
     there = report.volume.state == VolumeReport.STATE_READY
-    if there != (id in host.volumes) or (there and report.volume.size_bytes != host.volumes[id]):
-        yield f"{host.name} says {report.volume} of volume {id}, which is {host.volumes.get(id, 'not there')}"
+    found = cloud.shared if rules.in_shared_pool(cloud, id) else host.volumes
+    if there != (id in found) or (there and report.volume.size_bytes != found[id]):
+        yield f"{host.name} says {report.volume} of volume {id}, which is {found.get(id, 'not there')}"
 
 
 def _image(cloud: Cloud, host: Host, id: str, report: Any) -> Iterator[str]:

@@ -114,6 +114,10 @@ class AsAsked(Checker):
 def _kept(cloud: Cloud, volume: str, what: str) -> Iterator[str]:
     """A volume that has a place is there."""
     place = cloud.get("volume_placement", volume)
+    if place is not None and not place.node:
+        if volume not in cloud.shared:
+            yield f"{what} ({volume}) is not in the pool {place.pool}, where it is kept"
+        return
     host: Host | None = cloud.hosts.get(place.node) if place is not None else None
     if place is not None and (host is None or volume not in host.volumes):
         yield f"{what} ({volume}) is not on {cloud.name_of(place.node)}, where it is kept"

@@ -4,6 +4,7 @@ A checker knows the vocabulary (records are proto messages) and nothing of the p
 
     committed(cloud, commit)    the store has a new revision; `cloud` shows it already
     host_changed(cloud, node)   something on a node changed: guests, volumes, networks, files; cloud.hosts[node] shows it
+    pool_changed(cloud)         something in the shared pool changed; cloud.shared shows it
     accepted(cloud, node)       a node's ledger became durable
     line(cloud, text)           a line of the trace: everything any process logged, sent events and faults
     settled(cloud, asked)       faults stopped, the cloud came to rest: now everything must be as asked; asked again and again
@@ -45,6 +46,9 @@ class Checker:
         yield from ()
 
     def host_changed(self, cloud: Cloud, node: str) -> Iterator[str]:
+        yield from ()
+
+    def pool_changed(self, cloud: Cloud) -> Iterator[str]:
         yield from ()
 
     def accepted(self, cloud: Cloud, node: str) -> Iterator[str]:

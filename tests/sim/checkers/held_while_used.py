@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from tests.sim import rules
 from tests.sim.checkers.base import Checker
 from tests.sim.cloud import Changed, Cloud, Commit, Guest, Host
 
@@ -18,9 +19,19 @@ class HeldWhileUsed(Checker):
     def committed(self, cloud: Cloud, commit: Commit) -> Iterator[str]:
         """Look for uses of what was taken away or changed."""
         for change in commit.changes:
+            if change.kind == "volume" and change.after is None and change.id in cloud.shared:
+                yield f"the record of volume {change.id} vanished while it is in the shared pool"
+            if change.kind == "volume_placement" and change.id in cloud.shared and not rules.in_shared_pool(cloud, change.id):
+                yield f"the place of volume {change.id} was given away while it is in the shared pool"
             if change.before is not None:
                 for host in cloud.hosts.values():
                     yield from _still_used(cloud, change, host)
+
+    def pool_changed(self, cloud: Cloud) -> Iterator[str]:
+        """Everything in the shared pool has its records."""
+        for id in cloud.shared:
+            if cloud.get("volume", id) is None or not rules.in_shared_pool(cloud, id):
+                yield f"volume {id} is in the shared pool, its records are not"
 
     def host_changed(self, cloud: Cloud, node: str) -> Iterator[str]:
         """Everything there has its records."""

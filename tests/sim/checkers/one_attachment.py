@@ -18,6 +18,7 @@ class OneAttachment(Checker):
         self._attached: set[tuple[str, str]] = set()
         self._sizes: dict[str, dict[str, int]] = {}
         self._open: dict[str, set[tuple[str, str]]] = {}
+        self._shared: dict[str, int] = {}
 
     def committed(self, cloud: Cloud, commit: Commit) -> Iterator[str]:
         """Learn who is attached to whom."""
@@ -25,6 +26,17 @@ class OneAttachment(Checker):
             if change.kind == "volume" and change.after is not None and change.after.spec.vm:
                 self._attached.add((change.id, change.after.spec.vm))
         yield from ()
+
+    def pool_changed(self, cloud: Cloud) -> Iterator[str]:
+        """Nothing is taken from the shared pool that a guest anywhere has open; nothing there shrinks."""
+        for node, held in self._open.items():
+            for volume, id in sorted(held):
+                if volume in self._shared and volume not in cloud.shared:
+                    yield f"volume {volume} was taken from the shared pool while {id} on {cloud.name_of(node)} has it open"
+        for volume, size in cloud.shared.items():
+            if size < self._shared.get(volume, 0):
+                yield f"volume {volume} in the shared pool shrank from {self._shared[volume]} to {size}"
+        self._shared = dict(cloud.shared)
 
     def host_changed(self, cloud: Cloud, node: str) -> Iterator[str]:
         """Look at the volumes the node's guests have open."""
@@ -42,6 +54,8 @@ class OneAttachment(Checker):
                     yield f"volume {volume} is open in {id}, to which it was never attached"
         sizes = self._sizes.get(node, {})
         for volume, id in sorted(before & now):
+            if volume in cloud.shared:
+                continue
             if host.grown is None or (volume in host.volumes and host.volumes[volume] == host.grown.get(volume)):
                 continue
             if volume in sizes and host.volumes.get(volume) != sizes[volume]:

@@ -30,6 +30,8 @@ class Orphans(Checker):
         for claims in cloud.all("node_claims").values():
             if claims.cpus or claims.memory_bytes or claims.disk_bytes or claims.vms:
                 yield f"{cloud.name_of(claims.node)} is still claimed: {claims}"
+        if cloud.shared:
+            yield f"volumes are left in the shared pool: {sorted(cloud.shared)}"
         for host in cloud.hosts.values():
             for what, left in (("configurations", host.defined), ("files", host.files), ("volumes", host.volumes)):
                 if left:

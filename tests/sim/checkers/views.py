@@ -58,6 +58,9 @@ def _vm(cloud: Cloud, vm: Any) -> str:
 
 def _volume(cloud: Cloud, volume: Any) -> str:
     nodes = [host.name for host in cloud.hosts.values() if volume.id in host.volumes]
+    place = cloud.get("volume_placement", volume.id)
+    if volume.status.pool != (rules.pool_of(place) if place is not None else ""):
+        return f"in pool {volume.status.pool}, it is placed in {place}"
     if [node for node in [volume.status.node] if node] != nodes:
         return f"on {volume.status.node or 'no node'}, it is on {nodes}"
     state, name = volume.status.state, VolumeStatus.State.Name(volume.status.state)
