@@ -33,8 +33,8 @@ test: check ## Everything that proves it works.
 release-protos: .dev/ready ## Promise today's protos: later wire-breaking change fails the check.
 	$(V)/buf build -o proto/v1/lock.binpb
 
-sim: .dev/ready ## The whole cloud on virtual time: SEEDS=10000, BUSY=1 (more faults), SEED=n (again), SHRINK=n (the shortest story), FIRST=n, JOBS=n.
-	@$(V)/python -m tests.sim $(if $(SEED),--seed $(SEED),$(if $(SHRINK),--shrink $(SHRINK),--seeds $(or $(SEEDS),300) \
+sim: .dev/ready ## The whole cloud on virtual time: SEEDS=10000, BUSY=1 (more faults), LARGE=1 (200 nodes, 5,000 VMs), SEED=n (again), SHRINK=n (the shortest story), FIRST=n, JOBS=n.
+	@$(V)/python -m tests.sim $(if $(SEED),--seed $(SEED),$(if $(SHRINK),--shrink $(SHRINK),--seeds $(or $(SEEDS),$(if $(LARGE),1,300)) $(if $(LARGE),--large) \
 	  $(if $(FIRST),--first $(FIRST)) $(if $(JOBS),--jobs $(JOBS)) $(if $(BUSY),--busy))) $(if $(TRACE),--trace)
 
 mutants: .dev/ready ## Can the simulation fail? Known bugs, each until a seed catches it: SEEDS=300, ONLY="a b", JOBS=n.

@@ -28,7 +28,8 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=1, help="the first of them")
     parser.add_argument("--jobs", type=int, default=0, help="how many at once; 0: one per core")
     parser.add_argument("--busy", action="store_true", help="stories with many more faults: seeds busy-1, busy-2, ...")
-    parser.add_argument("--seed", help="play this one again: 42, or busy-42")
+    parser.add_argument("--large", action="store_true", help="200 nodes and 5,000 VMs: seeds large-1, ...; minutes each")
+    parser.add_argument("--seed", help="play this one again: 42, busy-42, crowded-42, middle-42, large-42")
     parser.add_argument("--trace", action="store_true", help="with --seed: print every line")
     parser.add_argument("--shrink", help="find the shortest story of a failing seed")
     parser.add_argument("--scenarios", action="store_true", help="play the named regressions")
@@ -40,7 +41,8 @@ def main() -> int:
     if asked.scenarios:
         return max([replay(module.STORY, name=module.__name__) for module in cast.SCENARIOS], default=0)
     numbers = range(asked.first, asked.first + asked.seeds)
-    return many([f"busy-{number}" for number in numbers] if asked.busy else list(numbers), asked.jobs)
+    size = "busy-" if asked.busy else "large-" if asked.large else ""
+    return many([f"{size}{number}" for number in numbers] if size else list(numbers), asked.jobs)
 
 
 def many(seeds: Sequence[int | str], jobs: int) -> int:

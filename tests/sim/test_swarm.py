@@ -7,7 +7,7 @@ import os
 import pytest
 
 from tests.sim import cast
-from tests.sim.swarm import judge, swarm
+from tests.sim.swarm import judge, judge_seed, swarm
 
 SEEDS = int(os.environ.get("SIM_SEEDS", "300"))
 
@@ -17,6 +17,14 @@ SEEDS = int(os.environ.get("SIM_SEEDS", "300"))
 def test_every_seed_goes_well() -> None:
     failed = [str(result) for result in swarm(range(1, SEEDS + 1)) if result.failure]
     assert not failed, "\n".join([f"{len(failed)} of {SEEDS} seeds failed; play one again: make sim SEED=n", *failed])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_cloud_of_forty_servers_and_hundreds_of_guests_goes_well() -> None:
+    """Larger ones by hand: make sim LARGE=1."""
+    result = judge_seed("middle-1")
+    assert not result.failure, result.failure
 
 
 @pytest.mark.parametrize("scenario", cast.SCENARIOS, ids=lambda module: module.__name__.rpartition(".")[2])

@@ -15,7 +15,7 @@ from tests.sim.story import FAULT, Event, Size
 from tests.sim.user import IMAGE, User
 
 MASSES: Final = True
-CALLERS: Final = 20
+CALLERS: Final = 100
 PER_VPC: Final = 250
 MEMORY_MIB: Final = 64
 # So much text goes with every VM of a fleet.
@@ -31,6 +31,9 @@ def draw(draw: random.Random, size: Size) -> Iterable[Event]:
             yield Event(round(draw.uniform(0, 2), 2), user, "fleet", (name, count, draw.choice(USER_DATA)))
             turn_s = round(draw.uniform(0.5, 0.8) * size.duration_s, 2)
             yield Event(turn_s, user, "fleet_turns", (name, count // 2))
+            if draw.random() < 0.7:
+                # What comes while one commit is under way comes together.
+                yield Event(round(max(0.0, turn_s - 0.1), 2), FAULT, "store_trouble", ((), draw.choice((1.0, 3.0)), 10.0))
             for node in draw.sample(size.node_names, min(2, size.nodes)):
                 away_s = draw.choice((2.0, 8.0, 20.0))
                 at_s = round(max(0.0, turn_s + draw.uniform(-0.2, 1.0)), 2)
