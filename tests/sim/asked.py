@@ -40,8 +40,8 @@ class AskedVm:
     ssh_keys: tuple[str, ...] = ()
     # Deleted, and may be brought back: must not run, keeps its disks.
     deleted: bool = False
-    # Id and bytes of its own disk, when that is to stay although the VM goes.
-    kept_root: tuple[str, int] | None = None
+    # Id, name and bytes of its own disk, when that is to stay although the VM goes.
+    kept_root: tuple[str, str, int] | None = None
     # Its revision when its power was last asked for: an older picture does not know of that.
     revision: int = 0
 
@@ -129,8 +129,8 @@ class Asked:
         vm = self.vms.pop(id)
         self.erased[id] = None
         if vm.kept_root is not None:
-            disk, size_bytes = vm.kept_root
-            self.volumes[disk] = AskedVolume(disk, f"{vm.name}-root", vm.owner, size_bytes)
+            disk, name, size_bytes = vm.kept_root
+            self.volumes[disk] = AskedVolume(disk, name, vm.owner, size_bytes)
 
     def erase_volume(self, id: str) -> None:
         """The same of a volume."""

@@ -234,6 +234,8 @@ class ServerCall:
         return context.final()
 
     async def _respond(self, data: bytes) -> None:
+        connection = self.connection
+        data = connection.network.releases.answers(connection.hosts[1], connection.hosts[0], self._method, data)
         if len(data) > MESSAGE_BYTES_MAX:
             raise TooLarge(data)
         await self._responses.take_room()
@@ -389,7 +391,7 @@ class ClientCall:
         """Send a request of a stream."""
         if self._status is not None:
             raise asyncio.InvalidStateError("RPC already finished.")
-        data = self._serialize(request)
+        data = self._channel.sends(self.method, self._serialize(request))
         if len(data) > MESSAGE_BYTES_MAX:
             self.finish(Status.too_large(data))
             self._raise_if_done()

@@ -22,6 +22,7 @@ from typing import Any, Final, Protocol
 from cairn.proto.pki import Identity
 
 from tests.sim.loop import SimLoop
+from tests.sim.releases import Releases
 
 # How long a silent connection is believed in: proto/rpc.py's keepalive, more or less.
 KEEPALIVE_S: Final = (3.0, 13.0)
@@ -176,6 +177,7 @@ class Network:
         self.connections: dict[int, Connection] = {}
         # How often each fault struck.
         self.struck: dict[str, int] = {}
+        self.releases = Releases(loop)
         # Why nobody makes a connection with a host now; empty: they do.
         self.refuses: Callable[[str], str] = lambda _host: ""
         # Counts changes of what is blocked.

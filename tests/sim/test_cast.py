@@ -29,6 +29,7 @@ STRIKES = {
     "operator": {"rules_flushed", "paused_by_hand", "killed_by_hand", "undefined_by_hand", "started_by_hand"},
     "restore": {"restore_store"},
     "slow": {"slow_host", "slow_process", "parted", "patience", "duplicate"},
+    "upgrades": {"older", "newer"},
     "store": {
         "lost_answer", "lost_request", "late_commit", "unavailable", "silent_watch", "compacted_watch", "member_loss",
     },

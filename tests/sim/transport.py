@@ -112,6 +112,10 @@ class SimChannel(grpc.aio.Channel):
         self._connecting: asyncio.Task[Connection] | None = None
         self.calls: dict[ClientCall, None] = {}
 
+    def sends(self, method: str, data: bytes) -> bytes:
+        """Return what a process of this one's release sends."""
+        return self._network.releases.asks(self._host, method, data)
+
     def unary_unary(self, method: str, *codecs: Any, **more: Any) -> Any:
         """Return a callable."""
         return _Method(self, method, _codecs(codecs, more), (False, False))

@@ -28,6 +28,7 @@ from cairn.agent.config import Config as AgentConfig
 from cairn.agent.guestfiles import FakeGuestFiles
 from cairn.agent.hypervisor.fake import FakeHypervisor
 from cairn.agent.identity import Membership
+from cairn.agent.ledger import NAME as LEDGER
 from cairn.controller.api import nouns, resolution
 from cairn.controller.app import Controller
 from cairn.controller.config import Config
@@ -50,6 +51,7 @@ from tests.sim.loop import PROCESS, SimLoop
 from tests.sim.machine import Machine, SimInventory, ToldDict
 from tests.sim.network import Faults, Network
 from tests.sim.referee import Referee
+from tests.sim.releases import Releases, noted
 from tests.sim.store import SimBackend, SimStore, StoreFaults
 from tests.sim.transport import SimTransport
 
@@ -171,6 +173,21 @@ class World:
         """Return what a server has that is no node yet."""
         return SimTransport(self.network, name, Identity("node", "none"), SimIds(f"{self.seed}/stranger/{name}"))
 
+    @property
+    def releases(self) -> Releases:
+        """Return who is of which release."""
+        return self.network.releases
+
+    def put_back(self, name: str) -> None:
+        """Have a process be of this release; it is started again, an agent with the ledger a newer one left."""
+        self.crash(name)
+        machine, releases = self.machines.get(name), self.releases
+        if name in releases.newer and machine is not None and LEDGER in machine.disk.durable:
+            machine.disk.replace(LEDGER, noted(machine.disk.durable[LEDGER]))
+        releases.newer.discard(name)
+        releases.older.discard(name)
+        self.restart(name)
+
     def now(self) -> datetime:
         """Return the true time, which no process knows exactly."""
         return START + timedelta(seconds=self.loop.time())
@@ -252,6 +269,8 @@ class World:
                 process.store.mend()
         for machine in self.machines.values():
             machine.calm()
+        for name in sorted(self.releases.older | self.releases.newer):
+            self.put_back(name)
         self.restart_all()
 
     def restart(self, name: str) -> None:
@@ -322,6 +341,7 @@ class World:
         transport = SimTransport(self.network, name, Identity("controller", name), ids)
         drawn = random.Random(f"{self.seed}/store/{label}")
         store = SimStore(self.backend, drawn, self.store_faults, name=label, trace=self.note)
+        store.really = lambda txn: self.releases.commits(name, txn)
         config = Config(
             name=name, listen=(f"{name}:7443",), enrol_listen=f"{name}:7444", etcd_endpoints=("store:2379",),
             etcd_ca="", etcd_cert="", etcd_key="", ca="", cert="", key="",

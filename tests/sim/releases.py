@@ -1,0 +1,98 @@
+"""Processes of another release than this one, as their neighbours see them.
+
+An agent of an older release says in its Hello nothing of what it knows, and must be sent nothing that came later. A process
+of a newer one writes fields this release does not know into all it sends and stores, records of a kind nobody here knows, and
+more into the notes of its ledger; protobuf keeps such fields, and so must whoever writes a record back. Going back to this
+release leaves all of that behind for it to read.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from cairn.controller.store.base import Put, Txn
+from cairn.proto import kinds
+from cairn.proto.v1.agent_pb2 import SyncRequest, SyncResponse
+
+from tests.sim.checkers.base import Violation
+
+if TYPE_CHECKING:
+    from tests.sim.loop import SimLoop
+
+# A field 2047 of type string that says "novelty" (protobuf's wire format: tag, length, bytes).
+NOVELTY: Final = b"\xfa\x7f\x07novelty"
+KIND: Final = "novelty"
+# What the first agents that did not speak of it could be sent.
+_FIRST: Final = ("image", "volume", "network", "port", "forward", "vm")
+_HEAD: Final = struct.Struct(">II")
+_NOTE: Final = b"N"
+
+
+class Releases:
+    """Which processes, by name, are of which release; all others of this one."""
+
+    def __init__(self, loop: SimLoop) -> None:
+        self._loop = loop
+        self.older: set[str] = set()
+        self.newer: set[str] = set()
+
+    def asks(self, host: str, method: str, data: bytes) -> bytes:
+        """Return what an agent or user really sends."""
+        if not method.endswith("/Sync") or host not in self.older | self.newer:
+            return data
+        request = SyncRequest.FromString(data)
+        if host in self.older and request.HasField("hello"):
+            request.hello.ClearField("capabilities")
+        elif request.HasField("hello"):
+            request.hello.capabilities.append(f"desired:{KIND}")
+        return request.SerializeToString() + (NOVELTY if host in self.newer else b"")
+
+    def answers(self, host: str, to: str, method: str, data: bytes) -> bytes:
+        """Return what a controller really answers; what an older agent would not understand is a violation."""
+        if method.endswith("/Sync") and to in self.older:
+            response = SyncResponse.FromString(data)
+            what = response.WhichOneof("message") or ""
+            kind = response.upsert.object.WhichOneof("object") if what == "upsert" else ""
+            if what == "changes" or (kind and kind not in _FIRST):
+                self._loop.fail(Violation("releases", f"{to} is of an older release, and was sent {kind or what} by {host}"))
+        return data + NOVELTY if host in self.newer else data
+
+    def commits(self, name: str, txn: Txn) -> Txn:
+        """Return what a controller really stores."""
+        if name not in self.newer:
+            return txn
+        puts = {key: Put(put.value + (b"" if NOVELTY in put.value else NOVELTY), put.lease) for key, put in txn.puts.items()}
+        return replace(txn, puts={**puts, f"{kinds.ROOT}{KIND}/{name}": Put(NOVELTY)} if puts else puts)
+
+
+def noted(ledger: bytes) -> bytes:
+    """Return a ledger as an agent of a newer release leaves it: with more in each note."""
+    return b"".join(_frame(_noted(payload)) for payload in _payloads(ledger))
+
+
+def _noted(payload: bytes) -> bytes:
+    if payload[:1] != _NOTE:
+        return payload
+    document: dict[str, Any] = json.loads(payload[1:])
+    note = document["note"]
+    return _NOTE + json.dumps({**document, "note": {**note, KIND: 1} if note else note, KIND: 1}, sort_keys=True).encode()
+
+
+def _payloads(ledger: bytes) -> Iterator[bytes]:
+    at = 0
+    while at + _HEAD.size <= len(ledger):
+        length, checksum = _HEAD.unpack_from(ledger, at)
+        payload = ledger[at + _HEAD.size : at + _HEAD.size + length]
+        if len(payload) < length or zlib.crc32(payload) != checksum:
+            return
+        yield payload
+        at += _HEAD.size + length
+
+
+def _frame(payload: bytes) -> bytes:
+    return _HEAD.pack(len(payload), zlib.crc32(payload)) + payload
