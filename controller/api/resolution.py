@@ -87,15 +87,10 @@ def _found(view: View, noun: Noun[M], project: str, text: str, *, deleted: bool)
 
 
 def _deleted(view: View, noun: Noun[M], project: str, name: str) -> Record[Any] | None:
-    newest: Record[Any] | None = None
-    for id in view.ids(noun.kind):
-        record: Record[Any] | None = view.record(noun.kind, id)
-        if record is None or record.message.name != name or record.message.project != project:
-            continue
-        stamp = record.message.delete_time.ToNanoseconds()
-        if record.message.HasField("delete_time") and (newest is None or stamp > newest.message.delete_time.ToNanoseconds()):
-            newest = record
-    return newest
+    """Return the one deleted last of those that had this name."""
+    records = [view.record(noun.kind, id) for id in view.by(noun.kind, "deleted", f"{project}/{name}")]
+    gone: list[Record[Any]] = [record for record in records if record is not None]
+    return max(gone, key=lambda record: record.message.delete_time.ToNanoseconds(), default=None)
 
 
 def claim(txn: Txn, view: View, caller: Caller, noun: Noun[M], project: str, name: str, id: str) -> None:

@@ -10,6 +10,12 @@ from cairn.proto.ids import pool_id
 
 Extract = Callable[[str, Any], Iterable[str]]
 
+
+def _deleted(message: Any) -> Iterable[str]:
+    """Deleted ones are found by "<project>/<name>": their names are nobody's, or somebody else's by now."""
+    return (f"{message.project}/{message.name}",) if message.HasField("delete_time") else ()
+
+
 # Each function takes (record id, message).
 INDEXES: Final[dict[str, dict[str, Extract]]] = {
     kinds.IMAGE.name: {"project": lambda _, m: (m.project,)},
@@ -26,8 +32,13 @@ INDEXES: Final[dict[str, dict[str, Extract]]] = {
         "image": lambda _, m: (m.spec.image,),
         "former_vm": lambda _, m: (m.spec.former_vm,) if m.spec.former_vm else (),
         "project": lambda _, m: (m.project,),
+        "deleted": lambda _, m: _deleted(m),
     },
-    kinds.VM.name: {"image": lambda _, m: (m.spec.image,), "project": lambda _, m: (m.project,)},
+    kinds.VM.name: {
+        "image": lambda _, m: (m.spec.image,),
+        "project": lambda _, m: (m.project,),
+        "deleted": lambda _, m: _deleted(m),
+    },
     kinds.PORT_BINDING.name: {"subnet": lambda _, m: (m.subnet,), "vpc": lambda _, m: (m.vpc,)},
     kinds.ADDRESS.name: {"subnet": lambda _, m: (m.subnet,)},
     # Owner and incoming node; "" of one that is nowhere.

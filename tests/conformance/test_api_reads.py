@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -239,3 +240,15 @@ async def test_an_unknown_vm_is_not_found_with_details(world: World) -> None:
     (info,) = status_details(error, error_details_pb2.ResourceInfo)
     assert isinstance(info, error_details_pb2.ResourceInfo)
     assert (info.resource_type, info.resource_name) == ("vm", "nope")
+
+
+async def test_a_name_of_several_deleted_ones_is_the_last_ones_and_of_one_that_is_there_its_own(world: World) -> None:
+    await world.furnish()
+    deleted = []
+    for _ in range(2):
+        deleted.append((await world.vm("web")).id)
+        world.clock.ahead += timedelta(seconds=1)
+        await world.api.vms.DeleteVm(DeleteVmRequest(id="web"))
+    assert (await world.api.vms.GetVm(GetVmRequest(id="web"))).id == deleted[-1]
+    alive = await world.vm("web")
+    assert (await world.api.vms.GetVm(GetVmRequest(id="web"))).id == alive.id

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from tests.sim.pictures import Picture
+
 
 @dataclass
 class AskedVm:
@@ -107,6 +109,8 @@ class Asked:
     contests: dict[str, Contest] = field(default_factory=dict)
     # Sentences about answers that contradicted each other.
     contradictions: list[str] = field(default_factory=list)
+    # What those who watch believe.
+    pictures: list[Picture] = field(default_factory=list)
 
     def vms_of(self, owner: str, *, deleted: bool = False) -> list[AskedVm]:
         """Return a user's VMs in the order they were asked for."""

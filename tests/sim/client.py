@@ -64,9 +64,8 @@ class SimClient:
         self.waiting += 1
         try:
             while True:
-                turn = (turn + 1) % len(self._endpoints)
-                endpoints = [*self._endpoints[turn:], *self._endpoints[:turn]]
-                channel = self._transport.channel(endpoints, server_name=CONTROLLER_SERVER_NAME)
+                turn += 1
+                channel = self.channel(turn)
                 try:
                     answer = await begin(channel)
                     self._note(f"{method} answered {getattr(answer, 'id', '')}")
@@ -80,6 +79,12 @@ class SimClient:
                 await asyncio.sleep(0.1 + self._ids.jitter())
         finally:
             self.waiting -= 1
+
+    def channel(self, turn: int) -> Any:
+        """Return a channel that begins with another controller each turn."""
+        turn %= len(self._endpoints)
+        endpoints = [*self._endpoints[turn:], *self._endpoints[:turn]]
+        return self._transport.channel(endpoints, server_name=CONTROLLER_SERVER_NAME)
 
     # --- images and networks -------------------------------------------------------------------------------------------------
 
