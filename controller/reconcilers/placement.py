@@ -177,17 +177,21 @@ class Placements:
 
 
 def in_doubt(view: View, vm: Vm) -> str:
-    """Return why a VM may run somewhere already: a node holds it unasked, or may do so after a restore; empty: it does not."""
+    """Return why a VM may run somewhere already, or be unwanted by now; empty: it may be placed.
+
+    One that had no node at the backup may have been placed, run and deleted since, on nodes that are not asked about it now.
+    """
     if nodes := holders(view, f"vm/{vm.id}"):
         return f"{node_name(view, nodes[0])} holds it already, without being told to; see `cairn cluster adopt`"
-    volumes = view.by(kinds.VOLUME, "vm", vm.id)
-    if not is_restored(view, kinds.VM, vm.id) and not any(is_restored(view, kinds.VOLUME, id) for id in volumes):
+    if is_restored(view, kinds.VM, vm.id):
+        return f"no node yet: it had none at the backup, and may be unwanted by now; `cairn vm start {vm.name}` if it is not"
+    if not any(is_restored(view, kinds.VOLUME, volume.id) for volume in homeless(view, vm.id)):
         return ""
     silent = [node_name(view, node) for node in unheard(view)]
     if not silent:
         return ""
     more = f" and {len(silent) - 1} more" if len(silent) > 1 else ""
-    return f"no node yet: since the restore {silent[0]}{more} has not said what it holds, and may hold it"
+    return f"no node yet: since the restore {silent[0]}{more} has not said what it holds, and may hold its volumes"
 
 
 def wanted_of(view: View, vm: Vm) -> Wanted:
