@@ -173,7 +173,7 @@ class Loop:
 
     async def run(self) -> None:
         """Run until cancelled."""
-        with self._cache.subscribe() as changes:
+        with self._cache.subscribe((*self._reconciler.reads, kinds.CONTROLLER)) as changes:
             await self._cache.ready.wait()
             while True:
                 self._prepare(changes)

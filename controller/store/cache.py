@@ -65,18 +65,28 @@ class Changes:
 class Subscription:
     """An async iterator of Changes; close it, or use it with `with`."""
 
-    def __init__(self, cache: Cache) -> None:
+    def __init__(self, cache: Cache, about: frozenset[Kind[Any]] | None) -> None:
         self._cache = cache
+        # Kinds it wants to hear of; None: all.
+        self.about = about
         self._queue: deque[Changes] = deque()
         self._wake = asyncio.Event()
         self._closed = False
 
-    def push(self, changes: Changes) -> None:
-        """Queue changes for the subscriber; when it is slow, merged with the last queued."""
+    def push(self, changes: Changes, *, own: bool = False) -> None:
+        """Queue changes for the subscriber; when it is slow, merged with the last queued.
+
+        own: made here just now. Who made them goes first: the subscriber is woken a moment later, unless it looks by itself.
+        """
         if len(self._queue) >= QUEUE_MAX:
             changes = self._queue.pop().merge(changes)
         self._queue.append(changes)
-        self._wake.set()
+        if own:
+            loop = asyncio.get_running_loop()
+            # One turn until the caller goes on, one until its caller does.
+            loop.call_soon(loop.call_soon, self._wake.set)
+        else:
+            self._wake.set()
 
     def take(self) -> Changes | None:
         """Return all that is queued as one, without waiting: afterwards cache.view shows exactly what was delivered."""
@@ -147,11 +157,14 @@ class Cache:
         for key, put in txn.puts.items():
             before = self._view.record(*where) if (where := _split(key)) is not None else None
             changes.append(Change(key, put.value, revision if before is None else before.create_revision, put.lease))
-        self._apply(Batch(revision, tuple(changes)))
+        self._apply(Batch(revision, tuple(changes)), own=True)
 
-    def subscribe(self) -> Subscription:
-        """Return an iterator of all changes from now on; of the first picture too when it is not complete yet."""
-        subscription = Subscription(self)
+    def subscribe(self, about: Iterable[Kind[Any]] | None = None) -> Subscription:
+        """Return an iterator of all changes from now on; of the first picture too when it is not complete yet.
+
+        about: kinds; revisions that change none of them are left out. Those that do are told whole, and a new list always.
+        """
+        subscription = Subscription(self, None if about is None else frozenset(about))
         self._subscriptions[subscription] = None
         return subscription
 
@@ -218,7 +231,7 @@ class Cache:
         finally:
             reading.cancel()
 
-    def _apply(self, batch: Batch) -> None:
+    def _apply(self, batch: Batch, *, own: bool = False) -> None:
         changed: list[Changed] = []
         gone: dict[str, Message] = {}
         for change in batch.changes:
@@ -233,7 +246,7 @@ class Cache:
             else:
                 self._put(kind, id, Item(change.key, change.value, batch.revision, change.create_revision))
             changed.append(where)
-        self._publish(batch.revision, changed, gone)
+        self._publish(batch.revision, changed, gone, own=own)
 
     def _put(self, kind: Kind[Any], id: str, item: Item) -> None:
         table = self._view.table(kind)
@@ -244,14 +257,22 @@ class Cache:
             table.delete(id)
 
     def _publish(
-        self, revision: int, changed: Iterable[Changed], gone: Mapping[str, Message], *, relisted: bool = False
+        self,
+        revision: int,
+        changed: Iterable[Changed],
+        gone: Mapping[str, Message],
+        *,
+        relisted: bool = False,
+        own: bool = False,
     ) -> None:
         self._view.advance(revision)
         records = tuple(changed)
         if records or relisted:
             changes = Changes(self._view.revision, records, relisted, gone)
+            touched = {kind for kind, _ in records}
             for subscription in self._subscriptions:
-                subscription.push(changes)
+                if relisted or subscription.about is None or not subscription.about.isdisjoint(touched):
+                    subscription.push(changes, own=own)
         while self._waiting and self._waiting[0][0] <= self._view.revision:
             _, _, future = heapq.heappop(self._waiting)
             if not future.done():

@@ -274,3 +274,16 @@ async def test_a_commit_of_ours_is_shown_before_the_watch_brings_it() -> None:
             told = [await anext(changes), await anext(changes)]
             assert [each.revision for each in told] == [theirs, revision], "ours is not told twice"
             assert sorted(cache.view.ids(kinds.PLACEMENT)) == ["i-1", "i-3", "i-4", "i-5"]
+
+
+async def test_who_asks_about_some_kinds_is_told_of_those() -> None:
+    store = MemoryStore()
+    async with running(store) as cache:
+        with cache.subscribe((kinds.PLACEMENT,)) as changes:
+            await store.commit(Txn("api").put(kinds.VM, "i-1", Vm(id="i-1")))
+            both = Txn("api").put(kinds.VM, "i-2", Vm(id="i-2")).merge(place("i-2", "n1"))
+            revision = await store.commit(both)
+            await cache.wait_for(revision)
+            told = await anext(changes)
+            assert (told.revision, set(told.records)) == (revision, {(kinds.VM, "i-2"), (kinds.PLACEMENT, "i-2")})
+            assert changes.take() is None
