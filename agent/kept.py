@@ -10,16 +10,11 @@ word. Only a restored store (a new epoch) may know less than there is: then thos
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 from cairn.proto.v1.agent_pb2 import Desired, DesiredForward, DesiredPeer, DesiredPort, DesiredVm, Upsert
 
 Objects = Mapping[str, Upsert]
-
-
-def is_kept(key: str, kept: Collection[str]) -> bool:
-    """Tell whether a snapshot says that it cannot tell: by the key, or by its kind ("forward/")."""
-    return key in kept or key.partition("/")[0] + "/" in kept
 
 
 def stays(key: str, desired: Objects, unknown: Objects) -> bool:

@@ -29,8 +29,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
-from cairn.agent.kept import concerned, is_kept, leads_elsewhere, left_over, stays
+from cairn.agent.kept import concerned, leads_elsewhere, left_over, stays
 from cairn.agent.last_word import is_absent, overrules
+from cairn.proto.keys import covers
 from cairn.proto.log import logger
 from cairn.proto.seams import Disk
 from cairn.proto.v1.agent_pb2 import Desired, SyncResponse, Upsert, Version
@@ -158,7 +159,7 @@ class Ledger:
         before, unknown_before, names = self._desired, self._unknown, frozenset(kept)
         overruled = {key: each for key, each in objects.items() if overrules(self._known(key), each)}
         objects |= {key: known for key in overruled if (known := self._known(key)) is not None}
-        objects |= {key: each for key, each in before.items() if key not in objects and is_kept(key, names)}
+        objects |= {key: each for key, each in before.items() if key not in objects and covers(names, key)}
         unknown = left_over(before, unknown_before, objects, restored=at[0] > self.held[0])
         notes = {key: note for key, note in self._notes.items() if key in objects or key in unknown}
         removed = {key: each for key, each in before.items() if key not in objects and is_absent(each.object)}

@@ -14,6 +14,7 @@ from typing import Any, Final
 from cairn.controller.events import Leases, bytes_of, event_id, tell
 from cairn.controller.model.happening import EventSpec
 from cairn.controller.model.nodes import node_name
+from cairn.controller.model.unreadable import newest_revision
 from cairn.controller.node_session import RETRY_S, WRITER, Session
 from cairn.controller.store.base import (
     Conflict,
@@ -29,6 +30,7 @@ from cairn.controller.store.base import (
 )
 from cairn.controller.store.cache import Cache
 from cairn.proto import kinds
+from cairn.proto.keys import covers
 from cairn.proto.kinds import AnyKind
 from cairn.proto.log import logger
 from cairn.proto.seams import Clock, Ids, timestamp
@@ -49,6 +51,16 @@ _FAILED: Final = {
     "image": ImageReport.STATE_FAILED,
     "port": PortReport.STATE_FAILED,
 }
+
+
+class Told:
+    """The keys a node is told to hold, or keeps because nobody can tell; what it says of others is refused."""
+
+    def __init__(self, sent: Container[str], kept: Container[str]) -> None:
+        self._sent, self._kept = sent, kept
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._sent or (isinstance(key, str) and covers(self._kept, key))
 
 
 class Reports:
@@ -157,8 +169,9 @@ class Reports:
         view, now = self._cache.view, self._clock.now()
         for key, report in self._reports.items():
             before = view.get(kinds.OBSERVED, f"{self._node}/{key}")
+            damaged = f"{self._node}/{key}" in view.unreadable(kinds.OBSERVED)
             part, told = Txn(WRITER), list[EventSpec]()
-            if before is None or not _same(before.report, report):
+            if before is None or damaged or not _same(before.report, report):
                 observed = Observed(key=key, node=self._node, report=report, observe_time=timestamp(now))
                 # Checked, though nobody else writes it: a commit given up as in doubt may still arrive, after newer reports.
                 _over(view, part, kinds.OBSERVED, f"{self._node}/{key}").put(kinds.OBSERVED, f"{self._node}/{key}", observed)
@@ -168,7 +181,7 @@ class Reports:
             lot.reports[key] = report
         for key in self._gone:
             id, part = f"{self._node}/{key}", Txn(WRITER)
-            if view.get(kinds.OBSERVED, id) is not None:
+            if newest_revision(view, kinds.OBSERVED, id):
                 _over(view, part, kinds.OBSERVED, id).delete(kinds.OBSERVED, id)
             if not lot.add(part):
                 return
@@ -236,7 +249,7 @@ class _Lot:
 
 def _over(view: View, txn: Txn, kind: AnyKind, id: str) -> Txn:
     """Have a transaction check the record that is there."""
-    return txn.check(kind, id, view.revision_of(kind, id))
+    return txn.check(kind, id, newest_revision(view, kind, id))
 
 
 def _same(first: Report, second: Report) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
+from cairn.controller.model.unreadable import newest_revision
 from cairn.controller.store.base import Conflict, Indeterminate, Lease, LeaseLost, Store, Txn, Unavailable, View
 from cairn.controller.store.cache import Cache
 from cairn.proto import kinds
@@ -52,7 +53,7 @@ class Session:
         Raises StoreError; Conflict when the record has moved on meanwhile.
         """
         lease = await self._store.lease(TTL_S)
-        txn = Txn(WRITER).check(kinds.NODE_SESSION, self.node, view.revision_of(kinds.NODE_SESSION, self.node))
+        txn = Txn(WRITER).check(kinds.NODE_SESSION, self.node, newest_revision(view, kinds.NODE_SESSION, self.node))
         txn.put(kinds.NODE_SESSION, self.node, self.message, lease=lease.id)
         if facts is not None:
             txn.put(kinds.NODE_FACTS, self.node, facts)

@@ -12,19 +12,24 @@
 `node_objects` gives all of it, `own_keys` and `desired` what is this node's alone: peers and forwards are the same for all
 nodes of a VPC, and are made once (shared.py). presence.py says which ones a change may have touched. A node is told only what
 concerns it.
+
+There are three answers: an object, None (it need not be held), and CannotTell: a record that the object is made of is missing,
+or cannot be read. Then nothing is said about it, and the node keeps what it has (docs/decisions/0013).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Final, TypeVar
 
 from cairn.controller.model.assigned import VOLUME_WORK, assigned_to, assignment
 from cairn.controller.model.capabilities import lacking
 from cairn.controller.model.nodes import hash_of
+from cairn.controller.model.readable import CannotTell, Readable
 from cairn.controller.model.restored import is_restored
 from cairn.controller.model.seats import transit_of
 from cairn.controller.model.slots import slots
+from cairn.controller.model.unreadable import all_unreadable
 from cairn.controller.model.where import (
     claimed,
     needs_permit,
@@ -41,8 +46,9 @@ from cairn.controller.shared import forward_of, peer_of
 from cairn.controller.store.base import View
 from cairn.net import ipam
 from cairn.proto import kinds
+from cairn.proto.capabilities import ABSENT_IMAGES
 from cairn.proto.ids import LOCAL_POOL, mac_of, router_mac, tap_of, transit_address
-from cairn.proto.kinds import AnyKind
+from cairn.proto.kinds import AnyKind, Kind
 from cairn.proto.v1.agent_pb2 import (
     VM_ROLE_UNSPECIFIED,
     BlobSource,
@@ -59,7 +65,11 @@ from cairn.proto.v1.agent_pb2 import (
 )
 from cairn.proto.v1.image_pb2 import IMAGE_FORMAT_UNSPECIFIED
 from cairn.proto.v1.node_pb2 import Assignment
+from cairn.proto.v1.port_pb2 import PortBinding
 from cairn.proto.v1.vm_pb2 import Vm
+from google.protobuf.message import Message
+
+M = TypeVar("M", bound=Message)
 
 # What a node may know better than a restored record.
 _RESTORABLE: Final[dict[str, AnyKind]] = {kind.name: kind for kind in (kinds.VM, kinds.VOLUME)}
@@ -69,26 +79,50 @@ MTU_MAX: Final = 1500
 SOURCES_MAX: Final = 8
 
 
-def node_objects(view: View, presence: Presence, node: str) -> dict[str, Desired]:
-    """Return everything a node must hold, by key."""
-    keys = {*own_keys(view, presence, node), *_shared_keys(presence, node)}
-    found = ((key, desired(view, presence, node, key)) for key in sorted(keys))
-    return {key: object for key, object in found if object is not None}
+def node_objects(view: View, presence: Presence, node: str, kept: set[str] | None = None) -> dict[str, Desired]:
+    """Return everything a node must hold, by key. kept: takes the keys and kinds ("forward/") of which that cannot be told."""
+    found: dict[str, Desired] = {}
+    cannot = set(unsure(view))
+    for key in sorted({*own_keys(view, presence, node), *_shared_keys(presence, node)}):
+        try:
+            object = desired(view, presence, node, key)
+        except CannotTell:
+            cannot.add(key)
+            continue
+        if object is not None:
+            found[key] = object
+    if kept is not None:
+        kept |= cannot
+    return found
+
+
+def unsure(view: View) -> frozenset[str]:
+    """Return what any node may have to hold because of records that nobody can read: keys where they are known, else kinds."""
+    found: set[str] = set()
+    for kind, id, unreadable in all_unreadable(view):
+        if not unreadable.kept:
+            found |= {text.format(id=id) for text in _LEADS_TO.get(kind, ())}
+    return frozenset(found)
 
 
 def desired(view: View, presence: Presence, node: str, key: str, *, told: bool = False) -> Desired | None:
-    """Return one object a node must hold, or None when it need not hold it, or its agent would not understand it.
+    """Return one object a node must hold, or None when it need not hold it, or its agent never understood it.
 
     told: it was told to hold that key just before. What need not be held, holds something, and can be said to be `absent`, is
-    not None until the node has removed it.
+    not None until the node has removed it. Raises CannotTell.
     """
     kind, _, id = key.partition("/")
+    view = Readable(view) if view.harmed else view
     made = _MAKERS[kind](view, presence, node, id)
     if made is None:
         made = _absent(view, node, key, told=told)
     elif kind in _RESTORABLE:
         made.restored = is_restored(view, _RESTORABLE[kind], id)
-    return None if made is None or lacking(view, node, made) else made
+    missing = lacking(view, node, made) if made is not None else []
+    if missing and missing != [ABSENT_IMAGES]:
+        raise CannotTell(f"its agent does not know {', '.join(missing)}")
+    # An older agent removes an image that it is not sent any more.
+    return None if missing else made
 
 
 def _absent(view: View, node: str, key: str, *, told: bool) -> Desired | None:
@@ -150,10 +184,7 @@ def _vm(view: View, _presence: Presence, node: str, id: str) -> Desired | None:
         # One that was brought back and is not placed again yet: what is absent is its life before.
         generation = vm.spec.power_generation if vm.HasField("delete_time") else 0
         return Desired(vm=DesiredVm(id=id, name=vm.name, project=vm.project, absent=True, power_generation=generation))
-    nics = _nics(view, node, vm)
-    if nics is None:
-        return None
-    spec, project, room = vm.spec, view.get(kinds.PROJECT, vm.project), claimed(view, id)
+    spec, project, room = vm.spec, _needed(view, kinds.PROJECT, vm.project) if vm.project else None, claimed(view, id)
     image = view.get(kinds.IMAGE, spec.image)
     result = DesiredVm(
         id=id,
@@ -164,8 +195,8 @@ def _vm(view: View, _presence: Presence, node: str, id: str) -> Desired | None:
         cpus=room.cpus,
         memory_bytes=room.memory_bytes,
         arch=spec.arch or (image.spec.arch if image is not None else ""),
-        disks=_disks(view, node, id),
-        nics=nics,
+        disks=_disks(view, node, vm),
+        nics=_nics(view, node, vm),
         power_state=spec.power_state,
         power_generation=spec.power_generation,
         reboot_generation=spec.reboot_generation,
@@ -184,13 +215,27 @@ def _vm(view: View, _presence: Presence, node: str, id: str) -> Desired | None:
     return Desired(vm=result)
 
 
-def _nics(view: View, node: str, vm: Vm) -> list[VmNic] | None:
-    """Return the cards; None while one has no address yet."""
+def _needed(view: View, kind: Kind[M], id: str) -> M:
+    """Return a record that another one refers to. Raises CannotTell when it is not there."""
+    found = view.get(kind, id)
+    if found is None:
+        raise CannotTell(f"{kind.name} {id} is not there")
+    return found
+
+
+def _bound(view: View, port: str) -> PortBinding:
+    """Return the address of a port. Raises CannotTell when it has none, yet or any more."""
+    binding = _needed(view, kinds.PORT_BINDING, port)
+    if not binding.address:
+        raise CannotTell(f"port {port} has no address yet")
+    return binding
+
+
+def _nics(view: View, node: str, vm: Vm) -> list[VmNic]:
+    """Return the cards. Raises CannotTell, also while one has no address yet."""
     nics: list[VmNic] = []
     for nic in vm.spec.nics:
-        binding, subnet = view.get(kinds.PORT_BINDING, nic.port), view.get(kinds.SUBNET, nic.subnet)
-        if binding is None or not binding.address or subnet is None:
-            return None
+        binding, subnet = _bound(view, nic.port), _needed(view, kinds.SUBNET, nic.subnet)
         nics.append(
             VmNic(
                 port=nic.port,
@@ -206,10 +251,12 @@ def _nics(view: View, node: str, vm: Vm) -> list[VmNic] | None:
     return nics
 
 
-def _disks(view: View, node: str, vm: str) -> list[VmDisk]:
-    """Return the VM's disks on this node, in the order its guest is to find them."""
-    disks, order = list[VmDisk](), slots(view, vm)
-    for id in view.by(kinds.VOLUME, "vm", vm):
+def _disks(view: View, node: str, vm: Vm) -> list[VmDisk]:
+    """Return the VM's disks on this node, in the order its guest is to find them. Raises CannotTell when one has no record."""
+    for id in filter(None, (vm.spec.root_volume, *vm.spec.volumes)):
+        _needed(view, kinds.VOLUME, id)
+    disks, order = list[VmDisk](), slots(view, vm.id)
+    for id in view.by(kinds.VOLUME, "vm", vm.id):
         volume = view.get(kinds.VOLUME, id)
         if volume is not None and node in volume_nodes(view, id) and not _erased(view, id):
             disk = VmDisk(volume=id, boot=volume.spec.boot, slot=order[id])
@@ -278,9 +325,13 @@ def _sources(view: View, node: str, image: str, replicas: list[str]) -> list[Blo
 
 
 def _network(view: View, presence: Presence, node: str, vpc: str) -> Desired | None:
-    record, nodes, own = view.get(kinds.VPC, vpc), presence.nodes(vpc), transit_of(view, node)
-    if record is None or node not in nodes or not own.index or not own.vtep:
+    nodes, own = presence.nodes(vpc), transit_of(view, node)
+    if node not in nodes:
         return None
+    if not own.index or not own.vtep:
+        raise CannotTell(f"how node {node} is reached is not known")
+    record = _needed(view, kinds.VPC, vpc)
+    _all_subnets(view, presence, node, vpc)
     result = DesiredNetwork(
         vpc=vpc,
         transit_vni=record.spec.vni,
@@ -310,10 +361,32 @@ def with_peers(view: View, presence: Presence, node: str, network: DesiredNetwor
     return result
 
 
+def _all_subnets(view: View, presence: Presence, node: str, vpc: str) -> None:
+    """See that no subnet is left out. Raises CannotTell when one is missing that is used here, or one cannot be read."""
+    listed = set(view.by(kinds.SUBNET, "vpc", vpc))
+    for port in presence.vpcs[vpc][node]:
+        binding = view.get(kinds.PORT_BINDING, port)
+        if binding is not None and binding.subnet not in listed:
+            raise CannotTell(f"subnet {binding.subnet} is not there")
+    for id, each in view.unreadable(kinds.SUBNET).items():
+        ports = (view.get(kinds.PORT, port) for port in view.by(kinds.PORT, "subnet", id))
+        if not each.kept and any(port is not None and port.spec.vpc == vpc for port in ports):
+            raise CannotTell(f"subnet {id} cannot be read")
+
+
+def _lost_seat(view: View, id: str) -> None:
+    """Raise CannotTell when a port is nowhere because its address is not there, though its guest may run."""
+    port = view.get(kinds.PORT, id)
+    if port is not None and where(view, port.spec.vm).runs_on:
+        _bound(view, id)
+
+
 def _port(view: View, presence: Presence, node: str, id: str) -> Desired | None:
-    seat, port, binding = presence.seat(id), view.get(kinds.PORT, id), view.get(kinds.PORT_BINDING, id)
-    if seat is None or seat.node != node or port is None or binding is None:
+    seat = presence.seat(id)
+    if seat is None or seat.node != node:
+        _lost_seat(view, id)
         return None
+    port, binding = _needed(view, kinds.PORT, id), _bound(view, id)
     vm = view.get(kinds.VM, port.spec.vm)
     result = DesiredPort(
         id=id,
@@ -350,4 +423,20 @@ _MAKERS: Final[dict[str, Callable[[View, Presence, str, str], Desired | None]]] 
     "port": _port,
     "forward": _forward,
     "peer": _peer,
+}
+# What a record that was never readable may have led to, on any node.
+_CARDS: Final = ("port/", "network/", "forward/", "peer/")
+_LEADS_TO: Final[dict[AnyKind, tuple[str, ...]]] = {
+    kinds.VM: ("vm/{id}", *_CARDS),
+    kinds.PLACEMENT: ("vm/{id}", *_CARDS),
+    kinds.PORT: _CARDS,
+    kinds.PORT_BINDING: _CARDS,
+    kinds.VPC: ("network/{id}",),
+    kinds.NODE: _CARDS[1:],
+    kinds.NODE_FACTS: _CARDS[1:],
+    kinds.VOLUME: ("volume/{id}", "image/"),
+    kinds.VOLUME_PLACEMENT: ("volume/{id}", "image/"),
+    kinds.ASSIGNMENT: ("volume/",),
+    kinds.IMAGE: ("image/{id}",),
+    kinds.IMAGE_CONTENT: ("image/{id}",),
 }

@@ -14,7 +14,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from cairn.controller.nodespec import desired, own_keys, with_peers
+from cairn.controller.model.readable import CannotTell
+from cairn.controller.nodespec import desired, own_keys, unsure, with_peers
 from cairn.controller.presence import Presence
 from cairn.controller.shared import NOTHING, Shared, difference
 from cairn.controller.store.base import View
@@ -59,6 +60,10 @@ class Outbox:
         # VPC -> what of it was sent, and how far.
         self._shared: dict[str, tuple[Shared, int]] = {}
         self._touched: dict[str, None] = {}
+        # Keys and kinds ("forward/") of which cannot be told whether the node must hold them: it keeps what it has.
+        self.kept: set[str] = set()
+        # What of that is because of records that cannot be read: once that changes, a snapshot tells more.
+        self.unsure: frozenset[str] = frozenset()
 
     @property
     def pending(self) -> bool:
@@ -75,15 +80,27 @@ class Outbox:
             self.touch(f"network/{vpc}" for vpc in vpcs if vpc in self._shared)
 
     def begin(self, view: View, presence: Presence) -> None:
-        """Look at everything: the node is to be sent a snapshot."""
+        """Look at everything, as if nothing had been sent: the node is to be sent a snapshot."""
+        self.sent.clear()
+        self._shared.clear()
+        self.unsure = unsure(view)
+        self.kept.clear()
+        self.kept.update(self.unsure)
         self._touched = dict.fromkeys(sorted(set(own_keys(view, presence, self._node)), key=_rank))
+
+    def is_sure_again(self, view: View) -> bool:
+        """Tell whether more can be told now than when the snapshot was sent, of records that could not be read then."""
+        return bool(self.unsure) and self.unsure != unsure(view)
 
     def take(self, view: View, presence: Presence) -> Parcel:
         """Return what differs of some of the touched objects, and all that is new of what is shared."""
         parcel = Parcel()
         for key in sorted(self._touched, key=_rank)[:CHUNK]:
             del self._touched[key]
-            self._take(key, self._object(view, presence, key), parcel)
+            try:
+                self._take(key, self._object(view, presence, key), parcel)
+            except CannotTell:
+                self.kept.add(key)
         if not self._touched:
             self._take_shared(presence, parcel)
         return parcel
@@ -95,8 +112,10 @@ class Outbox:
         return object
 
     def _take(self, key: str, object: Desired | None, parcel: Parcel) -> None:
+        kept = key in self.kept
+        self.kept.discard(key)
         if object is None:
-            if self.sent.pop(key, None) is not None:
+            if self.sent.pop(key, None) is not None or kept:
                 parcel.removes.append(key)
                 parcel.own.append(key)
             return
@@ -105,7 +124,9 @@ class Outbox:
             return
         self.sent[key] = digest
         told = self._opened(key, object)
-        if told is not None:
+        if told is None:
+            self.kept.add(key)
+        else:
             parcel.upserts.append(Upsert(key=key, object=told).SerializeToString(deterministic=True))
 
     def _take_shared(self, presence: Presence, parcel: Parcel) -> None:

@@ -27,6 +27,7 @@ from typing import Any, Final, Protocol
 from cairn.controller.events import Leases, bytes_of, tell
 from cairn.controller.metrics import RuntimeMetrics
 from cairn.controller.model.happening import EventSpec
+from cairn.controller.model.unreadable import touched
 from cairn.controller.queue import BACKOFF_S_MAX, Queue
 from cairn.controller.reconcilers.base import Follower, Outcome, Reconciler
 from cairn.controller.store.base import (
@@ -52,6 +53,8 @@ _log = logger("runtime")
 GROUP_MAX: Final = 64
 SLICE_S: Final = 0.01
 SCAN_S: Final = 60.0
+# When a key is looked at again that waits for a record to be readable: its change wakes it at once.
+UNREADABLE_AGAIN_S: Final = 30.0
 CONFLICT_S: Final = 0.002
 CONFLICT_S_MAX: Final = 0.1
 
@@ -331,6 +334,10 @@ class Loop:
             outcome = self._reconciler.reconcile(view, key, now)
             if outcome.txn is not None:
                 check_writers(self._reconciler, outcome.txn)
+                if harmed := touched(view, outcome.txn):
+                    # The store would refuse it, and with it what others of its group decided.
+                    say = f"{', '.join(harmed)} cannot be read"
+                    return Outcome(None, say, again_after_s=UNREADABLE_AGAIN_S)
         except Exception as error:  # noqa: BLE001 - the boundary: a fault with one key must not stop the others
             self._failed(key, error)
             return None

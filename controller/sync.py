@@ -28,7 +28,7 @@ from cairn.controller.events import Leases, tell
 from cairn.controller.metrics import SyncMetrics
 from cairn.controller.model.happening import EventSpec
 from cairn.controller.model.nodes import node_name
-from cairn.controller.node_reports import MESSAGE_BYTES_MAX, Reports
+from cairn.controller.node_reports import MESSAGE_BYTES_MAX, Reports, Told
 from cairn.controller.node_session import Session
 from cairn.controller.outbox import Outbox, Parcel
 from cairn.controller.presence import Presence
@@ -138,6 +138,8 @@ class SyncService(AgentServiceServicer):
         for node in {node for vpc in touched.vpcs for node in self._presence.nodes(vpc)}:
             if node in self._streams:
                 self._streams[node].touch_shared(touched.vpcs)
+        for stream in self._streams.values():
+            stream.check_unsure()
         for kind, id in records:
             if kind is kinds.NODE_SESSION and id in self._streams:
                 self._streams[id].check_session()
@@ -246,8 +248,9 @@ class Stream:
         self._epoch = service.standing.cluster().epoch
         self._session = Session(service.store, service.clock, hello, service.controller)
         self._outbox = Outbox(hello.node, hello.capabilities, self._opened)
-        # The snapshot has been sent: what the outbox has not sent the node need not hold.
+        # The snapshot has been sent: what the outbox has not sent the node need not hold, but for what it keeps.
         self._told_all = False
+        self._told = Told(self._outbox.sent, self._outbox.kept)
         self._touched_s: float | None = None
         # When what is shared may be sent by itself again, and what wakes the stream then.
         self._shared_at_s = 0.0
@@ -258,7 +261,7 @@ class Stream:
         self._tasks: list[asyncio.Task[None]] = []
         self._heard_s = asyncio.get_running_loop().time()
         self._reports = Reports(
-            service.cache, service.store, service.clock, service.ids, service.leases, self._session, self._outbox.sent
+            service.cache, service.store, service.clock, service.ids, service.leases, self._session, self._told
         )
         self._unknowns = Unknowns(
             service.cache, service.store, service.clock, service.ids, service.leases, service.seals, self._session
@@ -298,6 +301,11 @@ class Stream:
         if self._session.superseded(self._service.cache.view):
             self.end(_Over("the agent has connected elsewhere", revoke=False))
 
+    def check_unsure(self) -> None:
+        """Have everything told once more when what could not be told can be now."""
+        if self._outbox.is_sure_again(self._service.cache.view):
+            self._some.set()
+
     def check_node(self) -> None:
         """End the stream of a node that was removed."""
         if self._service.cache.view.get(kinds.NODE, self.node) is None:
@@ -306,7 +314,7 @@ class Stream:
     def check_report(self, id: str) -> None:
         """Have a report removed that is about nothing the node must hold: its commit was in doubt, and came late."""
         key = id.partition("/")[2]
-        if self._told_all and key not in self._outbox.sent and self._service.cache.view.get(kinds.OBSERVED, id) is not None:
+        if self._told_all and key not in self._told and self._service.cache.view.get(kinds.OBSERVED, id) is not None:
             self._reports.forget(key)
 
     async def open(self) -> None:
@@ -323,13 +331,8 @@ class Stream:
         if isinstance(self._over, Refused):
             raise self._over
         _log.info("node_connected", node=self.node, endpoint=self._hello.endpoint, agent=self._hello.agent_version)
-        for part in (
-            self._session.keep(self._service.cache),
-            self._reports.run(),
-            self._unknowns.run(),
-            self._read(),
-            self._watch(),
-        ):
+        writes = self._session.keep(self._service.cache), self._reports.run(), self._unknowns.run()
+        for part in (*writes, self._read(), self._watch()):
             task = asyncio.create_task(part)
             task.add_done_callback(self._part_ended)
             self._tasks.append(task)
@@ -409,6 +412,9 @@ class Stream:
             if self._over is not None:
                 raise TryAgain(self._over.say)
             since_s, self._touched_s = self._touched_s, None
+            if self._outbox.is_sure_again(self._service.cache.view):
+                async for response in self._snapshot():
+                    yield response
             beat, self._beat = self._beat, False
             async for response in self._deltas(beat=beat):
                 yield response
@@ -421,6 +427,7 @@ class Stream:
     async def _snapshot(self) -> AsyncGenerator[SyncResponse, None]:
         """Yield everything the node must hold; what changes meanwhile follows in it or as deltas."""
         service, count = self._service, 0
+        self._told_all = False
         presence = await service.presence()
         self._outbox.begin(service.cache.view, presence)
         yield SyncResponse(snapshot_begin=SnapshotBegin(version=self._version()))
@@ -436,9 +443,9 @@ class Stream:
             if not self._outbox.pending:
                 break
             await asyncio.sleep(0)
-        yield SyncResponse(bookmark=Bookmark(version=version, snapshot_end=True))
+        yield SyncResponse(bookmark=Bookmark(version=version, snapshot_end=True, kept=sorted(self._outbox.kept)))
         service.metrics.snapshots.inc()
-        _log.info("snapshot_sent", node=self.node, objects=count, revision=version.revision)
+        _log.info("snapshot_sent", node=self.node, objects=count, kept=len(self._outbox.kept), revision=version.revision)
         self._told_all = True
         for id in service.cache.view.by(kinds.OBSERVED, "node", self.node):
             self.check_report(id)

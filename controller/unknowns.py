@@ -14,6 +14,7 @@ from cairn.controller.events import Leases, tell
 from cairn.controller.model.happening import EventSpec
 from cairn.controller.model.nodes import node_name
 from cairn.controller.model.restored import CLUSTER_ID
+from cairn.controller.model.unreadable import newest_revision
 from cairn.controller.node_session import RETRY_S, WRITER, Session
 from cairn.controller.store.base import Conflict, Indeterminate, LeaseLost, Store, Txn, Unavailable, View
 from cairn.controller.store.cache import Cache
@@ -126,15 +127,15 @@ class Unknowns:
             record.node = self._node
             record.since_time.CopyFrom(before.since_time if before is not None else timestamp(now))
             self._seal(record)
-            if record == before:
+            if record == before and id not in view.unreadable(kinds.UNKNOWN):
                 continue
-            txn.check(kinds.UNKNOWN, id, view.revision_of(kinds.UNKNOWN, id)).put(kinds.UNKNOWN, id, record)
+            txn.check(kinds.UNKNOWN, id, newest_revision(view, kinds.UNKNOWN, id)).put(kinds.UNKNOWN, id, record)
             if before is None:
                 events.append(_event(view, record))
         for id in gone:
-            txn.check(kinds.UNKNOWN, id, view.revision_of(kinds.UNKNOWN, id)).delete(kinds.UNKNOWN, id)
+            txn.check(kinds.UNKNOWN, id, newest_revision(view, kinds.UNKNOWN, id)).delete(kinds.UNKNOWN, id)
         if not txn and not self._told and self._newly_heard():
-            txn.check(kinds.NODE_HEARD, self._node, view.revision_of(kinds.NODE_HEARD, self._node))
+            txn.check(kinds.NODE_HEARD, self._node, newest_revision(view, kinds.NODE_HEARD, self._node))
             txn.put(kinds.NODE_HEARD, self._node, NodeHeard(node=self._node, epoch=self._epoch))
         if events:
             tell(txn, events, now=now, ids=self._ids, lease=await self._leases.lease())

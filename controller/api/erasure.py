@@ -17,7 +17,7 @@ call (or deleting it again) finishes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from cairn.controller.api import resolution
 from cairn.controller.api.core import Core
@@ -25,12 +25,17 @@ from cairn.controller.api.decision import Decide, Decided
 from cairn.controller.api.nouns import Noun
 from cairn.controller.model.permits import Caller, Verb
 from cairn.controller.store.base import Conflict, Indeterminate, Record, Txn, Unavailable, View
-from cairn.proto import log
+from cairn.proto import kinds, log
 from cairn.proto.errors import NotFound, Refused, TryAgain
+from cairn.proto.kinds import AnyKind
 from cairn.proto.seams import timestamp
 from google.protobuf.message import Message
 
 _log = log.logger("api")
+# Records that refer to what is erased here.
+_REFERRING: Final[tuple[AnyKind, ...]] = (
+    kinds.VM, kinds.VOLUME, kinds.PORT, kinds.SUBNET, kinds.PLACEMENT, kinds.VOLUME_PLACEMENT, kinds.IMAGE_CONTENT,
+)  # fmt: skip
 M = TypeVar("M", bound=Message)
 
 
@@ -47,7 +52,7 @@ class Erasure(Generic[M]):
         in_use: Callable[[View, Caller, Record[M]], None],
         release: Callable[[Txn, View, Record[M]], None],
     ) -> None:
-        self._core, self._noun, self._in_use, self._release = core, noun, in_use, release
+        self._core, self._noun, self._refuse_used, self._release = core, noun, in_use, release
 
     async def run(self, request: Any, caller: Caller) -> M:
         """Answer a Delete request. Raises Refused."""
@@ -78,6 +83,17 @@ class Erasure(Generic[M]):
         except Refused:
             await self._unmark(marked)
             raise
+
+    def _in_use(self, view: View, caller: Caller, record: Record[M]) -> None:
+        """Refuse while something refers to the record, or that cannot be told. Raises Refused."""
+        for kind in _REFERRING if view.harmed else ():
+            for id, each in view.unreadable(kind).items():
+                if not each.kept:
+                    say = (
+                        f"whether {self._noun.title} {self._id(record)} is used cannot be told: {kind.name} {id} cannot be read"
+                    )
+                    raise TryAgain(f"{say}; see `cairn cluster fsck`")
+        self._refuse_used(view, caller, record)
 
     def _named(self, view: View, caller: Caller, request: Any) -> Decided[M]:
         """Decide about the object as the request names it."""

@@ -26,6 +26,7 @@ from cairn.controller.api.group import Call
 from cairn.controller.api.plan import Planner, Touched
 from cairn.controller.events import event_id
 from cairn.controller.model.permits import Caller, Verb, permits
+from cairn.controller.model.unreadable import touched
 from cairn.controller.retention import EVENT_KEEP_S, REQUEST_KEEP_S, Retention
 from cairn.controller.store.base import Store, StoreError, View
 from cairn.proto import kinds
@@ -202,7 +203,13 @@ def _answer_again(view: View, caller: Caller, first: RequestRecord, digest: byte
 
 
 def _admit(view: View, caller: Caller, request: Message, decided: Decided[Any]) -> None:
-    """Refuse a decision about an object its caller may not do that to, whatever its looking up has asked. Raises Denied."""
+    """Refuse a decision about an object its caller may not do that to, whatever its looking up has asked. Raises Denied.
+
+    TryAgain when it stands on a record that cannot be read: the store would refuse it.
+    """
+    if harmed := touched(view, decided.txn):
+        say = f"{', '.join(harmed)} cannot be read; `cairn cluster fsck` lists what is damaged"
+        raise TryAgain(say)
     noun = decided.noun
     put = decided.txn.puts.get(noun.kind.key(decided.id))
     record: Any = view.get(noun.kind, decided.id)

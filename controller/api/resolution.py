@@ -15,7 +15,7 @@ from cairn.controller.api.nouns import CLUSTER_WIDE, DEFAULT_PROJECT, DEFAULT_PR
 from cairn.controller.model.permits import Caller, Verb, permits
 from cairn.controller.store.base import Record, Txn, View
 from cairn.proto import kinds
-from cairn.proto.errors import AlreadyExists, BadState, Denied, Invalid, Moved, NotFound
+from cairn.proto.errors import AlreadyExists, BadState, Denied, Invalid, Moved, NotFound, TryAgain
 from cairn.proto.v1.cluster_pb2 import NameClaim
 from google.protobuf.message import Message
 
@@ -53,6 +53,8 @@ def find(
     if not text:
         raise Invalid(field, f"which {noun.title}? Give an id or a name")
     record = _found(view, noun, project, text, deleted=deleted)
+    if record is None and view.harmed:
+        _refuse_unreadable(view, noun, project, text)
     if record is None or not permits(view, caller, Verb.SEE, record.message):
         raise NotFound(noun.kind.name, text, f"{noun.title} {text!r} does not exist")
     if verb is not Verb.SEE:
@@ -84,6 +86,16 @@ def _found(view: View, noun: Noun[M], project: str, text: str, *, deleted: bool)
     if record is None and deleted and noun.soft_delete:
         record = _deleted(view, noun, project, text)
     return record
+
+
+def _refuse_unreadable(view: View, noun: Noun[M], project: str, text: str) -> None:
+    """Do not call missing what is there and cannot be read. Raises TryAgain."""
+    claim = view.get(kinds.NAME, claim_id(noun, project, text))
+    for id in (text, claim.id if claim is not None else ""):
+        if id in view.unreadable(noun.kind):
+            raise TryAgain(f"the record of {noun.title} {text!r} cannot be read; `cairn cluster fsck` lists what is damaged")
+    if claim_id(noun, project, text) in view.unreadable(kinds.NAME):
+        raise TryAgain(f"who has the name {text!r} cannot be read; `cairn cluster fsck` lists what is damaged")
 
 
 def _deleted(view: View, noun: Noun[M], project: str, name: str) -> Record[Any] | None:

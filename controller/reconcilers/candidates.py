@@ -159,7 +159,9 @@ class Candidates:
         node, facts = view.get(kinds.NODE, id), view.get(kinds.NODE_FACTS, id)
         if node is None:
             raise LookupError(f"node {id} vanished without a change being told")
-        self.ready[row] = facts is not None and view.get(kinds.NODE_SESSION, id) is not None and heard(view, id)
+        counted = id not in view.unreadable(kinds.NODE_CLAIMS) and _LOCAL + id not in view.unreadable(kinds.POOL_CLAIMS)
+        connected = view.get(kinds.NODE_SESSION, id) is not None and heard(view, id)
+        self.ready[row] = facts is not None and connected and counted
         self.cordoned[row] = node.spec.cordoned or node.HasField("delete_time")
         self.labels[row] = node.labels
         runs = set(facts.hypervisor.archs) if facts is not None else set()

@@ -115,6 +115,11 @@ def _vm(view: View, id: str, now: datetime) -> Outcome:
     if waits is not None:
         return waits
     vm = record.message
+    cards = (nic.port for nic in vm.spec.nics)
+    damaged = view.unreadable(kinds.PORT).keys() & set(cards)
+    damaged |= view.unreadable(kinds.VOLUME).keys() & {vm.spec.root_volume, *vm.spec.volumes}
+    if damaged:
+        return Outcome(None, f"the record of its {', '.join(sorted(damaged))} cannot be read")
     disks = [disk for each in view.by(kinds.VOLUME, "vm", id) if (disk := view.record(kinds.VOLUME, each)) is not None]
     own = [disk for disk in disks if disk.message.spec.delete_with_vm]
     if not _vm_absent(view, vm):
@@ -223,8 +228,12 @@ def _forget(txn: Txn, view: View, key: str) -> None:
         txn.delete(kinds.OBSERVED, id)
 
 
-def _drop(view: View, kind: AnyKind, id: str, say: str) -> Outcome:
-    return Outcome(Txn("garbage").check(kind, id, view.revision_of(kind, id)).delete(kind, id), say)
+def _drop(view: View, kind: AnyKind, id: str, say: str, *, because: Iterable[tuple[AnyKind, str]] = ()) -> Outcome:
+    """Remove a record. because: records whose absence, or state, is why; the store must see them so, too."""
+    txn = Txn("garbage").check(kind, id, view.revision_of(kind, id)).delete(kind, id)
+    for other, each in because:
+        txn.check(other, each, view.revision_of(other, each))
+    return Outcome(txn, say)
 
 
 def _stray_purge(view: View, id: str, now: datetime) -> Outcome:  # noqa: ARG001 - one shape for all rules
@@ -232,20 +241,22 @@ def _stray_purge(view: View, id: str, now: datetime) -> Outcome:  # noqa: ARG001
     vm, volume = view.get(kinds.VM, id), view.get(kinds.VOLUME, id)
     if view.get(kinds.PURGE, id) is None or _going(vm) or _going(volume):
         return NOTHING
-    return _drop(view, kinds.PURGE, id, f"purge of {id} has no object")
+    return _drop(view, kinds.PURGE, id, f"purge of {id} has no object", because=((kinds.VM, id), (kinds.VOLUME, id)))
 
 
 def _image_content(view: View, id: str, now: datetime) -> Outcome:  # noqa: ARG001 - one shape for all rules
     if view.get(kinds.IMAGE, id) is not None or view.get(kinds.IMAGE_CONTENT, id) is None:
         return NOTHING
-    return _drop(view, kinds.IMAGE_CONTENT, id, f"image {id} is gone: its copies are not needed")
+    say = f"image {id} is gone: its copies are not needed"
+    return _drop(view, kinds.IMAGE_CONTENT, id, say, because=((kinds.IMAGE, id),))
 
 
 def _vni(view: View, id: str, now: datetime) -> Outcome:  # noqa: ARG001 - one shape for all rules
     claim = view.get(kinds.VNI, id)
     if claim is None or any(view.get(kind, claim.holder) is not None for kind in _HOLDERS):
         return NOTHING
-    return _drop(view, kinds.VNI, id, f"VNI {claim.vni} is free again: {claim.holder} is gone")
+    say = f"VNI {claim.vni} is free again: {claim.holder} is gone"
+    return _drop(view, kinds.VNI, id, say, because=[(kind, claim.holder) for kind in _HOLDERS])
 
 
 def _name(view: View, id: str, now: datetime) -> Outcome:  # noqa: ARG001 - one shape for all rules
@@ -253,7 +264,9 @@ def _name(view: View, id: str, now: datetime) -> Outcome:  # noqa: ARG001 - one 
     kind = kinds.BY_NAME.get(claim.kind) if claim is not None else None
     if claim is None or kind is None or view.get(kind, claim.id) is not None:
         return NOTHING
-    return _drop(view, kinds.NAME, id, f"the name {claim.name!r} is free again: {claim.id} is gone")
+    return _drop(
+        view, kinds.NAME, id, f"the name {claim.name!r} is free again: {claim.id} is gone", because=((kind, claim.id),)
+    )
 
 
 def _job(view: View, id: str, now: datetime) -> Outcome:
@@ -308,7 +321,7 @@ def _erasure(view: View, id: str, now: datetime) -> Outcome:
     gone = seen is not None and kind is not None and getattr(seen.report, kind).state == _ABSENT[kind]
     if not gone and view.get(kinds.NODE, node) is not None:
         return Outcome(None, f"node {node} has not removed {key} yet")
-    return _drop(view, kinds.ERASURE, id, f"node {node} does not hold {key} any more")
+    return _drop(view, kinds.ERASURE, id, f"node {node} does not hold {key} any more", because=((kinds.NODE, node),))
 
 
 _ABSENT: Final[dict[str, int]] = {

@@ -93,12 +93,16 @@ def _free(txn: Txn, view: View, subnet: str, book: Book) -> int:
         binding = view.record(kinds.PORT_BINDING, id)
         if binding is None:
             continue
+        if id in view.unreadable(kinds.PORT):
+            continue
         txn.check(kinds.PORT, id, 0).check(kinds.PORT_BINDING, id, binding.mod_revision).delete(kinds.PORT_BINDING, id)
         _drop_claim(txn, view, f"{subnet}/{binding.message.address}", id)
         freed += 1
     for claim_id in sorted(book.stray):
         claim = view.get(kinds.ADDRESS, claim_id)
         if claim is None or kinds.ADDRESS.key(claim_id) in txn.deletes or freed >= PORTS_MAX:
+            continue
+        if claim_id in view.unreadable(kinds.ADDRESS) or claim.port in view.unreadable(kinds.PORT_BINDING):
             continue
         txn.check(kinds.PORT_BINDING, claim.port, view.revision_of(kinds.PORT_BINDING, claim.port))
         _drop_claim(txn, view, claim_id, claim.port)
@@ -117,7 +121,8 @@ def _waiting(view: View, book: Book) -> list[Port]:
     waiting: list[tuple[bool, int, str, Port]] = []
     for id in book.waiting:
         port = view.record(kinds.PORT, id)
-        if port is not None:
+        damaged = id in view.unreadable(kinds.PORT) or id in view.unreadable(kinds.PORT_BINDING)
+        if port is not None and not damaged:
             waiting.append((not port.message.spec.address, port.create_revision, id, port.message))
     return [port for _, _, _, port in sorted(waiting, key=lambda each: each[:3])]
 
@@ -126,7 +131,7 @@ def _serve(txn: Txn, view: View, subnet: Record[Subnet], waiting: list[Port], bo
     """Give each an address or a reason; return how many got one, and what to tell."""
     cidr = subnet.message.spec.cidr
     # What is freed in this transaction is free in the next.
-    given = set[str]()
+    given = {id.partition("/")[2] for id in view.unreadable(kinds.ADDRESS) if id.startswith(f"{subnet.message.id}/")}
     lowest = (address for address in ipam.free(cidr, book.taken, book.lowest) if address not in given)
     served, events = 0, list[EventSpec]()
     for port in waiting:

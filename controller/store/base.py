@@ -18,7 +18,7 @@ tests/conformance/test_store.py. Rejected: read-modify-write under locks (a dead
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Generic, Protocol, Self, TypeAlias, TypeVar
 
@@ -331,10 +331,24 @@ class Record(Generic[M]):
     create_revision: int
 
 
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A record whose bytes the store has and nobody can decode."""
+
+    # Mod revision of those bytes.
+    revision: int
+    error: str
+    # An older value is shown; else none, as if there were no record.
+    kept: bool
+
+
 class View(Protocol):
     """An immutable, consistent picture of all records at `revision`, with indexes. What every decision is a function of.
 
     Messages returned are shared: never change one, copy it first. Index names are in controller/store/indexes.py.
+
+    Of a record that cannot be decoded the last value that could is shown, with its revision: a transaction that checks it is
+    refused by the store. One that was never readable looks absent; `unreadable` tells the two apart.
     """
 
     @property
@@ -372,6 +386,15 @@ class View(Protocol):
 
     def pinned(self, kind: Kind[M], ids: Iterable[str]) -> Iterator[Record[M]]:
         """Yield those of these records that are there, as they all are at the call, also when the picture moves on."""
+        ...
+
+    def unreadable(self, kind: Kind[M]) -> Mapping[str, Unreadable]:
+        """Return the records of a kind that cannot be decoded, by id."""
+        ...
+
+    @property
+    def harmed(self) -> bool:
+        """Whether there is any record that cannot be decoded."""
         ...
 
     def fork(self, txn: Txn) -> View:

@@ -10,7 +10,8 @@
 
 Invariant: the picture is exactly the store's records at `view.revision`, never a mix of two revisions. It follows the whole key
 space, not only our records: a commit elsewhere also raises the revision, and `wait_for` must see it pass. When history was
-compacted it lists again, writes the difference, and says so. Keys and values it cannot read are logged and left out.
+compacted it lists again, writes the difference, and says so. Of a value it cannot decode it
+keeps the last one it could, and says so (view.unreadable); kinds it does not know, a newer controller's, are left out.
 
 A list comes in pages, all of one revision, and others run between them. The first picture grows as they come, since nobody
 looks before it is `ready`; later ones are compared page by page and the difference is written in one step at the end. Rejected:
@@ -126,6 +127,7 @@ class Cache:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._view = LiveView()
+        self._keys = _Keys()
         self._subscriptions: dict[Subscription, None] = {}
         self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
         self._waits = 0
@@ -155,7 +157,7 @@ class Cache:
             return
         changes = [Change(key, None) for key in sorted(txn.deletes)]
         for key, put in txn.puts.items():
-            before = self._view.record(*where) if (where := _split(key)) is not None else None
+            before = self._view.record(*where) if (where := self._keys.split(key)) is not None else None
             changes.append(Change(key, put.value, revision if before is None else before.create_revision, put.lease))
         self._apply(Batch(revision, tuple(changes)), own=True)
 
@@ -195,7 +197,7 @@ class Cache:
 
     async def _list(self) -> None:
         """Read everything and make the picture equal to it. Raises Compacted when that takes longer than history is kept."""
-        listing, records = _Listing(self._view), 0
+        listing, records = _Listing(self._view, self._keys), 0
         async for items in self._pages(listing):
             records += len(items)
             for where, item in listing.differing(items):
@@ -235,7 +237,7 @@ class Cache:
         changed: list[Changed] = []
         gone: dict[str, Message] = {}
         for change in batch.changes:
-            where = _split(change.key)
+            where = self._keys.split(change.key)
             if where is None:
                 continue
             kind, id = where
@@ -253,8 +255,9 @@ class Cache:
         try:
             table.put(id, item.value, item.mod_revision, item.create_revision)
         except DecodeError as error:
-            _log.error("record_unreadable", key=item.key, revision=item.mod_revision, error=str(error))
-            table.delete(id)
+            if id not in table.unreadable:
+                _log.error("record_unreadable", key=item.key, revision=item.mod_revision, error=str(error), kept=id in table)
+            table.keep(id, item.mod_revision, str(error))
 
     def _publish(
         self,
@@ -282,12 +285,12 @@ class Cache:
 class _Listing:
     """A list under way: what is in it and not in the picture, or the other way round. Keys come sorted, so kind by kind."""
 
-    def __init__(self, view: LiveView) -> None:
-        self._view = view
+    def __init__(self, view: LiveView, keys: _Keys) -> None:
+        self._view, self._keys = view, keys
         self.revision = 0
         self.found: list[tuple[Changed, Item]] = []
         # What is not there cannot go: nothing need be remembered of the first list.
-        self._first = not any(len(table) for table in view.tables())
+        self._first = not any(len(table) or table.unreadable for table in view.tables())
         self._seen: set[str] = set()
         self._kind: Kind[Any] | None = None
         self._prefix = "/"
@@ -298,7 +301,7 @@ class _Listing:
         """Yield those that the picture does not show as they are."""
         for item in items:
             if not item.key.startswith(self._prefix) or self._kind is None:
-                where = _split(item.key)
+                where = self._keys.split(item.key)
                 if where is None:
                     continue
                 self._end_of_kind()
@@ -306,7 +309,7 @@ class _Listing:
             kind, id = self._kind, item.key[len(self._prefix) :]
             if not self._first:
                 self._seen.add(id)
-            if self._first or self._view.revision_of(kind, id) != item.mod_revision:
+            if self._first or self._view.table(kind).seen(id) != item.mod_revision:
                 yield (kind, id), item
 
     def gone(self) -> list[Changed]:
@@ -314,7 +317,7 @@ class _Listing:
         self._end_of_kind()
         for table in self._view.tables() if not self._first else ():
             if table.kind.name not in self._looked:
-                self._gone += [(table.kind, id) for id in table.ids()]
+                self._gone += [(table.kind, id) for id in table.stored()]
         return self._gone
 
     def _end_of_kind(self) -> None:
@@ -323,17 +326,26 @@ class _Listing:
         self._looked.add(self._kind.name)
         table = self._view.table(self._kind)
         # Those of this kind that are yet to be written are not in the table: a smaller count alone does not tell.
-        self._gone += [(self._kind, id) for id in table.ids() if id not in self._seen]
+        self._gone += [(self._kind, id) for id in table.stored() if id not in self._seen]
         self._seen = set()
 
 
-def _split(key: str) -> Changed | None:
-    """Return (kind, id) of a key, None when it is not ours, or in no view."""
-    if not key.startswith(ROOT):
-        return None
-    try:
-        kind, id = split(key)
-    except KeyError:
-        _log.warning("key_unknown", key=key)
-        return None
-    return (kind, id) if kind.cached else None
+class _Keys:
+    """What kinds and ids keys stand for."""
+
+    def __init__(self) -> None:
+        self._strange: set[str] = set()
+
+    def split(self, key: str) -> Changed | None:
+        """Return (kind, id) of a key, None when it is not ours, in no view, or of a kind newer than this release."""
+        if not key.startswith(ROOT):
+            return None
+        try:
+            kind, id = split(key)
+        except KeyError:
+            name = key.removeprefix(ROOT).partition("/")[0]
+            if name not in self._strange:
+                self._strange.add(name)
+                _log.warning("kind_unknown", kind=name, key=key)
+            return None
+        return (kind, id) if kind.cached else None

@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, TypeVar
 
-from cairn.controller.store.base import Record, Txn, View
+from cairn.controller.store.base import Record, Txn, Unreadable, View
 from cairn.controller.store.indexes import INDEXES
 from cairn.proto.kinds import Kind, split
 from google.protobuf.message import Message
@@ -68,6 +68,7 @@ class Table:
         self._recent = Recent()
         self._extracts = INDEXES.get(kind.name, {})
         self._indexes: dict[str, dict[str, str | list[str]]] = {name: {} for name in self._extracts}
+        self.unreadable: dict[str, Unreadable] = {}
 
     def put(self, id: str, value: bytes, mod_revision: int, create_revision: int) -> None:
         """Write a record. Raises DecodeError, changing nothing."""
@@ -81,9 +82,24 @@ class Table:
             for name, extract in self._extracts.items():
                 _add(self._indexes[name], extract(id, message), id)
         self._rows[id] = _REVISIONS.pack(mod_revision, create_revision) + value
+        self.unreadable.pop(id, None)
+
+    def keep(self, id: str, revision: int, error: str) -> None:
+        """Take note that a record cannot be decoded: what it was before, if anything, stays."""
+        self.unreadable[id] = Unreadable(revision, error, kept=id in self._rows)
+
+    def seen(self, id: str) -> int:
+        """Return the revision it is at in the store, readable or not; 0 when absent."""
+        found = self.unreadable.get(id)
+        return self.revision_of(id) if found is None else found.revision
+
+    def stored(self) -> Iterable[str]:
+        """Return all ids the store has, readable or not."""
+        return self._rows.keys() | self.unreadable.keys() if self.unreadable else self._rows.keys()
 
     def delete(self, id: str) -> Any:
         """Remove a record; return its message, None when it was not there."""
+        self.unreadable.pop(id, None)
         before = self.get(id)
         if before is None:
             return None
@@ -232,6 +248,15 @@ class LiveView:
         """Yield those of these records that are there as they are now, also when the picture moves on meanwhile."""
         return self.table(kind).pinned(ids)
 
+    def unreadable(self, kind: Kind[M]) -> Mapping[str, Unreadable]:
+        """Return the records of a kind that cannot be decoded, by id."""
+        return self.table(kind).unreadable
+
+    @property
+    def harmed(self) -> bool:
+        """Whether there is any record that cannot be decoded."""
+        return any(table.unreadable for table in self._tables.values())
+
     def fork(self, txn: Txn) -> View:
         """Return a picture as if txn had been committed."""
         return Fork(self, txn)
@@ -343,6 +368,15 @@ class Fork:
     def pinned(self, kind: Kind[M], ids: Iterable[str]) -> Iterator[Record[M]]:
         """Yield those of these records that are there as they are now."""
         return iter([record for id in ids if (record := self.record(kind, id)) is not None])
+
+    def unreadable(self, kind: Kind[M]) -> Mapping[str, Unreadable]:
+        """Return the records of a kind that cannot be decoded, by id: nothing that is decided changes that."""
+        return self._parent.unreadable(kind)
+
+    @property
+    def harmed(self) -> bool:
+        """Whether there is any record that cannot be decoded."""
+        return self._parent.harmed
 
     def fork(self, txn: Txn) -> View:
         """Return a picture as if txn had been committed after this one's."""

@@ -89,6 +89,8 @@ class Host:
     effects: int = 0
     # It has left the cloud: nobody expects anything of it.
     away: bool = False
+    # The process that did what changed last; empty: none, a hand or a power cut.
+    by: str = ""
 
     @property
     def defined(self) -> frozenset[str]:

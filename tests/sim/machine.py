@@ -23,6 +23,7 @@ from cairn.proto.v1.node_pb2 import NodeFacts
 from cairn.storage.fake import FakePool
 
 from tests.sim.cloud import Card, Definition, Guest, Host, LedgerReader
+from tests.sim.loop import PROCESS
 from tests.unit.agent_kit import MemoryDisk
 
 GIB: Final = 1 << 30
@@ -227,6 +228,7 @@ class Machine:
             boots=len(self.host.boots),
             effects=self.effects,
             away=self.away,
+            by=PROCESS.get().partition(".")[0],
         )
 
     @staticmethod

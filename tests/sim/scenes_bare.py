@@ -1,10 +1,30 @@
-"""Scenes for checkers when everything was deleted, networks and images too."""
+"""Scenes for checkers when everything was deleted, networks and images too; and for what nobody asked to have removed."""
 
 from __future__ import annotations
 
 from cairn.proto.v1.cluster_pb2 import NameClaim
+from cairn.proto.v1.volume_pb2 import Purge
 
-from tests.sim.stage import DIGEST, SCENES, Stage, claims, node, scene
+from tests.sim.stage import (
+    DIGEST,
+    GIB,
+    IMAGE,
+    NODE,
+    SCENES,
+    VM,
+    VOLUME,
+    Stage,
+    claims,
+    content,
+    defined,
+    image,
+    node,
+    place,
+    placement,
+    scene,
+    vm,
+    volume,
+)
 
 __all__ = ["SCENES"]
 
@@ -33,3 +53,44 @@ def half_an_image_left(stage: Stage) -> None:
 def a_name_left(stage: Stage) -> None:
     stage.commit(("name", "p/vm/web", NameClaim(kind="vm", name="web")))
     stage.bare()
+
+
+# --- destroyed -------------------------------------------------------------------------------------------------------------
+
+
+def _made(stage: Stage) -> None:
+    stage.commit(node(), vm(), volume(vm=VM, delete_with_vm=True), placement(), place(), image(), content(NODE))
+    stage.host(definitions=defined(), volumes={VOLUME: GIB}, images=frozenset({DIGEST}), by="n1")
+
+
+@scene("destroyed")
+def what_users_deleted_goes(stage: Stage) -> None:
+    _made(stage)
+    stage.commit(vm(gone=True))
+    stage.host(volumes={VOLUME: GIB}, images=frozenset({DIGEST}), by="n1")
+    stage.commit(("purge", VM, Purge(id=VM)), ("image", IMAGE, None))
+    stage.host(by="n1")
+
+
+@scene("destroyed")
+def by_hand_is_no_agent(stage: Stage) -> None:
+    _made(stage)
+    stage.host()
+
+
+@scene("destroyed", "removed VM i-1, which is to be there")
+def a_guest_removed(stage: Stage) -> None:
+    _made(stage)
+    stage.host(volumes={VOLUME: GIB}, images=frozenset({DIGEST}), by="n1")
+
+
+@scene("destroyed", "erased volume vol-1, which is to be there")
+def a_volume_erased(stage: Stage) -> None:
+    _made(stage)
+    stage.host(definitions=defined(), images=frozenset({DIGEST}), by="n1")
+
+
+@scene("destroyed", "removed image sha256:1, which is kept there")
+def an_image_removed(stage: Stage) -> None:
+    _made(stage)
+    stage.host(definitions=defined(), volumes={VOLUME: GIB}, by="n1")

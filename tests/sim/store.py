@@ -73,6 +73,16 @@ class SimBackend(MemoryBackend):
         """Fill it from a dump, untold."""
         super()._write(puts, set())
 
+    def of(self, prefix: str) -> list[Item]:
+        """Return all keys that begin so."""
+        return self.scan(prefix, prefix_end(prefix), 0, 0)
+
+    def spoil(self, key: str, put: Put | None) -> None:
+        """Write or remove a key behind the back of whoever is told of commits; watches see it."""
+        observers, self.observers = self.observers, []
+        super()._write({key: put} if put is not None else {}, set() if put is not None else {key})
+        self.observers = observers
+
     def _write(self, puts: dict[str, Put], deletes: set[str]) -> int:
         before = self.revision
         revision = super()._write(puts, deletes)

@@ -352,7 +352,11 @@ class Following(RuleBasedStateMachine):
         for node in self.nodes:
             self.deliver(node)
             expected = node_objects(self.cloud.view, fresh, node)
-            for sent, right in ((self.sent[node], expected), (self.sent_old[node], as_before(expected))):
+            told = (self.outboxes[node], self.sent[node], expected), (self.old[node], self.sent_old[node], as_before(expected))
+            for outbox, all_sent, right in told:
+                # What cannot be told now stays as it was.
+                assert not outbox.kept & right.keys()
+                sent = {key: object for key, object in all_sent.items() if key not in outbox.kept}
                 # Images it was told to hold, and is told to remove until it says that it has.
                 removed = {key: object for key, object in sent.items() if object.image.absent and key not in right}
                 assert sent == {**right, **removed}

@@ -1,0 +1,71 @@
+"""Records whose bytes become garbage, or that vanish, behind everybody's back, for a while; then the good bytes come again.
+
+The checkers' picture keeps the good record all the time: nothing may be destroyed, given away or told otherwise because of it.
+`restarted`: every controller is restarted meanwhile, so that none has ever read the record. What the product itself writes or
+removes meanwhile stays so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterable
+from typing import Final
+
+from cairn.controller.store.base import Put
+from cairn.proto import kinds
+
+from tests.sim.story import FAULT, Event, Size, spread
+from tests.sim.user import pick
+from tests.sim.world import World
+
+GARBAGE: Final = b"\xff\xff\xff\xff"
+_UNREADABLE: Final = (
+    "vm", "vm", "subnet", "subnet", "placement", "port_binding", "port", "volume", "volume_placement", "vpc", "image",
+    "image_content", "project", "node_facts", "observed", "node_claims", "name", "address", "secret",
+)  # fmt: skip
+# Of others that are gone, what they held is rightly given away: nobody can tell that from a deletion.
+_MISSING: Final = ("project", "secret")
+
+
+def draw(draw: random.Random, size: Size) -> Iterable[Event]:
+    """A few, each for a while."""
+    for at_s in spread(draw, size, max(1, size.faults // 2) if size.faults else 0):
+        index, for_s, restarted = draw.randrange(8), draw.choice((2.0, 10.0, 30.0)), draw.random() < 0.5
+        if draw.random() < 0.75:
+            yield Event(at_s, FAULT, "unreadable", (draw.choice(_UNREADABLE), index, for_s, restarted))
+        else:
+            yield Event(at_s, FAULT, "missing", (draw.choice(_MISSING), index, for_s, restarted))
+
+
+async def unreadable(world: World, kind: str, index: int, for_s: float, restarted: bool) -> None:
+    """A record's bytes cannot be decoded for a while."""
+    await _spoil(world, kind, index, for_s, restarted, GARBAGE)
+
+
+async def missing(world: World, kind: str, index: int, for_s: float, restarted: bool) -> None:
+    """A record is gone for a while."""
+    await _spoil(world, kind, index, for_s, restarted, None)
+
+
+async def _spoil(world: World, kind: str, index: int, for_s: float, restarted: bool, value: bytes | None) -> None:
+    item = pick(world.backend.of(kinds.BY_NAME[kind].prefix), index)
+    if item is None or item.lease or item.value == GARBAGE:
+        return
+    world.note(f"{item.key} becomes {'unreadable' if value else 'missing'}")
+    world.network.count("unreadable" if value else "missing")
+    world.backend.spoil(item.key, Put(value) if value is not None else None)
+    try:
+        if restarted:
+            for name in world.controllers:
+                world.crash(name)
+                world.restart(name)
+        await asyncio.sleep(for_s)
+    finally:
+        now = world.backend.find(item.key)
+        if (now.value if now is not None else None) == value:
+            world.note(f"{item.key} is as it was")
+            world.backend.spoil(item.key, Put(item.value))
+
+
+ACTS = {"unreadable": unreadable, "missing": missing}
