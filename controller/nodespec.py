@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, TypeVar
 
 from cairn.controller.model.assigned import VOLUME_WORK, assigned_to, assignment
+from cairn.controller.model.attachments import is_let_go
 from cairn.controller.model.capabilities import lacking
 from cairn.controller.model.nodes import hash_of
 from cairn.controller.model.readable import CannotTell, Readable
@@ -32,6 +33,7 @@ from cairn.controller.model.slots import slots
 from cairn.controller.model.unreadable import all_unreadable
 from cairn.controller.model.where import (
     claimed,
+    in_shared_pool,
     needs_permit,
     vms_on,
     volume_claimed_bytes,
@@ -259,6 +261,9 @@ def _disks(view: View, node: str, vm: Vm) -> list[VmDisk]:
     for id in view.by(kinds.VOLUME, "vm", vm.id):
         volume = view.get(kinds.VOLUME, id)
         if volume is not None and node in volume_nodes(view, id) and not _erased(view, id):
+            if in_shared_pool(view, id) and not is_let_go(view, volume):
+                # Another node's guest may have it open.
+                continue
             disk = VmDisk(volume=id, boot=volume.spec.boot, slot=order[id])
             if volume.spec.type not in ("", LOCAL_POOL):
                 disk.type, disk.pool = volume.spec.type, volume_pool(view, id)

@@ -242,6 +242,7 @@ class Presence:
 
     def _on_vm(self, view: View, id: str, affected: Affected, ports: dict[str, None]) -> None:
         self._vm_changed(id, affected)
+        self._takers_changed(view, id, affected)
         ports.update(dict.fromkeys(view.by(kinds.PORT, "vm", id)))
 
     def _on_secret(self, _view: View, id: str, affected: Affected, _ports: dict[str, None]) -> None:
@@ -255,6 +256,13 @@ class Presence:
         if nodes := where(view, id).nodes:
             self._vm_nodes[id] = nodes
         self._on_vm(view, id, affected, ports)
+
+    def _takers_changed(self, view: View, former: str, affected: Affected) -> None:
+        """VMs that wait for this one to let go of a volume that was its."""
+        for id in view.by(kinds.VOLUME, "former_vm", former):
+            volume = view.get(kinds.VOLUME, id)
+            if volume is not None and volume.spec.vm:
+                self._vm_changed(volume.spec.vm, affected)
 
     def _vm_changed(self, id: str, affected: Affected) -> None:
         for node in self._vm_nodes.get(id, ()):
@@ -319,6 +327,7 @@ class Presence:
         if kind == kinds.IMAGE.name or view.get(kinds.ERASURE, id) is not None:
             affected[node].add(f"{kind}/{object}")
         if kind == kinds.VM.name:
+            self._takers_changed(view, object, affected)
             vm = view.get(kinds.VM, object)
             if vm is not None and vm.HasField("delete_time"):
                 ports.update(dict.fromkeys(view.by(kinds.PORT, "vm", object)))

@@ -16,6 +16,7 @@ from cairn.controller.api.fitting import disk_fits_somewhere
 from cairn.controller.api.masks import UpdateRules
 from cairn.controller.api.objects import addressed, begin, looked_up, mark_deleted, updated
 from cairn.controller.api.status import virtual_size
+from cairn.controller.model.attachments import is_let_go
 from cairn.controller.model.lifetime import kept_for_s
 from cairn.controller.model.nodes import node_name
 from cairn.controller.model.permits import Caller, Verb, name_for
@@ -256,7 +257,12 @@ def detach(view: View, caller: Caller, txn: Txn, volume: Volume, holder: Vm) -> 
     vm.CopyFrom(holder)
     vm.spec.volumes[:] = [id for id in vm.spec.volumes if id != volume.id]
     vm.spec.volumes_generation += 1
-    free(volume, vm.id, vm.spec.volumes_generation)
+    before = view.get(kinds.VOLUME, volume.id)
+    if before is None or is_let_go(view, before):
+        free(volume, vm.id, vm.spec.volumes_generation)
+    else:
+        # The one it was taken from before has not let go yet: that is still the one to be waited for.
+        free(volume, before.spec.former_vm, before.spec.former_generation)
     txn.check(kinds.VM, vm.id, view.revision_of(kinds.VM, vm.id)).put(kinds.VM, vm.id, vm)
 
 

@@ -65,6 +65,23 @@ def attachment(view: View, volume: Volume) -> Attachment:
     return _attached(view, volume, wanted) if wanted else _freed(view, volume)
 
 
+def is_let_go(view: View, volume: Volume) -> bool:
+    """Tell whether no guest but its VM's has a volume, or may be opening it: every node concerned has said so.
+
+    A volume that several nodes can open must not be given to a second one before.
+    """
+    if any(vm != volume.spec.vm for vm, _ in holders(view, volume.id)):
+        return False
+    former = view.get(kinds.VM, volume.spec.former_vm) if volume.spec.former_vm != volume.spec.vm else None
+    if former is None:
+        return True
+    node = where(view, former.id).runs_on
+    seen = _seen(view, node, former.id)
+    if not node or is_absent(former, seen):
+        return True
+    return seen is not None and seen.volumes_generation >= volume.spec.former_generation
+
+
 def _attached(view: View, volume: Volume, id: str) -> Attachment:
     vm, node = view.get(kinds.VM, id), where(view, id).runs_on
     seen = _seen(view, node, id)

@@ -12,6 +12,7 @@ from cairn.controller.model.permits import Caller
 from cairn.controller.model.slots import free_slot, slots
 from cairn.controller.nodespec import desired
 from cairn.controller.presence import Presence
+from cairn.controller.reconcilers.assignments import Assignments
 from cairn.controller.reconcilers.placement import Placements
 from cairn.controller.reconcilers.ports import Ports
 from cairn.controller.store.base import Txn
@@ -55,7 +56,7 @@ class Site:
         self._change(lambda view, txn, volume: attach(view, CALLER, txn, volume, VM))
 
     def detach(self) -> None:
-        self._change(lambda view, txn, volume: detach(view, txn, volume, VM))
+        self._change(lambda view, txn, volume: detach(view, CALLER, txn, volume, self.cloud.edit(kinds.VM, VM)))
 
     def _change(self, change: Any) -> None:
         volume, txn = self.cloud.edit(kinds.VOLUME, DATA), Txn("api")
@@ -218,7 +219,7 @@ def test_disks_are_found_in_the_order_given_and_keep_it() -> None:
         if on:
             attach(cloud.view, CALLER, txn, volume, VM)
         else:
-            detach(cloud.view, txn, volume, VM)
+            detach(cloud.view, CALLER, txn, volume, cloud.edit(kinds.VM, VM))
         cloud.commit(txn.put(kinds.VOLUME, id, volume))
         cloud.settle([Placements()])
 
@@ -244,3 +245,91 @@ def test_volumes_attached_by_a_release_that_knew_no_slots_keep_the_order_of_the_
     cloud.put(kinds.VM, VM, vm)
     cloud.settle([Placements()])
     assert order(cloud) == [ROOT, "vol-000000zz", "vol-000000aa"]
+
+
+class Tank:
+    """Two nodes that reach a pool, a VM on each, and a volume in the pool that the first has."""
+
+    def __init__(self) -> None:
+        self.cloud = Cloud()
+        self.nodes = [self.cloud.node(f"n{number}", shared={"tank": 100 * GIB}) for number in (1, 2)]
+        self.vms = [self.cloud.vm(f"vm{number}", node=self.nodes[number - 1]) for number in (1, 2)]
+        self.cloud.volume("data", type="net")
+        self.settle()
+        self.presence = Presence(self.cloud.view)
+        self.known: dict[int, bool] = {}
+        self.move(0, on=True)
+        self.says(0, [DATA])
+
+    def settle(self) -> None:
+        self.cloud.settle([Placements(), Assignments()])
+
+    def move(self, vm: int, *, on: bool) -> None:
+        view, volume, txn = self.cloud.view, self.cloud.edit(kinds.VOLUME, DATA), Txn("api")
+        if on:
+            attach(view, CALLER, txn, volume, self.vms[vm])
+        else:
+            detach(view, CALLER, txn, volume, self.cloud.edit(kinds.VM, self.vms[vm]))
+        self.cloud.commit(txn.put(kinds.VOLUME, DATA, volume))
+        self.settle()
+
+    def says(self, vm: int, open: list[str]) -> None:
+        """What a node reports in answer to the newest."""
+        generation = self.cloud.edit(kinds.VM, self.vms[vm]).spec.volumes_generation
+        self.cloud.report(
+            self.nodes[vm],
+            f"vm/{self.vms[vm]}",
+            state=VmReport.STATE_RUNNING,
+            open_volumes=[f"vol-00000vm{vm + 1}", *open],
+            volumes_generation=generation,
+        )
+
+    def told(self, vm: int) -> bool:
+        """Whether its node is told that a VM has the volume; also who only follows what changed learns of it."""
+        affected = self.presence.follow(self.cloud.view, self.cloud.take()).objects
+        sent = desired(self.cloud.view, self.presence, self.nodes[vm], f"vm/{self.vms[vm]}")
+        assert sent is not None
+        now = DATA in [disk.volume for disk in sent.vm.disks]
+        if now != self.known.get(vm, False):
+            assert f"vm/{self.vms[vm]}" in affected.get(self.nodes[vm], set()), "or its stream would never say it"
+            self.known[vm] = now
+        return now
+
+
+def test_a_shared_volume_is_given_to_a_second_node_once_the_first_let_go() -> None:
+    """Two nodes would have written to it: each agent sees only its own guests."""
+    tank = Tank()
+    assert (tank.told(0), tank.told(1)) == (True, False)
+    tank.move(0, on=False)
+    tank.move(1, on=True)
+    assert (tank.told(0), tank.told(1)) == (False, False)
+    tank.says(0, [DATA])
+    assert not tank.told(1), "it has heard of it, and its guest clings"
+    tank.says(0, [])
+    assert tank.told(1)
+
+
+def test_a_node_that_has_not_answered_has_not_let_go_of_a_shared_volume() -> None:
+    tank = Tank()
+    tank.says(0, [])
+    tank.move(0, on=False)
+    tank.move(1, on=True)
+    assert not tank.told(1), "it may be opening it at this moment"
+    tank.cloud.delete(kinds.NODE_SESSION, tank.nodes[0])
+    assert not tank.told(1)
+    tank.cloud.connect(tank.nodes[0])
+    tank.says(0, [])
+    assert tank.told(1)
+
+
+def test_who_got_it_in_between_is_not_waited_for_instead() -> None:
+    tank = Tank()
+    tank.move(0, on=False)
+    tank.move(1, on=True)
+    tank.move(1, on=False)
+    assert tank.cloud.edit(kinds.VOLUME, DATA).spec.former_vm == tank.vms[0]
+    tank.says(1, [])
+    tank.move(1, on=True)
+    assert not tank.told(1)
+    tank.says(0, [])
+    assert tank.told(1)

@@ -70,7 +70,7 @@ def test_each_node_is_told_its_role_while_a_vm_is_taken_over() -> None:
     cloud, vm, nodes = placed()
     presence = Presence(cloud.view)
     take_over(cloud, vm, nodes[1])
-    affected = presence.follow(cloud.view, [(kinds.PLACEMENT, vm)])
+    affected = presence.follow(cloud.view, [(kinds.PLACEMENT, vm)]).objects
     assert {node for node, keys in affected.items() if f"vm/{vm}" in keys} == set(nodes)
     assert vms_on(cloud.view, nodes[1]) == [vm]
     roles = []
@@ -81,7 +81,7 @@ def test_each_node_is_told_its_role_while_a_vm_is_taken_over() -> None:
     assert roles == [(VM_ROLE_OUTGOING, True), (VM_ROLE_INCOMING, True)]
     assert needs_permit(cloud.view, cloud.edit(kinds.VM, vm))
     take_over(cloud, vm, "")
-    affected = presence.follow(cloud.view, [(kinds.PLACEMENT, vm)])
+    affected = presence.follow(cloud.view, [(kinds.PLACEMENT, vm)]).objects
     assert {node for node, keys in affected.items() if f"vm/{vm}" in keys} == set(nodes)
     assert desired(cloud.view, presence, nodes[1], f"vm/{vm}") is None
 
