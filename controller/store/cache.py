@@ -32,6 +32,7 @@ from typing import Any, Final, Self
 
 from cairn.controller.store.base import Batch, Change, Changed, Compacted, Item, Store, Txn, Unavailable
 from cairn.controller.store.view import LiveView
+from cairn.proto import kinds
 from cairn.proto.kinds import ROOT, Kind, split
 from cairn.proto.log import logger
 from google.protobuf.message import DecodeError, Message
@@ -42,6 +43,9 @@ RETRY_S: Final = 0.5
 QUEUE_MAX: Final = 1024
 # Records taken at a time from a list, before others may run.
 PAGE: Final = 1000
+# Asked for at a time, after the first: so many records, or as many as make about so many bytes.
+PAGE_MAX: Final = 10_000
+PAGE_BYTES: Final = 2 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,21 +221,30 @@ class Cache:
         self.ready.set()
 
     async def _pages(self, listing: _Listing) -> AsyncGenerator[list[Item], None]:
-        """Yield all records page by page; the next page is on its way while one is looked at."""
-        reading = asyncio.ensure_future(self._store.read(ROOT, limit=PAGE))
+        """Yield all records, some at a time, kind by kind; the next page is on its way while one is looked at.
+
+        etcd walks the whole range for every page of it: so ranges are kinds, and pages are as large as their bytes allow.
+        """
+        pages = [_Page(kind.prefix, "", PAGE) for kind in reversed(kinds.ALL)]
+        reading = asyncio.ensure_future(self._read(pages[-1], listing))
         try:
-            while True:
-                items, listing.revision = await reading
-                if len(items) == PAGE:
-                    after = items[-1].key + "\0"
-                    reading = asyncio.ensure_future(self._store.read(ROOT, start=after, limit=PAGE, revision=listing.revision))
-                # The request goes out, and others run.
-                await asyncio.sleep(0)
-                yield items
-                if len(items) < PAGE:
-                    return
+            while pages:
+                items, following = await reading, pages.pop()
+                if (rest := following.after(items)) is not None:
+                    pages.append(rest)
+                if pages:
+                    reading = asyncio.ensure_future(self._read(pages[-1], listing))
+                for first in range(0, len(items), PAGE):
+                    # The request goes out, and others run.
+                    await asyncio.sleep(0)
+                    yield items[first : first + PAGE]
         finally:
             reading.cancel()
+
+    async def _read(self, page: _Page, listing: _Listing) -> list[Item]:
+        items, revision = await self._store.read(page.prefix, start=page.start, limit=page.limit, revision=listing.revision)
+        listing.revision = revision
+        return items
 
     def _apply(self, batch: Batch, *, own: bool = False) -> None:
         changed: list[Changed] = []
@@ -280,6 +293,23 @@ class Cache:
             _, _, future = heapq.heappop(self._waiting)
             if not future.done():
                 future.set_result(None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """Records of a kind to ask for."""
+
+    prefix: str
+    start: str
+    limit: int
+
+    def after(self, items: list[Item]) -> _Page | None:
+        """Return the page that follows one; None: that was the last."""
+        if len(items) < self.limit:
+            return None
+        size_bytes = sum(len(item.value) + len(item.key) for item in items)
+        limit = min(PAGE_MAX, max(1, PAGE_BYTES * len(items) // max(1, size_bytes)))
+        return _Page(self.prefix, items[-1].key + "\0", limit)
 
 
 class _Listing:

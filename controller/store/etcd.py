@@ -49,7 +49,7 @@ class EtcdStore:
         first, last = range_of(prefix, start, end)
         items: list[Item] = []
         while True:
-            size = min(PAGE_ITEMS, limit - len(items)) if limit else PAGE_ITEMS
+            size = limit - len(items) if limit else PAGE_ITEMS
             page = await self._page(rpc_pb2.RangeRequest(key=first, range_end=last, limit=size, revision=revision))
             revision = revision or page.header.revision
             items += map(_item, page.kvs)

@@ -32,7 +32,7 @@ from tests.lab.etcd import Cluster
 from tests.lab.hosts import ROOT
 from tests.lab.lab import BINARIES, toml
 
-READY_S = 60.0
+READY_S = 300.0
 STOP_S = 20.0
 
 

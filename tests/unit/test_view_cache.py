@@ -173,6 +173,7 @@ class Paged(MemoryStore):
 @pytest.mark.parametrize("compacted", [False, True])
 async def test_a_list_in_pages_is_one_picture(monkeypatch: pytest.MonkeyPatch, *, compacted: bool) -> None:
     monkeypatch.setattr(cache_module, "PAGE", 7)
+    monkeypatch.setattr(cache_module, "PAGE_MAX", 7)
     store = Paged()
     for number in range(60):
         await store.commit(place(f"i-{number}", "n1"))
@@ -190,9 +191,42 @@ async def test_a_list_in_pages_is_one_picture(monkeypatch: pytest.MonkeyPatch, *
         assert shown == {item.key.rpartition("/")[2]: (item.mod_revision, item.create_revision) for item in items}
 
 
+class Asked(MemoryStore):
+    """Notes what is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pages: list[tuple[str, int, int]] = []
+
+    async def read(self, prefix: str, **options: Any) -> tuple[list[Item], int]:
+        items, revision = await super().read(prefix, **options)
+        self.pages.append((prefix, options["limit"], sum(len(item.value) for item in items)))
+        return items, revision
+
+
+async def test_a_list_asks_for_ranges_etcd_can_walk_and_pages_bounded_in_bytes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """etcd walks the whole range for each page of it: over all kinds, a million records cannot be listed in time."""
+    monkeypatch.setattr(cache_module, "PAGE", 10)
+    monkeypatch.setattr(cache_module, "PAGE_BYTES", 50_000)
+    store = Asked()
+    for number in range(200):
+        await store.commit(place(f"i-{number:03}", "n1"))
+        await store.commit(Txn("api").put(kinds.VM, f"i-{number:03}", Vm(name="x" * 5000)))
+    async with running(store) as cache:
+        assert (cache.view.count(kinds.VM), cache.view.count(kinds.PLACEMENT)) == (200, 200)
+    assert {prefix for prefix, _, _ in store.pages} == {kind.prefix for kind in kinds.ALL}
+    small = [limit for prefix, limit, _ in store.pages if prefix == kinds.PLACEMENT.prefix]
+    large = [size for prefix, _, size in store.pages if prefix == kinds.VM.prefix]
+    assert len(small) == 2, "few pages of small records"
+    assert max(large) <= 55_000
+
+
 async def test_a_later_list_shows_nothing_before_it_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """No decision may be made on a picture of two revisions."""
     monkeypatch.setattr(cache_module, "PAGE", 5)
+    monkeypatch.setattr(cache_module, "PAGE_MAX", 5)
     store = MemoryStore()
     for number in range(40):
         await store.commit(place(f"i-{number}", "n1"))
