@@ -342,7 +342,7 @@ async def serve(
         ca_pem=ca_pem,
         registry=registry,
         version=installed_version("cairn"),
-        seals=Seals.load(Path(config.secrets_key)) if config.secrets_key else None,
+        seals=load_seals(config),
     )
     metrics = MetricsServer(config, registry)
     renewal = Renewal(config, transport, authority, clock, ids, lambda: others(controller), metrics.start)
@@ -354,6 +354,16 @@ async def serve(
     finally:
         metrics.stop()
         await controller.stop()
+
+
+def load_seals(config: Config) -> Seals:
+    """Return the keys that seal secrets; none, said loudly, when the file is not there. Raises SealError, OSError."""
+    try:
+        return Seals.load(config.secrets_key)
+    except FileNotFoundError:
+        why = "no user data and no keys are taken; `cairn cluster init` makes the file"
+        _log.warning("no_secrets_key", path=str(config.secrets_key), why=why)
+        return Seals()
 
 
 def others(controller: Controller) -> list[str]:

@@ -7,7 +7,6 @@ A TOML file (`cairn-controller --config /etc/cairn/controller.toml`):
     etcd_endpoints = ["10.0.0.1:2379", "10.0.0.2:2379", "10.0.0.3:2379"]
     etcd_ca = "/etc/cairn/pki/etcd-ca.crt"      # and etcd_cert, etcd_key
     ca = "/etc/cairn/pki/ca.crt"                # and cert, key; ca_key where this controller signs
-    secrets_key = "/etc/cairn/pki/secrets.key"  # the same on every controller
 
 An unknown or misspelt key is an error that names it and the nearest one there is.
 """
@@ -19,6 +18,8 @@ import tomllib
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
+
+from cairn.proto.pki import SECRETS_KEY
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -51,8 +52,6 @@ class Config:
     metrics_listen: str = ""
     # Key of the CA, where this controller signs certificates.
     ca_key: str = ""
-    # Keys that seal what users trust the cluster with (user data, passwords); the same file on every controller.
-    secrets_key: str = ""
     # Name of the cluster, used when this controller is the first of a new one.
     cluster: str = "cairn"
     log_level: str = "info"
@@ -61,6 +60,11 @@ class Config:
     def advertised(self) -> str:
         """host:port under which others reach it."""
         return self.advertise or next((address for address in self.listen if not address.startswith("unix:")), "")
+
+    @property
+    def secrets_key(self) -> Path:
+        """Keys that seal what users trust the cluster with: beside this controller's own key, the same on every controller."""
+        return Path(self.key).with_name(SECRETS_KEY)
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -19,7 +19,7 @@ from cairn.controller.app import serve
 from cairn.controller.config import Config
 from cairn.controller.store.memory import MemoryStore
 from cairn.proto import lifeline, log
-from cairn.proto.pki import SECRETS_KEY, Authority, PkiError
+from cairn.proto.pki import Authority, PkiError
 from cairn.proto.seams import SystemClock, SystemIds
 
 # etcd forgets by itself; here the same is done every so often. A watch that lags by more reads everything again.
@@ -68,7 +68,7 @@ def main(pki: Path, name: str, cluster: str, listen: str, enrol_listen: str) -> 
     config = Config(
         name=name, cluster=cluster, listen=(listen,), enrol_listen=enrol_listen,
         etcd_endpoints=(), etcd_ca="", etcd_cert="", etcd_key="",
-        ca=str(pki / "ca.crt"), secrets_key=str(pki / SECRETS_KEY),
+        ca=str(pki / "ca.crt"),
         cert=str(pki / f"controller-{name}.crt"), key=str(pki / f"controller-{name}.key"),
     )  # fmt: skip
     try:

@@ -55,7 +55,7 @@ class Seals:
     def seal(self, id: str, content: bytes, now: datetime) -> Secret:
         """Return the record that keeps a content. Raises SealError without a key."""
         if not self._keys:
-            raise SealError("this controller has no secrets_key, and keeps no secret without one")
+            raise SealError("this controller has no secrets.key, and keeps no secret without one")
         key, cipher = next(iter(self._keys.items()))
         sealed = cipher.encrypt(content, [id.encode()]) if content else b""
         return Secret(id=id, key_id=key, sealed=sealed, create_time=timestamp(now))

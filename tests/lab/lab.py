@@ -186,7 +186,6 @@ class Lab:
             cert="/etc/cairn/pki/controller.crt",
             key="/etc/cairn/pki/controller.key",
             ca_key="/etc/cairn/pki/ca.key",
-            secrets_key="/etc/cairn/pki/secrets.key",
         )
 
     def socket_of(self, host: Host) -> Path:

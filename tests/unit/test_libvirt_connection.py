@@ -20,7 +20,7 @@ class TestDriverConnection(Connection):
 
     def _connect(self, loop: asyncio.AbstractEventLoop) -> Any:
         connection = libvirt.open(self.uri)
-        self._registrations[connection] = 0
+        self._registrations[connection] = []
         self.opened += 1
         return connection
 

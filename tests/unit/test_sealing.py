@@ -53,7 +53,7 @@ def test_a_record_that_was_changed_does_not_open(change: str) -> None:
 
 
 def test_without_a_key_nothing_is_kept(tmp_path: Path) -> None:
-    with pytest.raises(SealError, match="no secrets_key"):
+    with pytest.raises(SealError, match=r"no secrets\.key"):
         Seals().seal("vm/i-1", b"x", NOW)
     for content in (b"", b"AAAA\n", b"not base64!\n"):
         path = tmp_path / "secrets.key"
