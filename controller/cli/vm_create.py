@@ -36,7 +36,7 @@ CREATING_AT_ONCE: Final = 32
 @click.option("--user-data", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="cloud-init user data.")
 @name_option("--node", "node", default="", help="Place it on this node or nowhere.")
 @click.option("--node-label", type=PAIR, multiple=True, help="Label its node must carry; may be repeated.")
-@click.option("--volume-type", default="", metavar="T", help="Driver of its root disk; local unless given.")
+@click.option("--volume-type", default="", metavar="T", help="Type of pool its root disk goes in; local unless given.")
 @click.option("--arch", type=click.Choice(["x86_64", "aarch64"]), help="Architecture; the image's unless given.")
 @click.option("--restart", type=click.Choice(["on-failure", "always", "never"]), help="When to start it again by itself.")
 @click.option("--ha", is_flag=True, hidden=True, help="Refused: nothing restarts a VM on another node by itself yet.")

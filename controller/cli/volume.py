@@ -27,6 +27,7 @@ NOUN = Noun(
         Column("NODE", lambda volume: volume.status.node),
         Column("AGE", lambda volume: volume.create_time),
         Column("TYPE", lambda volume: volume.spec.type, wide=True),
+        Column("POOL", lambda volume: volume.status.pool, wide=True),
         Column("USED", lambda volume: size_text(volume.status.used_bytes), wide=True, right=True),
         Column("BOOT", lambda volume: "yes" if volume.spec.boot else "no", wide=True),
         Column("SAYS", lambda volume: volume.status.say, wide=True),
@@ -35,6 +36,7 @@ NOUN = Noun(
         ("Size", size_text(volume.spec.size_bytes)),
         ("Takes", size_text(volume.status.used_bytes) if volume.status.used_bytes else ""),
         ("Type", volume.spec.type),
+        ("Pool", volume.status.pool),
         ("VM", f"{volume.status.vm_name} ({volume.spec.vm})" if volume.spec.vm else ""),
         ("Node", volume.status.node),
         ("Image", volume.spec.image),
@@ -53,7 +55,7 @@ add_undelete(group, NOUN, Goal("back", SETTLED))
 @group.verb("create", changes=True)
 @click.argument("name")
 @click.option("--size", type=SIZE, required=True, metavar="10GiB", help="How large.")
-@click.option("--type", "type_", default="", metavar="T", help="Driver; local unless given.")
+@click.option("--type", "type_", default="", metavar="T", help="Type of pool it goes in; local unless given.")
 @name_option("--from-image", "image", default="", help="Start as a copy of an image.")
 @name_option("--vm", "vm", default="", help="Attach it to this VM at once.")
 @click.option("--label", type=PAIR, multiple=True, help="May be repeated.")

@@ -82,4 +82,6 @@ def pool_room(view: View, pool: str) -> int:
 def pool_for(view: View, node: str, type: str) -> str:
     """Return the pool of a type in which a node's next volume goes, the one with the most room; empty: it reaches none."""
     pools = pools_on(view, node, type)
+    if len(pools) <= 1:
+        return next(iter(pools), "")
     return max(sorted(pools), key=lambda pool: pool_room(view, pool), default="")

@@ -159,6 +159,8 @@ def _image(table: Candidates, wanted: Wanted) -> Mask | None:
 
 def _known(table: Candidates, wanted: Wanted) -> Mask | None:
     """Its agent knows all that the VM needs."""
+    if not wanted.needs:
+        return None
     mask: Mask | None = None
     for need in sorted(wanted.needs):
         known = table.known.get(need, _none(table))
@@ -179,11 +181,15 @@ def _selected(table: Candidates, wanted: Wanted) -> Mask | None:
 
 def _home(table: Candidates, wanted: Wanted) -> Mask | None:
     """It holds the local volumes; two on different nodes leave no node at all."""
+    if not wanted.pools:
+        return None
     return _all_reached(table, [pool for pool in wanted.pools if _is_local(pool)])
 
 
 def _reached(table: Candidates, wanted: Wanted) -> Mask | None:
     """It reaches the pools of all other volumes."""
+    if not wanted.pools:
+        return None
     return _all_reached(table, [pool for pool in wanted.pools if not _is_local(pool)])
 
 

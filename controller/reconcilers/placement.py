@@ -35,6 +35,7 @@ from cairn.controller.reconcilers.fit import Wanted, decide
 from cairn.controller.store.base import Changed, Record, Txn, View
 from cairn.controller.words import several, size
 from cairn.proto import kinds
+from cairn.proto.capabilities import BEFORE_CAPABILITIES
 from cairn.proto.ids import LOCAL_POOL
 from cairn.proto.kinds import AnyKind
 from cairn.proto.seams import timestamp
@@ -208,7 +209,8 @@ def wanted_of(view: View, vm: Vm) -> Wanted:
         cpus=vm.spec.cpus,
         memory_bytes=vm.spec.memory_bytes,
         disks=disks,
-        needs=vm_needs(view, vm.id),
+        # What every agent has always known need not be looked up: this is asked for each VM, of all nodes.
+        needs=vm_needs(view, vm.id) - BEFORE_CAPABILITIES,
         arch=vm.spec.arch or image_arch,
         image_arch=image_arch,
         node=vm.spec.node,

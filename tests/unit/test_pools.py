@@ -178,3 +178,17 @@ def test_a_node_that_left_keeps_its_claims_until_what_is_erased_has_given_back()
     cloud.settle([placements])
     assert not list(cloud.view.ids(kinds.NODE_CLAIMS))
     assert not list(cloud.view.ids(kinds.POOL_CLAIMS))
+
+
+def test_vms_on_shared_disks_only_may_go_wherever_the_pool_is_reached() -> None:
+    """The disk of a lost node's VM is not lost with it: the pool is still there, and another node can open it."""
+    cloud, (_, first, second) = tank(20, 20)
+    decided(cloud, cloud.vm("web", type="net", node=first))
+    volume = cloud.edit(kinds.VOLUME, "vol-00000web")
+    volume.spec.vm = cloud.vm("again", disk=0)
+    cloud.put(kinds.VOLUME, volume.id, volume)
+    cloud.delete(kinds.NODE_SESSION, first)
+    decided(cloud, volume.spec.vm)
+    placement = cloud.view.get(kinds.PLACEMENT, volume.spec.vm)
+    assert placement is not None
+    assert placement.node == second
