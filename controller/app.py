@@ -32,6 +32,7 @@ from cairn.controller.jobs.keepers import Keepers
 from cairn.controller.jobs.machine import Jobs
 from cairn.controller.lateness import Lateness, freeze_heap
 from cairn.controller.metrics import RuntimeMetrics, SyncMetrics
+from cairn.controller.model.unreadable import all_unreadable
 from cairn.controller.peers import Peers
 from cairn.controller.reconcilers.assignments import Assignments
 from cairn.controller.reconcilers.base import Reconciler
@@ -55,7 +56,7 @@ from cairn.proto.sealing import SealError, Seals
 from cairn.proto.seams import Clock, Ids, SystemClock, SystemIds, Transport
 from cairn.proto.v1 import agent_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckResponse
-from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, start_http_server
+from prometheus_client import CollectorRegistry, Gauge, PlatformCollector, ProcessCollector, start_http_server
 
 _log = log.logger("controller")
 PROBE_S: Final = 2.0
@@ -117,6 +118,8 @@ class Controller:
             NodeEvents(),
         ]
         metrics = RuntimeMetrics(registry)
+        unreadable = Gauge("cairn_records_unreadable", "Records that cannot be decoded", registry=registry)
+        unreadable.set_function(lambda: sum(1 for _ in all_unreadable(self.cache.view)))
         self.runtime = Runtime(self.cache, fenced, self.peers, clock, ids, reconcilers, metrics, leases)
         self.sync = SyncService(
             self.cache,

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from typing import Any, Final
 
 from cairn.controller import restore
-from cairn.controller.api import knowledge
+from cairn.controller.api import damage, knowledge
 from cairn.controller.api.authorise import caller_of
 from cairn.controller.api.core import Core
 from cairn.controller.api.selection import Turns
@@ -15,6 +15,7 @@ from cairn.controller.api.vm_status import runs
 from cairn.controller.backup import backup
 from cairn.controller.model.nodes import connected, node_name
 from cairn.controller.model.permits import Caller, Verb, permits
+from cairn.controller.model.unreadable import all_unreadable
 from cairn.controller.store.base import View
 from cairn.controller.words import several
 from cairn.proto import kinds
@@ -30,6 +31,8 @@ from cairn.proto.v1.backup_pb2 import (
 from cairn.proto.v1.cluster_pb2 import (
     AdoptVmRequest,
     AdoptVolumeRequest,
+    CheckClusterRequest,
+    CheckClusterResponse,
     ForgetUnknownRequest,
     ForgetUnknownResponse,
     GetClusterStatusResponse,
@@ -71,6 +74,7 @@ class ClusterService(cluster_pb2_grpc.ClusterServiceServicer):
         for node, held in sorted(standing.ahead.items()):
             answer.nodes_ahead.add(node=node, name=node_name(view, node), epoch=held.epoch, revision=held.revision)
         answer.controllers.extend(sorted(view.all(kinds.CONTROLLER), key=lambda session: session.name))
+        answer.unreadable = sum(1 for _ in all_unreadable(view))
         await _count(view, caller, answer)
         for member in await self._core.store.members():
             answer.members.add(
@@ -115,6 +119,14 @@ class ClusterService(cluster_pb2_grpc.ClusterServiceServicer):
         if self._core.standing.went_back is None:
             await self._core.mutations.freshen()
         yield RestoreClusterResponse(result=RestoreResult(epoch=attempt.epoch, revision=revision, say=RESTORED))
+
+    async def CheckCluster(self, request: CheckClusterRequest, context: Any) -> AsyncIterator[CheckClusterResponse]:
+        """Stream what is wrong with the records as a whole."""
+        self._permitted(context, Verb.SEE, "check the cluster")
+        await self._core.mutations.freshen()
+        async with aclosing(damage.checked(self._core.cache.view)) as answers:
+            async for answer in answers:
+                yield answer
 
     async def ListUnknown(self, request: ListUnknownRequest, context: Any) -> AsyncIterator[ListUnknownResponse]:
         """Stream what nodes know better than the records."""
@@ -173,6 +185,8 @@ def sentence(answer: GetClusterStatusResponse) -> str:
     silent = [member.endpoint for member in answer.members if not member.healthy]
     if silent:
         troubles.append(f"store member {', '.join(silent)} does not answer")
+    if answer.unreadable:
+        troubles.append(f"{several(answer.unreadable, 'record')} cannot be read: `cairn cluster fsck` lists them")
     if answer.nodes_down:
         troubles.append(f"{several(answer.nodes_down, 'node')} down: not answering")
     if not answer.nodes_ready:

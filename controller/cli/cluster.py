@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from cairn.controller.cli import adopt, backup
+from cairn.controller.cli import adopt, backup, fsck
 from cairn.controller.cli.client import Session
 from cairn.controller.cli.commands import NounGroup
 from cairn.controller.cli.failures import Failure
@@ -18,6 +18,7 @@ from cairn.controller.cli.values import size_text
 group = NounGroup("cluster", "The cluster as a whole; making a new one; backup and restore.")
 backup.add_verbs(group)
 adopt.add_verbs(group)
+fsck.add_verbs(group)
 
 
 @group.verb("status")
@@ -39,6 +40,8 @@ def status_details(answer: Any) -> Iterator[Detail]:
     if answer.HasField("restored"):
         restored = answer.restored
         yield "Restored", f"{restored.restore_time.ToJsonString()} from the backup of {restored.backup_time.ToJsonString()}"
+    if answer.unreadable:
+        yield "Unreadable", f"{answer.unreadable} records: `cairn cluster fsck`"
     for node in answer.nodes_ahead:
         yield "Ahead", f"{node.name} was told revision {node.revision} of epoch {node.epoch}"
     yield Section("Controllers", [(each.name, f"{', '.join(each.endpoints)}  {each.version}") for each in answer.controllers])

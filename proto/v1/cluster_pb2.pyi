@@ -52,6 +52,7 @@ class GetClusterStatusResponse(_message.Message):
     RESTORED_FIELD_NUMBER: _builtins.int
     RESTORE_FIELD_NUMBER: _builtins.int
     NODES_AHEAD_FIELD_NUMBER: _builtins.int
+    UNREADABLE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     epoch: _builtins.int
     """Grows when the store is restored from a backup."""
@@ -61,6 +62,8 @@ class GetClusterStatusResponse(_message.Message):
     vms: _builtins.int
     vms_running: _builtins.int
     say: _builtins.str
+    unreadable: _builtins.int
+    """Records that cannot be decoded; CheckCluster names them."""
     @_builtins.property
     def controllers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ControllerSession]: ...
     @_builtins.property
@@ -93,10 +96,11 @@ class GetClusterStatusResponse(_message.Message):
         restored: _backup_pb2.Restored | None = ...,
         restore: _backup_pb2.RestoreUnderWay | None = ...,
         nodes_ahead: _abc.Iterable[Global___NodeAhead] | None = ...,
+        unreadable: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["restore", b"restore", "restored", b"restored"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["controllers", b"controllers", "epoch", b"epoch", "members", b"members", "name", b"name", "nodes_ahead", b"nodes_ahead", "nodes_down", b"nodes_down", "nodes_ready", b"nodes_ready", "restore", b"restore", "restored", b"restored", "revision", b"revision", "say", b"say", "vms", b"vms", "vms_running", b"vms_running"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["controllers", b"controllers", "epoch", b"epoch", "members", b"members", "name", b"name", "nodes_ahead", b"nodes_ahead", "nodes_down", b"nodes_down", "nodes_ready", b"nodes_ready", "restore", b"restore", "restored", b"restored", "revision", b"revision", "say", b"say", "unreadable", b"unreadable", "vms", b"vms", "vms_running", b"vms_running"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -131,6 +135,71 @@ class NodeAhead(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___NodeAhead: _TypeAlias = NodeAhead  # noqa: Y015
+
+@_typing.final
+class CheckClusterRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckClusterRequest: _TypeAlias = CheckClusterRequest  # noqa: Y015
+
+@_typing.final
+class CheckClusterResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FINDINGS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Finding]: ...
+    def __init__(
+        self,
+        *,
+        findings: _abc.Iterable[Global___Finding] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["findings", b"findings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckClusterResponse: _TypeAlias = CheckClusterResponse  # noqa: Y015
+
+@_typing.final
+class Finding(_message.Message):
+    """Something that is wrong with the records."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECK_FIELD_NUMBER: _builtins.int
+    OBJECT_FIELD_NUMBER: _builtins.int
+    SAY_FIELD_NUMBER: _builtins.int
+    check: _builtins.str
+    """What was looked at: unreadable, reference, claims, name, vni, address, report or unknown."""
+    object: _builtins.str
+    """Record or object: "vm/<id>", "<node>/vm/<id>"."""
+    say: _builtins.str
+    """One sentence."""
+    def __init__(
+        self,
+        *,
+        check: _builtins.str = ...,
+        object: _builtins.str = ...,
+        say: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["check", b"check", "object", b"object", "say", b"say"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Finding: _TypeAlias = Finding  # noqa: Y015
 
 @_typing.final
 class ListUnknownRequest(_message.Message):

@@ -48,6 +48,11 @@ class ClusterServiceStub:
                 request_serializer=cairn_dot_proto_dot_v1_dot_backup__pb2.BackupClusterRequest.SerializeToString,
                 response_deserializer=cairn_dot_proto_dot_v1_dot_backup__pb2.BackupClusterResponse.FromString,
                 _registered_method=True)
+        self.CheckCluster = channel.unary_stream(
+                '/cairn.v1.ClusterService/CheckCluster',
+                request_serializer=cairn_dot_proto_dot_v1_dot_cluster__pb2.CheckClusterRequest.SerializeToString,
+                response_deserializer=cairn_dot_proto_dot_v1_dot_cluster__pb2.CheckClusterResponse.FromString,
+                _registered_method=True)
         self.RestoreCluster = channel.stream_stream(
                 '/cairn.v1.ClusterService/RestoreCluster',
                 request_serializer=cairn_dot_proto_dot_v1_dot_backup__pb2.RestoreClusterRequest.SerializeToString,
@@ -87,6 +92,13 @@ class ClusterServiceServicer:
 
     def BackupCluster(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckCluster(self, request, context):
+        """What is wrong with the records as a whole. Changes nothing.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -137,6 +149,11 @@ def add_ClusterServiceServicer_to_server(servicer, server):
                     servicer.BackupCluster,
                     request_deserializer=cairn_dot_proto_dot_v1_dot_backup__pb2.BackupClusterRequest.FromString,
                     response_serializer=cairn_dot_proto_dot_v1_dot_backup__pb2.BackupClusterResponse.SerializeToString,
+            ),
+            'CheckCluster': grpc.unary_stream_rpc_method_handler(
+                    servicer.CheckCluster,
+                    request_deserializer=cairn_dot_proto_dot_v1_dot_cluster__pb2.CheckClusterRequest.FromString,
+                    response_serializer=cairn_dot_proto_dot_v1_dot_cluster__pb2.CheckClusterResponse.SerializeToString,
             ),
             'RestoreCluster': grpc.stream_stream_rpc_method_handler(
                     servicer.RestoreCluster,
@@ -219,6 +236,33 @@ class ClusterService:
             '/cairn.v1.ClusterService/BackupCluster',
             cairn_dot_proto_dot_v1_dot_backup__pb2.BackupClusterRequest.SerializeToString,
             cairn_dot_proto_dot_v1_dot_backup__pb2.BackupClusterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckCluster(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/cairn.v1.ClusterService/CheckCluster',
+            cairn_dot_proto_dot_v1_dot_cluster__pb2.CheckClusterRequest.SerializeToString,
+            cairn_dot_proto_dot_v1_dot_cluster__pb2.CheckClusterResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -38,6 +38,8 @@ class ClusterServiceStub:
     def __new__(cls, channel: _aio.Channel) -> ClusterServiceAsyncStub: ...
     GetClusterStatus: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.GetClusterStatusRequest, _cluster_pb2.GetClusterStatusResponse]
     BackupCluster: _grpc.UnaryStreamMultiCallable[_backup_pb2.BackupClusterRequest, _backup_pb2.BackupClusterResponse]
+    CheckCluster: _grpc.UnaryStreamMultiCallable[_cluster_pb2.CheckClusterRequest, _cluster_pb2.CheckClusterResponse]
+    """What is wrong with the records as a whole. Changes nothing."""
     RestoreCluster: _grpc.StreamStreamMultiCallable[_backup_pb2.RestoreClusterRequest, _backup_pb2.RestoreClusterResponse]
     """Puts a backup in the place of all records. Repeating it after it broke off goes on where it ended."""
     ListUnknown: _grpc.UnaryStreamMultiCallable[_cluster_pb2.ListUnknownRequest, _cluster_pb2.ListUnknownResponse]
@@ -55,6 +57,8 @@ class ClusterServiceAsyncStub(ClusterServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetClusterStatus: _aio.UnaryUnaryMultiCallable[_cluster_pb2.GetClusterStatusRequest, _cluster_pb2.GetClusterStatusResponse]  # type: ignore[assignment]
     BackupCluster: _aio.UnaryStreamMultiCallable[_backup_pb2.BackupClusterRequest, _backup_pb2.BackupClusterResponse]  # type: ignore[assignment]
+    CheckCluster: _aio.UnaryStreamMultiCallable[_cluster_pb2.CheckClusterRequest, _cluster_pb2.CheckClusterResponse]  # type: ignore[assignment]
+    """What is wrong with the records as a whole. Changes nothing."""
     RestoreCluster: _aio.StreamStreamMultiCallable[_backup_pb2.RestoreClusterRequest, _backup_pb2.RestoreClusterResponse]  # type: ignore[assignment]
     """Puts a backup in the place of all records. Repeating it after it broke off goes on where it ended."""
     ListUnknown: _aio.UnaryStreamMultiCallable[_cluster_pb2.ListUnknownRequest, _cluster_pb2.ListUnknownResponse]  # type: ignore[assignment]
@@ -81,6 +85,14 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _backup_pb2.BackupClusterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_backup_pb2.BackupClusterResponse], _abc.AsyncIterator[_backup_pb2.BackupClusterResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def CheckCluster(
+        self,
+        request: _cluster_pb2.CheckClusterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_cluster_pb2.CheckClusterResponse], _abc.AsyncIterator[_cluster_pb2.CheckClusterResponse]]:
+        """What is wrong with the records as a whole. Changes nothing."""
 
     @_abc_1.abstractmethod
     def RestoreCluster(
