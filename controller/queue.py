@@ -21,8 +21,8 @@ from cairn.proto.seams import Ids
 
 BACKOFF_S: Final = 0.1
 BACKOFF_S_MAX: Final = 30.0
-# Keys of a scan looked at before what changed comes again; and the share of slices a scan has while there are changes.
-SCAN_SLICE: Final = 32
+# Keys of a scan looked at before what changed comes again; and the share of slices that are the scan's alone.
+SCAN_SLICE: Final = 64
 SCAN_SHARE: Final = 8
 # Times that were brought forward leave their old entries behind, up to so many beyond the living.
 _STALE_MAX: Final = 64
@@ -94,12 +94,13 @@ class Queue:
     def take(self) -> Iterator[str]:
         """Yield the keys of one slice, each taken out as it is yielded. Raises what naming the keys of a scan raises.
 
-        Of what changed until there is no more, or SCAN_SLICE keys of the scan.
+        All that changed, then up to SCAN_SLICE keys of the scan; now and then only those.
         """
         self._slices += 1
-        if self._scan is None or (self._now and self._slices % SCAN_SHARE):
+        if self._scan is None or self._slices % SCAN_SHARE:
             while self._now:
                 yield self._now.popitem(last=False)[0]
+        if self._scan is None:
             return
         found = 0
         for key in islice(self._scan, SCAN_SLICE):

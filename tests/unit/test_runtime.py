@@ -366,9 +366,12 @@ def test_what_changed_never_waits_behind_a_scan_which_ends_all_the_same() -> Non
     for step in range(1000):
         queue.add(f"c{step}")
         slices = 0
-        while f"c{step}" not in seen[-SCAN_SLICE:]:
-            seen += queue.take()
+        taken = list[str]()
+        while f"c{step}" not in taken:
+            taken = list(queue.take())
+            seen += taken
             slices += 1
+            assert len(taken) <= SCAN_SLICE + 1
         waited.append(slices)
     assert max(waited) <= 2
     assert {key for key in seen if key.startswith("s")} == set(keys)
