@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 from typing import Final
 
 from cairn.proto.log import logger
@@ -41,13 +42,22 @@ class Lateness:
             "cairn_loop_step_seconds", "How long the event loop let nobody else run", registry=registry, buckets=_BUCKETS
         )
 
+        self._cpu_seconds = Histogram(
+            "cairn_loop_step_cpu_seconds",
+            "What of that the controller itself used: the rest is a machine that is too busy",
+            registry=registry,
+            buckets=_BUCKETS,
+        )
+
     async def run(self) -> None:
         """Tick for ever."""
         loop = asyncio.get_running_loop()
         while True:
-            due_s = loop.time() + TICK_S
+            due_s, used_s = loop.time() + TICK_S, time.thread_time()
             await asyncio.sleep(TICK_S)
             late_s = max(0.0, loop.time() - due_s)
+            used_s = time.thread_time() - used_s
             self._seconds.observe(late_s)
+            self._cpu_seconds.observe(min(late_s, used_s))
             if late_s > WARN_S:
-                logger("lateness").warning("loop_late", seconds=round(late_s, 3))
+                logger("lateness").warning("loop_late", seconds=round(late_s, 3), cpu_seconds=round(used_s, 3))

@@ -25,7 +25,7 @@ from cairn.proto.kinds import AnyKind
 from cairn.proto.v1.agent_pb2 import Desired, ImageReport
 
 # Records taken in before others may run.
-STEP: Final = 250
+STEP: Final = 100
 UNREACHED: Final = Transit(0, "", 0)
 # What the tables are made of, in an order in which each finds what it needs.
 _FIRST: Final[tuple[AnyKind, ...]] = (

@@ -25,7 +25,7 @@ from google.protobuf.message import Message
 
 M = TypeVar("M", bound=Message)
 # Messages kept of a kind: between once and twice as many.
-RECENT_MAX: Final = 4096
+RECENT_MAX: Final = 2048
 # Before each value: the revisions that changed and made the record, as little-endian 64-bit numbers.
 _REVISIONS: Final = struct.Struct("<qq")
 
