@@ -14,11 +14,11 @@ from cairn.storage.fake_shared import TYPE
 from tests.sim.asked import AskedVolume
 from tests.sim.story import Event, Size, spread
 from tests.sim.user import IMAGE, SUBNET, User
-from tests.sim.workloads.volumes import SIZE_BYTES
+from tests.sim.workloads.volumes import SIZE_BYTES, attach, detach
 
 _ACTS: Final = (
     "attach", "attach", "detach", "grow", "delete_volume", "undelete_volume", "purge_volume",
-    "delete", "undelete", "purge_vm",
+    "delete", "undelete", "purge_vm", "hand_over", "hand_over", "hand_over",
 )  # fmt: skip
 
 
@@ -32,7 +32,7 @@ def draw(draw: random.Random, size: Size) -> Iterable[Event]:
             yield Event(at_s, user, "create_shared_volume", (f"pooled-{user}-{number}", draw.choice((None, 0, 1))))
         for at_s in spread(draw, size, size.rounds + 2):
             act, index = draw.choice(_ACTS), draw.randrange(8)
-            yield Event(at_s, user, act, (index, draw.randrange(8)) if act == "attach" else (index,))
+            yield Event(at_s, user, act, (index, draw.randrange(8)) if act in ("attach", "hand_over") else (index,))
 
 
 async def create_shared_vm(user: User, name: str) -> None:
@@ -49,4 +49,10 @@ async def create_shared_volume(user: User, name: str, index: int | None) -> None
         vm.volumes.add(made.id)
 
 
-ACTS = {"create_shared_vm": create_shared_vm, "create_shared_volume": create_shared_volume}
+async def hand_over(user: User, index: int, vm_index: int) -> None:
+    """Take one off its VM and give it to another at once, which may be on another node."""
+    await detach(user, index)
+    await attach(user, index, vm_index)
+
+
+ACTS = {"create_shared_vm": create_shared_vm, "create_shared_volume": create_shared_volume, "hand_over": hand_over}
