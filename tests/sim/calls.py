@@ -13,6 +13,7 @@ from typing import Any, Final
 import grpc
 import grpc.aio
 
+from tests.sim.cost import METER
 from tests.sim.network import Connection
 
 # Messages that may be under way unread, per direction, as HTTP/2 windows bound them.
@@ -234,6 +235,7 @@ class ServerCall:
         return context.final()
 
     async def _respond(self, data: bytes) -> None:
+        METER.message(data)
         connection = self.connection
         data = connection.network.releases.answers(connection.hosts[1], connection.hosts[0], self._method, data)
         if len(data) > MESSAGE_BYTES_MAX:
@@ -245,6 +247,7 @@ class ServerCall:
     async def _iterate(self, deserialize: Callable[[bytes], Any]) -> AsyncIterator[Any]:
         while (data := await self.requests.pull()) is not END:
             self._send(self._client.granted)
+            METER.message(data)
             yield deserialize(data)
 
 

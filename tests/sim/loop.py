@@ -26,9 +26,13 @@ from typing import Any, Final, NoReturn
 
 import structlog
 
+from tests.sim.cost import METER
+
 # Name and life of the process whose code runs, for example "c1.2"; empty: the world itself.
 PROCESS: contextvars.ContextVar[str] = contextvars.ContextVar("process", default="")
 STEP_S: Final = 1e-6
+# Less than this is not worth a turn.
+BUSY_NS: Final = 50_000
 STEPS_MAX: Final = 20_000_000
 
 
@@ -140,6 +144,9 @@ class SimLoop(asyncio.BaseEventLoop):
         self._fuses: dict[str, tuple[int, Callable[[], None]]] = {}
         # Process -> how long each of its steps has to wait for its turn.
         self._slow: dict[str, float] = {}
+        # How much longer than on a fast core computation takes; 0: no time at all. Process -> until when it computes.
+        self.cpu = 0.0
+        self._busy: dict[str, float] = {}
         self._failure: BaseException | None = None
         self._nobody = contextvars.Context()
         self._turns: list[asyncio.Handle] = []
@@ -152,6 +159,7 @@ class SimLoop(asyncio.BaseEventLoop):
     def kill(self, process: str) -> None:
         """Nothing of that process runs ever again."""
         self._dead.add(process)
+        self._busy.pop(process, None)
         self._fuses.pop(process, None)
 
     def slow_down(self, process: str, step_s: float) -> None:
@@ -185,6 +193,7 @@ class SimLoop(asyncio.BaseEventLoop):
         self._dead.clear()
         self._fuses.clear()
         self._slow.clear()
+        self._busy.clear()
         self._turns.extend(self._limbo)
         self._limbo.clear()
 
@@ -234,12 +243,18 @@ class SimLoop(asyncio.BaseEventLoop):
         if process in self._slow and not waited:
             self.call_later(self._slow[process], self._turn, handle, True, context=self._nobody)
             return
+        if self._busy.get(process, 0.0) > self._now_s:
+            self.call_at(self._busy[process], self._turn, handle, True, context=self._nobody)
+            return
         self.steps += 1
         if self.steps > self._steps_max:
             raise Exhausted(f"{self.steps} steps taken")
         self._now_s += STEP_S
         self.trace.step(self._now_s, _label(handle._callback))
+        METER.ns = 0
         handle._run()
+        if process and METER.ns * self.cpu > BUSY_NS:
+            self._busy[process] = self._now_s + METER.ns * self.cpu / 1e9
         if process in self._fuses:
             left, act = self._fuses[process]
             self._fuses[process] = (left - 1, act)

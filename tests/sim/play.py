@@ -16,6 +16,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from tests.sim import audit, cast
+from tests.sim.cost import metered
 from tests.sim.loop import Outcome, SimLoop, run
 from tests.sim.referee import Referee
 from tests.sim.story import FAULT, SIZES, Event, Story, draw_story
@@ -49,7 +50,8 @@ def play(story: Story) -> Outcome:
     async def scenario() -> dict[str, Any]:
         return await Play(story).run()
 
-    outcome = run(story.seed, scenario)
+    with metered():
+        outcome = run(story.seed, scenario)
     if outcome.faults:
         error = Restless("fault", outcome.faults[0])
         error.add_note(f"seed {story.seed}, trace hash {outcome.trace_hash}")
@@ -72,6 +74,7 @@ class Play:
             memory_gib=size.memory_gib,
             referee=self._referee,
         )
+        self.world.loop.cpu = size.cpu
         self.asked = self.world.referee.asked
         self._acts = {**cast.acts(cast.WORKLOADS), **cast.acts(cast.FAULTS)}
 

@@ -23,6 +23,7 @@ from cairn.controller.store.base import Batch, Conflict, Indeterminate, Item, Le
 from cairn.controller.store.memory import MemoryBackend, prefix_end
 
 from tests.sim.checkers.base import Violation
+from tests.sim.cost import BYTE_NS, METER
 from tests.sim.loop import SimLoop
 
 Range = tuple[float, float]
@@ -270,6 +271,7 @@ class SimStore:
         await self._reach(self.faults.slow_read_s, quorum=not revision)
         limits = [bound for bound in (end, prefix_end(prefix)) if bound]
         items = self.backend.scan(max(prefix, start), min(limits, default=""), limit, revision)
+        METER.records(len(items))
         seen = revision or self.backend.revision
         await self._pass(self.faults.delay_s)
         return items, seen
@@ -285,6 +287,7 @@ class SimStore:
         """Apply and return the new revision."""
         txn.check_limits()
         txn = self.really(txn)
+        METER.ns += sum(map(len, (put.value for put in txn.puts.values()))) * BYTE_NS
         await self._reach(quorum=True)
         if self.strikes("late_commit"):
             self._commit_later(txn)

@@ -53,6 +53,8 @@ class Size:
     # What each server has.
     threads: int = 16
     memory_gib: int = 24
+    # How many times longer than on a fast core computation takes; 0: no time at all.
+    cpu: float = 0.0
     # How many VMs are made at once, by workloads of masses; 0: those do not take part, and the others do.
     many: int = 0
 
@@ -75,10 +77,9 @@ class Size:
 # As much trouble as a small cloud can be given in a minute.
 BUSY: Final = Size(controllers=3, nodes=2, users=2, rounds=4, faults=12, duration_s=60.0, skew_s=0.5)
 # Few servers that hold many VMs each; and many servers. `many` of such a size is how many VMs there are.
-CROWDED: Final = Size(controllers=2, nodes=2, users=1, rounds=2, faults=3, duration_s=60.0, threads=64, memory_gib=96, many=120)
-LARGE: Final = Size(
-    controllers=3, nodes=200, users=4, rounds=2, faults=8, duration_s=300.0, threads=64, memory_gib=96, many=5000
-)
+_SERVERS: Final = Size(threads=64, memory_gib=96, cpu=1.0)
+CROWDED: Final = replace(_SERVERS, controllers=2, nodes=2, users=1, rounds=2, faults=3, duration_s=60.0, many=120)
+LARGE: Final = replace(_SERVERS, nodes=200, users=4, rounds=2, faults=8, duration_s=300.0, many=5000)
 MIDDLE: Final = replace(LARGE, nodes=40, faults=4, duration_s=120.0, many=600)
 # By what a seed begins with.
 SIZES: Final = {"busy": BUSY, "crowded": CROWDED, "middle": MIDDLE, "large": LARGE}
@@ -115,6 +116,7 @@ def draw_size(draw: random.Random) -> Size:
         faults=draw.choice((0, 2, 4, 6)),
         duration_s=draw.choice((30.0, 60.0, 120.0)),
         skew_s=draw.choice((0.0, 0.5, 5.0)),
+        cpu=draw.choice((0.0, 0.0, 1.0, 20.0)),
     )
 
 
