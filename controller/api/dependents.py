@@ -114,6 +114,14 @@ def _port(view: View, id: str) -> Iterator[Affected]:
     yield from _port_vm(view, id)
 
 
+def _binding(view: View, id: str) -> Iterator[Affected]:
+    """A VM without an address is started nowhere: whether it may have a volume that was taken from it shows by that."""
+    yield from _port(view, id)
+    port = view.get(kinds.PORT, id)
+    for volume in view.by(kinds.VOLUME, "former_vm", port.spec.vm) if port is not None and port.spec.vm else ():
+        yield "volume", volume
+
+
 def _address(_view: View, id: str) -> Iterator[Affected]:
     yield "subnet", id.partition("/")[0]
 
@@ -164,7 +172,7 @@ RULES: Final[dict[str, Rule]] = {
     kinds.VPC.name: _vpc,
     kinds.SUBNET.name: _subnet,
     kinds.PORT.name: _port,
-    kinds.PORT_BINDING.name: _port,
+    kinds.PORT_BINDING.name: _binding,
     kinds.ADDRESS.name: _address,
     kinds.VOLUME.name: _volume,
     kinds.VOLUME_PLACEMENT.name: _volume,

@@ -104,11 +104,19 @@ def _freed(view: View, volume: Volume) -> Attachment:
         return Attachment(Hold.FREE)
     for node in where(view, id).nodes:
         seen = _seen(view, node, id)
+        if seen is None and _is_told(view, vm):
+            return Attachment(Hold.DETACHING, f"waits for {_of(view, node)} to say whether VM {vm.name} has it")
         if seen is None or is_absent(vm, seen) or _says_nothing(view, node, seen):
             continue
         if seen.state != VmReport.STATE_ABSENT and seen.volumes_generation < volume.spec.former_generation:
             return Attachment(Hold.DETACHING, f"waits for {_of(view, node)} to say that VM {vm.name} let go of it")
     return Attachment(Hold.FREE)
+
+
+def _is_told(view: View, vm: Vm) -> bool:
+    """Tell whether the node of a VM was told of it, as far as anybody knows: a guest without an address is started nowhere."""
+    bindings = [view.get(kinds.PORT_BINDING, nic.port) for nic in vm.spec.nics]
+    return all(binding is not None and binding.address for binding in bindings)
 
 
 def _seen(view: View, node: str, vm: str) -> VmReport | None:

@@ -100,6 +100,28 @@ def test_free_once_the_guest_let_go_and_its_node_said_so() -> None:
     assert site.state == S.STATE_AVAILABLE
 
 
+def test_a_node_that_never_said_anything_of_the_vm_may_have_it_open() -> None:
+    """Its reports wait for the store, say: the guest was started with the volume, and nobody knows yet."""
+    site = Site()
+    site.attach()
+    site.cloud.delete(kinds.OBSERVED, f"{site.node}/vm/{VM}")
+    site.detach()
+    assert (site.state, site.shown().say) == (S.STATE_DETACHING, "waits for n1 to say whether VM web has it")
+    site.says(open=[ROOT])
+    assert site.state == S.STATE_AVAILABLE
+
+
+def test_a_node_that_was_not_told_of_the_vm_has_nothing_of_it() -> None:
+    site = Site()
+    site.attach()
+    site.cloud.delete(kinds.OBSERVED, f"{site.node}/vm/{VM}")
+    vm, port = site.cloud.edit(kinds.VM, VM), site.cloud.port("web", site.cloud.subnet("net", site.cloud.vpc("net")), vm=VM)
+    vm.spec.nics.add(port=port)
+    site.cloud.put(kinds.VM, VM, vm)
+    site.detach()
+    assert site.state == S.STATE_AVAILABLE
+
+
 def test_a_node_that_is_silent_has_not_let_go() -> None:
     site = Site()
     site.attach()
