@@ -45,6 +45,7 @@ class Certificates:
         folder = tempfile.TemporaryDirectory(prefix="cairn-sim-")
         world.closing.append(folder.cleanup)
         self._folder = Path(folder.name)
+        world.folders.append(folder.name)
         # One controller keeps the key that signs; the others ask it.
         self._signer = world.controllers[0]
 

@@ -153,6 +153,8 @@ class World:
         self.at_rest: list[Callable[[], Coroutine[Any, Any, None]]] = []
         # What runs beside the product in each process from now on, and lives as long.
         self.beside: list[Callable[[Process], Coroutine[Any, Any, None]]] = []
+        # Where files are that the story needs.
+        self.folders: list[str] = []
         # What to give back when all is over.
         self.closing: list[Callable[[], None]] = []
         self._lives: dict[str, int] = {}
@@ -160,7 +162,9 @@ class World:
         self._log_to_trace()
 
     def note(self, text: str) -> None:
-        """Tell the trace."""
+        """Tell the trace; a folder of this machine is none of the story's."""
+        for folder in self.folders:
+            text = text.replace(folder, "")
         self.loop.trace.note(self.loop.time(), PROCESS.get(), text)
 
     def connect(self, name: str) -> SimClient:
