@@ -19,6 +19,8 @@ from tests.sim.story import Event, Size
 from tests.sim.user import User
 
 ALL_PROJECTS = "-"
+# Between connections; longer each time while nobody answers.
+PAUSE_S, PAUSE_S_MAX = 0.2, 6.0
 # Messages of one connection; more than ever come.
 ENDLESS = 10**9
 _WATCHES: dict[str, tuple[Any, str, Any]] = {
@@ -48,6 +50,7 @@ async def watch(user: User, kind: str, filter: str, breaks: tuple[int, ...]) -> 
 
 async def _follow(user: User, picture: Picture, breaks: tuple[int, ...]) -> None:
     service, method, request = _WATCHES[picture.kind]
+    pause_s = PAUSE_S
     for turn, most in enumerate(chain(breaks, repeat(ENDLESS))):
         async with user.client.channel(turn) as channel:
             asked = request(project=ALL_PROJECTS, filter=picture.filter, after_revision=picture.revision)
@@ -60,11 +63,13 @@ async def _follow(user: User, picture: Picture, breaks: tuple[int, ...]) -> None
                     if response is grpc.aio.EOF:
                         break
                     picture.take(response)
+                    pause_s = PAUSE_S
                 call.cancel()
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.OUT_OF_RANGE:
                     picture.begin()
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(pause_s)
+        pause_s = min(2 * pause_s, PAUSE_S_MAX)
 
 
 ACTS = {"watch": watch}
