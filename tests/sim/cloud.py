@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from cairn.proto import kinds
-from cairn.proto.v1.agent_pb2 import SyncResponse, Version
+from cairn.proto.v1.agent_pb2 import SyncResponse, Upsert, Version
 
 Position = tuple[int, int]
 _HEAD: Final = struct.Struct(">II")
@@ -192,7 +192,8 @@ class Cloud:
 class LedgerReader:
     """Reads a ledger's bytes: key -> version, and the newest version. A reader of our own, for agent/ledger.py's format.
 
-    Frames of length and CRC-32 (two big-endian 32-bit numbers); a payload begins with M (SyncResponse), S (Version), N or C.
+    Frames of length and CRC-32 (two big-endian 32-bit numbers); a payload begins with M (SyncResponse), S (Version), U (Upsert
+    of what is unknown, and stays), or a letter that says nothing about what the node may hold.
     """
 
     def __init__(self) -> None:
@@ -218,6 +219,9 @@ class LedgerReader:
     def _take(self, kind: bytes, body: bytes) -> None:
         if kind == b"S":
             self.held = max(self.held, _position(Version.FromString(body)))
+        elif kind == b"U":
+            known = Upsert.FromString(body)
+            self.keys.setdefault(known.key, _position(known.version))
         elif kind == b"M":
             message = SyncResponse.FromString(body)
             if message.HasField("upsert"):

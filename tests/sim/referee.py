@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from cairn.controller.store.base import Batch, Txn
+from cairn.proto import kinds
 
 from tests.sim.asked import Asked
 from tests.sim.checkers.base import Checker, Violation
@@ -20,7 +21,18 @@ class Referee:
         self.asked = Asked()
         self.events = 0
         self._checkers, self._fail = checkers, fail
-        self._failed = False
+        self._failed = self._suspended = False
+
+    def suspend(self) -> None:
+        """The records begin anew from something older: until an operator has dealt with that, no rule speaks of what is."""
+        self._suspended = True
+
+    def begin_anew(self, checkers: Sequence[Checker], revision: int, records: Sequence[tuple[str, bytes | None]]) -> None:
+        """From now on it is a history of its own, which begins with these records."""
+        self._checkers, self._suspended = checkers, False
+        self.cloud.records = {kind.name: {} for kind in kinds.ALL}
+        commit = self.cloud.commit(revision, records)
+        self._ask(lambda checker: checker.committed(self.cloud, commit))
 
     def batch(self, batch: Batch, txn: Txn | None) -> None:
         """The store has a new revision; txn: what wrote it, if a transaction did."""
@@ -83,7 +95,7 @@ class Referee:
 
     def _ask(self, look: Callable[[Checker], Iterator[str]]) -> None:
         self.events += 1
-        if self._failed:
+        if self._failed or self._suspended:
             return
         for checker in self._checkers:
             for text in look(checker):

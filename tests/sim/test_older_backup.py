@@ -1,0 +1,26 @@
+"""An older backup restored under load, in stories of few workloads: nodes that come and go keep it away."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tests.sim import cast
+from tests.sim.play import play
+from tests.sim.story import FAULT, Event, Size, draw_story
+
+WORKLOADS = ("create_delete", "power", "soft_delete", "user_data")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 5))
+def test_guests_run_on_and_nothing_comes_back(seed: int) -> None:
+    workloads = [module for module in cast.WORKLOADS if module.__name__.rpartition(".")[2] in WORKLOADS]
+    faults = [module for module in cast.FAULTS if module.__name__.endswith(".older_backup")]
+    size = Size(controllers=2, nodes=2, users=2, rounds=4, faults=2, duration_s=30.0)
+    story = draw_story(f"older-backup-{seed}", workloads, faults, size)
+    others = tuple(event for event in story.events if event.actor != FAULT)
+    taken = Event(5.0 * seed, FAULT, "older_backup", (40 * seed, 0))
+    story = replace(story, events=tuple(sorted((*others, taken), key=lambda event: event.at_s)))
+    assert play(story).result["struck"]["older_backup"] == 1
