@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import resource
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.sharedctypes import Synchronized
@@ -67,6 +68,9 @@ class Node:
 
 def run(endpoint: str, ca_pem: bytes, nodes: Sequence[Node], counters: Counters) -> None:
     """Be all these nodes' agents until the process is ended."""
+    # A connection takes several.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
     async def all_of_them() -> None:
         gate = asyncio.Semaphore(CONNECTING_MAX)
