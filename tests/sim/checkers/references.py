@@ -64,8 +64,10 @@ def _references(kind: str, record: Any) -> Iterator[str]:
     spec = getattr(record, "spec", None)
     match kind:
         case "vm":
-            yield f"image/{spec.image}"
-            yield f"volume/{spec.root_volume}"
+            if not record.HasField("delete_time"):
+                # The root disk of a deleted one may have left it, and be gone: then it is not brought back.
+                yield f"image/{spec.image}"
+                yield f"volume/{spec.root_volume}"
             yield from (f"volume/{volume}" for volume in spec.volumes)
             yield from (f"subnet/{nic.subnet}" for nic in spec.nics)
             yield from (f"port/{nic.port}" for nic in spec.nics)
