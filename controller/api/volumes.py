@@ -26,7 +26,7 @@ from cairn.controller.model.where import in_shared_pool, volume_node, volume_poo
 from cairn.controller.store.base import Record, Txn, View
 from cairn.controller.words import size
 from cairn.proto import kinds
-from cairn.proto.errors import AlreadyExists, BadState, Invalid, NotFound
+from cairn.proto.errors import AlreadyExists, BadState, Invalid, NotFound, TryAgain
 from cairn.proto.ids import LOCAL_POOL
 from cairn.proto.seams import Clock, timestamp
 from cairn.proto.v1 import volume_pb2, volume_pb2_grpc
@@ -160,8 +160,11 @@ def volume_type(view: View, wanted: str, field: str) -> str:
 
 
 def disk_size(view: View, image: Image, wanted: int | None, field: str) -> int:
-    """Return the size of a disk copied from an image; unset: the image's own. Raises Invalid, BadState."""
+    """Return the size of a disk copied from an image; unset: the image's own. Raises Invalid, BadState, TryAgain."""
     least = virtual_size(view, image.id)
+    if not least and image.id in view.unreadable(kinds.IMAGE_CONTENT):
+        what = f"what is known of the bytes of image {image.name!r}"
+        raise TryAgain(f"{what} cannot be read; `cairn cluster fsck` lists what is damaged")
     if not least:
         shown = nouns.IMAGE.of(view, image.id)
         say = shown.status.say if shown is not None else "not known"

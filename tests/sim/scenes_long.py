@@ -7,7 +7,7 @@ from typing import Any
 
 from cairn.proto.v1.cluster_pb2 import PlanRecord, RequestRecord
 
-from tests.sim.stage import Stage, job, scene, vm
+from tests.sim.stage import IMAGE, VM, VOLUME, Stage, image, job, scene, vm, volume
 
 BEGIN = datetime(2030, 1, 1, tzinfo=UTC)
 
@@ -93,3 +93,15 @@ def a_finished_job_stays(stage: Stage) -> None:
     stage.commit(done)
     _at(stage, 26)
     stage.settle()
+
+
+@scene("references")
+def a_kept_disk_goes_before_its_deleted_vm(stage: Stage) -> None:
+    stage.commit(image(), volume(), vm(gone=True, image=IMAGE, root_volume=VOLUME))
+    stage.commit(("volume", VOLUME, None))
+
+
+@scene("references", "volume/vol-1 was removed while vm/i-1 refers to it")
+def a_disk_goes_before_its_vm(stage: Stage) -> None:
+    stage.commit(image(), volume(vm=VM), vm(image=IMAGE, root_volume=VOLUME))
+    stage.commit(("volume", VOLUME, None))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from cairn.controller.api.volumes import disk_size
 from cairn.controller.model.readable import CannotTell
 from cairn.controller.model.unreadable import all_unreadable, newest_revision, touched
 from cairn.controller.nodespec import desired, node_objects
@@ -17,8 +18,10 @@ from cairn.controller.store.base import Put, Txn
 from cairn.controller.store.cache import Cache
 from cairn.controller.store.memory import MemoryBackend, MemoryStore
 from cairn.proto import kinds
+from cairn.proto.errors import TryAgain
 from cairn.proto.kinds import AnyKind
 from cairn.proto.v1.cluster_pb2 import NameClaim
+from cairn.proto.v1.image_pb2 import ImageContent
 from cairn.proto.v1.vm_pb2 import Placement
 from structlog.testing import capture_logs
 
@@ -222,3 +225,18 @@ def test_others_of_the_subnet_get_their_addresses() -> None:
     assert outcome.txn is not None
     assert kinds.PORT_BINDING.key("nic-0000000c") in outcome.txn.puts
     assert not touched(cloud.view, outcome.txn)
+
+
+def test_an_image_whose_bytes_nobody_can_tell_of_is_not_called_unready() -> None:
+    """A refusal for good would be believed; the same call goes well once the record can be read."""
+    cloud = Cloud()
+    id = cloud.image("demo")
+    image = cloud.view.get(kinds.IMAGE, id)
+    assert image is not None
+    kept = ImageContent(image=id, virtual_size_bytes=7 << 20)
+    cloud.put(kinds.IMAGE_CONTENT, id, kept)
+    damage(cloud, kinds.IMAGE_CONTENT, id)
+    with pytest.raises(TryAgain, match="cannot be read; `cairn cluster fsck`"):
+        disk_size(cloud.view, image, None, "image")
+    cloud.put(kinds.IMAGE_CONTENT, id, kept)
+    assert disk_size(cloud.view, image, None, "image") == 7 << 20

@@ -29,9 +29,9 @@ class References(Checker):
                     self._from.setdefault(target, set()).add(change.key)
         for change in commit.changes:
             for target in sorted(self._to.get(change.key, ())):
-                if cloud.get(*target.split("/", 1)) is None and not _ending(cloud, change.key):
+                if cloud.get(*target.split("/", 1)) is None and not _ending(cloud, change.key, target):
                     yield f"{change.key} refers to {target}, which is not there"
-            users = [key for key in sorted(self._from.get(change.key, ())) if not _ending(cloud, key)]
+            users = [key for key in sorted(self._from.get(change.key, ())) if not _ending(cloud, key, change.key)]
             if change.after is None and users:
                 yield f"{change.key} was removed while {', '.join(users)} refers to it"
         yield from self._attachments(cloud, commit)
@@ -53,9 +53,14 @@ class References(Checker):
                 yield f"VM {id} lists the volumes {sorted(listed)}, attached to it are {sorted(attached)}"
 
 
-def _ending(cloud: Cloud, key: str) -> bool:
-    """Whether it is the place of something that is gone: it follows as soon as that is seen."""
+def _ending(cloud: Cloud, key: str, target: str) -> bool:
+    """Whether it is the place of something that is gone: it follows as soon as that is seen.
+
+    Or a deleted VM whose own disk was to stay: that is a data volume of its own since, and may be erased before the VM is.
+    """
     kind, _, id = key.partition("/")
+    if kind == "vm" and target.startswith("volume/"):
+        return deleted(cloud.get("vm", id))
     of = {"placement": "vm", "volume_placement": "volume"}.get(kind)
     return of is not None and cloud.get(of, id) is None
 
