@@ -24,8 +24,9 @@ _UNREADABLE: Final = (
     "vm", "vm", "subnet", "subnet", "placement", "port_binding", "port", "volume", "volume_placement", "vpc", "image",
     "image_content", "project", "node_facts", "observed", "node_claims", "name", "address", "secret",
 )  # fmt: skip
-# Of others that are gone, what they held is rightly given away: nobody can tell that from a deletion.
-_MISSING: Final = ("project", "secret")
+# Of others that are gone, what they held is rightly given away, and who asks for them is rightly told that they are not there:
+# nobody can tell that from a deletion.
+_MISSING: Final = ("secret",)
 
 
 def draw(draw: random.Random, size: Size) -> Iterable[Event]:
