@@ -19,6 +19,7 @@ from cairn.proto.v1.cluster_pb2_grpc import ClusterServiceStub
 
 from tests.sim.asked import Asked
 from tests.sim.client import SimClient
+from tests.sim.user import IMAGE
 from tests.sim.world import World
 
 CALL_S: Final = 60.0
@@ -159,7 +160,7 @@ class Operator:
             self._world.note(f"refused: {error.details()}")
 
     async def delete_all(self) -> None:
-        """Delete all VMs and volumes there are, for good: nobody is held to what was asked for any more."""
+        """Delete all VMs and volumes there are, for good: nobody is held to what was asked for any more; removed images too."""
         asked = self._asked
         for _ in range(ROUNDS_MAX):
             vms = [vm.id for vm in self._records(kinds.VM) if vm.purge_time != vm.delete_time or not vm.HasField("delete_time")]
@@ -171,6 +172,10 @@ class Operator:
             for each in volumes:
                 await self._done(self._client.delete_volume(each.id))
             await asyncio.sleep(LOOK_S)
+        # Those that came back although they were removed: nobody has their bytes any more.
+        for image in self._records(kinds.IMAGE):
+            if image.id not in asked.images and image.name != IMAGE:
+                await self._done(self._client.delete_image(image.id))
         for table in (asked.vms, asked.volumes):
             asked.erased.update(dict.fromkeys(table))
             table.clear()

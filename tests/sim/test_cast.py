@@ -29,6 +29,7 @@ STRIKES = {
     "operator": {"rules_flushed", "paused_by_hand", "killed_by_hand", "undefined_by_hand", "started_by_hand"},
     "restore": {"restore_store"},
     "slow": {"slow_host", "slow_process", "parted", "patience", "duplicate"},
+    "unreadable": {"unreadable", "missing"},
     "upgrades": {"older", "newer"},
     "store": {
         "lost_answer", "lost_request", "late_commit", "unavailable", "silent_watch", "compacted_watch", "member_loss",
@@ -70,7 +71,7 @@ def test_every_fault_strikes(name: str) -> None:
 
 
 def test_every_module_of_faults_is_known_here() -> None:
-    assert {module.__name__.rpartition(".")[2] for module in cast.FAULTS} == {*STRIKES, "processes", "older_backup"}
+    assert {module.__name__.rpartition(".")[2] for module in cast.FAULTS} == {*STRIKES, "processes", "administrators", "older_backup"}
 
 
 def test_a_story_is_drawn_the_same_again(stories: list[Story]) -> None:
