@@ -90,6 +90,9 @@ class Books:
         book = self._books.get(subnet)
         if book is not None and _note(view, book, subnet, id):
             self._noted[id] = subnet
+        if binding is not None and binding.address:
+            # Its claim is not stray, or not any more: the binding could not be read before.
+            self._address(view, f"{binding.subnet}/{binding.address}")
 
     def _address(self, view: View, id: str) -> None:
         """Note a claim that came, went or changed."""

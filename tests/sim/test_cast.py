@@ -71,7 +71,12 @@ def test_every_fault_strikes(name: str) -> None:
 
 
 def test_every_module_of_faults_is_known_here() -> None:
-    assert {module.__name__.rpartition(".")[2] for module in cast.FAULTS} == {*STRIKES, "processes", "administrators", "older_backup"}
+    assert {module.__name__.rpartition(".")[2] for module in cast.FAULTS} == {
+        *STRIKES,
+        "processes",
+        "administrators",
+        "older_backup",
+    }
 
 
 def test_a_story_is_drawn_the_same_again(stories: list[Story]) -> None:

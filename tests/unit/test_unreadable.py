@@ -227,6 +227,18 @@ def test_others_of_the_subnet_get_their_addresses() -> None:
     assert not touched(cloud.view, outcome.txn)
 
 
+def test_an_address_is_not_given_away_when_its_binding_can_be_read_again() -> None:
+    """The claim looked like nobody's while the binding could not be read."""
+    cloud, _, _ = cloud_of_two()
+    binding, ports = cloud.edit(kinds.PORT_BINDING, "nic-0000000a"), Ports()
+    damage(cloud, kinds.PORT_BINDING, binding.port)
+    ports.follow(cloud.view, [])
+    assert not ports.reconcile(cloud.view, binding.subnet, cloud.now).txn
+    cloud.put(kinds.PORT_BINDING, binding.port, binding)
+    ports.follow(cloud.view, [(kinds.PORT_BINDING, binding.port)])
+    assert not ports.reconcile(cloud.view, binding.subnet, cloud.now).txn
+
+
 def test_an_image_whose_bytes_nobody_can_tell_of_is_not_called_unready() -> None:
     """A refusal for good would be believed; the same call goes well once the record can be read."""
     cloud = Cloud()
