@@ -51,7 +51,8 @@ def claim(
 ) -> None:
     """Add to a transaction that the claims on a node and on pools (id -> bytes) change by that much. Once per transaction.
 
-    Raises ValueError when more would be given back than was taken.
+    Raises ValueError when more would be given back than was taken. Of claims that cannot be read nobody knows: the transaction
+    stands on them, and is not committed before they can be (runtime.py, mutation.py).
     """
     changed = {pool: disk_bytes for pool, disk_bytes in (pools or {}).items() if disk_bytes}
     nodes = {pool.partition("/")[2] for pool in changed if claimed_before(view, pool)}
@@ -59,13 +60,13 @@ def claim(
         _claim_pool(txn, view, pool, disk_bytes)
     for each in sorted(nodes | ({node} if cpus or memory_bytes or vms else set())):
         before = view.get(kinds.NODE_CLAIMS, each)
-        after = NodeClaims(node=each)
+        after, known = NodeClaims(node=each), each not in view.unreadable(kinds.NODE_CLAIMS)
         if before is not None:
             after.CopyFrom(before)
         if each == node:
-            after.cpus = _sum(each, "CPUs", after.cpus, cpus)
-            after.memory_bytes = _sum(each, "bytes of memory", after.memory_bytes, memory_bytes)
-            after.vms = _sum(each, "VMs", after.vms, vms)
+            after.cpus = _sum(each, "CPUs", after.cpus, cpus, known=known)
+            after.memory_bytes = _sum(each, "bytes of memory", after.memory_bytes, memory_bytes, known=known)
+            after.vms = _sum(each, "VMs", after.vms, vms, known=known)
         if each in nodes:
             # It is in the pool's claims from now on.
             after.ClearField("disk_bytes")
@@ -73,7 +74,8 @@ def claim(
 
 
 def _claim_pool(txn: Txn, view: View, pool: str, disk_bytes: int) -> None:
-    left = _sum(pool, "bytes", pool_claimed(view, pool), disk_bytes)
+    known = pool not in view.unreadable(kinds.POOL_CLAIMS)
+    left = _sum(pool, "bytes", pool_claimed(view, pool), disk_bytes, known=known)
     txn.check(kinds.POOL_CLAIMS, pool, view.revision_of(kinds.POOL_CLAIMS, pool))
     if left:
         txn.put(kinds.POOL_CLAIMS, pool, PoolClaims(pool=pool, disk_bytes=left))
@@ -81,7 +83,9 @@ def _claim_pool(txn: Txn, view: View, pool: str, disk_bytes: int) -> None:
         txn.delete(kinds.POOL_CLAIMS, pool)
 
 
-def _sum(of: str, what: str, before: int, change: int) -> int:
+def _sum(of: str, what: str, before: int, change: int, *, known: bool) -> int:
+    if not known:
+        return max(0, before + change)
     if before + change < 0:
         raise ValueError(f"of {of} {before} {what} are claimed, {-change} cannot be given back")
     return before + change

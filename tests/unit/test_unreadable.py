@@ -11,6 +11,7 @@ from cairn.controller.model.unreadable import all_unreadable, newest_revision, t
 from cairn.controller.nodespec import desired, node_objects
 from cairn.controller.presence import Presence
 from cairn.controller.reconcilers.candidates import Candidates
+from cairn.controller.reconcilers.claims import claim
 from cairn.controller.reconcilers.garbage import Garbage
 from cairn.controller.reconcilers.placement import Placements
 from cairn.controller.reconcilers.ports import Ports
@@ -237,6 +238,17 @@ def test_an_address_is_not_given_away_when_its_binding_can_be_read_again() -> No
     cloud.put(kinds.PORT_BINDING, binding.port, binding)
     ports.follow(cloud.view, [(kinds.PORT_BINDING, binding.port)])
     assert not ports.reconcile(cloud.view, binding.subnet, cloud.now).txn
+
+
+@pytest.mark.parametrize("kind", [kinds.NODE_CLAIMS, kinds.POOL_CLAIMS], ids=lambda kind: kind.name)
+def test_what_is_given_back_waits_for_claims_that_cannot_be_read(kind: AnyKind) -> None:
+    """It stands on them, so it is not committed; it is no fault of whoever gives back."""
+    cloud, nodes, _ = cloud_of_two()
+    id = nodes[0] if kind is kinds.NODE_CLAIMS else f"local/{nodes[0]}"
+    damage(cloud, kind, id)
+    txn = Txn("placement")
+    claim(txn, cloud.view, nodes[0], cpus=-1, memory_bytes=-1, vms=-1, pools={f"local/{nodes[0]}": -1})
+    assert touched(cloud.view, txn) == [f"{kind.name}/{id}"]
 
 
 def test_an_image_whose_bytes_nobody_can_tell_of_is_not_called_unready() -> None:
