@@ -19,6 +19,7 @@ import grpc.aio
 from cairn.proto import pki
 from cairn.proto.log import logger
 from cairn.proto.pki import CONTROLLER_SERVER_NAME, PkiError, TokenContent
+from cairn.proto.rpc import PASSING, ask_in_turn
 from cairn.proto.seams import Clock, Transport
 from cairn.proto.v1.cluster_pb2 import JoinNodeRequest, JoinNodeResponse, RenewCertificateRequest
 from cairn.proto.v1.cluster_pb2_grpc import EnrolmentServiceStub, IdentityServiceStub
@@ -27,7 +28,6 @@ JOIN_TIMEOUT_S: Final = 60.0
 CALL_TIMEOUT_S: Final = 15.0
 RETRY_S: Final = 1.0
 LOOK_EVERY_S_MAX: Final = 3600.0
-_PASSING: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
 
 
 class JoinError(Exception):
@@ -112,18 +112,19 @@ async def join(files: Files, name: str, token: str, connect: Callable[[bytes], T
 async def _ask(transport: Transport, endpoints: Sequence[str], message: JoinNodeRequest) -> JoinNodeResponse:
     """Call JoinNode until a controller answers; the same request may be repeated."""
     loop = asyncio.get_running_loop()
-    deadline_s = loop.time() + JOIN_TIMEOUT_S
-    channel = transport.channel(endpoints, server_name=CONTROLLER_SERVER_NAME)
-    try:
-        while True:
-            try:
-                return await EnrolmentServiceStub(channel).JoinNode(message, timeout=CALL_TIMEOUT_S)
-            except grpc.aio.AioRpcError as error:
-                if error.code() not in _PASSING or loop.time() > deadline_s:
-                    raise JoinError(f"joining through {', '.join(endpoints)} failed: {_reason(error)}") from error
-            await asyncio.sleep(RETRY_S)
-    finally:
-        await channel.close(None)
+    deadline_s, turn = loop.time() + JOIN_TIMEOUT_S, 0
+    while True:
+        # Another one first each time: one that answers need not be one that signs.
+        channel = transport.channel([*endpoints[turn:], *endpoints[:turn]], server_name=CONTROLLER_SERVER_NAME)
+        try:
+            return await EnrolmentServiceStub(channel).JoinNode(message, timeout=CALL_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            if error.code() not in PASSING or loop.time() > deadline_s:
+                raise JoinError(f"joining through {', '.join(endpoints)} failed: {_reason(error)}") from error
+        finally:
+            await channel.close(None)
+        turn = (turn + 1) % len(endpoints)
+        await asyncio.sleep(RETRY_S)
 
 
 class Renewal:
@@ -152,12 +153,12 @@ class Renewal:
             return False
         identity = pki.identity_of(old.cert_pem)
         request = pki.make_csr(identity.id)
-        channel = self._transport.channel(self._controllers, server_name=CONTROLLER_SERVER_NAME)
-        try:
-            message = RenewCertificateRequest(csr_pem=request.cert_pem)
-            response = await IdentityServiceStub(channel).RenewCertificate(message, timeout=CALL_TIMEOUT_S)
-        finally:
-            await channel.close(None)
+        message = RenewCertificateRequest(csr_pem=request.cert_pem)
+        response = await ask_in_turn(
+            self._transport,
+            self._controllers,
+            lambda channel: IdentityServiceStub(channel).RenewCertificate(message, timeout=CALL_TIMEOUT_S),
+        )
         if pki.identity_of(response.certificate_pem) != identity:
             raise PkiError(f"the controller renewed for {pki.identity_of(response.certificate_pem).uri}, not {identity.uri}")
         if response.ca_pem and response.ca_pem != files.ca.read_bytes():

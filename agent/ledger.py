@@ -117,9 +117,7 @@ class Ledger:
         self._size_bytes = good
         if good < len(content):
             logger("ledger").warning("tail_cut", kept_bytes=good, cut_bytes=len(content) - good)
-            self._disk.truncate(NAME, good)
-            self._append([_CUT])
-            self.trusted = False
+            self._cut(content[:good])
 
     def accept(self, messages: Iterable[SyncResponse]) -> set[str]:
         """Take upserts, removes and bookmarks in order, durably; return the keys that changed.
@@ -194,6 +192,19 @@ class Ledger:
         self._append([_NOTE + json.dumps({"key": key, "note": note}, sort_keys=True).encode()])
         self._set_note(key, note)
         self._compact_if_large()
+
+    def _cut(self, good: bytes) -> None:
+        """Go on with what is whole. The file is cut and says so in one step, or stays as it is while the disk fails."""
+        self.trusted = False
+        content = good + _frame(_CUT)
+        try:
+            self._disk.replace(NAME, content)
+        except OSError as error:
+            # The next write makes the file anew; a restart before that finds the torn tail again.
+            logger("ledger").warning("cut_failed", error=str(error))
+            self._whole = False
+        else:
+            self._size_bytes = len(content)
 
     def _version_of(self, key: str) -> Order:
         known = self._overruled.get(key) or self._desired.get(key) or self._unknown.get(key)

@@ -1,6 +1,7 @@
 """A controller's own certificate is replaced when less than a third of its life is left.
 
-It is signed here when this controller holds the CA's key, else by a peer that does. The transport notices new files by itself.
+It is signed here when this controller holds the CA's key, else by a peer that does: each is asked in turn, as not every one
+holds it. What failed is tried again soon, then later and later. The transport notices new files by itself.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ import grpc.aio
 from cairn.controller.config import Config
 from cairn.proto import log, pki
 from cairn.proto.pki import Authority, Identity, Pair, PkiError
-from cairn.proto.rpc import split_endpoint
+from cairn.proto.rpc import ask_in_turn, split_endpoint
 from cairn.proto.seams import Clock, Ids, Transport
 from cairn.proto.v1.cluster_pb2 import RenewCertificateRequest
 from cairn.proto.v1.cluster_pb2_grpc import IdentityServiceStub
 
 _log = log.logger("renewal")
 CHECK_S: Final = 3600.0
+# After a failure; doubled with each one that follows, up to CHECK_S.
+RETRY_S: Final = 60.0
 CALL_S: Final = 20.0
 
 
@@ -42,22 +45,22 @@ class Renewal:
 
     async def run(self) -> None:
         """Renew when it is time, until cancelled."""
+        failures = 0
         while True:
             try:
                 await self.renew_if_due()
+                failures = 0
             except (OSError, PkiError, grpc.aio.AioRpcError) as error:
                 _log.warning("renewal_failed", certificate=self._config.cert, error=str(error), retryable=True)
-            await asyncio.sleep(CHECK_S * (0.5 + self._ids.jitter() / 2))
+                failures += 1
+            pause_s = min(RETRY_S * 2.0 ** min(failures - 1, 10), CHECK_S) if failures else CHECK_S
+            await asyncio.sleep(pause_s * (0.5 + self._ids.jitter() / 2))
 
     async def renew_if_due(self) -> bool:
         """Renew when it is time; tell whether it was. Raises OSError, PkiError, AioRpcError."""
         if not self._due():
             return False
-        pair = await self._renewed()
-        if pair is None:
-            _log.warning("renewal_waits", certificate=self._config.cert, why="no controller that signs is known")
-            return False
-        pki.install_pair(Path(self._config.cert), Path(self._config.key), pair)
+        pki.install_pair(Path(self._config.cert), Path(self._config.key), await self._renewed())
         _log.info("certificate_renewed", certificate=self._config.cert)
         self._on_renewed()
         return True
@@ -69,16 +72,17 @@ class Renewal:
     def _due(self) -> bool:
         return pki.needs_renewal(Path(self._config.cert).read_bytes(), self._clock.now())
 
-    async def _renewed(self) -> Pair | None:
+    async def _renewed(self) -> Pair:
         if self._authority is not None:
             addresses = [each for each in (self._config.advertised, *self._config.listen) if not each.startswith("unix:")]
             hosts = sorted({*self._known_hosts(), *(split_endpoint(address)[0] for address in addresses)})
             return self._authority.issue(Identity("controller", self._config.name), hosts=hosts)
         peers = self._peers()
         if not peers:
-            return None
+            raise PkiError("this controller does not sign, and no other one is known")
         asked = pki.make_csr(self._config.name)
-        async with self._transport.channel(peers, server_name=pki.CONTROLLER_SERVER_NAME) as channel:
-            request = RenewCertificateRequest(csr_pem=asked.cert_pem)
-            answer = await IdentityServiceStub(channel).RenewCertificate(request, timeout=CALL_S)
+        request = RenewCertificateRequest(csr_pem=asked.cert_pem)
+        answer = await ask_in_turn(
+            self._transport, peers, lambda channel: IdentityServiceStub(channel).RenewCertificate(request, timeout=CALL_S)
+        )
         return Pair(answer.certificate_pem, asked.key_pem)

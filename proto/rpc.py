@@ -22,7 +22,7 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Protocol, TypeVar, cast
 
 import grpc
 import grpc.aio
@@ -31,13 +31,16 @@ from cairn.proto.channel import FailoverChannel
 from cairn.proto.errors import STATUS_DETAILS_KEY, Invalid, Refused, Unauthenticated, status_of
 from cairn.proto.log import logger
 from cairn.proto.pki import Identity
-from cairn.proto.seams import Ids, SystemIds
+from cairn.proto.seams import Ids, SystemIds, Transport
 from cairn.proto.unsound import Unsound, unsound
 from google.protobuf import descriptor_pool
 from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+T = TypeVar("T")
+# What another controller may answer otherwise.
+PASSING: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
 MESSAGE_BYTES_MAX: Final = 4 << 20
 KEEPALIVE_TIME_S: Final = 10.0
 KEEPALIVE_TIMEOUT_S: Final = 3.0
@@ -198,6 +201,23 @@ class GrpcTransport:
 
         fetch = cast("Callable[[], grpc.ServerCertificateConfiguration]", changed)
         return grpc.dynamic_ssl_server_credentials(_server_configuration(current, mutual), fetch, mutual)
+
+
+async def ask_in_turn(transport: Transport, endpoints: Sequence[str], ask: Callable[[grpc.aio.Channel], Awaitable[T]]) -> T:
+    """Return what the first controller answers that can: one may be up and unable, as not each holds the key that signs.
+
+    Raises what the last one answered, or an AioRpcError that is not PASSING at once; ValueError without endpoints.
+    """
+    for left, endpoint in zip(range(len(endpoints) - 1, -1, -1), endpoints, strict=True):
+        channel = transport.channel([endpoint], server_name=pki.CONTROLLER_SERVER_NAME)
+        try:
+            return await ask(channel)
+        except grpc.aio.AioRpcError as error:
+            if not left or error.code() not in PASSING:
+                raise
+        finally:
+            await channel.close(None)
+    raise ValueError("there is nobody to ask")
 
 
 def _channel_credentials(material: Material) -> grpc.ChannelCredentials:

@@ -76,10 +76,6 @@ class Disk(Protocol):
         """Make earlier appends to that file durable."""
         ...
 
-    def truncate(self, name: str, size: int) -> None:
-        """Cut a file to `size` bytes, durably: the torn tail of a log."""
-        ...
-
     def remove(self, name: str) -> None:
         """Delete a file, durably; no error when it is absent."""
         ...
@@ -182,12 +178,6 @@ class SystemDisk:
     def sync(self, name: str) -> None:
         """Make appends durable."""
         os.fdatasync(self._handle(name))
-
-    def truncate(self, name: str, size: int) -> None:
-        """Cut and sync."""
-        handle = self._handle(name)
-        os.ftruncate(handle, size)
-        os.fsync(handle)
 
     def remove(self, name: str) -> None:
         """Delete and sync the folder."""

@@ -187,7 +187,7 @@ class World:
         self.crash(name)
         machine, releases = self.machines.get(name), self.releases
         if name in releases.newer and machine is not None and LEDGER in machine.disk.durable:
-            machine.disk.replace(LEDGER, noted(machine.disk.durable[LEDGER]))
+            machine.disk.leave(LEDGER, noted(machine.disk.durable[LEDGER]))
         releases.newer.discard(name)
         releases.older.discard(name)
         self.restart(name)

@@ -129,9 +129,6 @@ class MemoryDisk:
         self.syncs += 1
         self.durable[name] = self.files[name]
 
-    def truncate(self, name: str, size: int) -> None:
-        self.files[name] = self.durable[name] = self.files[name][:size]
-
     def remove(self, name: str) -> None:
         self.files.pop(name, None)
         self.durable.pop(name, None)

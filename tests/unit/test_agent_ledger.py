@@ -122,6 +122,22 @@ def test_a_full_disk_accepts_nothing_and_heals() -> None:
     assert again.trusted
 
 
+def test_a_torn_tail_on_a_full_disk_is_no_end_and_is_not_forgotten() -> None:
+    disk = MemoryDisk()
+    loaded(disk).accept_snapshot(at(5), [put("vm/a", 5).upsert])
+    disk.files[NAME] += b"\x00\x00\x01"
+    disk.full = True
+    for _ in range(2):
+        again = loaded(disk)
+        assert content(again) == {"vm/a": (5, 1)}
+        assert not again.trusted, "also after a restart, though the file could not be told to"
+    disk.full = False
+    again.accept([put("vm/b", 6)])
+    last = loaded(disk)
+    assert content(last) == {"vm/a": (5, 1), "vm/b": (6, 1)}
+    assert not last.trusted
+
+
 def test_the_log_is_compacted_and_says_the_same() -> None:
     disk = MemoryDisk()
     ledger = loaded(disk)

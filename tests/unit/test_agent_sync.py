@@ -21,7 +21,7 @@ from cairn.agent.hypervisor.fake import FakeHypervisor
 from cairn.agent.identity import Files, JoinError, Membership, Renewal, join, load
 from cairn.net.fake import FakeDataplane, FakeGuestServices
 from cairn.proto import pki
-from cairn.proto.errors import Unauthenticated
+from cairn.proto.errors import TryAgain, Unauthenticated
 from cairn.proto.pki import Authority, Identity, PkiError, TokenContent
 from cairn.proto.rpc import FileCredentials, GrpcTransport, StaticCredentials, peer_identity
 from cairn.proto.seams import SystemClock, SystemIds
@@ -467,3 +467,31 @@ async def test_renewal_before_a_third_is_left(ca: Authority, tmp_path: Path) -> 
         clock.hours = 24 * 75
         assert await renewal.renew_if_due(), "with the renewed certificate"
         assert enrolment.renewals == 2
+
+
+class Unable(Enrolment):
+    """A controller without the key that signs."""
+
+    async def JoinNode(self, request: Any, context: Any) -> JoinNodeResponse:
+        raise TryAgain("this controller does not sign certificates; ask another one")
+
+    async def RenewCertificate(self, request: Any, context: Any) -> RenewCertificateResponse:
+        raise TryAgain("this controller does not sign certificates; ask another one")
+
+
+async def test_a_controller_that_does_not_sign_keeps_nobody_from_one_that_does(ca: Authority, tmp_path: Path) -> None:
+    class Later(SystemClock):
+        def now(self) -> Any:
+            return super().now() + timedelta(days=61)
+
+    files, enrolment = Files(tmp_path / "pki"), Enrolment(ca)
+    join_by, renew_by = add_EnrolmentServiceServicer_to_server, add_IdentityServiceServicer_to_server
+    async with serving(ca, Unable(ca), join_by, mutual=False) as first, serving(ca, enrolment, join_by, mutual=False) as second:
+        token = TokenContent("jt-00000001", "secret", (first, second), ca.cert_pem).encode()
+        async with asyncio.timeout(20):
+            await join(files, "n7", token, lambda ca_pem: GrpcTransport(StaticCredentials(ca_pem)))
+    own = GrpcTransport(FileCredentials(files.ca, files.cert, files.key))
+    async with serving(ca, Unable(ca), renew_by) as first, serving(ca, enrolment, renew_by) as second:
+        with pytest.raises(grpc.aio.AioRpcError, match="does not sign"):
+            await Renewal(files, own, Later(), [first, first]).renew_if_due()
+        assert await Renewal(files, own, Later(), [first, second]).renew_if_due()

@@ -33,18 +33,24 @@ async def rules_flushed(world: World, node: str, index: int) -> None:
 
 
 async def paused_by_hand(world: World, node: str, index: int, for_s: float = 10.0) -> None:
-    """A guest that runs is suspended for a while: nobody else may let it run unless a user asks for that."""
+    """A guest that runs is suspended for a while: nobody else may let it run unless a user asks for that.
+
+    What was asked before and is still on its way to the node lets it run, too: the node cannot tell which came first.
+    """
     host = world.machines[node].host
     id = pick(world.machines[node].running(), index)
     if id is None:
         return
     live, asked = host.guests[id].live, _power_asked(world, id)
+    on_its_way = _is_unanswered(world, world.machines[node], id)
     host.suspend(id)
     world.network.count("paused_by_hand")
     for _ in range(int(for_s)):
         await asyncio.sleep(1.0)
         guest = host.guests.get(id)
         if guest is None or guest.live is None or guest.live is not live or _power_asked(world, id) != asked:
+            break
+        if not guest.live.paused and on_its_way:
             break
         if not guest.live.paused:
             world.referee.asked.contradict(f"{id} was suspended by hand, and let run though no user asked for it")
@@ -57,6 +63,16 @@ def _power_asked(world: World, id: str) -> object:
     """What users ask of a guest's power."""
     vm = world.referee.cloud.get("vm", id)
     return None if vm is None else (vm.spec.power_generation, vm.spec.reboot_generation, vm.spec.power_state, vm.delete_time)
+
+
+def _is_unanswered(world: World, machine: Machine, id: str) -> bool:
+    """Tell whether users asked something of a guest's power that its node has not said yet to have heard."""
+    cloud = world.referee.cloud
+    vm, seen = cloud.get("vm", id), cloud.get("observed", f"{machine.id}/vm/{id}")
+    if vm is None or seen is None:
+        return vm is not None
+    told = seen.report.vm
+    return bool(told.power_generation < vm.spec.power_generation or told.reboot_generation < vm.spec.reboot_generation)
 
 
 async def killed_by_hand(world: World, node: str, index: int) -> None:
