@@ -150,6 +150,9 @@ class Connection:
             self.fail(side, "keepalive timed out")
         elif still:
             self.network.after(self.network.keepalive_s(), self._give_up, side, self.network.blocks)
+        elif not self.open[1 - side]:
+            # The other side gave it up meanwhile: its kernel answers the next ping with a reset.
+            self.fail(side, "connection reset")
 
     def fail(self, side: int, why: str) -> None:
         """This side knows that it is over; the other hears of it as far as the network lets it."""

@@ -12,7 +12,7 @@ import random
 from collections.abc import Iterable
 from typing import Final
 
-from cairn.controller.store.base import Put
+from cairn.controller.store.base import Put, Txn
 from cairn.proto import kinds
 
 from tests.sim.story import FAULT, Event, Size, spread
@@ -67,6 +67,15 @@ async def _spoil(world: World, kind: str, index: int, for_s: float, restarted: b
         if (now.value if now is not None else None) == value:
             world.note(f"{item.key} is as it was")
             world.backend.spoil(item.key, Put(item.value))
+            if value is None and not _has_its_object(world, item.key):
+                # It was erased with its object meanwhile; of what was not there nobody was told that.
+                world.backend.apply(Txn("garbage").delete(kinds.SECRET, item.key.removeprefix(kinds.SECRET.prefix)))
+
+
+def _has_its_object(world: World, key: str) -> bool:
+    """Tell whether what a secret ("vm/i-...") is of is still there."""
+    kind, _, id = key.removeprefix(kinds.SECRET.prefix).partition("/")
+    return world.backend.find(kinds.BY_NAME[kind].key(id)) is not None
 
 
 ACTS = {"unreadable": unreadable, "missing": missing}
