@@ -217,6 +217,21 @@ def test_a_node_whose_claims_cannot_be_read_gets_no_more() -> None:
     assert [bool(table.ready[table.row[node]]) for node in nodes] == [False, True]
 
 
+def test_bytes_of_a_pool_whose_claims_cannot_be_read_are_given_back_once_they_can() -> None:
+    cloud, nodes, _ = cloud_of_two()
+    pool, volume = f"local/{nodes[0]}", "vol-0000000a"
+    claims = cloud.edit(kinds.POOL_CLAIMS, pool)
+    cloud.delete(kinds.VOLUME, volume)
+    damage(cloud, kinds.POOL_CLAIMS, pool)
+    outcome = Placements().reconcile(cloud.view, volume, cloud.now)
+    assert outcome.txn is not None
+    assert touched(cloud.view, outcome.txn) == [f"pool_claims/{pool}"]
+    cloud.put(kinds.POOL_CLAIMS, pool, claims)
+    cloud.settle([Placements()])
+    assert cloud.view.get(kinds.VOLUME_PLACEMENT, volume) is None
+    assert cloud.claims(nodes[0])[2] == 0
+
+
 def test_others_of_the_subnet_get_their_addresses() -> None:
     cloud, _, _ = cloud_of_two()
     damage(cloud, kinds.PORT_BINDING, "nic-0000000a")
