@@ -135,7 +135,7 @@ class SyncService(AgentServiceServicer):
         for node, keys in touched.objects.items():
             if node in self._streams:
                 self._streams[node].touch(keys)
-        for node in {node for vpc in touched.vpcs for node in self._presence.nodes(vpc)}:
+        for node in dict.fromkeys(node for vpc in touched.vpcs for node in self._presence.nodes(vpc)):
             if node in self._streams:
                 self._streams[node].touch_shared(touched.vpcs)
         for stream in self._streams.values():

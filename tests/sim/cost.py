@@ -4,9 +4,9 @@
         ...                     # the product runs; METER.ns grows
     METER.take()                # nanoseconds since it was last taken
 
-Counted are reads of the View (records looked up, ids listed), records a store's answer holds, and bytes of messages and
-commits. Rejected: the time a step really took (no story could be repeated), and counting calls of Python (each release has
-others). Small messages cost nothing: certificates have a length that depends on their keys.
+Counted are records that lists of the View and the store's answers hold, and bytes of messages and commits. Rejected: the time a
+step really took (no story could be repeated), calls of Python (each release has others), single look-ups (how many there are
+may depend on the order of a set). Small messages cost nothing: certificates have a length that depends on their keys.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from cairn.controller.store.view import Table
 
-# Measured on one core: a record looked up; one parsed and indexed; a byte serialised or parsed, for messages of this size on.
+# On one core, about: a record of a list; one parsed and indexed; a byte serialised or parsed, for messages of this size on.
 LOOK_NS: Final = 1_000
 RECORD_NS: Final = 15_000
 BYTE_NS: Final = 10
@@ -50,14 +50,6 @@ class Meter:
 METER: Final = Meter()
 
 
-def _looking(read: Any) -> Any:
-    def counted(self: Table, *args: Any) -> Any:
-        METER.ns += LOOK_NS
-        return read(self, *args)
-
-    return counted
-
-
 def _listing(read: Any) -> Any:
     def counted(self: Table, *args: Any) -> list[Any]:
         found: list[Any] = read(self, *args)
@@ -76,7 +68,7 @@ def _passing(read: Any) -> Any:
     return counted
 
 
-_COUNTED: Final = {"get": _looking, "record": _looking, "by": _listing, "all": _passing, "pinned": _passing}
+_COUNTED: Final = {"by": _listing, "all": _passing, "pinned": _passing}
 
 
 @contextmanager
