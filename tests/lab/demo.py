@@ -70,7 +70,7 @@ def address_of(lab: Lab, vm: str) -> tuple[str, str]:
 def ping_from(lab: Lab, vm: str, target: str) -> str:
     """Type a ping into a guest's serial console and return the line that sums it up; LabError when nothing answers."""
     print(f"    $ cairn vm console {vm}   # and type: ping -c 3 {target}", flush=True)
-    for _ in range(3):
+    for _ in range(8):
         result = lab.console(vm, f"ping -c 3 -W 2 {target}", until="packet loss", timeout_s=40)
         lines = [line.strip() for line in result.splitlines() if "packet loss" in line or "bytes from" in line]
         if any(" 0% packet loss" in line for line in lines):
