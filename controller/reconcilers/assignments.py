@@ -119,6 +119,9 @@ class Assignments:
             return _loss(view, id, now)
         self._waiting.pop(key, None)
         held = view.record(kinds.ASSIGNMENT, key)
+        if id in view.unreadable(kinds.BY_NAME[kind]):
+            # It may well be wanted: whoever has it keeps it, and its generation.
+            return Outcome(None, f"{key} cannot be read")
         if not WORK[kind].is_wanted(view, id):
             return _done(key, held)
         why, wait_s = _why_not(view, kind, id, held.message.node, now) if held is not None else ("", 0.0)

@@ -10,6 +10,7 @@ from cairn.controller.model.readable import CannotTell
 from cairn.controller.model.unreadable import all_unreadable, newest_revision, touched
 from cairn.controller.nodespec import desired, node_objects
 from cairn.controller.presence import Presence
+from cairn.controller.reconcilers.assignments import Assignments
 from cairn.controller.reconcilers.candidates import Candidates
 from cairn.controller.reconcilers.claims import claim
 from cairn.controller.reconcilers.garbage import Garbage
@@ -23,6 +24,7 @@ from cairn.proto.errors import TryAgain
 from cairn.proto.kinds import AnyKind
 from cairn.proto.v1.cluster_pb2 import NameClaim
 from cairn.proto.v1.image_pb2 import ImageContent
+from cairn.proto.v1.node_pb2 import Assignment
 from cairn.proto.v1.vm_pb2 import Placement
 from structlog.testing import capture_logs
 
@@ -279,3 +281,14 @@ def test_an_image_whose_bytes_nobody_can_tell_of_is_not_called_unready() -> None
         disk_size(cloud.view, image, None, "image")
     cloud.put(kinds.IMAGE_CONTENT, id, kept)
     assert disk_size(cloud.view, image, None, "image") == 7 << 20
+
+
+def test_work_about_what_cannot_be_read_stays_with_whoever_has_it() -> None:
+    """Given up and assigned anew it would begin its generations again, and nodes refuse what is older than they know."""
+    cloud = Cloud()
+    node = cloud.node("n1")
+    volume = cloud.volume("data")
+    cloud.put(kinds.ASSIGNMENT, f"volume/{volume}", Assignment(node=node, generation=2))
+    damage(cloud, kinds.VOLUME, volume)
+    outcome = Assignments().reconcile(cloud.view, f"volume/{volume}", cloud.now)
+    assert (outcome.txn, outcome.say) == (None, f"volume/{volume} cannot be read")
