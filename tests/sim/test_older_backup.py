@@ -8,7 +8,7 @@ import pytest
 
 from tests.sim import cast
 from tests.sim.play import play
-from tests.sim.story import FAULT, Event, Size, draw_story
+from tests.sim.story import FAULT, Event, Size, Story, draw_story
 
 WORKLOADS = ("create_delete", "power", "soft_delete", "user_data")
 
@@ -24,3 +24,15 @@ def test_guests_run_on_and_nothing_comes_back(seed: int) -> None:
     taken = Event(5.0 * seed, FAULT, "older_backup", (40 * seed, 0))
     story = replace(story, events=tuple(sorted((*others, taken), key=lambda event: event.at_s)))
     assert play(story).result["struck"]["older_backup"] == 1
+
+
+def test_a_backup_has_no_spoiled_record() -> None:
+    """Whatever is spoiled when it is taken: nobody would put the good bytes back after it was restored."""
+    size = Size(controllers=1, nodes=1, users=1, rounds=1, faults=2, duration_s=40.0)
+    events = (
+        Event(2.0, "u1", "create_vm", ("kept-u1-0", 1, 128)),
+        Event(10.0, FAULT, "unreadable", ("vm", 0, 30.0, False)),
+        Event(15.0, FAULT, "older_backup", (0, 0)),
+    )
+    struck = play(Story("spoiled_backup", size, events)).result["struck"]
+    assert (struck["unreadable"], struck["older_backup"]) == (1, 1)

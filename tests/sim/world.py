@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import contextvars
 import random
-from collections.abc import Callable, Coroutine, MutableMapping
+from collections.abc import Callable, Coroutine, Iterator, MutableMapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -151,6 +152,9 @@ class World:
         self.processes: dict[str, Process] = {}
         # What is still to happen once the story is over and all is at rest.
         self.at_rest: list[Callable[[], Coroutine[Any, Any, None]]] = []
+        # Key of a record that is spoiled -> what puts the good bytes back; how many want none to be.
+        self.spoiled: dict[str, Callable[[], None]] = {}
+        self.stay_whole = 0
         # What runs beside the product in each process from now on, and lives as long.
         self.beside: list[Callable[[Process], Coroutine[Any, Any, None]]] = []
         # Where files are that the story needs.
@@ -232,6 +236,17 @@ class World:
         """Show the referee all machines as they are now."""
         for machine in self.machines.values():
             self._host_changed(machine)
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[None]:
+        """Put every spoiled record back, and let none be spoiled meanwhile."""
+        self.stay_whole += 1
+        for key in list(self.spoiled):
+            self.spoiled.pop(key)()
+        try:
+            yield
+        finally:
+            self.stay_whole -= 1
 
     # --- life and death ------------------------------------------------------------------------------------------------------
 

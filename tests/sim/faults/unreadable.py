@@ -51,11 +51,12 @@ async def missing(world: World, kind: str, index: int, for_s: float, restarted: 
 
 async def _spoil(world: World, kind: str, index: int, for_s: float, restarted: bool, value: bytes | None) -> None:
     item = pick(world.backend.of(kinds.BY_NAME[kind].prefix), index)
-    if item is None or item.lease or item.value == GARBAGE:
+    if item is None or item.lease or item.value == GARBAGE or world.stay_whole:
         return
     world.note(f"{item.key} becomes {'unreadable' if value else 'missing'}")
     world.network.count("unreadable" if value else "missing")
     world.backend.spoil(item.key, Put(value) if value is not None else None)
+    world.spoiled[item.key] = lambda: _mend(world, item.key, item.value, value)
     try:
         if restarted:
             for name in world.controllers:
@@ -63,13 +64,19 @@ async def _spoil(world: World, kind: str, index: int, for_s: float, restarted: b
                 world.restart(name)
         await asyncio.sleep(for_s)
     finally:
-        now = world.backend.find(item.key)
-        if (now.value if now is not None else None) == value:
-            world.note(f"{item.key} is as it was")
-            world.backend.spoil(item.key, Put(item.value))
-            if value is None and not _has_its_object(world, item.key):
-                # It was erased with its object meanwhile; of what was not there nobody was told that.
-                world.backend.apply(Txn("garbage").delete(kinds.SECRET, item.key.removeprefix(kinds.SECRET.prefix)))
+        if mend := world.spoiled.pop(item.key, None):
+            mend()
+
+
+def _mend(world: World, key: str, good: bytes, value: bytes | None) -> None:
+    """Put the good bytes back, unless somebody wrote or removed the record meanwhile. value: what it was spoiled with."""
+    now = world.backend.find(key)
+    if (now.value if now is not None else None) == value:
+        world.note(f"{key} is as it was")
+        world.backend.spoil(key, Put(good))
+        if value is None and not _has_its_object(world, key):
+            # It was erased with its object meanwhile; of what was not there nobody was told that.
+            world.backend.apply(Txn("garbage").delete(kinds.SECRET, key.removeprefix(kinds.SECRET.prefix)))
 
 
 def _has_its_object(world: World, key: str) -> bool:
