@@ -68,6 +68,7 @@ from cairn.proto.v1.agent_pb2 import (
 from cairn.proto.v1.image_pb2 import IMAGE_FORMAT_UNSPECIFIED
 from cairn.proto.v1.node_pb2 import Assignment
 from cairn.proto.v1.port_pb2 import PortBinding
+from cairn.proto.v1.secret_pb2 import Secret
 from cairn.proto.v1.vm_pb2 import Vm
 from google.protobuf.message import Message
 
@@ -208,13 +209,19 @@ def _vm(view: View, _presence: Presence, node: str, id: str) -> Desired | None:
         # Of VMs made by older releases; later ones have a secret.
         ssh_keys=spec.ssh_keys,
         user_data=spec.user_data,
-        sealed=view.get(kinds.SECRET, f"vm/{id}"),
+        sealed=_sealed(view, vm),
         spec_revision=record.mod_revision,
         volumes_generation=spec.volumes_generation,
         role=role,
         needs_permit=needs_permit(view, vm),
     )
     return Desired(vm=result)
+
+
+def _sealed(view: View, vm: Vm) -> Secret | None:
+    """Return its keys and user data. Raises CannotTell when some were given and are not there: a guest reads them once."""
+    given = vm.spec.ssh_key_count or vm.spec.user_data_bytes
+    return _needed(view, kinds.SECRET, f"vm/{vm.id}") if given else view.get(kinds.SECRET, f"vm/{vm.id}")
 
 
 def _needed(view: View, kind: Kind[M], id: str) -> M:

@@ -25,6 +25,7 @@ from cairn.proto.kinds import AnyKind
 from cairn.proto.v1.cluster_pb2 import NameClaim
 from cairn.proto.v1.image_pb2 import ImageContent
 from cairn.proto.v1.node_pb2 import Assignment
+from cairn.proto.v1.secret_pb2 import Secret
 from cairn.proto.v1.vm_pb2 import Placement
 from structlog.testing import capture_logs
 
@@ -157,6 +158,26 @@ def test_a_missing_record_is_no_word_either(kind: AnyKind) -> None:
             cloud.view.table(kind).delete(id)
     with pytest.raises(CannotTell, match="is not there"):
         desired(cloud.view, Presence(cloud.view), nodes[0], f"vm/{vms[0]}", told=True)
+
+
+@pytest.mark.parametrize("given", [{"ssh_key_count": 1}, {"user_data_bytes": 9}], ids=["keys", "user data"])
+def test_a_guest_is_not_begun_without_the_keys_and_user_data_it_was_given(given: dict[str, int]) -> None:
+    cloud, nodes, vms = cloud_of_two()
+    key = f"vm/{vms[0]}"
+    assert not node_objects(cloud.view, Presence(cloud.view), nodes[0])[key].vm.HasField("sealed"), "it was given none"
+    vm = cloud.edit(kinds.VM, vms[0])
+    for field, value in given.items():
+        setattr(vm.spec, field, value)
+    cloud.put(kinds.VM, vms[0], vm)
+    names: set[str] = set()
+    assert key not in node_objects(cloud.view, Presence(cloud.view), nodes[0], names)
+    assert key in names
+    secret = Secret(id=key, key_id="k", sealed=b"x")
+    cloud.put(kinds.SECRET, key, secret)
+    assert node_objects(cloud.view, Presence(cloud.view), nodes[0])[key].vm.sealed == secret
+    cloud.delete(kinds.SECRET, key)
+    cloud.delete_vm(vms[0])
+    assert node_objects(cloud.view, Presence(cloud.view), nodes[0])[key].vm.absent, "what is deleted needs none"
 
 
 async def test_a_new_stream_keeps_and_tells_all_once_it_can_be_read() -> None:
