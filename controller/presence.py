@@ -232,6 +232,9 @@ class Presence:
         if subnet is not None:
             self._subnets[id] = vpc
         self._network(vpc, self.nodes(vpc), affected)
+        # Guests are told the width and the gateway of their subnet: nothing can be told of them while it cannot be read.
+        for port in view.by(kinds.PORT, "subnet", id):
+            self._vm_of(view, port, affected)
 
     def _on_project(self, view: View, id: str, affected: Affected, _ports: dict[str, None]) -> None:
         """Guests are told their project's name."""

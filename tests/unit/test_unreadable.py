@@ -113,11 +113,12 @@ def damage(cloud: Cloud, kind: AnyKind, id: str) -> None:
     cloud.view.table(kind).keep(id, cloud.view.revision, "garbage")
 
 
-def cloud_of_two() -> tuple[Cloud, list[str], list[str]]:
+def cloud_of_two(image: bool = False) -> tuple[Cloud, list[str], list[str]]:
     cloud = Cloud()
+    of = cloud.image("demo") if image else ""
     nodes = [cloud.node(name) for name in ("n1", "n2")]
     subnet = cloud.subnet("blue", cloud.vpc("v"))
-    vms = [cloud.vm(name, subnet=subnet, node=node) for name, node in zip(("a", "b"), nodes, strict=True)]
+    vms = [cloud.vm(name, image=of, subnet=subnet, node=node) for name, node in zip(("a", "b"), nodes, strict=True)]
     cloud.settle([Ports(), Placements()])
     return cloud, nodes, vms
 
@@ -178,6 +179,27 @@ def test_a_guest_is_not_begun_without_the_keys_and_user_data_it_was_given(given:
     cloud.delete(kinds.SECRET, key)
     cloud.delete_vm(vms[0])
     assert node_objects(cloud.view, Presence(cloud.view), nodes[0])[key].vm.absent, "what is deleted needs none"
+
+
+@pytest.mark.parametrize(
+    ("kind", "id"),
+    [
+        (kinds.VM, "i-0000000a"), (kinds.PLACEMENT, "i-0000000a"), (kinds.PORT, "nic-0000000a"),
+        (kinds.PORT_BINDING, "nic-0000000a"), (kinds.SUBNET, "vxnet-0000blue"), (kinds.VOLUME, "vol-0000000a"),
+        (kinds.VOLUME_PLACEMENT, "vol-0000000a"), (kinds.IMAGE, "img-0000demo"), (kinds.NODE_FACTS, "node-000000n1"),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)  # fmt: skip
+def test_a_guest_is_looked_at_again_once_what_it_is_made_of_can_be_read(kind: AnyKind, id: str) -> None:
+    """A change asked for meanwhile could not be told to its node; nobody touches the VM after it."""
+    cloud, nodes, vms = cloud_of_two(image=True)
+    good = cloud.edit(kind, id)
+    damage(cloud, kind, id)
+    presence = Presence(cloud.view)
+    cloud.take()
+    cloud.put(kind, id, good)
+    touched = presence.follow(cloud.view, cloud.take())
+    assert f"vm/{vms[0]}" in touched.objects[nodes[0]]
 
 
 async def test_a_new_stream_keeps_and_tells_all_once_it_can_be_read() -> None:
