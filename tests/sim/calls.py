@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final
@@ -215,7 +215,7 @@ class ServerCall:
             if handler is None:
                 return Status(Code.UNIMPLEMENTED, f"no method {self._method}")
             requests = self._iterate(handler.request_deserializer)
-            request: Any = requests if handler.request_streaming else await anext(requests)
+            request: Any = requests if handler.request_streaming else await _only(requests)
             if handler.response_streaming:
                 behaviour = handler.stream_stream or handler.unary_stream
                 async with aclosing(behaviour(request, context)) as responses:
@@ -244,11 +244,17 @@ class ServerCall:
         client = self._client
         self._send(lambda: client.receive(data))
 
-    async def _iterate(self, deserialize: Callable[[bytes], Any]) -> AsyncIterator[Any]:
+    async def _iterate(self, deserialize: Callable[[bytes], Any]) -> AsyncGenerator[Any, None]:
         while (data := await self.requests.pull()) is not END:
             self._send(self._client.granted)
             METER.message(data)
             yield deserialize(data)
+
+
+async def _only(requests: AsyncGenerator[Any, None]) -> Any:
+    """Return the one request of a call, and close what read it: left to be collected, it would end when Python pleases."""
+    async with aclosing(requests):
+        return await anext(requests)
 
 
 def _like(listener: Any, other: Any) -> bool:

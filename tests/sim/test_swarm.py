@@ -7,9 +7,10 @@ import os
 import pytest
 
 from tests.sim import cast
-from tests.sim.swarm import judge, judge_seed, swarm
+from tests.sim.swarm import judge, swarm
 
-SEEDS = int(os.environ.get("SIM_SEEDS", "300"))
+# As many as fit into a run of all tests on two cores; `make sim` plays 300.
+SEEDS = int(os.environ.get("SIM_SEEDS", "60"))
 
 
 @pytest.mark.slow
@@ -17,14 +18,6 @@ SEEDS = int(os.environ.get("SIM_SEEDS", "300"))
 def test_every_seed_goes_well() -> None:
     failed = [str(result) for result in swarm(range(1, SEEDS + 1)) if result.failure]
     assert not failed, "\n".join([f"{len(failed)} of {SEEDS} seeds failed; play one again: make sim SEED=n", *failed])
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_a_cloud_of_forty_servers_and_hundreds_of_guests_goes_well() -> None:
-    """Larger ones by hand: make sim LARGE=1."""
-    result = judge_seed("middle-1")
-    assert not result.failure, result.failure
 
 
 @pytest.mark.parametrize("scenario", cast.SCENARIOS, ids=lambda module: module.__name__.rpartition(".")[2])
