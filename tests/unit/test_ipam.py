@@ -46,7 +46,8 @@ def test_host_bits_are_an_error() -> None:
 @given(cidrs, st.sets(st.integers(0, 40)))
 def test_free_is_exactly_what_is_not_refused_nor_taken(cidr: str, offsets: set[int]) -> None:
     network = IPv4Network(cidr)
-    taken = {str(IPv4Address(int(network[0]) + offset)) for offset in offsets}
+    # The last networks there are end where the addresses do.
+    taken = {str(IPv4Address(int(network[0]) + offset)) for offset in offsets if int(network[0]) + offset < 2**32}
     found = list(islice(ipam.free(cidr, taken), 50))
     assert found == sorted(found, key=IPv4Address)
     assert not taken & set(found)
