@@ -142,7 +142,9 @@ async def _send_half(site: Site) -> None:
     async def upload(channel: Any) -> Any:
         call: Any = ImageServiceStub(channel).UploadImage(parts())
         try:
-            await site.until("half of it to be there", lambda: any(_halves(site)))
+            await site.until("half of it to be there", lambda: any(_halves(site)) or call.done())
+            # A call that ended by itself says why: the controller that had it may have been killed.
+            return None if any(_halves(site)) else await call
         finally:
             call.cancel()
 
