@@ -13,6 +13,7 @@ from typing import Any, Final, Generic, TypeAlias, TypeVar
 from cairn.proto.v1 import (
     agent_pb2,
     cluster_pb2,
+    common_pb2,
     event_pb2,
     image_pb2,
     job_pb2,
@@ -84,6 +85,7 @@ PLAN = Kind("plan", cluster_pb2.PlanRecord, "api", "plan", kept=False)  # leased
 PORT_BINDING = Kind("port_binding", port_pb2.PortBinding, "ports")
 ADDRESS = Kind("address", port_pb2.AddressClaim, "ports")  # id: <subnet>/<address>
 PLACEMENT = Kind("placement", vm_pb2.Placement, "placement")
+DECISION = Kind("decision", common_pb2.Decision, "placement", cached=False)  # id: the VM's; why its placement is as it is
 NODE_CLAIMS = Kind("node_claims", vm_pb2.NodeClaims, "placement")
 VOLUME_PLACEMENT = Kind("volume_placement", volume_pb2.VolumePlacement, "placement")
 POOL_CLAIMS = Kind("pool_claims", volume_pb2.PoolClaims, "placement")  # id: that of the pool, <type>/<node or name>
@@ -107,7 +109,7 @@ EVENT = Kind("event", event_pb2.Event, "*", "ev", kept=False)
 
 ALL: Final[tuple[Kind[Message], ...]] = (
     PROJECT, IMAGE, VPC, SUBNET, PORT, VOLUME, VM, NODE, SECRET, JOIN_TOKEN, NAME, VNI, ERASURE, REQUEST, PLAN,
-    PORT_BINDING, ADDRESS, PLACEMENT, NODE_CLAIMS, VOLUME_PLACEMENT, POOL_CLAIMS, ASSIGNMENT, NODE_LOSS, PURGE,
+    PORT_BINDING, ADDRESS, PLACEMENT, DECISION, NODE_CLAIMS, VOLUME_PLACEMENT, POOL_CLAIMS, ASSIGNMENT, NODE_LOSS, PURGE,
     IMAGE_CONTENT, JOB,
     OBSERVED, UNKNOWN, NODE_HEARD, NODE_FACTS, NODE_SESSION, CONTROLLER, CLUSTER, EVENT,
 )  # fmt: skip

@@ -22,7 +22,7 @@ from cairn.controller.api.volumes import free
 from cairn.controller.model.nodes import node_name
 from cairn.controller.model.permits import Caller
 from cairn.controller.model.pools import pool_room
-from cairn.controller.model.where import Claimed, claimed, in_shared_pool, volume_node, volume_pool, where
+from cairn.controller.model.where import Claimed, claimed, in_shared_pool, in_short, volume_node, volume_pool, where
 from cairn.controller.reconcilers.claims import claim, unclaimed
 from cairn.controller.store.base import Record, Txn, View
 from cairn.controller.words import size
@@ -32,6 +32,7 @@ from cairn.proto.ids import LOCAL_POOL, mac_of, pool_id
 from cairn.proto.sealing import SealError
 from cairn.proto.seams import timestamp
 from cairn.proto.v1.agent_pb2 import DesiredVm, DesiredVolume, Unknown, VmDisk, VmNic
+from cairn.proto.v1.common_pb2 import Decision
 from cairn.proto.v1.port_pb2 import AddressClaim, Port, PortBinding
 from cairn.proto.v1.secret_pb2 import VmData
 from cairn.proto.v1.vm_pb2 import Placement, Vm, VmSpec
@@ -256,10 +257,10 @@ class Adoption:
             if disk_bytes > pool_room(view, pool):
                 raise Exhausted("disk", f"pool {pool} has {size(pool_room(view, pool))} left by the records there are")
         placement = Placement(vm=vm.id, node=node, cpus=given.cpus, memory_bytes=given.memory_bytes)
-        placement.decision.node, placement.decision.node_name = node, name
-        placement.decision.say = f"on {name}, which held it when it was adopted"
-        placement.decision.decide_time.CopyFrom(self._now)
-        txn = self._placement
+        say = f"on {name}, which held it when it was adopted"
+        decision = Decision(node=node, node_name=name, say=say, decide_time=self._now)
+        placement.decision.CopyFrom(in_short(decision))
+        txn = self._placement.put(kinds.DECISION, vm.id, decision)
         txn.check(kinds.PLACEMENT, vm.id, view.revision_of(kinds.PLACEMENT, vm.id)).put(kinds.PLACEMENT, vm.id, placement)
         txn.check(kinds.NODE, node, view.revision_of(kinds.NODE, node))
         claim(txn, view, node, cpus=cpus, memory_bytes=memory, vms=0 if there else 1, pools=self._pools)

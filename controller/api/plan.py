@@ -18,7 +18,7 @@ from typing import Any, Final, TypeAlias
 from cairn.controller.api import nouns
 from cairn.controller.api.decision import Decided, Views
 from cairn.controller.model.permits import Caller
-from cairn.controller.model.where import decision_of, where
+from cairn.controller.model.where import explained, where
 from cairn.controller.reconcilers.base import Reconciler
 from cairn.controller.reconcilers.placement import Placements
 from cairn.controller.reconcilers.ports import Ports
@@ -158,8 +158,9 @@ class Planner:
             gone = will is None or (will.HasField("delete_time") and not (was is not None and was.HasField("delete_time")))
             action = "delete" if gone else ("update" if was is not None else "create")
             plan.changes.add(action=action, kind=kind.name, id=id, name=shown.name, details=details(after, kind.name, shown))
-        decision, node = decision_of(after, decided.id), where(after, decided.id).owner
-        if decision is not None and decision != decision_of(view, decided.id):
+        # The view after it has the whole decision, when the plan is what makes it.
+        decision, node = explained(after, decided.id, after.get(kinds.DECISION, decided.id)), where(after, decided.id).owner
+        if decision is not None and decision != explained(view, decided.id, None):
             plan.decision.CopyFrom(decision)
             if node:
                 details_ = [f"on {decision.node_name or node}"]

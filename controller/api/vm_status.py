@@ -10,13 +10,12 @@ from cairn.controller.model.capabilities import knows, unknown_there, vm_needs
 from cairn.controller.model.lifetime import kept_no_longer
 from cairn.controller.model.nodes import connected, node_name
 from cairn.controller.model.reports import report
-from cairn.controller.model.where import decision_of, where
+from cairn.controller.model.where import reason, where
 from cairn.controller.store.base import Record, View
 from cairn.proto import kinds
 from cairn.proto.capabilities import OPEN_VOLUMES, desired_kind
 from cairn.proto.ids import mac_of
 from cairn.proto.v1.agent_pb2 import VM_PAUSE_UNSPECIFIED, ImageReport, VmReport
-from cairn.proto.v1.common_pb2 import Decision
 from cairn.proto.v1.vm_pb2 import POWER_STATE_STOPPED, Vm, VmStatus
 
 State: TypeAlias = VmStatus.State.ValueType
@@ -30,7 +29,7 @@ def vm(view: View, record: Record[Vm]) -> Vm:
     result.spec.ClearField("ssh_keys")
     result.spec.ClearField("user_data")
     status = result.status
-    decision, node = decision_of(view, result.id), where(view, result.id).owner
+    why, node = reason(view, result.id), where(view, result.id).owner
     seen = report(view, node, f"vm/{result.id}") if node else None
     if node:
         status.node = node_name(view, node)
@@ -51,12 +50,12 @@ def vm(view: View, record: Record[Vm]) -> Vm:
     if result.HasField("delete_time"):
         status.state, status.say = _deleted(view, result, node, seen.vm if seen is not None else None)
     elif not node:
-        status.state, status.say = VmStatus.STATE_PENDING, _unplaced(view, result, decision)
+        status.state, status.say = VmStatus.STATE_PENDING, _unplaced(view, result, why)
     else:
         status.state, status.say = _placed(view, result, node, seen.vm if seen is not None else None)
     behind = seen is None or seen.vm.spec_revision < record.mod_revision
     result.reconciling = status.state not in _SETTLED or (behind and status.state != VmStatus.STATE_DELETED)
-    _conditions(result, decision, placed=bool(node))
+    _conditions(result, why, placed=bool(node))
     return result
 
 
@@ -73,21 +72,21 @@ def _fill_nics(view: View, vm: Vm) -> None:
         )
 
 
-def _conditions(vm: Vm, decision: Decision | None, *, placed: bool) -> None:
-    reason = "Placed" if placed else ("NoNodeFits" if decision is not None else "NotDecided")
-    condition(vm.status, "Placed", placed, reason, decision.say if decision is not None else "not decided yet")
+def _conditions(vm: Vm, why: str, *, placed: bool) -> None:
+    cause = "Placed" if placed else ("NoNodeFits" if why else "NotDecided")
+    condition(vm.status, "Placed", placed, cause, why or "not decided yet")
     state = VmStatus.State.Name(vm.status.state).removeprefix("STATE_").title()
     condition(vm.status, "Ready", vm.status.state == VmStatus.STATE_RUNNING, state, vm.status.say)
 
 
-def _unplaced(view: View, vm: Vm, decision: Decision | None) -> str:
+def _unplaced(view: View, vm: Vm, why: str) -> str:
     """Say why it is nowhere yet."""
     for nic in vm.spec.nics:
         binding = view.get(kinds.PORT_BINDING, nic.port)
         if binding is not None and not binding.address:
             return f"has no address: {binding.error}"
-    if decision is not None and decision.say:
-        return decision.say
+    if why:
+        return why
     return "waits to be placed"
 
 

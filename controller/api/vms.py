@@ -13,11 +13,12 @@ from cairn.controller.api.decision import Decided
 from cairn.controller.api.fitting import fits_somewhere
 from cairn.controller.api.masks import UpdateRules
 from cairn.controller.api.objects import addressed, mark_deleted, updated
+from cairn.controller.api.stored import stored
 from cairn.controller.api.vm_creation import create_vm, refuse_high_availability
 from cairn.controller.api.volumes import free, reattach_root, refuse_if_deleted, revived
 from cairn.controller.model.permits import Caller, Verb
 from cairn.controller.model.restored import next_power, next_reboot
-from cairn.controller.model.where import decision_of
+from cairn.controller.model.where import explained
 from cairn.controller.store.base import Record, Txn, View
 from cairn.proto import kinds
 from cairn.proto.errors import AlreadyExists, BadState, NotFound
@@ -162,7 +163,7 @@ class VmService(vm_pb2_grpc.VmServiceServicer):
             record = addressed(view, caller, nouns.VM, request, deleted=True)
         shown = nouns.VM.project(view, record)
         answer = vm_pb2.ExplainVmResponse(vm=shown.id, vm_name=shown.name, say=shown.status.say)
-        decision = decision_of(view, shown.id)
+        decision = explained(view, shown.id, await stored(self._core.store, view.revision, kinds.DECISION, shown.id))
         if decision is not None:
             answer.decision.CopyFrom(decision)
         return answer

@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from cairn.controller.model.assigned import VOLUME_WORK, assignment
+from cairn.controller.model.nodes import node_name
 from cairn.controller.model.pools import is_shared, pool_of
 from cairn.controller.store.base import View
 from cairn.proto import kinds
@@ -64,10 +65,32 @@ def where(view: View, vm: str) -> Where:
     return Where() if placement is None else Where(placement.node, placement.incoming, placement.released)
 
 
-def decision_of(view: View, vm: str) -> Decision | None:
-    """Return the decision about where a VM goes, or None when there is none yet."""
+def reason(view: View, vm: str) -> str:
+    """Return in a sentence why a VM is where it is, or nowhere; empty: that has not been decided yet."""
     placement = view.get(kinds.PLACEMENT, vm)
-    return placement.decision if placement is not None and placement.HasField("decision") else None
+    return placement.decision.say if placement is not None else ""
+
+
+def explained(view: View, vm: str, scores: Decision | None) -> Decision | None:
+    """Return the whole decision about where a VM goes, or None when there is none yet.
+
+    scores: its record of kind `decision`, which is in no view but in forks that made it. What the placement says is newer: a
+    VM that was resized is where it was put for these scores.
+    """
+    placement = view.get(kinds.PLACEMENT, vm)
+    if placement is None or not placement.HasField("decision"):
+        return None
+    whole = Decision(node=placement.node, node_name=node_name(view, placement.node) if placement.node else "")
+    # A placement of an older release has all of it, whatever was recorded before.
+    if scores is not None and scores.node == placement.node and not placement.decision.considered:
+        whole.MergeFrom(scores)
+    whole.MergeFrom(placement.decision)
+    return whole
+
+
+def in_short(decision: Decision) -> Decision:
+    """Return what a placement keeps of its decision: every controller holds it of every VM."""
+    return Decision(say=decision.say, decide_time=decision.decide_time)
 
 
 def claimed(view: View, vm: str) -> Claimed:

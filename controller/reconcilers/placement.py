@@ -4,6 +4,7 @@ Keys are ids of VMs, of volumes (to give back the room of one that is gone), and
 claim it makes on its node, and the places of its disks are one transaction that checks the claims' revision: two controllers
 that choose the same node at the same moment conflict, and the second decides again on what is left. The claims of a node and
 of a pool therefore never exceed its capacity. Where the VM goes and why is decided in fit.py, on the table of candidates.py.
+The placement keeps the reason in a sentence; filters and scores are beside it, in a record for those who ask (decision 0024).
 
     no placement, or one without a node     decide; none fits: remember why, and look again when a node gets room
     deleted, and its node says ABSENT       give CPU and memory back; its disks keep their room until they are erased
@@ -28,6 +29,7 @@ from cairn.controller.model.happening import EventSpec
 from cairn.controller.model.nodes import node_name
 from cairn.controller.model.pools import pool_for, pool_of, pools_on
 from cairn.controller.model.restored import holders, is_restored, unheard
+from cairn.controller.model.where import in_short
 from cairn.controller.reconcilers.base import NOTHING, Outcome
 from cairn.controller.reconcilers.candidates import ROW_KINDS, Candidates
 from cairn.controller.reconcilers.claims import claim, room
@@ -64,7 +66,9 @@ class Placements:
         kinds.NODE_HEARD, kinds.UNKNOWN,
         kinds.NODE_CLAIMS, kinds.POOL_CLAIMS, kinds.OBSERVED,
     )  # fmt: skip
-    writes: tuple[AnyKind, ...] = (kinds.PLACEMENT, kinds.NODE_CLAIMS, kinds.POOL_CLAIMS, kinds.VOLUME_PLACEMENT)
+    writes: tuple[AnyKind, ...] = (
+        kinds.PLACEMENT, kinds.DECISION, kinds.NODE_CLAIMS, kinds.POOL_CLAIMS, kinds.VOLUME_PLACEMENT,
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self._table = Candidates()
@@ -143,8 +147,8 @@ class Placements:
             txn.check(kinds.VOLUME, volume.id, view.revision_of(kinds.VOLUME, volume.id))
             taken[place.pool] += place.disk_bytes
         cpus, memory = vm.spec.cpus, vm.spec.memory_bytes
-        placement = Placement(vm=vm.id, node=decision.node, cpus=cpus, memory_bytes=memory, decision=decision)
-        txn.check(kinds.PLACEMENT, vm.id, view.revision_of(kinds.PLACEMENT, vm.id)).put(kinds.PLACEMENT, vm.id, placement)
+        placement = Placement(vm=vm.id, node=decision.node, cpus=cpus, memory_bytes=memory, decision=in_short(decision))
+        _decided(txn, view, placement, decision)
         txn.check(kinds.NODE, decision.node, view.revision_of(kinds.NODE, decision.node))
         claim(txn, view, decision.node, cpus=cpus, memory_bytes=memory, vms=1, pools=taken)
         return Outcome(txn, decision.say, events=(_event(vm, "Placed", decision.say, decision.node_name),))
@@ -263,13 +267,20 @@ def _unplaced(view: View, record: Record[Vm], before: Placement | None, decision
     vm = record.message
     if before is not None and not before.node and before.decision.say == decision.say:
         return Outcome(None, decision.say)
-    placement = Placement(vm=vm.id, decision=decision)
+    placement = Placement(vm=vm.id, decision=in_short(decision))
     if before is not None and before.released:
         # It holds nothing but its disks; where those are is known from their own records.
         placement.released = True
     txn = Txn("placement").check(kinds.VM, vm.id, record.mod_revision)
-    txn.check(kinds.PLACEMENT, vm.id, view.revision_of(kinds.PLACEMENT, vm.id)).put(kinds.PLACEMENT, vm.id, placement)
+    _decided(txn, view, placement, decision)
     return Outcome(txn, decision.say, events=(_event(vm, "CannotPlace", decision.say, warning=True),))
+
+
+def _decided(txn: Txn, view: View, placement: Placement, decision: Decision) -> None:
+    """Write a placement, and the whole decision beside it: no view has that, so the placement is what is checked."""
+    vm = placement.vm
+    txn.check(kinds.PLACEMENT, vm, view.revision_of(kinds.PLACEMENT, vm)).put(kinds.PLACEMENT, vm, placement)
+    txn.put(kinds.DECISION, vm, decision)
 
 
 def _gone(view: View, id: str, placement: Placement | None) -> Outcome:
@@ -277,6 +288,7 @@ def _gone(view: View, id: str, placement: Placement | None) -> Outcome:
         return NOTHING
     txn = Txn("placement").check(kinds.VM, id, 0)
     txn.check(kinds.PLACEMENT, id, view.revision_of(kinds.PLACEMENT, id)).delete(kinds.PLACEMENT, id)
+    txn.delete(kinds.DECISION, id)
     if placement.node and not placement.released:
         claim(txn, view, placement.node, cpus=-placement.cpus, memory_bytes=-placement.memory_bytes, vms=-1)
     return Outcome(txn, f"VM {id} is gone: its placement is removed")

@@ -170,7 +170,9 @@ Global___PlannedChange: _TypeAlias = PlannedChange  # noqa: Y015
 
 @_typing.final
 class Decision(_message.Message):
-    """Why a VM is where it is, or why it is nowhere. Written once, with the claim it explains."""
+    """Why a VM is where it is, or why it is nowhere. Stored, under the VM's id, with the claim it explains, for those who ask why.
+    Sole writer: reconcilers/placement.py.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

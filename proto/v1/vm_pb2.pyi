@@ -956,7 +956,7 @@ Global___NicStatus: _TypeAlias = NicStatus  # noqa: Y015
 
 @_typing.final
 class Placement(_message.Message):
-    """Stored: where a VM is, and why. Sole writer: reconcilers/placement.py."""
+    """Stored: where a VM is, and why in a sentence. Sole writer: reconcilers/placement.py."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -977,7 +977,9 @@ class Placement(_message.Message):
     incoming: _builtins.str
     """Node id: makes ready to take it over, and never starts it by itself; empty: none."""
     @_builtins.property
-    def decision(self) -> _common_pb2.Decision: ...
+    def decision(self) -> _common_pb2.Decision:
+        """Its sentence and time alone; the scores are in the record `decision`. Older releases stored all of it here."""
+
     def __init__(
         self,
         *,

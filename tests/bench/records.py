@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from cairn.controller.api.nouns import DEFAULT_PROJECT_ID
+from cairn.controller.model.where import in_short
 from cairn.controller.store.base import Store, Txn
 from cairn.proto import kinds
 from cairn.proto.ids import mac_of
@@ -121,9 +122,10 @@ def running_vm(index: int, node: int, cards: int = 1, network_vms: int = 1 << 16
         bound.create(kinds.ADDRESS, f"{subnet}/{address}", AddressClaim(subnet=subnet, address=address, port=port))
     yield txn
     yield bound
-    placement = Placement(vm=vm.id, node=node_id(node), cpus=2, memory_bytes=MEMORY_BYTES, decision=_decision(node))
+    placement = Placement(vm=vm.id, node=node_id(node), cpus=2, memory_bytes=MEMORY_BYTES, decision=in_short(_decision(node)))
     held = VolumePlacement(volume=volume, node=node_id(node), disk_bytes=DISK_BYTES)
-    yield Txn("placement").create(kinds.PLACEMENT, vm.id, placement).create(kinds.VOLUME_PLACEMENT, volume, held)
+    placed = Txn("placement").create(kinds.PLACEMENT, vm.id, placement).create(kinds.DECISION, vm.id, _decision(node))
+    yield placed.create(kinds.VOLUME_PLACEMENT, volume, held)
     yield _observed(vm, node, volume, ports)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import pytest
 from cairn.controller.api.images import receivers_of
+from cairn.controller.model.nodes import node_name
 from cairn.controller.reconcilers.garbage import Garbage
 from cairn.controller.reconcilers.placement import Placements
 from cairn.controller.store.base import Conflict, Store, Txn
@@ -209,7 +210,7 @@ async def test_a_placement_decided_before_conflicts_and_is_decided_again(world: 
     await world.reconcile()
     placement = world.cache.view.get(kinds.PLACEMENT, made.id)
     assert placement is not None
-    assert placement.decision.node_name == "n2"
+    assert node_name(world.cache.view, placement.node) == "n2"
 
 
 async def test_placing_and_removing_at_the_same_moment(world: World, tmp_path: Path) -> None:
@@ -246,7 +247,7 @@ async def test_a_removal_that_died_half_way_takes_no_vm_and_is_finished_by_the_n
     await world.reconcile()
     placement = world.cache.view.get(kinds.PLACEMENT, made.id)
     assert placement is not None
-    assert placement.decision.node_name == "n2"
+    assert node_name(world.cache.view, placement.node) == "n2"
     assert (await remove(world, "n1")).id == left.id
     assert node(world, "n1") is None
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import grpc
 import pytest
+from cairn.controller.store.base import Put, Txn
 from cairn.proto import kinds
-from cairn.proto.v1.vm_pb2 import CreateVmRequest, DeleteVmRequest, ExplainVmRequest, StopVmRequest
+from cairn.proto.v1.vm_pb2 import CreateVmRequest, DeleteVmRequest, ExplainVmRequest, GetVmRequest, StopVmRequest
 from cairn.proto.v1.vpc_pb2 import CreateVpcRequest, DeleteVpcRequest, Vpc, VpcSpec
 
 from tests.conformance.api_stores import STORES, etcd_member, made_store
@@ -95,6 +96,29 @@ async def test_what_cannot_be_placed_says_what_would_make_it_fit(world: World) -
     assert explained.vm == made.id
     assert explained.decision.say == explained.say == planned.plan.say
     assert explained.decision.filters[0].name == "memory"
+
+
+async def test_why_it_is_where_it_is_is_looked_up_when_asked(world: World) -> None:
+    made = await world.vm()
+    await world.reconcile()
+    assert not list(world.cache.view.ids(kinds.DECISION)), "no controller keeps them"
+    assert await world.count(kinds.DECISION) == 1
+    explained = await world.api.vms.ExplainVm(ExplainVmRequest(id="web"))
+    assert explained.decision.considered == len(explained.decision.top) == 2
+    assert explained.decision.top[0].node == explained.decision.node
+    shown = await world.api.vms.GetVm(GetVmRequest(id=made.id))
+    condition = next(each for each in shown.status.conditions if each.type == "Placed")
+    assert (condition.reason, condition.message) == ("Placed", explained.decision.say)
+
+
+async def test_a_decision_that_cannot_be_read_hides_nothing_else(world: World) -> None:
+    made = await world.vm()
+    await world.reconcile()
+    key = kinds.DECISION.key(made.id)
+    await world.store.commit(Txn("placement", puts={key: Put(b"\xff\xff")}, writers={key: "placement"}))
+    explained = await world.api.vms.ExplainVm(ExplainVmRequest(id="web"))
+    assert explained.decision.node_name in explained.decision.say
+    assert not explained.decision.top
 
 
 async def test_plans_of_deletes_and_power(world: World) -> None:

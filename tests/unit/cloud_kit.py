@@ -9,7 +9,7 @@ from typing import Any
 from cairn.controller.model.pools import pool_claimed
 from cairn.controller.reconcilers.base import Follower, Outcome, Reconciler
 from cairn.controller.store.base import Conflict, Txn
-from cairn.controller.store.view import LiveView
+from cairn.controller.store.view import LiveView, Table
 from cairn.proto import kinds
 from cairn.proto.capabilities import of_agent
 from cairn.proto.seams import timestamp
@@ -33,28 +33,39 @@ class Cloud:
     def __init__(self) -> None:
         self.view = LiveView()
         self.view.advance(1)
+        # What the store has and no view: kinds that are not cached.
+        self._unseen = LiveView()
         self.now = NOW
         self.changed: list[tuple[Any, str]] = []
 
     def commit(self, txn: Txn) -> list[tuple[Any, str]]:
         """Apply or raise Conflict; return what changed."""
-        moved = [key for key, revision in txn.checks.items() if self.view.revision_of(*kinds.split(key)) != revision]
+        checks = ((*kinds.split(key), revision) for key, revision in txn.checks.items())
+        moved = [kind.key(id) for kind, id, revision in checks if self._table(kind).revision_of(id) != revision]
         if moved:
             raise Conflict(moved)
         revision = self.view.revision + 1
         changed = []
         for key in txn.deletes:
             kind, id = kinds.split(key)
-            self.view.table(kind).delete(id)
+            self._table(kind).delete(id)
             changed.append((kind, id))
         for key, put in txn.puts.items():
             kind, id = kinds.split(key)
-            before = self.view.record(kind, id)
-            self.view.table(kind).put(id, put.value, revision, before.create_revision if before else revision)
+            before = self._table(kind).record(id)
+            self._table(kind).put(id, put.value, revision, before.create_revision if before else revision)
             changed.append((kind, id))
         self.view.advance(revision)
+        changed = [(kind, id) for kind, id in changed if kind.cached]
         self.changed += changed
         return changed
+
+    def _table(self, kind: Any) -> Table:
+        return (self.view if kind.cached else self._unseen).table(kind)
+
+    def stored(self, kind: Any, id: str) -> Any:
+        """Return a record as the store has it, or None."""
+        return self._table(kind).get(id)
 
     def put(self, kind: Any, id: str, message: Any) -> None:
         """Write as whoever may."""

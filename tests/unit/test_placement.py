@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from cairn.controller.model.where import explained
 from cairn.controller.reconcilers.fit import FILTERS
 from cairn.controller.reconcilers.placement import Placements
 from cairn.controller.runtime import check_writers
@@ -18,9 +19,9 @@ from tests.unit.cloud_kit import GIB, MIB, NOW, Cloud, absent_everywhere
 
 def place(cloud: Cloud, vm: str) -> Decision:
     cloud.decide(Placements(), vm)
-    placement = cloud.view.get(kinds.PLACEMENT, vm)
-    assert placement is not None
-    return placement.decision
+    decision = explained(cloud.view, vm, cloud.stored(kinds.DECISION, vm))
+    assert decision is not None
+    return decision
 
 
 def adds_up(decision: Decision) -> bool:
@@ -323,3 +324,52 @@ def test_observed_wakes_only_what_is_deleted() -> None:
     assert not list(Placements().keys(cloud.view, kinds.OBSERVED, f"{node}/vm/{vm}"))
     cloud.delete_vm(vm)
     assert list(Placements().keys(cloud.view, kinds.OBSERVED, f"{node}/vm/{vm}")) == [vm]
+
+
+def test_scores_are_beside_the_placement_and_go_with_it() -> None:
+    """Every controller holds every placement: it has the sentence, who asks why looks the rest up."""
+    cloud = Cloud()
+    for name in ("n1", "n2", "n3"):
+        cloud.node(name)
+    vm = cloud.vm("web")
+    cloud.decide(Placements(), vm)
+    placement, decision = cloud.view.get(kinds.PLACEMENT, vm), cloud.stored(kinds.DECISION, vm)
+    assert placement is not None
+    assert placement.decision == Decision(say=decision.say, decide_time=decision.decide_time)
+    assert (len(decision.top), decision.node) == (3, placement.node)
+    assert not list(cloud.view.ids(kinds.DECISION))
+    cloud.delete(kinds.VM, vm)
+    cloud.decide(Placements(), vm)
+    assert (cloud.view.get(kinds.PLACEMENT, vm), cloud.stored(kinds.DECISION, vm)) == (None, None)
+
+
+def test_what_became_of_a_vm_is_told_with_the_scores_it_was_placed_for() -> None:
+    cloud = Cloud()
+    cloud.node("n1")
+    vm = cloud.vm("web")
+    placed = place(cloud, vm)
+    grown = cloud.edit(kinds.VM, vm)
+    grown.spec.cpus += 1
+    cloud.put(kinds.VM, vm, grown)
+    resized = place(cloud, vm)
+    assert resized.say == "resized on n1: 2 CPUs, 512 MiB of memory"
+    assert (resized.node, resized.node_name, list(resized.top)) == (placed.node, "n1", list(placed.top))
+
+
+def test_decisions_of_other_releases_and_of_before_are_told_right() -> None:
+    cloud = Cloud()
+    cloud.node("n1")
+    vm = cloud.vm("web")
+    whole = place(cloud, vm)
+    older = cloud.edit(kinds.PLACEMENT, vm)
+    # An older release keeps all of it in the placement, and knows nothing of the record beside it.
+    older.decision.CopyFrom(whole)
+    cloud.put(kinds.PLACEMENT, vm, older)
+    assert explained(cloud.view, vm, None) == explained(cloud.view, vm, whole) == whole
+    elsewhere = Decision(node="node-000000n9", node_name="n9", considered=7)
+    older.decision.CopyFrom(Decision(say="on n1, which held it when it was adopted"))
+    cloud.put(kinds.PLACEMENT, vm, older)
+    told = explained(cloud.view, vm, elsewhere)
+    assert told is not None
+    assert (told.node_name, told.considered) == ("n1", 0), "what was decided about another node explains nothing here"
+    assert explained(cloud.view, "i-undecided", None) is None

@@ -6,6 +6,7 @@ One pool is shared by two of the nodes, and one node begins with a volume that a
 from __future__ import annotations
 
 from cairn.controller.model.nodes import capacity
+from cairn.controller.model.where import explained
 from cairn.controller.reconcilers.placement import Placements
 from cairn.controller.store.base import Conflict, Txn
 from cairn.proto import kinds
@@ -146,7 +147,8 @@ class Placing(RuleBasedStateMachine):
     @invariant()
     def decisions_add_up(self) -> None:
         for placement in self.cloud.view.all(kinds.PLACEMENT):
-            decision = placement.decision
+            decision = explained(self.cloud.view, placement.vm, self.cloud.stored(kinds.DECISION, placement.vm))
+            assert decision is not None
             refused = sum(each.refused for each in decision.filters)
             assert refused == decision.considered if not placement.node else refused < decision.considered
             assert bool(placement.node) == bool(decision.top)

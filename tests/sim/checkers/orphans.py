@@ -11,8 +11,8 @@ from tests.sim.checkers.base import Checker
 from tests.sim.cloud import Cloud
 
 _KINDS = (
-    "vm", "volume", "port", "port_binding", "address", "placement", "volume_placement", "pool_claims", "assignment", "purge",
-    "secret",
+    "vm", "volume", "port", "port_binding", "address", "placement", "decision", "volume_placement", "pool_claims", "assignment",
+    "purge", "secret",
 )  # fmt: skip
 _BARE = ("vpc", "subnet", "vni", "image", "image_content", "observed", "unknown")
 # Kinds of names that outlive what users make.

@@ -33,6 +33,7 @@ WRITERS: Final[dict[str, tuple[str, str, bool]]] = {
     "port_binding": ("ports", "", False),
     "address": ("ports", "", False),
     "placement": ("placement", "", False),
+    "decision": ("placement", "", False),
     "node_claims": ("placement", "", False),
     "pool_claims": ("placement", "", False),
     "volume_placement": ("placement", "", False),
