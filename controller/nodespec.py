@@ -26,6 +26,7 @@ from cairn.controller.model.assigned import VOLUME_WORK, assigned_to, assignment
 from cairn.controller.model.attachments import is_let_go
 from cairn.controller.model.capabilities import lacking
 from cairn.controller.model.nodes import hash_of
+from cairn.controller.model.owners import vm_of
 from cairn.controller.model.readable import CannotTell, Readable
 from cairn.controller.model.restored import is_restored
 from cairn.controller.model.seats import transit_of
@@ -389,7 +390,7 @@ def _all_subnets(view: View, presence: Presence, node: str, vpc: str) -> None:
 def _lost_seat(view: View, id: str) -> None:
     """Raise CannotTell when a port is nowhere because its address is not there, though its guest may run."""
     port = view.get(kinds.PORT, id)
-    if port is not None and where(view, port.spec.vm).runs_on:
+    if port is not None and where(view, vm_of(port)).runs_on:
         _bound(view, id)
 
 
@@ -399,14 +400,15 @@ def _port(view: View, presence: Presence, node: str, id: str) -> Desired | None:
         _lost_seat(view, id)
         return None
     port, binding = _needed(view, kinds.PORT, id), _bound(view, id)
-    vm = view.get(kinds.VM, port.spec.vm)
+    card_of = vm_of(port)
+    vm = view.get(kinds.VM, card_of)
     result = DesiredPort(
         id=id,
         vpc=seat.vpc,
         subnet=binding.subnet,
         address=binding.address,
         mac=binding.mac,
-        vm=port.spec.vm,
+        vm=card_of,
         tap=tap_of(id),
         hostname=vm.name if vm is not None else "",
     )

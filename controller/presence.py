@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from cairn.controller.model.assigned import VOLUME_WORK
+from cairn.controller.model.owners import ports_of, vm_of
 from cairn.controller.model.seats import Seat, Transit, seat_of, transit_of
 from cairn.controller.model.where import vms_on, volume_node, volume_pool, where
 from cairn.controller.shared import NOTHING, Shared, forward_of, peer_of
@@ -146,8 +147,8 @@ class Presence:
             record = view.get(kinds.PORT, port)
             for each in dict.fromkeys(seat for seat in (old, new) if seat is not None):
                 affected[each.node].add(f"port/{port}")
-                if record is not None:
-                    affected[each.node].add(f"vm/{record.spec.vm}")
+                if record is not None and (vm := vm_of(record)):
+                    affected[each.node].add(f"vm/{vm}")
             if old != new:
                 self._reseat(view, port, old, new, affected)
             elif old is None:
@@ -184,8 +185,8 @@ class Presence:
     def _vm_of(self, view: View, port: str, affected: Affected) -> None:
         """A port that is nowhere may be what its VM waits for."""
         record = view.get(kinds.PORT, port)
-        if record is not None:
-            self._vm_changed(record.spec.vm, affected)
+        if record is not None and (vm := vm_of(record)):
+            self._vm_changed(vm, affected)
 
     def _reseat(self, view: View, port: str, old: Seat | None, new: Seat | None, affected: Affected) -> None:
         if old is not None:
@@ -246,7 +247,7 @@ class Presence:
     def _on_vm(self, view: View, id: str, affected: Affected, ports: dict[str, None]) -> None:
         self._vm_changed(id, affected)
         self._takers_changed(view, id, affected)
-        ports.update(dict.fromkeys(view.by(kinds.PORT, "vm", id)))
+        ports.update(dict.fromkeys(ports_of(view, kinds.VM, id)))
 
     def _on_secret(self, _view: View, id: str, affected: Affected, _ports: dict[str, None]) -> None:
         kind, _, owner = id.partition("/")
@@ -333,7 +334,7 @@ class Presence:
             self._takers_changed(view, object, affected)
             vm = view.get(kinds.VM, object)
             if vm is not None and vm.HasField("delete_time"):
-                ports.update(dict.fromkeys(view.by(kinds.PORT, "vm", object)))
+                ports.update(dict.fromkeys(ports_of(view, kinds.VM, object)))
         if kind != kinds.IMAGE.name:
             return
         observed = view.get(kinds.OBSERVED, id)

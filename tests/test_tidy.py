@@ -241,6 +241,36 @@ def test_where_a_vm_is_has_one_answer() -> None:
     assert placement_reads(ast.parse("view.by(kinds.VOLUME_PLACEMENT, 'node', node)")) == [1]
 
 
+# Who may read or write the field in which the release before named a port's VM.
+OWNER_READERS = {"proto/owners.py"}
+
+
+def vm_of_port_reads(content: ast.AST) -> list[int]:
+    """Return the lines that name `port.spec.vm`, whatever the variable is called that ends in "port"."""
+    return [
+        node.lineno
+        for node in ast.walk(content)
+        if isinstance(node, ast.Attribute)
+        and node.attr == "vm"
+        and isinstance(node.value, ast.Attribute)
+        and node.value.attr == "spec"
+        and isinstance(node.value.value, ast.Name)
+        and node.value.value.id.endswith("port")
+    ]
+
+
+def test_whose_a_port_is_has_one_answer() -> None:
+    """A reader of `port.spec.vm` assumes that a port is a VM's or nobody's: it must ask controller/model/owners.py."""
+    found = [
+        f"{name_of(path)}:{line} reads the VM of a port: ask controller/model/owners.py"
+        for path in python_files()
+        if is_product(path) and name_of(path) not in OWNER_READERS
+        for line in vm_of_port_reads(tree(path))
+    ]
+    assert not found, "\n".join(found)
+    assert vm_of_port_reads(ast.parse("vm = port.spec.vm")) == [1]
+
+
 def test_every_kind_of_record_is_somebodys_or_nobodys() -> None:
     """Desired objects are made of some kinds and not of others: a new kind is in one of the two tables of presence.py."""
     assert sorted([*RULES, *NOBODYS]) == sorted(kind.name for kind in kinds.ALL)

@@ -20,6 +20,7 @@ from cairn.controller.api.decision import Decided
 from cairn.controller.api.nouns import DEFAULT_PROJECT_ID, Noun
 from cairn.controller.api.volumes import free
 from cairn.controller.model.nodes import node_name
+from cairn.controller.model.owners import owner
 from cairn.controller.model.permits import Caller
 from cairn.controller.model.pools import pool_room
 from cairn.controller.model.where import Claimed, claimed, in_shared_pool, in_short, volume_node, volume_pool, where
@@ -29,6 +30,7 @@ from cairn.controller.words import size
 from cairn.proto import kinds
 from cairn.proto.errors import AlreadyExists, BadState, Exhausted
 from cairn.proto.ids import LOCAL_POOL, mac_of, pool_id
+from cairn.proto.owners import VM, set_owner
 from cairn.proto.sealing import SealError
 from cairn.proto.seams import timestamp
 from cairn.proto.v1.agent_pb2 import DesiredVm, DesiredVolume, Unknown, VmDisk, VmNic
@@ -148,13 +150,14 @@ class Adoption:
         key = f"{nic.subnet}/{nic.address}"
         held = view.get(kinds.ADDRESS, key)
         if held is not None and held.port != nic.port:
-            owner = view.get(kinds.PORT, held.port)
-            whose = view.get(kinds.VM, owner.spec.vm) if owner is not None else None
-            by = f"VM {whose.name!r}" if whose is not None else f"port {held.port}"
+            other = view.get(kinds.PORT, held.port)
+            whose = owner(view, other) if other is not None else None
+            by = f"{whose.title} {whose.name!r}" if whose is not None and whose.name else f"port {held.port}"
             raise BadState("vm", vm.name, f"its address {nic.address} is that of {by}: adopt, delete or change that one first")
         vpc = subnet.message.spec.vpc
         port = Port(id=nic.port, name=nic.port, project=vm.project, create_time=self._now, update_time=self._now)
-        port.spec.vpc, port.spec.subnet, port.spec.vm = vpc, nic.subnet, vm.id
+        port.spec.vpc, port.spec.subnet = vpc, nic.subnet
+        set_owner(port, VM, vm.id)
         port.spec.address, port.spec.mac = nic.address, mac_of(nic.port)
         self._api.check(kinds.PORT, nic.port, view.revision_of(kinds.PORT, nic.port)).put(kinds.PORT, nic.port, port)
         binding = PortBinding(port=nic.port, subnet=nic.subnet, vpc=vpc, address=nic.address, mac=mac_of(nic.port))

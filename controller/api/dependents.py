@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from cairn.controller.api.nouns import BY_KIND
 from cairn.controller.model.assigned import VOLUME_WORK, assigned_to
+from cairn.controller.model.owners import ports_of, vm_of
 from cairn.controller.model.where import vms_on, volumes_on, where
 from cairn.controller.store.base import View
 from cairn.proto import kinds
@@ -26,7 +27,7 @@ Rule = Callable[[View, str], Iterator[Affected]]
 def _vm(view: View, id: str) -> Iterator[Affected]:
     yield "vm", id
     yield from _volumes(view, id)
-    for port in view.by(kinds.PORT, "vm", id):
+    for port in ports_of(view, kinds.VM, id):
         yield "port", port
 
 
@@ -105,8 +106,8 @@ def _subnet(view: View, id: str) -> Iterator[Affected]:
 
 def _port_vm(view: View, id: str) -> Iterator[Affected]:
     port = view.get(kinds.PORT, id)
-    if port is not None and port.spec.vm:
-        yield "vm", port.spec.vm
+    if port is not None and (vm := vm_of(port)):
+        yield "vm", vm
 
 
 def _port(view: View, id: str) -> Iterator[Affected]:
@@ -118,7 +119,8 @@ def _binding(view: View, id: str) -> Iterator[Affected]:
     """A VM without an address is started nowhere: whether it may have a volume that was taken from it shows by that."""
     yield from _port(view, id)
     port = view.get(kinds.PORT, id)
-    for volume in view.by(kinds.VOLUME, "former_vm", port.spec.vm) if port is not None and port.spec.vm else ():
+    vm = vm_of(port) if port is not None else ""
+    for volume in view.by(kinds.VOLUME, "former_vm", vm) if vm else ():
         yield "volume", volume
 
 

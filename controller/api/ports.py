@@ -12,16 +12,20 @@ from cairn.controller.api.core import Core
 from cairn.controller.api.decision import Decided
 from cairn.controller.api.masks import UpdateRules
 from cairn.controller.api.objects import addressed, begin, looked_up, updated
+from cairn.controller.model.owners import owner, vm_of
 from cairn.controller.model.permits import Caller, Verb, name_for, visible
 from cairn.controller.store.base import Txn, View
 from cairn.proto import kinds
 from cairn.proto.errors import BadState, Exhausted, Invalid
 from cairn.proto.ids import mac_of
+from cairn.proto.owners import owner_of
 from cairn.proto.v1 import port_pb2, port_pb2_grpc
 from cairn.proto.v1.port_pb2 import Port
 from cairn.proto.v1.subnet_pb2 import Subnet
 
-RULES = UpdateRules(mutable=("labels",), immutable=("name", "spec.vpc", "spec.subnet", "spec.vm", "spec.address", "spec.mac"))
+RULES = UpdateRules(
+    mutable=("labels",), immutable=("name", "spec.vpc", "spec.subnet", "spec.vm", "spec.owner", "spec.address", "spec.mac")
+)
 
 
 class PortService(port_pb2_grpc.PortServiceServicer):
@@ -38,8 +42,9 @@ class PortService(port_pb2_grpc.PortServiceServicer):
 
     def _create(self, view: View, caller: Caller, given: Port) -> Decided[Port]:
         decided, port = begin(view, caller, self._core, nouns.PORT, given)
-        if given.spec.vm:
-            raise Invalid("port.spec.vm", "a VM's ports are made with the VM")
+        if owner_of(given).id or owner_of(given).kind:
+            field = "port.spec.owner" if given.spec.HasField("owner") else "port.spec.vm"
+            raise Invalid(field, "a VM's ports are made with the VM")
         subnet = looked_up(view, caller, nouns.SUBNET, port.project, given.spec.subnet, "port.spec.subnet")
         fill(view, caller, decided.txn, port, subnet, given.spec.address, "port.spec.address")
         room(view, subnet, 1)
@@ -74,9 +79,11 @@ class PortService(port_pb2_grpc.PortServiceServicer):
         record = addressed(view, caller, nouns.PORT, request, verb=Verb.DELETE)
         port: Port = record.message
         resolution.check_etag("etag", record, request.etag, required=False, title="port")
-        if port.spec.vm:
-            name = name_for(view, caller, kinds.VM, port.spec.vm)
-            raise BadState("port", port.name, f"port {port.name!r} is a card of VM {name!r} and goes with it")
+        whose = owner(view, port)
+        if whose is not None:
+            name = name_for(view, caller, whose.kind, whose.id) if whose.kind is not None else whose.id
+            of = f"is a card of VM {name!r}" if vm_of(port) else f"belongs to {whose.title} {name!r}"
+            raise BadState("port", port.name, f"port {port.name!r} {of} and goes with it")
         txn = Txn("api").check(kinds.PORT, port.id, record.mod_revision).delete(kinds.PORT, port.id)
         resolution.release(txn, view, nouns.PORT, port.project, port.name, port.id)
         last = nouns.PORT.project(view, record)
@@ -100,13 +107,21 @@ def fill(view: View, caller: Caller, txn: Txn, port: Port, subnet: Subnet, addre
     claim = view.get(kinds.ADDRESS, key)
     holder = claim.port if claim is not None else _asked_for(view, subnet, wanted)
     if holder:
-        other = view.get(kinds.PORT, holder)
-        vm = visible(view, caller, kinds.VM, other.spec.vm) if other is not None else None
-        who = f"VM {vm.name!r}" if vm is not None else f"port {name_for(view, caller, kinds.PORT, holder)}"
+        who = _called(view, caller, holder)
         raise BadState("address", wanted, f"{field}: {wanted} in subnet {subnet.name!r} is taken by {who}")
     # Writing the subnet makes two ports conflict that ask for one address at the same moment.
     txn.check(kinds.ADDRESS, key, 0).put(kinds.SUBNET, subnet.id, subnet)
     port.spec.address = wanted
+
+
+def _called(view: View, caller: Caller, id: str) -> str:
+    """Return what a sentence to the caller calls a port: by whose it is, if he may know."""
+    port = view.get(kinds.PORT, id)
+    whose = owner(view, port) if port is not None else None
+    seen = visible(view, caller, whose.kind, whose.id) if whose is not None and whose.kind is not None else None
+    if whose is not None and seen is not None:
+        return f"{whose.title} {seen.name!r}"
+    return f"port {name_for(view, caller, kinds.PORT, id)}"
 
 
 def _asked_for(view: View, subnet: Subnet, address: str) -> str:

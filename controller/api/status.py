@@ -16,6 +16,7 @@ from cairn.controller.model.attachments import Hold, attachment
 from cairn.controller.model.capabilities import unknown_there
 from cairn.controller.model.lifetime import kept_no_longer
 from cairn.controller.model.nodes import capacity, connected, node_name
+from cairn.controller.model.owners import owner, vm_of
 from cairn.controller.model.pools import pool_claimed
 from cairn.controller.model.reports import report, volume_ready_report
 from cairn.controller.model.where import in_shared_pool, vms_on, volume_claimed_bytes, volume_node, volume_pool, where
@@ -24,6 +25,7 @@ from cairn.controller.words import size
 from cairn.proto import kinds
 from cairn.proto.capabilities import volume_type
 from cairn.proto.ids import LOCAL_POOL, pool_id
+from cairn.proto.owners import owner_of
 from cairn.proto.v1.agent_pb2 import ImageReport, PortReport, VolumeReport
 from cairn.proto.v1.event_pb2 import Event
 from cairn.proto.v1.image_pb2 import Image, ImageContent, ImageStatus
@@ -142,10 +144,14 @@ def port(view: View, record: Record[Port]) -> Port:
     result: Port = copied(record)
     status = result.status
     binding = view.get(kinds.PORT_BINDING, result.id)
-    vm = view.get(kinds.VM, result.spec.vm)
-    place = where(view, result.spec.vm)
+    whose, vm = owner(view, result), vm_of(result)
+    place = where(view, vm)
     home = view.get(kinds.SUBNET, result.spec.subnet)
-    status.vm_name = vm.name if vm is not None else ""
+    if whose is not None:
+        # Of a record that names a VM only, too.
+        result.spec.owner.CopyFrom(owner_of(result))
+        status.owner_name = whose.name
+        status.vm_name = whose.name if vm else ""
     status.subnet_name = home.name if home is not None else ""
     if place.owner:
         status.node = node_name(view, place.owner)

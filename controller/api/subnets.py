@@ -13,6 +13,7 @@ from cairn.controller.api.erasure import Erasure
 from cairn.controller.api.masks import UpdateRules
 from cairn.controller.api.objects import begin, looked_up, updated
 from cairn.controller.api.vnis import claim_vni, release_vni
+from cairn.controller.model.owners import owner
 from cairn.controller.model.permits import Caller, name_for, visible
 from cairn.controller.store.base import Record, Txn, View
 from cairn.controller.words import several
@@ -91,7 +92,8 @@ def in_use(view: View, caller: Caller, record: Record[Subnet]) -> None:
     if not ports:
         return
     first = view.get(kinds.PORT, ports[0])
-    vm = visible(view, caller, kinds.VM, first.spec.vm) if first is not None else None
+    whose = owner(view, first) if first is not None else None
+    vm = visible(view, caller, whose.kind, whose.id) if whose is not None and whose.kind is not None else None
     what, how = f"port {name_for(view, caller, kinds.PORT, ports[0])}", "delete it first"
     if vm is not None and vm.HasField("delete_time"):
         what, how = f"VM {vm.name!r}, which is deleted but not erased", f"`cairn vm delete {vm.id} --purge` erases it now"

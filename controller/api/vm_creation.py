@@ -18,6 +18,7 @@ from cairn.controller.model.where import in_shared_pool, volume_node, volume_poo
 from cairn.controller.store.base import Txn, View
 from cairn.proto import kinds
 from cairn.proto.errors import BadState, Invalid
+from cairn.proto.owners import VM, set_owner
 from cairn.proto.sealing import SealError
 from cairn.proto.v1.image_pb2 import Image
 from cairn.proto.v1.port_pb2 import Port
@@ -123,7 +124,8 @@ def _cards(view: View, caller: Caller, core: Core, txn: Txn, vm: Vm, wanted: VmS
         subnet: Subnet = looked_up(view, caller, nouns.SUBNET, vm.project, nic.subnet, f"{field}.subnet")
         port = Port(id=core.ids.new(kinds.PORT.id_prefix), project=vm.project, create_time=vm.create_time)
         port.update_time.CopyFrom(vm.create_time)
-        port.name, port.spec.vm = port.id, vm.id
+        port.name = port.id
+        set_owner(port, VM, vm.id)
         fill(view, caller, txn, port, subnet, nic.address, f"{field}.address")
         if port.spec.address and (subnet.id, port.spec.address) in taken:
             raise Invalid(f"{field}.address", f"{port.spec.address} is asked for twice")

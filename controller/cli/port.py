@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 from cairn.controller.cli.client import Session
 from cairn.controller.cli.commands import NounGroup, name_option
@@ -10,13 +12,21 @@ from cairn.controller.cli.output import Column
 from cairn.controller.cli.values import PAIR, state_text
 from cairn.controller.cli.waiting import Goal
 
+
+def _owner(port: Any) -> str:
+    """Say whose it is: "VM web (i-1234abcd)"; empty: nobody's."""
+    owner = port.spec.owner
+    kind = "VM" if owner.kind == "vm" else owner.kind
+    return " ".join(filter(None, (kind, port.status.owner_name, f"({owner.id})"))) if owner.id else ""
+
+
 NOUN = Noun(
     "port",
     "ports",
     "port",
     columns=[
         Column("ID", lambda port: port.id),
-        Column("VM", lambda port: port.status.vm_name or port.spec.vm),
+        Column("OWNER", lambda port: port.status.owner_name or port.spec.owner.id),
         Column("SUBNET", lambda port: port.status.subnet_name or port.spec.subnet),
         Column("ADDRESS", lambda port: port.status.address),
         Column("STATE", lambda port: state_text(port.status)),
@@ -27,7 +37,7 @@ NOUN = Noun(
         Column("SAYS", lambda port: port.status.say, wide=True),
     ],
     details=lambda port: [
-        ("VM", f"{port.status.vm_name} ({port.spec.vm})" if port.spec.vm else ""),
+        ("Owner", _owner(port)),
         ("Subnet", f"{port.status.subnet_name} ({port.spec.subnet})"),
         ("Address", port.status.address),
         ("MAC", port.spec.mac),

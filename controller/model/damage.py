@@ -12,12 +12,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
+from cairn.controller.model.owners import OWNERS
 from cairn.controller.model.pools import pool_claimed
 from cairn.controller.model.unreadable import all_unreadable
 from cairn.controller.model.where import claimed, volume_claimed_bytes, volume_node, volume_pool, where
 from cairn.controller.store.base import View
 from cairn.proto import kinds
 from cairn.proto.kinds import AnyKind
+from cairn.proto.owners import owner_of
 from cairn.proto.v1.cluster_pb2 import Finding
 
 Found = Iterator[Finding | None]
@@ -77,6 +79,12 @@ def _of_vm(vm: Any) -> Iterator[tuple[AnyKind, str]]:
         yield kinds.SUBNET, nic.subnet
 
 
+def _of_owner(port: Any) -> Iterator[tuple[AnyKind, str]]:
+    found = owner_of(port)
+    if (kind := OWNERS.get(found.kind)) is not None:
+        yield kind, found.id
+
+
 _REFERS: Final[dict[AnyKind, Callable[[Any], Iterable[tuple[AnyKind, str]]]]] = {
     kinds.VM: _of_vm,
     kinds.VOLUME: lambda volume: (
@@ -84,7 +92,7 @@ _REFERS: Final[dict[AnyKind, Callable[[Any], Iterable[tuple[AnyKind, str]]]]] = 
         (kinds.IMAGE, volume.spec.image),
         (kinds.PROJECT, volume.project),
     ),
-    kinds.PORT: lambda port: ((kinds.VM, port.spec.vm), (kinds.SUBNET, port.spec.subnet), (kinds.VPC, port.spec.vpc)),
+    kinds.PORT: lambda port: (*_of_owner(port), (kinds.SUBNET, port.spec.subnet), (kinds.VPC, port.spec.vpc)),
     kinds.SUBNET: lambda subnet: ((kinds.VPC, subnet.spec.vpc),),
     kinds.PORT_BINDING: lambda binding: ((kinds.PORT, binding.port), (kinds.SUBNET, binding.subnet)),
 }

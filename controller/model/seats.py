@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from cairn.controller.model.absence import removed
+from cairn.controller.model.owners import vm_of
 from cairn.controller.model.where import where
 from cairn.controller.store.base import View
 from cairn.proto import kinds
@@ -28,11 +29,12 @@ class Transit:
 
 
 def seat_of(view: View, port: str) -> Seat | None:
-    """Return where a port is: on its VM's node, once it has an address, until the VM was removed there."""
+    """Return where a port is: of a VM's card, on the VM's node, once it has an address, until the VM was removed there."""
     record, binding = view.get(kinds.PORT, port), view.get(kinds.PORT_BINDING, port)
     if record is None or binding is None or not binding.address:
         return None
-    vm, node = view.get(kinds.VM, record.spec.vm), where(view, record.spec.vm).runs_on
+    card_of = vm_of(record)
+    vm, node = view.get(kinds.VM, card_of), where(view, card_of).runs_on
     if vm is None or not node:
         return None
     if vm.HasField("delete_time") and removed(view, vm, node):

@@ -22,6 +22,7 @@ from cairn.controller.model.assigned import VOLUME_WORK, work_key
 from cairn.controller.model.happening import EventSpec
 from cairn.controller.model.lifetime import kept_for_s
 from cairn.controller.model.opened import opened_by
+from cairn.controller.model.owners import ports_of
 from cairn.controller.model.reports import report
 from cairn.controller.model.where import in_shared_pool, volume_node, where
 from cairn.controller.reconcilers.base import NOTHING, Outcome
@@ -144,7 +145,7 @@ def _parts(view: View, id: str, disks: Iterable[Record[Volume]]) -> Iterator[Txn
         txn = Txn("garbage")
         _erase_volume(txn, view, disk)
         yield txn
-    for port in view.by(kinds.PORT, "vm", id):
+    for port in ports_of(view, kinds.VM, id):
         txn = Txn("garbage").delete(kinds.PORT, port)
         _forget(txn, view, f"port/{port}")
         yield txn

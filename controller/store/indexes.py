@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from cairn.proto import kinds
 from cairn.proto.ids import pool_id
+from cairn.proto.owners import owner_key
 
 Extract = Callable[[str, Any], Iterable[str]]
 
@@ -22,7 +23,7 @@ INDEXES: Final[dict[str, dict[str, Extract]]] = {
     kinds.VPC.name: {"project": lambda _, m: (m.project,)},
     kinds.SUBNET.name: {"vpc": lambda _, m: (m.spec.vpc,), "project": lambda _, m: (m.project,)},
     kinds.PORT.name: {
-        "vm": lambda _, m: (m.spec.vm,),
+        "owner": lambda _, m: (owner_key(m),),
         "subnet": lambda _, m: (m.spec.subnet,),
         "vpc": lambda _, m: (m.spec.vpc,),
         "project": lambda _, m: (m.project,),

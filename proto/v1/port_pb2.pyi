@@ -20,6 +20,11 @@ if sys.version_info >= (3, 11):
 else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
+if sys.version_info >= (3, 13):
+    from warnings import deprecated as _deprecated
+else:
+    from typing_extensions import deprecated as _deprecated
+
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
@@ -383,15 +388,28 @@ class PortSpec(_message.Message):
     VM_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
     MAC_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
     vpc: _builtins.str
     """Id of its VPC; derived from the subnet."""
     subnet: _builtins.str
-    vm: _builtins.str
-    """The VM whose card it is."""
+    @_builtins.property
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
+    def vm(self) -> _builtins.str:
+        """The VM whose card it is, for clients and controllers one release older; `owner` says it, and more."""
+
+    @vm.setter
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
+    def vm(self, value: _builtins.str) -> None:
+        """The VM whose card it is, for clients and controllers one release older; `owner` says it, and more."""
+
     address: _builtins.str
     """Empty: the lowest free one."""
     mac: _builtins.str
     """Derived from the port's id; see proto/ids.py."""
+    @_builtins.property
+    def owner(self) -> _common_pb2.Owner:
+        """Whose it is: a VM's card goes with the VM. Unset: nobody's, it reserves an address. Set by the API."""
+
     def __init__(
         self,
         *,
@@ -400,10 +418,11 @@ class PortSpec(_message.Message):
         vm: _builtins.str = ...,
         address: _builtins.str = ...,
         mac: _builtins.str = ...,
+        owner: _common_pb2.Owner | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["owner", b"owner"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "mac", b"mac", "subnet", b"subnet", "vm", b"vm", "vpc", b"vpc"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "mac", b"mac", "owner", b"owner", "subnet", b"subnet", "vm", b"vm", "vpc", b"vpc"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -440,16 +459,28 @@ class PortStatus(_message.Message):
     VM_NAME_FIELD_NUMBER: _builtins.int
     SUBNET_NAME_FIELD_NUMBER: _builtins.int
     NODE_FIELD_NUMBER: _builtins.int
+    OWNER_NAME_FIELD_NUMBER: _builtins.int
     say: _builtins.str
     """One sentence: what it is doing or waiting for."""
     observed_revision: _builtins.int
     """The spec revision the world matches."""
     state: Global___PortStatus.State.ValueType
     address: _builtins.str
-    vm_name: _builtins.str
+    @_builtins.property
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
+    def vm_name(self) -> _builtins.str:
+        """As owner_name, of a VM's card; for clients one release older."""
+
+    @vm_name.setter
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
+    def vm_name(self, value: _builtins.str) -> None:
+        """As owner_name, of a VM's card; for clients one release older."""
+
     subnet_name: _builtins.str
     node: _builtins.str
-    """Name of the node its VM is on."""
+    """Name of the node its owner is on."""
+    owner_name: _builtins.str
+    """Name of whose it is."""
     @_builtins.property
     def conditions(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Condition]: ...
     def __init__(
@@ -463,10 +494,11 @@ class PortStatus(_message.Message):
         vm_name: _builtins.str = ...,
         subnet_name: _builtins.str = ...,
         node: _builtins.str = ...,
+        owner_name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "conditions", b"conditions", "node", b"node", "observed_revision", b"observed_revision", "say", b"say", "state", b"state", "subnet_name", b"subnet_name", "vm_name", b"vm_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "conditions", b"conditions", "node", b"node", "observed_revision", b"observed_revision", "owner_name", b"owner_name", "say", b"say", "state", b"state", "subnet_name", b"subnet_name", "vm_name", b"vm_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -15,7 +15,7 @@ from cairn.proto.ids import mac_of
 from cairn.proto.seams import timestamp
 from cairn.proto.v1.agent_pb2 import Observed, PortReport, Report, VmReport, VolumeReport
 from cairn.proto.v1.cluster_pb2 import NameClaim
-from cairn.proto.v1.common_pb2 import Decision
+from cairn.proto.v1.common_pb2 import Decision, Owner
 from cairn.proto.v1.image_pb2 import IMAGE_FORMAT_QCOW2, Image, ImageContent, ImageSpec
 from cairn.proto.v1.node_pb2 import Node, NodeFacts, NodeSession, NodeSpec
 from cairn.proto.v1.port_pb2 import AddressClaim, Port, PortBinding, PortSpec
@@ -114,7 +114,7 @@ def running_vm(index: int, node: int, cards: int = 1, network_vms: int = 1 << 16
     _named(txn, "volume", f"{vm.name}-root", volume)
     bound = Txn("ports")
     for card, port in enumerate(ports):
-        spec = PortSpec(vpc=vpc, subnet=subnet, vm=vm.id, mac=mac_of(port))
+        spec = PortSpec(vpc=vpc, subnet=subnet, vm=vm.id, owner=Owner(kind="vm", id=vm.id), mac=mac_of(port))
         txn.create(kinds.PORT, port, _object(Port, "port", index * cards + card, port, spec=spec))
         address = str(ipaddress.ip_network(CIDR)[place * cards + card + 2])
         binding = PortBinding(port=port, subnet=subnet, vpc=vpc, address=address, mac=mac_of(port))

@@ -8,11 +8,13 @@ from typing import Any
 
 import grpc
 import pytest
+from cairn.controller.store.base import Txn
 from cairn.proto import kinds
 from cairn.proto.rpc import status_details
+from cairn.proto.v1.common_pb2 import Owner
 from cairn.proto.v1.image_pb2 import CreateImageRequest, DeleteImageRequest
 from cairn.proto.v1.node_pb2 import Node, UpdateNodeRequest
-from cairn.proto.v1.port_pb2 import CreatePortRequest, DeletePortRequest, Port
+from cairn.proto.v1.port_pb2 import CreatePortRequest, DeletePortRequest, Port, PortSpec, UpdatePortRequest
 from cairn.proto.v1.subnet_pb2 import CreateSubnetRequest, DeleteSubnetRequest, Subnet, SubnetSpec
 from cairn.proto.v1.vm_pb2 import CreateVmRequest, Nic, UpdateVmRequest, Vm
 from cairn.proto.v1.volume_pb2 import CreateVolumeRequest, UpdateVolumeRequest, Volume
@@ -235,3 +237,23 @@ async def test_a_message_over_the_limit(world: World) -> None:
 async def test_a_dead_store_is_a_passing_fault(world: World) -> None:
     await world.store.close()
     await refused(world.api.vms.CreateVm(CreateVmRequest(vm=vm())), grpc.StatusCode.UNAVAILABLE, "the store does not answer")
+
+
+async def test_a_port_belongs_to_whom_it_is_made_with(world: World) -> None:
+    await world.vm()
+    for field, whose in (
+        ("owner", {"owner": Owner(kind="vm", id="web")}),
+        ("owner", {"owner": Owner(kind="lb")}),
+        ("vm", {"vm": "web"}),
+    ):
+        port = Port(name="mine", spec=PortSpec(subnet="blue", **whose))
+        await refused(world.api.ports.CreatePort(CreatePortRequest(port=port)), INVALID, field=f"port.spec.{field}")
+    # What a release to come may leave behind.
+    port = Port(name="vip")
+    port.spec.subnet = "blue"
+    made = await world.api.ports.CreatePort(CreatePortRequest(port=port))
+    made.spec.owner.kind, made.spec.owner.id = "vip", "vip-00000001"
+    await world.commit(Txn("api").put(kinds.PORT, made.id, made))
+    await refused(world.api.ports.DeletePort(DeletePortRequest(id="vip")), STATE, "belongs to vip 'vip-00000001'")
+    update = UpdatePortRequest(port=made, update_mask=FieldMask(paths=["spec.owner"]), allow_stale=True)
+    await refused(world.api.ports.UpdatePort(update), INVALID, "spec.owner")

@@ -150,12 +150,19 @@ def guests_on(cloud: Cloud, node: str) -> set[str]:
     return {id for id in vms if node_of(cloud, id) == node and addressed(cloud, vms[id])}
 
 
+def card_of(port: Any) -> str:
+    """Return the VM whose card a port is; records of older releases name it otherwise. Empty: it is nobody's, or another's."""
+    if port.spec.HasField("owner"):
+        return str(port.spec.owner.id) if port.spec.owner.kind == "vm" else ""
+    return str(port.spec.vm)
+
+
 def seats(cloud: Cloud, vpc: str) -> dict[str, str]:
     """Return port -> node of every card of a VPC whose VM is to be somewhere."""
     found = {}
     for id, port in cloud.all("port").items():
         binding = cloud.get("port_binding", id)
-        if binding is not None and binding.vpc == vpc and binding.address and (node := _seat(cloud, port.spec.vm)):
+        if binding is not None and binding.vpc == vpc and binding.address and (node := _seat(cloud, card_of(port))):
             found[id] = node
     return found
 

@@ -12,6 +12,7 @@ from cairn.controller.store.base import Conflict, Txn
 from cairn.controller.store.view import LiveView, Table
 from cairn.proto import kinds
 from cairn.proto.capabilities import of_agent
+from cairn.proto.owners import VM, set_owner
 from cairn.proto.seams import timestamp
 from cairn.proto.v1.agent_pb2 import ImageReport, Observed, Report, VmReport, VolumeReport
 from cairn.proto.v1.image_pb2 import Image
@@ -138,7 +139,9 @@ class Cloud:
         id = f"nic-{name:0>8}"
         record = self.view.get(kinds.SUBNET, subnet)
         port = Port(id=id, name=id)
-        port.spec.subnet, port.spec.vm, port.spec.address = subnet, vm, address
+        port.spec.subnet, port.spec.address = subnet, address
+        if vm:
+            set_owner(port, VM, vm)
         port.spec.vpc = record.spec.vpc if record is not None else ""
         self.put(kinds.PORT, id, port)
         return id

@@ -13,6 +13,7 @@ from cairn.controller.store.base import Txn, View
 from cairn.controller.store.view import LiveView
 from cairn.proto import kinds
 from cairn.proto.capabilities import of_agent
+from cairn.proto.owners import set_owner
 from cairn.proto.seams import timestamp
 from cairn.proto.v1.agent_pb2 import ImageReport, Observed, PortReport, Report, VmReport, VolumeReport
 from cairn.proto.v1.event_pb2 import Event
@@ -51,7 +52,8 @@ def records() -> dict[tuple[kinds.Kind[Any], str], Any]:
     root.spec.size_bytes = data.spec.size_bytes = 1 << 30
     root.spec.image = IMAGE
     port = Port(id=PORT, name=PORT)
-    port.spec.vpc, port.spec.subnet, port.spec.vm = VPC, SUBNET, VM
+    port.spec.vpc, port.spec.subnet = VPC, SUBNET
+    set_owner(port, "vm", VM)
     subnet, vpc, image, job = (
         Subnet(id=SUBNET, name="blue"),
         Vpc(id=VPC, name="home"),

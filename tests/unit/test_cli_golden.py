@@ -46,8 +46,9 @@ def fill(cloud: Cloud) -> None:  # noqa: F811
     subnet.spec.vpc, subnet.spec.cidr, subnet.status.vpc_name = "rtr-00000001", "10.1.1.0/24", "demo"
     subnet.status.gateway, subnet.status.addresses_total, subnet.status.addresses_used = "10.1.1.1", 253, 2
     port = Port(id="nic-00000001", name="nic-00000001")
-    port.spec.vm, port.spec.subnet, port.spec.mac = "i-0000web1", "vxnet-blue", "2a:00:00:00:00:01"
-    port.status.vm_name, port.status.subnet_name, port.status.node = "web", "blue", "n2"
+    port.spec.subnet, port.spec.mac = "vxnet-blue", "2a:00:00:00:00:01"
+    port.spec.owner.kind, port.spec.owner.id = "vm", "i-0000web1"
+    port.status.owner_name, port.status.subnet_name, port.status.node = "web", "blue", "n2"
     port.status.state, port.status.address, port.status.say = 3, "10.1.1.2", "active on n2"
     job = Job(id="j-00000001")
     job.spec.kind, job.spec.target, job.status.state, job.status.percent = "import_image", "img-demo0001", "replicate", 66

@@ -7,7 +7,7 @@ from typing import Any
 
 from tests.sim.checkers.base import Checker
 from tests.sim.cloud import Cloud, Commit
-from tests.sim.rules import deleted
+from tests.sim.rules import card_of, deleted
 
 
 class References(Checker):
@@ -82,7 +82,7 @@ def _references(kind: str, record: Any) -> Iterator[str]:
         case "port":
             yield f"vpc/{spec.vpc}"
             yield f"subnet/{spec.subnet}"
-            yield from (f"vm/{vm}" for vm in [spec.vm] if vm)
+            yield from (f"vm/{vm}" for vm in [card_of(record)] if vm)
         case "subnet":
             yield f"vpc/{spec.vpc}"
         case "placement" | "volume_placement":
