@@ -241,11 +241,10 @@ async def test_a_dead_store_is_a_passing_fault(world: World) -> None:
 
 async def test_a_port_belongs_to_whom_it_is_made_with(world: World) -> None:
     await world.vm()
-    for field, whose in (
-        ("owner", {"owner": Owner(kind="vm", id="web")}),
-        ("owner", {"owner": Owner(kind="lb")}),
-        ("vm", {"vm": "web"}),
-    ):
+    given: list[tuple[str, dict[str, Any]]] = [
+        ("owner", {"owner": Owner(kind="vm", id="web")}), ("owner", {"owner": Owner(kind="lb")}), ("vm", {"vm": "web"}),
+    ]  # fmt: skip
+    for field, whose in given:
         port = Port(name="mine", spec=PortSpec(subnet="blue", **whose))
         await refused(world.api.ports.CreatePort(CreatePortRequest(port=port)), INVALID, field=f"port.spec.{field}")
     # What a release to come may leave behind.
@@ -255,5 +254,6 @@ async def test_a_port_belongs_to_whom_it_is_made_with(world: World) -> None:
     made.spec.owner.kind, made.spec.owner.id = "vip", "vip-00000001"
     await world.commit(Txn("api").put(kinds.PORT, made.id, made))
     await refused(world.api.ports.DeletePort(DeletePortRequest(id="vip")), STATE, "belongs to vip 'vip-00000001'")
+    made.etag = ""
     update = UpdatePortRequest(port=made, update_mask=FieldMask(paths=["spec.owner"]), allow_stale=True)
     await refused(world.api.ports.UpdatePort(update), INVALID, "spec.owner")

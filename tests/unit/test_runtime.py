@@ -13,6 +13,7 @@ import pytest
 from cairn.controller.events import event_id
 from cairn.controller.metrics import RuntimeMetrics
 from cairn.controller.model.happening import EventSpec
+from cairn.controller.model.owners import ports_of
 from cairn.controller.queue import SCAN_SLICE, Queue
 from cairn.controller.reconcilers.base import Outcome, Reconciler
 from cairn.controller.reconcilers.placement import Placements
@@ -283,7 +284,7 @@ async def test_two_runtimes_on_one_store_place_every_vm_within_capacity() -> Non
         txn = Txn("api").create(kinds.VM, id, cloud.edit(kinds.VM, id))
         for volume in cloud.view.by(kinds.VOLUME, "vm", id):
             txn.create(kinds.VOLUME, volume, cloud.edit(kinds.VOLUME, volume))
-        for port in cloud.view.by(kinds.PORT, "vm", id):
+        for port in ports_of(cloud.view, kinds.VM, id):
             txn.create(kinds.PORT, port, cloud.edit(kinds.PORT, port))
         await store.commit(txn)
     view = caches[0].view
