@@ -254,6 +254,6 @@ async def test_a_port_belongs_to_whom_it_is_made_with(world: World) -> None:
     made.spec.owner.kind, made.spec.owner.id = "vip", "vip-00000001"
     await world.commit(Txn("api").put(kinds.PORT, made.id, made))
     await refused(world.api.ports.DeletePort(DeletePortRequest(id="vip")), STATE, "belongs to vip 'vip-00000001'")
-    made.etag = ""
+    made.etag, made.spec.owner.id = "", "vip-00000002"
     update = UpdatePortRequest(port=made, update_mask=FieldMask(paths=["spec.owner"]), allow_stale=True)
     await refused(world.api.ports.UpdatePort(update), INVALID, "spec.owner")
