@@ -137,7 +137,7 @@ class Agent:
     async def start(self) -> None:
         """Load the ledger, serve, and begin to work. OSError when the ledger or the port cannot be had."""
         self._running_on = asyncio.get_running_loop()
-        self.ledger.load()
+        await self.ledger.load()
         for error in await self.drivers.recover():
             log.logger("agent").warning("recover_failed", error=str(error))
         self._server = self._transport.server()
@@ -165,6 +165,7 @@ class Agent:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self.ledger.close()
         if self._server is not None:
             await self._server.stop(None)
             self._server = None

@@ -73,10 +73,18 @@ class Order:
 class UnsyncedDisk(SystemDisk):
     """A file written outlives its process without a sync; only a power cut takes it, and this whole cloud with it.
 
-    With syncs, each of them stops all nodes of the process for some milliseconds.
+    So no thread is needed either, of which each node would have one.
     """
 
-    def sync(self, name: str) -> None:
+    async def replace(self, name: str, content: bytes) -> None:
+        """Write atomically."""
+        self._replace(name, content)
+
+    async def append(self, name: str, content: bytes) -> None:
+        """Add at the end."""
+        self._append(name, content)
+
+    def _sync(self, handle: int) -> None:
         """Do nothing."""
 
 
@@ -133,7 +141,7 @@ class Fleet:
         model = model_of(order.number)
         machine, folder = Machine(model, self._pools), self._folder / order.name
         ledger = UnsyncedDisk(folder / "ledger")
-        ledger.remove(LEDGER)
+        (ledger.root / LEDGER).unlink(missing_ok=True)
         config = Config(
             name=order.name,
             listen="127.0.0.1:0",

@@ -87,7 +87,7 @@ class Guests:
             if held is None:
                 self.forget(id)
                 return Again()
-            if held.object.vm.absent and id in self._world.domains and self._ledger.yield_to(key):
+            if held.object.vm.absent and id in self._world.domains and await self._ledger.yield_to(key):
                 # It was to be removed before a restore, and is still there: the restored record lets it live.
                 continue
             if self._is_asked_anew(key, held.object.vm):
@@ -95,8 +95,11 @@ class Guests:
                 await self._world.refresh(Part.DOMAINS)
             self._world.require(*(disk.type for disk in held.object.vm.disks))
             wanted = await self._wanted(held.object.vm)
-            verdict = self._decide(key, wanted)
+            verdict = await self._decide(key, wanted)
             again_after_s = verdict.again_after_s
+            if self._ledger.desired.get(key) is not held:
+                # It was told something else while a note was written: nothing is done any more on the old word.
+                continue
             self._report(key, wanted.vm, verdict.report)
             if not verdict.actions:
                 return Again(after_s=again_after_s or self._looks_again_s(wanted.vm))
@@ -126,7 +129,7 @@ class Guests:
             return False
         return vm.power_generation > max(noted(self._ledger.note(key)).power_generation, domain.power_generation)
 
-    def _decide(self, key: str, wanted: Wanted) -> Verdict:
+    async def _decide(self, key: str, wanted: Wanted) -> Verdict:
         id = wanted.vm.id
         found = Found(self._world.domains.get(id), id in self._world.files)
         note = noted(self._ledger.note(key))
@@ -137,7 +140,7 @@ class Guests:
             self._reports.event(key, told.reason, told.message, warning=told.warning)
         # What a newer release noted besides is kept for it.
         more = {name: value for name, value in self._ledger.note(key).items() if name not in asdict(note)}
-        self._ledger.write_note(key, {**more, **(asdict(verdict.note) if verdict.note != Note() else {})})
+        await self._ledger.write_note(key, {**more, **(asdict(verdict.note) if verdict.note != Note() else {})})
         return verdict
 
     async def _wanted(self, vm: DesiredVm) -> Wanted:

@@ -1,9 +1,9 @@
 """What this node was told to hold: the desired state as last accepted, durable before anything is done about it.
 
-One append-only log of frames: length and CRC-32 of the payload (two big-endian 32-bit numbers), then the payload, whose first
-byte says what it is: an accepted SyncResponse, a note, a whole-snapshot marker or a warning. `accept` is durable when it
-returns, so the agent can be killed at any time and its successor knows at least what it acted on. A torn tail (power was lost
-during an append that nobody acted on) is cut on load.
+One append-only log (journal.py) of payloads whose first byte says what they are: an accepted SyncResponse, a note, a
+whole-snapshot marker or a warning. Nothing that is changed here shows before it is durable, so the agent can be killed at any
+time and its successor knows at least what it acted on. A torn tail (power was lost during an append that nobody acted on) is
+cut on load. Changes are written in the order they were handed in, many with one sync, and the loop goes on meanwhile.
 
 Invariants: the version held never goes back, neither for the whole nor for a key; a snapshot is accepted whole or not at all
 (it is a new file, renamed into place). `synced` says that a complete snapshot has ever been accepted: before that nothing is
@@ -23,26 +23,19 @@ Notes are the agent's own memory per key, lost with the key: what the controller
 from __future__ import annotations
 
 import json
-import struct
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
+from cairn.agent.journal import Entry, Journal
 from cairn.agent.kept import concerned, leads_elsewhere, left_over, stays
 from cairn.agent.last_word import is_absent, overrules
 from cairn.proto.keys import covers
-from cairn.proto.log import logger
 from cairn.proto.seams import Disk
 from cairn.proto.v1.agent_pb2 import Desired, SyncResponse, Upsert, Version
 
 NAME: Final = "ledger"
-# Rewritten when the log is this much, and this many times the size of what it says.
-COMPACT_BYTES_MIN: Final = 1 << 20
-COMPACT_FACTOR: Final = 4
-# No frame is larger: a length beyond it is garbage.
-FRAME_BYTES_MAX: Final = 8 << 20
-_HEAD: Final = struct.Struct(">II")
 # Last words about what was removed that are remembered.
 REMOVED_MAX: Final = 5000
 _MESSAGE, _NOTE, _SYNCED, _CUT, _UNKNOWN, _FORGET = b"M", b"N", b"S", b"C", b"U", b"F"
@@ -50,6 +43,7 @@ _OVERRULED, _REMOVED, _YIELD = b"O", b"R", b"Y"
 
 Order = tuple[int, int]
 Note = Mapping[str, Any]
+Changed = Callable[[set[str]], None]
 
 
 class StaleVersion(Exception):
@@ -61,19 +55,27 @@ def order(version: Version) -> Order:
     return (version.epoch, version.revision)
 
 
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """All that a ledger holds, by key."""
+
+    desired: dict[str, Upsert]
+    unknown: dict[str, Upsert]
+    overruled: dict[str, Upsert]
+    removed: dict[str, Upsert]
+    notes: dict[str, Note]
+
+
 class Ledger:
-    """The log and what it says. Errors of the disk are OSError; after one nothing was accepted."""
+    """The log and what it says. Errors of the disk are OSError; after one nothing was accepted, noted or forgotten."""
 
     def __init__(self, disk: Disk) -> None:
-        self._disk = disk
+        self._journal = Journal(disk, NAME, self._whole, self._live_bytes)
         self._desired: dict[str, Upsert] = {}
         self._unknown: dict[str, Upsert] = {}
         self._overruled: dict[str, Upsert] = {}
         self._removed: dict[str, Upsert] = {}
         self._notes: dict[str, Note] = {}
-        self._size_bytes = 0
-        # False after a failed append: the file may end in half a frame, so the next write makes it anew.
-        self._whole = True
         self.held: Order = (0, 0)
         self.synced = False
         self.trusted = True
@@ -107,104 +109,108 @@ class Ledger:
         """Return what the agent noted about a key; empty when nothing."""
         return self._notes.get(key, {})
 
-    def load(self) -> None:
-        """Read the log, cut what is torn."""
-        content = self._disk.read(NAME) or b""
-        good = 0
-        for payload, end in _frames(content):
-            self._replay(payload)
-            good = end
-        self._size_bytes = good
-        if good < len(content):
-            logger("ledger").warning("tail_cut", kept_bytes=good, cut_bytes=len(content) - good)
-            self._cut(content[:good])
+    async def load(self) -> None:
+        """Read the log, cut what is torn. What cannot be made durable is known and not acted on, until a snapshot came."""
+        durable = await self._journal.load(self._replay, _CUT)
+        self.synced = self.synced and durable
 
-    def accept(self, messages: Iterable[SyncResponse]) -> set[str]:
+    async def close(self) -> None:
+        """Write nothing more."""
+        await self._journal.close()
+
+    async def accept(self, messages: Iterable[SyncResponse], then: Changed | None = None) -> set[str]:
         """Take upserts, removes and bookmarks in order, durably; return the keys that changed.
 
-        StaleVersion when one is older than what is held: then none of them is taken.
+        then: told the same in the step in which they changed, also when the caller was cancelled before. StaleVersion when one
+        is older than what is held: then none of them is taken.
         """
-        held, taken = self.held, []
+        said = list(messages)
+        taken = [message for message in said if _position(message)[1]]
+
+        def begin() -> list[bytes]:
+            self._check(said)
+            return [_MESSAGE + message.SerializeToString() for message in taken]
+
+        def end() -> set[str]:
+            changed = set[str]().union(*(self._apply(message) for message in taken))
+            self.held = max([self.held, *(_position(message)[0] for message in said)])
+            return _told(changed, then)
+
+        return await self._journal.write(Entry(begin, end, first=True))
+
+    def _check(self, messages: Iterable[SyncResponse]) -> None:
+        held = self.held
         for message in messages:
             at, key = _position(message)
             known = max(held, self._version_of(key))
             if at < known:
                 raise StaleVersion(f"{key or 'a bookmark'} came with version {at}, {known} is held")
             held = at
-            if key:
-                taken.append(message)
-        changed = set[str]()
-        if taken:
-            self._append([_MESSAGE + message.SerializeToString() for message in taken])
-            for message in taken:
-                changed |= self._apply(message)
-        self.held = held
-        self._compact_if_large()
-        return changed
 
-    def accept_snapshot(self, version: Version, upserts: Iterable[Upsert], kept: Iterable[str] = ()) -> set[str]:
+    async def accept_snapshot(
+        self, version: Version, upserts: Iterable[Upsert], kept: Iterable[str] = (), then: Changed | None = None
+    ) -> set[str]:
         """Make these objects the desired state, durably; return the keys that changed or went.
 
-        kept: keys and kinds ("forward/") that stay desired as they were. StaleVersion when the snapshot, or an object in it, is
-        older than what is held.
+        kept: keys and kinds ("forward/") that stay desired as they were. then: as in `accept`. StaleVersion when the snapshot,
+        or an object in it, is older than what is held.
         """
-        at, objects = order(version), {each.key: each for each in upserts}
+        at, objects, names = order(version), {each.key: each for each in upserts}, frozenset(kept)
+        made: list[_Said] = []
+
+        def begin() -> list[bytes]:
+            made.append(self._said(at, objects, names))
+            return _payloads(_synced(at), made[0])
+
+        def end() -> set[str]:
+            return _told(self._become(at, made[0]), then)
+
+        return await self._journal.write(Entry(begin, end, anew=True))
+
+    def _said(self, at: Order, objects: dict[str, Upsert], names: frozenset[str]) -> _Said:
+        """Return what is held once a snapshot counts."""
         if at < self.held:
             raise StaleVersion(f"the snapshot has version {at}, {self.held} is held")
         for key, each in objects.items():
             if order(each.version) < self._version_of(key):
                 raise StaleVersion(f"{key} came with version {order(each.version)}, {self._version_of(key)} is held")
-        before, unknown_before, names = self._desired, self._unknown, frozenset(kept)
+        before = self._desired
         overruled = {key: each for key, each in objects.items() if overrules(self._known(key), each)}
-        objects |= {key: known for key in overruled if (known := self._known(key)) is not None}
+        objects = objects | {key: known for key in overruled if (known := self._known(key)) is not None}
         objects |= {key: each for key, each in before.items() if key not in objects and covers(names, key)}
-        unknown = left_over(before, unknown_before, objects, restored=at[0] > self.held[0])
+        unknown = left_over(before, self._unknown, objects, restored=at[0] > self.held[0])
         notes = {key: note for key, note in self._notes.items() if key in objects or key in unknown}
         removed = {key: each for key, each in before.items() if key not in objects and is_absent(each.object)}
         removed = _newest({**{key: each for key, each in self._removed.items() if key not in objects}, **removed})
-        self._rewrite(_synced(at), objects, unknown, notes, overruled=overruled, removed=removed)
-        self._desired, self._unknown, self._notes = objects, unknown, notes
-        self._overruled, self._removed = overruled, removed
-        self.held, self.synced, self.trusted = at, True, True
-        gone = (before.keys() - objects.keys()) | (unknown_before.keys() - unknown.keys())
-        return gone | {key for key, each in objects.items() if key not in before or before[key] != each}
+        return _Said(objects, unknown, overruled, removed, notes)
 
-    def yield_to(self, key: str) -> bool:
+    def _become(self, at: Order, said: _Said) -> set[str]:
+        before, unknown_before = self._desired, self._unknown
+        self._desired, self._unknown, self._notes = said.desired, said.unknown, said.notes
+        self._overruled, self._removed = said.overruled, said.removed
+        self.held, self.synced, self.trusted = at, True, True
+        gone = (before.keys() - said.desired.keys()) | (unknown_before.keys() - said.unknown.keys())
+        return gone | {key for key, each in said.desired.items() if key not in before or before[key] != each}
+
+    async def yield_to(self, key: str) -> bool:
         """Let a restored object be in force after all, durably: what was to be removed is still there. False: it is already."""
         if key not in self._overruled:
             return False
-        self._append([_YIELD + key.encode()])
-        self._desired[key] = self._overruled.pop(key)
-        return True
+        return await self._journal.write(Entry(lambda: [_YIELD + key.encode()], lambda: self._yield_to(key)))
 
-    def forget(self, keys: Iterable[str]) -> set[str]:
+    async def forget(self, keys: Iterable[str]) -> set[str]:
         """Forget, durably, what is unknown and not here any more; return the keys that went, also those that stayed for it."""
         gone = sorted(set(keys) & self._unknown.keys())
         if not gone:
             return set()
-        self._append([_FORGET + json.dumps(gone).encode()])
-        return self._forget(gone)
+        return await self._journal.write(Entry(lambda: [_FORGET + json.dumps(gone).encode()], lambda: self._forget(gone)))
 
-    def write_note(self, key: str, note: Note | None) -> None:
-        """Remember something about a key, durably; None: forget it."""
+    async def write_note(self, key: str, note: Note | None) -> None:
+        """Remember something about a key that is desired or unknown, durably; None: forget it. Else nothing is remembered."""
         if dict(self.note(key)) == dict(note or {}):
             return
-        self._append([_NOTE + json.dumps({"key": key, "note": note}, sort_keys=True).encode()])
-        self._set_note(key, note)
-        self._compact_if_large()
-
-    def _cut(self, good: bytes) -> None:
-        """Go on with what is whole. The file is cut and says so in one step, or stays as it is while the disk fails."""
-        self.trusted = False
-        content = good + _frame(_CUT)
-        try:
-            self._disk.replace(NAME, content)
-        except OSError as error:
-            # The next write makes the file anew; a restart before that finds the torn tail again.
-            logger("ledger").warning("cut_failed", error=str(error))
-            self._whole = False
-        else:
-            self._size_bytes = len(content)
+        payload = _NOTE + json.dumps({"key": key, "note": note}, sort_keys=True).encode()
+        await self._journal.write(Entry(lambda: [payload], lambda: self._set_note(key, note)))
 
     def _version_of(self, key: str) -> Order:
         known = self._overruled.get(key) or self._desired.get(key) or self._unknown.get(key)
@@ -238,8 +244,8 @@ class Ledger:
         elif kind == _REMOVED:
             word = Upsert.FromString(body)
             self._removed[word.key] = word
-        elif kind == _YIELD and (key := body.decode()) in self._overruled:
-            self._desired[key] = self._overruled.pop(key)
+        elif kind == _YIELD:
+            self._yield_to(body.decode())
 
     def _apply(self, message: SyncResponse) -> set[str]:
         """Take one message; return the keys it changed: none when it said nothing new."""
@@ -294,65 +300,45 @@ class Ledger:
             if key not in self._desired:
                 self._notes.pop(key, None)
 
+    def _yield_to(self, key: str) -> bool:
+        if key not in self._overruled:
+            return False
+        self._desired[key] = self._overruled.pop(key)
+        return True
+
     def _set_note(self, key: str, note: Note | None) -> None:
-        if note:
+        """Notes go with their key, which may have gone while the note was written."""
+        if note and (key in self._desired or key in self._unknown):
             self._notes[key] = note
         else:
             self._notes.pop(key, None)
 
-    def _append(self, payloads: Iterable[bytes]) -> None:
-        """Add frames and make them durable; one sync for all."""
-        if not self._whole:
-            self._rewrite_all()
-        content = b"".join(_frame(payload) for payload in payloads)
-        self._whole = False
-        self._disk.append(NAME, content)
-        self._disk.sync(NAME)
-        self._whole = True
-        self._size_bytes += len(content)
+    def _whole(self) -> list[bytes]:
+        """Return the payloads that say all there is to say, first how far this log is to be believed."""
+        state = (_synced(self.held) if self.synced else []) + ([] if self.trusted else [_CUT])
+        return _payloads(state, _Said(self._desired, self._unknown, self._overruled, self._removed, self._notes))
 
-    def _state(self) -> list[bytes]:
-        """Return the frames that say how far this log is to be believed."""
-        return (_synced(self.held) if self.synced else []) + ([] if self.trusted else [_CUT])
-
-    def _rewrite_all(self) -> None:
-        self._rewrite(
-            self._state(), self._desired, self._unknown, self._notes, overruled=self._overruled, removed=self._removed
-        )
-
-    def _rewrite(
-        self,
-        state: list[bytes],
-        objects: Mapping[str, Upsert],
-        unknown: Mapping[str, Upsert],
-        notes: Mapping[str, Note],
-        *,
-        overruled: Mapping[str, Upsert],
-        removed: Mapping[str, Upsert],
-    ) -> None:
-        """Write the whole log anew, in one step."""
-        payloads = list(state)
-        payloads += [_MESSAGE + SyncResponse(upsert=each).SerializeToString() for each in objects.values()]
-        payloads += [_UNKNOWN + each.SerializeToString() for each in unknown.values()]
-        payloads += [_OVERRULED + each.SerializeToString() for each in overruled.values()]
-        payloads += [_REMOVED + each.SerializeToString() for each in removed.values()]
-        payloads += [_NOTE + json.dumps({"key": key, "note": dict(note)}).encode() for key, note in notes.items()]
-        content = b"".join(_frame(payload) for payload in payloads)
-        self._disk.replace(NAME, content)
-        self._size_bytes, self._whole = len(content), True
-
-    def _compact_if_large(self) -> None:
-        if self._size_bytes < COMPACT_BYTES_MIN:
-            return
+    def _live_bytes(self) -> int:
         held = (self._desired, self._unknown, self._overruled, self._removed)
-        live = sum(each.ByteSize() for objects in held for each in objects.values())
-        live += sum(len(str(note)) for note in self._notes.values())
-        if self._size_bytes <= COMPACT_FACTOR * live:
-            return
-        try:
-            self._rewrite_all()
-        except OSError as error:
-            logger("ledger").warning("compaction_failed", error=str(error), size_bytes=self._size_bytes)
+        live_bytes = sum(each.ByteSize() for objects in held for each in objects.values())
+        return live_bytes + sum(len(str(note)) for note in self._notes.values())
+
+
+def _payloads(state: list[bytes], said: _Said) -> list[bytes]:
+    """Return the whole log."""
+    payloads = list(state)
+    payloads += [_MESSAGE + SyncResponse(upsert=each).SerializeToString() for each in said.desired.values()]
+    payloads += [_UNKNOWN + each.SerializeToString() for each in said.unknown.values()]
+    payloads += [_OVERRULED + each.SerializeToString() for each in said.overruled.values()]
+    payloads += [_REMOVED + each.SerializeToString() for each in said.removed.values()]
+    notes = said.notes.items()
+    return payloads + [_NOTE + json.dumps({"key": key, "note": dict(note)}).encode() for key, note in notes]
+
+
+def _told(changed: set[str], then: Changed | None) -> set[str]:
+    if then is not None:
+        then(changed)
+    return changed
 
 
 def _position(message: SyncResponse) -> tuple[Order, str]:
@@ -373,19 +359,3 @@ def _newest(words: dict[str, Upsert]) -> dict[str, Upsert]:
 
 def _synced(held: Order) -> list[bytes]:
     return [_SYNCED + Version(epoch=held[0], revision=held[1]).SerializeToString()]
-
-
-def _frame(payload: bytes) -> bytes:
-    return _HEAD.pack(len(payload), zlib.crc32(payload)) + payload
-
-
-def _frames(content: bytes) -> Iterator[tuple[bytes, int]]:
-    """Yield the payloads that are whole, each with the offset of its end; stop at the first that is not."""
-    at = 0
-    while at + _HEAD.size <= len(content):
-        length, checksum = _HEAD.unpack_from(content, at)
-        payload = content[at + _HEAD.size : at + _HEAD.size + length]
-        if not 0 < length <= FRAME_BYTES_MAX or len(payload) < length or zlib.crc32(payload) != checksum:
-            return
-        at += _HEAD.size + length
-        yield payload, at

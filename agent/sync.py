@@ -3,7 +3,8 @@
 One stream at a time. A controller is believed as far as the ledger allows: what is older than held ends the stream. A snapshot
 counts only once its end has arrived. What came in together is made durable together, before anything is done about it.
 A stream on which nothing arrived for a while, not even answers to heartbeats, is dead: the next controller is tried, after a
-pause that grows and is never the same on two nodes.
+pause that grows and is never the same on two nodes. Heartbeats go on while the ledger's disk takes its time; what the stream
+brought before it ended counts all the same.
 
 A node that was removed from its cluster is told so. It destroys nothing by itself: what it may still hold (copies of images,
 networks without guests) stays for whoever takes the machine over. It asks again now and then, since a restored store may know
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any, Final
 
@@ -41,7 +43,7 @@ class Disconnected(Exception):
 
 
 class SyncClient:
-    """Keeps a stream open until cancelled. `accepted` is called with the keys that changed, once they are durable."""
+    """Keeps a stream open until cancelled. `accepted` is called with the keys that changed, in the step in which they did."""
 
     def __init__(
         self,
@@ -150,7 +152,7 @@ class SyncClient:
             await self._some.wait()
             self._some.clear()
             batch, self._inbox = self._inbox, []
-            self._take(batch)
+            await self._take(batch)
 
     async def _watch(self) -> None:
         while True:
@@ -158,24 +160,24 @@ class SyncClient:
             if self.silence_s() > SILENCE_S:
                 raise Disconnected(f"nothing heard for {SILENCE_S:.0f} s")
 
-    def _take(self, batch: Sequence[SyncResponse]) -> None:
+    async def _take(self, batch: Sequence[SyncResponse]) -> None:
         """Accept what came in together; what belongs to a snapshot waits for its end."""
         changes: list[SyncResponse] = []
         for message in chain.from_iterable(map(unpacked, batch)):
             kind = message.WhichOneof("message")
             if kind == "snapshot_begin":
-                self._accept_changes(changes)
+                await self._accept_changes(changes)
                 changes = []
                 self._snapshot = (message.snapshot_begin.version, {})
             elif self._snapshot is not None:
-                self._take_snapshot(kind, message)
+                await self._take_snapshot(kind, message)
             elif not self.synced.is_set() and kind in ("upsert", "remove"):
                 raise Disconnected(f"a change of {message.upsert.key or message.remove.key} came before the snapshot")
             elif self.synced.is_set():
                 changes.append(message)
-        self._accept_changes(changes)
+        await self._accept_changes(changes)
 
-    def _take_snapshot(self, kind: str | None, message: SyncResponse) -> None:
+    async def _take_snapshot(self, kind: str | None, message: SyncResponse) -> None:
         assert self._snapshot is not None
         begin, objects = self._snapshot
         if kind == "upsert":
@@ -184,18 +186,25 @@ class SyncClient:
             objects.pop(message.remove.key, None)
         elif kind == "bookmark" and message.bookmark.snapshot_end:
             version = max(begin, message.bookmark.version, key=order)
-            changed = self._ledger.accept_snapshot(version, objects.values(), message.bookmark.kept)
-            logger("sync").info("snapshot", objects=len(objects), changed=len(changed), revision=version.revision)
             self._snapshot = None
+            then = partial(self._begin, self._stream)
+            changed = await self._ledger.accept_snapshot(version, objects.values(), message.bookmark.kept, then)
+            logger("sync").info("snapshot", objects=len(objects), changed=len(changed), revision=version.revision)
+
+    def _begin(self, stream: int, changed: set[str]) -> None:
+        """A snapshot counts from now on, and if its stream still runs, so do reports."""
+        if self._stream == stream:
             self._reports.resend_all()
             self.synced.set()
-            self._accepted(changed)
+        self._accepted(changed)
 
-    def _accept_changes(self, changes: Sequence[SyncResponse]) -> None:
+    async def _accept_changes(self, changes: Sequence[SyncResponse]) -> None:
         if changes:
-            changed = self._ledger.accept(changes)
-            if changed:
-                self._accepted(changed)
+            await self._ledger.accept(changes, self._go_on)
+
+    def _go_on(self, changed: set[str]) -> None:
+        if changed:
+            self._accepted(changed)
 
     def _held(self) -> Version:
         epoch, revision = self._ledger.held

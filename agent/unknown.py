@@ -41,9 +41,10 @@ class Unknowns:
         # What cannot be looked at is not gone.
         self._world.require()
         remembered = [key for key in self._ledger.unknown if key.partition("/")[0] in _TOLD]
-        gone = self._ledger.forget(key for key in remembered if not self._is_here(key))
+        gone = await self._ledger.forget(key for key in remembered if not self._is_here(key))
         if gone:
             self.forgotten(gone)
+            remembered = [key for key in remembered if key in self._ledger.unknown]
         found = {key: self._unknown(key) for key in remembered if self._is_here(key)}
         found |= {key: self._unknown(key) for key in sorted(self._strangers())}
         found |= {key: self._contested(key) for key in self._ledger.overruled}

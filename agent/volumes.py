@@ -52,7 +52,7 @@ class Volumes:
         await self._world.refresh(Part.VOLUMES, Part.IMAGES, Part.DOMAINS)
         self._world.require(desired.type)
         held = self._world.volumes.get(desired.id)
-        if desired.absent and held is not None and self._ledger.yield_to(key):
+        if desired.absent and held is not None and await self._ledger.yield_to(key):
             # It was to be removed before a restore, and is still here: the restored record lets it live.
             desired = (self._ledger.object(key) or object).volume
         image = self._world.images.get(desired.image_digest)
@@ -79,7 +79,7 @@ class Volumes:
             self._say_not_grown(key, desired, str(error))
             raise
         await self._world.refresh(Part.VOLUMES)
-        self._conclude(key, desired)
+        await self._conclude(key, desired)
         return Again()
 
     def _was_here(self, key: str) -> bool:
@@ -93,7 +93,7 @@ class Volumes:
                 case GrowVolume():
                     await self._grow(action, driver, generation)
                 case DeleteVolume():
-                    self._ledger.write_note(f"volume/{action.id}", None)
+                    await self._ledger.write_note(f"volume/{action.id}", None)
                     await driver.delete(action.id, generation=generation)
         finally:
             self._world.mark(Part.VOLUMES, Part.POOLS)
@@ -122,11 +122,11 @@ class Volumes:
         body.size_bytes, body.used_bytes = held.size_bytes, held.used_bytes
         self._report(key, body)
 
-    def _conclude(self, key: str, desired: DesiredVolume) -> None:
+    async def _conclude(self, key: str, desired: DesiredVolume) -> None:
         held = self._world.volumes.get(desired.id)
         if held is not None:
             if key in self._ledger.desired and not desired.absent:
-                self._ledger.write_note(key, {_HERE: True})
+                await self._ledger.write_note(key, {_HERE: True})
             body = VolumeReport(state=VolumeReport.STATE_READY, size_bytes=held.size_bytes, used_bytes=self._used_bytes(key))
         elif desired.absent:
             body = VolumeReport(state=VolumeReport.STATE_ABSENT, say="removed")

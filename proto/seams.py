@@ -7,11 +7,13 @@ loop.call_later): the event loop is itself the seam there. tests/test_tidy.py ba
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -56,28 +58,20 @@ class Ids(Protocol):
 class Disk(Protocol):
     """A small durable file area: whole files and one append-only log each.
 
-    Paths are relative names without "..". `append` and `write` are durable only once `sync` of that name returned;
-    `replace` is atomic and durable when it returns. Errors are OSError.
+    Paths are relative names without "..". Writes are durable when they return, which may take seconds; the loop goes on
+    meanwhile. One write at a time for each name; one that is cancelled has happened, or not, or in part. Errors are OSError.
     """
 
     def read(self, name: str) -> bytes | None:
         """Return the content, or None when there is no such file."""
         ...
 
-    def replace(self, name: str, content: bytes) -> None:
-        """Write a whole file, mode 0600: temporary file, fsync, rename, fsync of the folder."""
+    async def replace(self, name: str, content: bytes) -> None:
+        """Write a whole file, mode 0600, in one step: temporary file, fsync, rename, fsync of the folder."""
         ...
 
-    def append(self, name: str, content: bytes) -> None:
-        """Add bytes at the end of a file, creating it; not durable until sync."""
-        ...
-
-    def sync(self, name: str) -> None:
-        """Make earlier appends to that file durable."""
-        ...
-
-    def remove(self, name: str) -> None:
-        """Delete a file, durably; no error when it is absent."""
+    async def append(self, name: str, content: bytes) -> None:
+        """Add bytes (or none) at the end of a file, creating it; all that is in it is durable then."""
         ...
 
 
@@ -137,10 +131,11 @@ class SystemIds:
 
 @dataclass
 class SystemDisk:
-    """Disk on a folder of the file system (made with mode 0700)."""
+    """Disk on a folder of the file system (made with mode 0700). It writes in a thread of its own, behind nobody's work."""
 
     root: Path
     _open: dict[str, int] = field(default_factory=dict)
+    _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="disk"))
 
     def __post_init__(self) -> None:
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -152,8 +147,24 @@ class SystemDisk:
         except FileNotFoundError:
             return None
 
-    def replace(self, name: str, content: bytes) -> None:
+    async def replace(self, name: str, content: bytes) -> None:
         """Write atomically and durably."""
+        await self._in_thread(self._replace, name, content)
+
+    async def append(self, name: str, content: bytes) -> None:
+        """Add at the end, durably."""
+        await self._in_thread(self._append, name, content)
+
+    async def _in_thread(self, call: Callable[[str, bytes], None], name: str, content: bytes) -> None:
+        """Wait for its end even when cancelled: nobody writes to a file while another does."""
+        work = asyncio.get_running_loop().run_in_executor(self._thread, call, name, content)
+        try:
+            await asyncio.shield(work)
+        except asyncio.CancelledError:
+            await asyncio.wait({work})
+            raise
+
+    def _replace(self, name: str, content: bytes) -> None:
         self._close(name)
         path = self.root / name
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -168,22 +179,15 @@ class SystemDisk:
         temporary.replace(path)
         self._sync_folder(path.parent)
 
-    def append(self, name: str, content: bytes) -> None:
-        """Add at the end."""
+    def _append(self, name: str, content: bytes) -> None:
         handle = self._handle(name)
         view = memoryview(content)
         while view:
             view = view[os.write(handle, view) :]
+        self._sync(handle)
 
-    def sync(self, name: str) -> None:
-        """Make appends durable."""
-        os.fdatasync(self._handle(name))
-
-    def remove(self, name: str) -> None:
-        """Delete and sync the folder."""
-        self._close(name)
-        (self.root / name).unlink(missing_ok=True)
-        self._sync_folder((self.root / name).parent)
+    def _sync(self, handle: int) -> None:
+        os.fdatasync(handle)
 
     def _handle(self, name: str) -> int:
         if name not in self._open:

@@ -58,7 +58,7 @@ async def test_a_guest_comes_and_goes_on_real_files(tmp_path: Path) -> None:
     await put(LocalImages(tmp_path), CONTENT, RAW)
     agent = agent_on(machine, tmp_path)
     await agent.start()
-    machine.snapshot(agent, vm_objects())
+    await machine.snapshot(agent, vm_objects())
     await ran(agent, VM)
     guest = machine.host.guests[VM]
     assert Path(guest.spec.disks[0].path).is_file()
@@ -70,7 +70,7 @@ async def test_a_guest_comes_and_goes_on_real_files(tmp_path: Path) -> None:
     assert machine.host.boots == [VM]
     gone = {f"vm/{VM}": Desired(vm=DesiredVm(id=VM, absent=True))}
     gone["image/img-00000001"] = Desired(image=DesiredImage(id="img-00000001", digest=image().digest, absent=True))
-    machine.upsert(agent, {**gone, "volume/vol-00000001": Desired(volume=root_volume(absent=True))})
+    await machine.upsert(agent, {**gone, "volume/vol-00000001": Desired(volume=root_volume(absent=True))})
     await until("absent", lambda: state_of(agent, VM) == VmReport.STATE_ABSENT, 30)
 
     def left() -> list[Path]:

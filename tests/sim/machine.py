@@ -7,6 +7,7 @@ durable.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -82,27 +83,30 @@ class ToldNet(FakeNetHost):
 
 @dataclass
 class SimDisk(MemoryDisk):
-    """A disk that tells when something became durable, and can refuse the next writes (`errors`: how many), or all (`full`)."""
+    """A disk that tells when something became durable, and can refuse the next writes (`errors`: how many), or all (`full`).
+
+    Syncs can be slow (`sync_s`): then time goes by between a write and its being durable, in which anything may happen.
+    """
 
     durable_changed: Callable[[], None] = lambda: None
     errors: int = 0
     full: bool = False
 
-    def replace(self, name: str, content: bytes) -> None:
+    async def replace(self, name: str, content: bytes) -> None:
         """Write durably."""
         self._fault()
-        super().replace(name, content)
+        await super().replace(name, content)
         self.durable_changed()
 
-    def append(self, name: str, content: bytes) -> None:
-        """Add bytes."""
-        self._fault()
-        super().append(name, content)
-
-    def sync(self, name: str) -> None:
-        """Make durable."""
-        self._fault()
-        super().sync(name)
+    async def append(self, name: str, content: bytes) -> None:
+        """Add bytes; a fault may come before the first of them, or take their being durable."""
+        self._fault(writes=bool(content))
+        if content:
+            self.files[name] = self.files.get(name, b"") + content
+        await asyncio.sleep(self.sync_s)
+        self._fault(writes=False)
+        self.syncs += 1
+        self.durable[name] = self.files[name]
         self.durable_changed()
 
     def leave(self, name: str, content: bytes) -> None:
@@ -110,11 +114,11 @@ class SimDisk(MemoryDisk):
         self.files[name] = self.durable[name] = content
         self.durable_changed()
 
-    def _fault(self) -> None:
+    def _fault(self, *, writes: bool = True) -> None:
         if self.errors > 0:
             self.errors -= 1
             raise OSError(5, "Input/output error")
-        if self.full:
+        if self.full and writes:
             raise OSError(28, "No space left on device")
 
 
@@ -206,7 +210,7 @@ class Machine:
         for id in self.host.guests:
             self.host.resume_by_hand(id)
         self.notices.lost = False
-        self.disk.errors, self.disk.full = 0, False
+        self.disk.errors, self.disk.full, self.disk.sync_s = 0, False, 0.0
 
     def picture(self) -> Host:
         """Return what is there now."""

@@ -18,7 +18,7 @@ _DRIVERS = ("hypervisor", "volume", "image", "dataplane")
 STRIKES = {
     "administrators": {"administrator crash", "administrator power", "administrator cut"},
     "clocks": {"clock_jumps", "clock_drifts"},
-    "disks": {"ledger_full", "ledger_errors", "pool_full", "disk_fills"},
+    "disks": {"ledger_full", "ledger_errors", "ledger_slow", "pool_full", "disk_fills"},
     "drivers": {
         *(f"{driver} {how}" for driver in _DRIVERS for how in ("before", "after", "hang")),
         "daemon_restarts", "events_lost", "deaf", "clinging",

@@ -105,33 +105,38 @@ class PlainIds:
 
 @dataclass
 class MemoryDisk:
-    """Files, and which bytes of them would survive a power cut. `torn`: how many unsynced bytes do anyway."""
+    """Files, and which bytes of them would survive a power cut. `torn`: how many unsynced bytes do anyway.
+
+    sync_s: how long a sync takes, in the loop's time. Whoever is killed meanwhile leaves bytes that are not durable.
+    """
 
     files: dict[str, bytes] = field(default_factory=dict)
     durable: dict[str, bytes] = field(default_factory=dict)
     full: bool = False
     syncs: int = 0
+    sync_s: float = 0.0
 
     def read(self, name: str) -> bytes | None:
         return self.files.get(name)
 
-    def replace(self, name: str, content: bytes) -> None:
+    async def replace(self, name: str, content: bytes) -> None:
         self._room()
+        await self._synced()
         self.files[name] = self.durable[name] = content
 
-    def append(self, name: str, content: bytes) -> None:
-        if self.full:
-            self.files[name] = self.files.get(name, b"") + content[: len(content) // 2]
-        self._room()
-        self.files[name] = self.files.get(name, b"") + content
-
-    def sync(self, name: str) -> None:
+    async def append(self, name: str, content: bytes) -> None:
+        if content:
+            if self.full:
+                self.files[name] = self.files.get(name, b"") + content[: len(content) // 2]
+            self._room()
+            self.files[name] = self.files.get(name, b"") + content
+        await self._synced()
         self.syncs += 1
         self.durable[name] = self.files[name]
 
-    def remove(self, name: str) -> None:
-        self.files.pop(name, None)
-        self.durable.pop(name, None)
+    async def _synced(self) -> None:
+        await asyncio.sleep(0)
+        await elapse(self.sync_s)
 
     def lose_power(self, torn: int = 0) -> None:
         for name, content in list(self.files.items()):
@@ -180,7 +185,7 @@ class Machine:
     pool: FakePool = field(default_factory=FakePool)
     net: FakeNetHost = field(default_factory=FakeNetHost)
     files: dict[str, bytes] = field(default_factory=dict)
-    disk: MemoryDisk = field(default_factory=MemoryDisk)
+    disk: Any = field(default_factory=MemoryDisk)
     knobs: FaultKnobs = field(default_factory=FaultKnobs)
     net_knobs: net_fake.FaultKnobs = field(default_factory=net_fake.FaultKnobs)
     revision: int = 10
@@ -225,23 +230,22 @@ class Machine:
     def version(self) -> Version:
         return Version(epoch=self.epoch, revision=self.revision)
 
-    def snapshot(self, agent: Agent, objects: dict[str, Desired]) -> None:
+    async def snapshot(self, agent: Agent, objects: dict[str, Desired]) -> None:
         self.revision += 1
         upserts = [Upsert(key=key, version=self.version(), object=object) for key, object in objects.items()]
-        changed = agent.ledger.accept_snapshot(self.version(), upserts)
-        agent.loop.accepted(changed)
+        await agent.ledger.accept_snapshot(self.version(), upserts, then=agent.loop.accepted)
 
-    def upsert(self, agent: Agent, objects: dict[str, Desired]) -> None:
+    async def upsert(self, agent: Agent, objects: dict[str, Desired]) -> None:
         self.revision += 1
         messages = [
             SyncResponse(upsert=Upsert(key=key, version=self.version(), object=object)) for key, object in objects.items()
         ]
-        agent.loop.accepted(agent.ledger.accept(messages))
+        await agent.ledger.accept(messages, agent.loop.accepted)
 
-    def remove(self, agent: Agent, keys: Iterable[str]) -> None:
+    async def remove(self, agent: Agent, keys: Iterable[str]) -> None:
         self.revision += 1
         messages = [SyncResponse(remove=Remove(key=key, version=self.version())) for key in keys]
-        agent.loop.accepted(agent.ledger.accept(messages))
+        await agent.ledger.accept(messages, agent.loop.accepted)
 
     # --- what a stranger sees -------------------------------------------------------------------------------------------
 

@@ -119,7 +119,7 @@ async def test_metrics_are_for_holders_of_a_certificate(tmp_path: Path, ca: Auth
     files = make_member(ca, tmp_path)
     agent: Agent = machine.agent()
     await agent.start()
-    machine.snapshot(agent, vm_objects())
+    await machine.snapshot(agent, vm_objects())
     await ran(agent, "i-00000001")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

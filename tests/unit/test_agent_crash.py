@@ -52,7 +52,7 @@ async def removed(machine: Machine, agent: Agent) -> None:
 
     await until("VM absent", lambda: state_of(agent, VM) == VmReport.STATE_ABSENT)
     await until("volume absent", gone)
-    machine.remove(agent, vm_objects())
+    await machine.remove(agent, vm_objects())
     await until("nothing left", machine.is_empty)
 
 
@@ -63,8 +63,8 @@ def test_killed_at_every_step_of_a_create() -> None:
             machine.hold_image()
             agent = machine.agent()
             await agent.start()
-            machine.snapshot(agent, {})
-            machine.upsert(agent, vm_objects())
+            await machine.snapshot(agent, {})
+            await machine.upsert(agent, vm_objects())
             finished = await step(agent, steps, lambda agent=agent: state_of(agent, VM) == VmReport.STATE_RUNNING)
             await machine.crash(agent, torn=steps % 7)
             agent = machine.agent()
@@ -86,9 +86,9 @@ def test_killed_at_every_step_of_a_removal() -> None:
             machine.hold_image()
             agent = machine.agent()
             await agent.start()
-            machine.snapshot(agent, vm_objects())
+            await machine.snapshot(agent, vm_objects())
             await created(machine, agent)
-            machine.upsert(agent, absent())
+            await machine.upsert(agent, absent())
             finished = await step(agent, steps, lambda agent=agent: state_of(agent, VM) == VmReport.STATE_ABSENT)
             await machine.crash(agent, torn=steps % 7)
             agent = machine.agent()
@@ -111,7 +111,7 @@ def test_killed_again_and_again() -> None:
         machine.hold_image()
         agent = machine.agent()
         await agent.start()
-        machine.snapshot(agent, vm_objects())
+        await machine.snapshot(agent, vm_objects())
         for life in range(400):
             if await step(agent, 12 + life % 60, lambda agent=agent: state_of(agent, VM) == VmReport.STATE_RUNNING):
                 break
@@ -160,26 +160,26 @@ class Story:
             power = 2 if verb == "stop" else 1
             changed = vm_objects(number, power_state=power, power_generation=self.generation, force=verb == "stop")
             self.wanted.update(changed)
-            machine.upsert(self.agent, changed)
+            await machine.upsert(self.agent, changed)
         elif verb == "gone" and f"vm/{vm}" in self.wanted:
             changed = {
                 f"vm/{vm}": Desired(vm=DesiredVm(id=vm, absent=True)),
                 f"volume/vol-{number:08d}": Desired(volume=root_volume(number, absent=True)),
             }
             self.wanted.update(changed)
-            machine.upsert(self.agent, changed)
+            await machine.upsert(self.agent, changed)
         elif verb == "forget" and f"vm/{vm}" in self.wanted and not self.wanted[f"vm/{vm}"].vm.absent:
             self.unknown.add(vm)
             if vm in machine.running() and self.wanted[f"vm/{vm}"].vm.power_state == 1:
                 self.left_running.add(vm)
             del self.wanted[f"vm/{vm}"], self.wanted[f"port/nic-{number:08d}"]
-            machine.remove(self.agent, [f"vm/{vm}", f"port/nic-{number:08d}"])
+            await machine.remove(self.agent, [f"vm/{vm}", f"port/nic-{number:08d}"])
         elif verb == "crash agent":
             await machine.crash(self.agent, torn=number)
             self.agent = machine.agent()
             await self.agent.start()
             if not self.agent.ledger.trusted:
-                machine.snapshot(self.agent, self.wanted)
+                await machine.snapshot(self.agent, self.wanted)
         elif verb == "crash guest" and vm in machine.host.guests:
             machine.host.crash(vm)
         elif verb == "power off":
@@ -210,7 +210,7 @@ def test_whatever_happens_the_node_becomes_what_is_wanted(story: list[tuple[str,
     async def scenario() -> None:
         tale = Story()
         await tale.agent.start()
-        tale.machine.snapshot(tale.agent, tale.wanted)
+        await tale.machine.snapshot(tale.agent, tale.wanted)
         for verb, number, pause in story:
             await tale.play(verb, number)
             for _ in range(pause):
@@ -237,10 +237,10 @@ def test_killed_between_effect_and_answer(operation: str) -> None:
         machine.knobs.fail_after[operation] = 1
         agent = machine.agent()
         await agent.start()
-        machine.snapshot(agent, vm_objects())
+        await machine.snapshot(agent, vm_objects())
         if operation == "undefine":
             await created(machine, agent)
-            machine.upsert(agent, absent())
+            await machine.upsert(agent, absent())
         await until("it to happen", lambda: machine.knobs.fail_after[operation] == 0)
         await machine.crash(agent)
         agent = machine.agent()

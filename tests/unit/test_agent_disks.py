@@ -32,7 +32,7 @@ async def both_run(machine: Machine) -> Agent:
     machine.hold_image()
     agent = machine.agent(latency_s=0.02)
     await agent.start()
-    machine.snapshot(agent, {**guest(1, data=True), **guest(2, data=False), **data()})
+    await machine.snapshot(agent, {**guest(1, data=True), **guest(2, data=False), **data()})
     await ran(agent, ONE)
     await ran(agent, TWO)
     assert holders(machine) == [ONE]
@@ -44,7 +44,9 @@ def test_the_next_guest_waits_until_the_one_before_has_let_go() -> None:
         machine = Machine()
         agent = await both_run(machine)
         machine.host.clinging.add(DATA)
-        machine.upsert(agent, {f"vm/{ONE}": guest(1, data=False)[f"vm/{ONE}"], f"vm/{TWO}": guest(2, data=True)[f"vm/{TWO}"]})
+        await machine.upsert(
+            agent, {f"vm/{ONE}": guest(1, data=False)[f"vm/{ONE}"], f"vm/{TWO}": guest(2, data=True)[f"vm/{TWO}"]}
+        )
         await until("the second to be told of", lambda: "has not let go" in agent.reports.latest(f"vm/{TWO}").vm.error)
         assert holders(machine) == [ONE]
         machine.host.clinging.clear()
@@ -63,8 +65,8 @@ def test_two_guests_that_open_it_at_the_same_moment_do_so_one_after_the_other() 
         machine.host.notices.tell = lambda id: (seen.append(holders(machine)), tell(id))[1]
         for _ in range(5):
             for there, here in ((1, 2), (2, 1)):
-                machine.upsert(agent, {f"vm/i-{there:08d}": guest(there, data=False)[f"vm/i-{there:08d}"]})
-                machine.upsert(agent, {f"vm/i-{here:08d}": guest(here, data=True)[f"vm/i-{here:08d}"]})
+                await machine.upsert(agent, {f"vm/i-{there:08d}": guest(there, data=False)[f"vm/i-{there:08d}"]})
+                await machine.upsert(agent, {f"vm/i-{here:08d}": guest(here, data=True)[f"vm/i-{here:08d}"]})
                 await until("it to have moved", lambda here=here: holders(machine) == [f"i-{here:08d}"])
         assert max(len(each) for each in seen) == 1
         await agent.stop()

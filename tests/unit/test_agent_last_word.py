@@ -56,8 +56,8 @@ def test_only_a_restored_word_about_life_gives_way_to_a_later_one(later: Desired
     assert not overrules(None, upsert(now, 3, 2))
 
 
-def snapshot(ledger: Ledger, revision: int, epoch: int, *objects: Desired) -> None:
-    ledger.accept_snapshot(Version(epoch=epoch, revision=revision), [upsert(each, revision, epoch) for each in objects])
+async def snapshot(ledger: Ledger, revision: int, epoch: int, *objects: Desired) -> None:
+    await ledger.accept_snapshot(Version(epoch=epoch, revision=revision), [upsert(each, revision, epoch) for each in objects])
 
 
 def state(ledger: Ledger) -> object:
@@ -65,48 +65,48 @@ def state(ledger: Ledger) -> object:
     return [{key: each.SerializeToString(deterministic=True) for key, each in objects.items()} for objects in kept]
 
 
-def told(ledger: Ledger, object: Desired, revision: int, epoch: int) -> None:
-    ledger.accept([SyncResponse(upsert=upsert(object, revision, epoch))])
+async def told(ledger: Ledger, object: Desired, revision: int, epoch: int) -> None:
+    await ledger.accept([SyncResponse(upsert=upsert(object, revision, epoch))])
 
 
-def test_it_survives_restarts_and_ends_with_a_word_of_today() -> None:
+async def test_it_survives_restarts_and_ends_with_a_word_of_today() -> None:
     machine = Machine()
-    ledger = loaded(machine.disk)
-    snapshot(ledger, 50, 1, vm())
-    snapshot(ledger, 3, 2, vm(absent=True, restored=True))
-    for each in (ledger, loaded(machine.disk)):
+    ledger = await loaded(machine.disk)
+    await snapshot(ledger, 50, 1, vm())
+    await snapshot(ledger, 3, 2, vm(absent=True, restored=True))
+    for each in (ledger, await loaded(machine.disk)):
         assert not each.desired[KEY].object.vm.absent
         assert each.overruled[KEY].object.vm.absent
         assert state(each) == state(ledger)
-    told(ledger, vm(absent=True, cpus=9, restored=True), 4, 2)
+    await told(ledger, vm(absent=True, cpus=9, restored=True), 4, 2)
     assert not ledger.desired[KEY].object.vm.absent, "the record itself was not written again"
-    told(ledger, vm(absent=True), 5, 2)
+    await told(ledger, vm(absent=True), 5, 2)
     assert ledger.desired[KEY].object.vm.absent
     assert not ledger.overruled
-    assert state(loaded(machine.disk)) == state(ledger)
+    assert state(await loaded(machine.disk)) == state(ledger)
 
 
-def test_what_was_removed_by_word_is_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_was_removed_by_word_is_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine()
-    ledger = loaded(machine.disk)
-    snapshot(ledger, 50, 1, vm(), volume())
-    told(ledger, vm(absent=True), 51, 1)
-    ledger.accept([SyncResponse(remove=Remove(key=KEY, version=Version(epoch=1, revision=52)))])
-    told(ledger, volume(absent=True), 53, 1)
-    ledger = loaded(machine.disk)
-    snapshot(ledger, 3, 2, vm(restored=True), volume(restored=True))
+    ledger = await loaded(machine.disk)
+    await snapshot(ledger, 50, 1, vm(), volume())
+    await told(ledger, vm(absent=True), 51, 1)
+    await ledger.accept([SyncResponse(remove=Remove(key=KEY, version=Version(epoch=1, revision=52)))])
+    await told(ledger, volume(absent=True), 53, 1)
+    ledger = await loaded(machine.disk)
+    await snapshot(ledger, 3, 2, vm(restored=True), volume(restored=True))
     assert set(ledger.overruled) == {KEY, VOLUME}
     assert ledger.desired[KEY].object.vm.absent
     assert ledger.desired[VOLUME].object.volume.absent
-    assert state(loaded(machine.disk)) == state(ledger)
-    assert ledger.yield_to(KEY)
+    assert state(await loaded(machine.disk)) == state(ledger)
+    assert await ledger.yield_to(KEY)
     assert not ledger.desired[KEY].object.vm.absent
-    assert state(loaded(machine.disk)) == state(ledger)
+    assert state(await loaded(machine.disk)) == state(ledger)
     monkeypatch.setattr(module, "REMOVED_MAX", 3)
     for number in range(5):
         key = f"vm/i-{number}"
         gone = Upsert(key=key, version=Version(epoch=2, revision=10 + number), object=vm(absent=True))
-        ledger.accept([SyncResponse(upsert=gone), SyncResponse(remove=Remove(key=key, version=gone.version))])
+        await ledger.accept([SyncResponse(upsert=gone), SyncResponse(remove=Remove(key=key, version=gone.version))])
     assert list(ledger._removed) == ["vm/i-2", "vm/i-3", "vm/i-4"]
 
 
@@ -125,12 +125,12 @@ def test_a_guest_brought_back_since_the_backup_is_not_destroyed_by_it() -> None:
         machine.hold_image()
         agent = machine.agent()
         await agent.start()
-        machine.snapshot(agent, vm_objects())
+        await machine.snapshot(agent, vm_objects())
         await ran(agent, VM)
         boots = list(machine.host.boots)
         old = restored({**vm_objects(), KEY: Desired(vm=DesiredVm(id=VM, absent=True))})
         machine.epoch, machine.revision = machine.epoch + 1, 1
-        machine.snapshot(agent, old)
+        await machine.snapshot(agent, old)
         await elapse(100)
         assert machine.host.boots == boots
         assert machine.host.guests[VM].live is not None
@@ -146,20 +146,20 @@ def test_what_was_removed_since_the_backup_is_not_made_again_unless_it_is_still_
         agent = machine.agent()
         await agent.start()
         objects = vm_objects()
-        machine.snapshot(agent, objects)
+        await machine.snapshot(agent, objects)
         await ran(agent, VM)
         gone = {**objects, KEY: Desired(vm=DesiredVm(id=VM, absent=True)), VOLUME: Desired(volume=root_volume(absent=True))}
-        machine.snapshot(agent, gone)
+        await machine.snapshot(agent, gone)
         await elapse(30)
         assert not machine.host.guests
         assert not machine.pool.volumes
         boots = list(machine.host.boots)
         machine.epoch, machine.revision = machine.epoch + 1, 1
-        machine.snapshot(agent, restored(objects))
+        await machine.snapshot(agent, restored(objects))
         await elapse(100)
         assert machine.host.boots == boots
         assert not machine.pool.volumes
-        machine.snapshot(agent, objects)
+        await machine.snapshot(agent, objects)
         await ran(agent, VM)
         await agent.stop()
 

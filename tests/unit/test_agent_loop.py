@@ -38,7 +38,7 @@ def test_a_vm_is_made_in_order_and_runs_once() -> None:
         machine.hold_image()
         agent = machine.agent(latency_s=0.01)
         await agent.start()
-        machine.snapshot(agent, vm_objects())
+        await machine.snapshot(agent, vm_objects())
         await ran(agent, VM)
         await settled(agent)
         assert machine.host.boots == [VM]
@@ -74,19 +74,21 @@ def test_peers_come_and_go_by_themselves() -> None:
             await settled(agent)
             return sorted((each.transit_address, each.vtep) for each in machine.net.networks["rtr-00000001"].network.peers)
 
-        machine.snapshot(agent, {**vm_objects(), "peer/rtr-00000001/n2": peer(2, "172.31.0.12")})
+        await machine.snapshot(agent, {**vm_objects(), "peer/rtr-00000001/n2": peer(2, "172.31.0.12")})
         await ran(agent, VM)
         assert await peers() == [("169.254.0.2", "172.31.0.12")]
-        machine.upsert(agent, {"peer/rtr-00000001/n3": peer(3, "172.31.0.13"), "peer/rtr-00000001/n2": peer(2, "172.31.0.22")})
+        await machine.upsert(
+            agent, {"peer/rtr-00000001/n3": peer(3, "172.31.0.13"), "peer/rtr-00000001/n2": peer(2, "172.31.0.22")}
+        )
         assert await peers() == [("169.254.0.2", "172.31.0.22"), ("169.254.0.3", "172.31.0.13")]
-        machine.remove(agent, ["peer/rtr-00000001/n2"])
+        await machine.remove(agent, ["peer/rtr-00000001/n2"])
         assert await peers() == [("169.254.0.3", "172.31.0.13")]
         old = vm_objects()
         told = peer(4, "172.31.0.14").peer
         old["network/rtr-00000001"].network.peers.add(
             node="n4", vtep=told.vtep, transit_address=told.transit_address, router_mac=told.router_mac
         )
-        machine.snapshot(agent, old)
+        await machine.snapshot(agent, old)
         assert await peers() == [("169.254.0.4", "172.31.0.14")]
         await agent.stop()
 
@@ -99,7 +101,7 @@ def test_nothing_is_done_again_once_all_is_well() -> None:
         machine.hold_image()
         agent = machine.agent()
         await agent.start()
-        machine.snapshot(agent, vm_objects())
+        await machine.snapshot(agent, vm_objects())
         await ran(agent, VM)
         await settled(agent)
         before = (agent.guests.actions, agent.networks.actions, agent.ledger.held, machine.disk.syncs)
@@ -119,7 +121,7 @@ def test_facts_that_come_late_are_told_of_guests_already_reported() -> None:
         machine.hold_image()
         agent = machine.agent()
         await agent.start()
-        machine.snapshot(agent, vm_objects())
+        await machine.snapshot(agent, vm_objects())
         await ran(agent, VM)
         known = agent.reports.facts
         agent.reports.put_facts(NodeFacts())
@@ -138,14 +140,14 @@ def test_removal_leaves_nothing() -> None:
         agent = machine.agent()
         await agent.start()
         objects = vm_objects()
-        machine.snapshot(agent, objects)
+        await machine.snapshot(agent, objects)
         await ran(agent, VM)
         absent = {
             KEY: Desired(vm=DesiredVm(id=VM, absent=True)),
             "volume/vol-00000001": Desired(volume=root_volume(absent=True)),
             "image/img-00000001": Desired(image=DesiredImage(id="img-00000001", digest=DIGEST, absent=True)),
         }
-        machine.upsert(agent, absent)
+        await machine.upsert(agent, absent)
         await until("absent", lambda: state_of(agent, VM) == VmReport.STATE_ABSENT)
 
         def volume_is_gone() -> bool:
@@ -154,7 +156,7 @@ def test_removal_leaves_nothing() -> None:
 
         await until("volume gone", volume_is_gone, 5.0)
         await until("image gone", lambda: not machine.pool.images)
-        machine.remove(agent, objects)
+        await machine.remove(agent, objects)
         await until("all gone", machine.is_empty)
         assert agent.reports.latest(KEY) is None
         await agent.stop()
@@ -167,7 +169,7 @@ def test_it_waits_for_the_image_and_says_so() -> None:
         machine = Machine()
         agent = machine.agent()
         await agent.start()
-        machine.snapshot(agent, vm_objects())
+        await machine.snapshot(agent, vm_objects())
         await settled(agent)
         report, fetch = agent.reports.latest(KEY), agent.reports.latest("image/img-00000001")
         assert report is not None
@@ -203,7 +205,7 @@ def test_what_a_guest_does_itself(policy: int, cause: ExitCause, state: int, boo
         machine.hold_image()
         agent = machine.agent()
         await agent.start()
-        machine.snapshot(agent, vm_objects(restart_policy=policy))
+        await machine.snapshot(agent, vm_objects(restart_policy=policy))
         await ran(agent, VM)
         await settled(agent)
         if not watched:
@@ -216,7 +218,7 @@ def test_what_a_guest_does_itself(policy: int, cause: ExitCause, state: int, boo
         await settled(agent)
         assert state_of(agent, VM) == state
         assert machine.host.boots == [VM] * boots
-        machine.upsert(agent, {KEY: vm_objects(restart_policy=policy, power_generation=2)[KEY]})
+        await machine.upsert(agent, {KEY: vm_objects(restart_policy=policy, power_generation=2)[KEY]})
         await until("it to run", lambda: machine.running() == {VM})
         await agent.stop()
 
@@ -229,7 +231,7 @@ def test_a_guest_that_shut_itself_down_stays_down_whoever_looks() -> None:
         machine.hold_image()
         agent = machine.agent()
         await agent.start()
-        machine.snapshot(agent, vm_objects())
+        await machine.snapshot(agent, vm_objects())
         await ran(agent, VM)
         machine.host.guest_poweroff(VM)
         await until("stopped", lambda: state_of(agent, VM) == VmReport.STATE_STOPPED)
@@ -254,7 +256,7 @@ def test_crashes_in_a_row_are_answered_later_and_later() -> None:
         machine.hold_image()
         agent = machine.agent()
         await agent.start()
-        machine.snapshot(agent, vm_objects())
+        await machine.snapshot(agent, vm_objects())
         await ran(agent, VM)
         waits = []
         for boots in range(2, 7):
@@ -276,9 +278,9 @@ def test_stop_start_reboot_and_force() -> None:
         machine.hold_image()
         agent = machine.agent()
         await agent.start()
-        machine.snapshot(agent, vm_objects())
+        await machine.snapshot(agent, vm_objects())
         await ran(agent, VM)
-        machine.upsert(agent, {KEY: vm_objects(reboot_generation=1)[KEY]})
+        await machine.upsert(agent, {KEY: vm_objects(reboot_generation=1)[KEY]})
         await until("reboot", lambda: machine.host.boots == [VM, VM])
         await settled(agent)
         report = agent.reports.latest(KEY)
@@ -286,13 +288,13 @@ def test_stop_start_reboot_and_force() -> None:
         assert report.vm.reboot_generation == 1
         machine.host.deaf.add(VM)
         stopped = {"power_state": POWER_STATE_STOPPED, "reboot_generation": 1}
-        machine.upsert(agent, {KEY: vm_objects(**stopped)[KEY]})
+        await machine.upsert(agent, {KEY: vm_objects(**stopped)[KEY]})
         await until("stopping", lambda: state_of(agent, VM) == VmReport.STATE_STOPPING)
         await elapse(70)
         assert state_of(agent, VM) == VmReport.STATE_STOPPING
-        machine.upsert(agent, {KEY: vm_objects(**stopped, force=True)[KEY]})
+        await machine.upsert(agent, {KEY: vm_objects(**stopped, force=True)[KEY]})
         await until("stopped", lambda: state_of(agent, VM) == VmReport.STATE_STOPPED)
-        machine.upsert(agent, {KEY: vm_objects(reboot_generation=1, power_generation=2)[KEY]})
+        await machine.upsert(agent, {KEY: vm_objects(reboot_generation=1, power_generation=2)[KEY]})
         await ran(agent, VM)
         assert machine.host.boots == [VM] * 3
         await agent.stop()
@@ -306,13 +308,13 @@ def test_disks_are_plugged_live_and_a_new_size_waits_for_the_restart() -> None:
         machine.hold_image()
         agent = machine.agent()
         await agent.start()
-        machine.snapshot(agent, vm_objects())
+        await machine.snapshot(agent, vm_objects())
         await ran(agent, VM)
         data = root_volume(2)
         data.image = data.image_digest = ""
         disks = [VmDisk(volume="vol-00000001", boot=True), VmDisk(volume="vol-00000002")]
         more = {"volume/vol-00000002": Desired(volume=data), KEY: vm_objects(disks=disks, spec_revision=6)[KEY]}
-        machine.upsert(agent, more)
+        await machine.upsert(agent, more)
 
         def revision() -> int:
             report = agent.reports.latest(KEY)
@@ -325,14 +327,14 @@ def test_disks_are_plugged_live_and_a_new_size_waits_for_the_restart() -> None:
         report = agent.reports.latest(KEY)
         assert report is not None
         assert report.vm.say == "running"
-        machine.upsert(agent, {KEY: vm_objects(spec_revision=7, memory_bytes=256 * MIB)[KEY]})
+        await machine.upsert(agent, {KEY: vm_objects(spec_revision=7, memory_bytes=256 * MIB)[KEY]})
         await until("taken up", lambda: revision() == 7)
         report = agent.reports.latest(KEY)
         assert report is not None
         assert "restart" in report.vm.say
         assert set(live.disks) == {"vol-00000001"}
         assert machine.host.boots == [VM]
-        machine.upsert(agent, {KEY: vm_objects(spec_revision=7, memory_bytes=256 * MIB, reboot_generation=1)[KEY]})
+        await machine.upsert(agent, {KEY: vm_objects(spec_revision=7, memory_bytes=256 * MIB, reboot_generation=1)[KEY]})
         await until("restarted", lambda: machine.host.boots == [VM, VM])
         await ran(agent, VM)
         await settled(agent)
@@ -352,11 +354,11 @@ def test_a_volume_grows_under_its_running_guest_and_when_it_is_off() -> None:
         machine.hold_image()
         agent = machine.agent()
         await agent.start()
-        machine.snapshot(agent, vm_objects())
+        await machine.snapshot(agent, vm_objects())
         await ran(agent, VM)
         larger = root_volume()
         larger.size_bytes *= 2
-        machine.upsert(agent, {"volume/vol-00000001": Desired(volume=larger)})
+        await machine.upsert(agent, {"volume/vol-00000001": Desired(volume=larger)})
 
         def report() -> VolumeReport:
             latest = agent.reports.latest("volume/vol-00000001")
@@ -364,17 +366,17 @@ def test_a_volume_grows_under_its_running_guest_and_when_it_is_off() -> None:
 
         await until("grown", lambda: report().size_bytes == larger.size_bytes)
         assert machine.host.grown == {"vol-00000001": larger.size_bytes}, "by the process that has it open"
-        machine.upsert(agent, {KEY: vm_objects(power_state=POWER_STATE_STOPPED, spec_revision=6)[KEY]})
+        await machine.upsert(agent, {KEY: vm_objects(power_state=POWER_STATE_STOPPED, spec_revision=6)[KEY]})
         await until("stopped", lambda: state_of(agent, VM) == VmReport.STATE_STOPPED)
         larger.size_bytes *= 2
-        machine.upsert(agent, {"volume/vol-00000001": Desired(volume=larger)})
+        await machine.upsert(agent, {"volume/vol-00000001": Desired(volume=larger)})
         await until("grown", lambda: report().size_bytes == larger.size_bytes)
         assert machine.host.grown["vol-00000001"] < larger.size_bytes, "by itself, as nobody has it open"
         assert state_of(agent, VM) == VmReport.STATE_STOPPED
         # A configuration opens nothing, but its guest may be about to start: removal waits until it is gone.
-        machine.upsert(agent, {"volume/vol-00000001": Desired(volume=root_volume(absent=True))})
+        await machine.upsert(agent, {"volume/vol-00000001": Desired(volume=root_volume(absent=True))})
         await until("told", lambda: report().say == "removed once no guest has it open")
-        machine.upsert(agent, {KEY: Desired(vm=DesiredVm(id=VM, absent=True))})
+        await machine.upsert(agent, {KEY: Desired(vm=DesiredVm(id=VM, absent=True))})
         await until("removed", lambda: report().state == VolumeReport.STATE_ABSENT)
         await agent.stop()
 
@@ -390,10 +392,10 @@ def test_a_guest_that_clings_to_a_disk_can_still_be_rebooted_and_removed() -> No
         data = root_volume(2)
         data.image = data.image_digest = ""
         disks = [VmDisk(volume="vol-00000001", boot=True), VmDisk(volume="vol-00000002")]
-        machine.snapshot(agent, {**vm_objects(disks=disks), "volume/vol-00000002": Desired(volume=data)})
+        await machine.snapshot(agent, {**vm_objects(disks=disks), "volume/vol-00000002": Desired(volume=data)})
         await ran(agent, VM)
         machine.host.clinging.add("vol-00000002")
-        machine.upsert(agent, {KEY: vm_objects(spec_revision=6)[KEY]})
+        await machine.upsert(agent, {KEY: vm_objects(spec_revision=6)[KEY]})
 
         def error() -> str:
             report = agent.reports.latest(KEY)
@@ -401,9 +403,9 @@ def test_a_guest_that_clings_to_a_disk_can_still_be_rebooted_and_removed() -> No
 
         await until("told", lambda: "detaching a disk failed" in error())
         assert state_of(agent, VM) == VmReport.STATE_RUNNING
-        machine.upsert(agent, {KEY: vm_objects(spec_revision=6, reboot_generation=1)[KEY]})
+        await machine.upsert(agent, {KEY: vm_objects(spec_revision=6, reboot_generation=1)[KEY]})
         await until("rebooted", lambda: machine.host.boots == [VM, VM])
-        machine.upsert(agent, {KEY: Desired(vm=DesiredVm(id=VM, absent=True))})
+        await machine.upsert(agent, {KEY: Desired(vm=DesiredVm(id=VM, absent=True))})
         await until("absent", lambda: state_of(agent, VM) == VmReport.STATE_ABSENT)
         await agent.stop()
 
@@ -422,7 +424,7 @@ def test_faults_are_reported_and_overcome() -> None:
         agent = machine.agent()
         errors: set[str] = set()
         await agent.start()
-        machine.snapshot(agent, vm_objects())
+        await machine.snapshot(agent, vm_objects())
         async with asyncio.timeout(300):
             while machine.running() != {VM}:
                 for key in (KEY, "volume/vol-00000001", "port/nic-00000001"):
@@ -452,7 +454,7 @@ def test_cold_start_without_a_controller() -> None:
         machine.hold_image()
         agent = machine.agent()
         await agent.start()
-        machine.snapshot(agent, {**vm_objects(1), **vm_objects(2)})
+        await machine.snapshot(agent, {**vm_objects(1), **vm_objects(2)})
         await ran(agent, "i-00000001")
         await ran(agent, "i-00000002")
         await machine.crash(agent)
@@ -473,11 +475,11 @@ def test_a_stopped_vm_is_prepared_but_not_started() -> None:
         machine.hold_image()
         agent = machine.agent()
         await agent.start()
-        machine.snapshot(agent, vm_objects(power_state=POWER_STATE_STOPPED, power_generation=0))
+        await machine.snapshot(agent, vm_objects(power_state=POWER_STATE_STOPPED, power_generation=0))
         await until("stopped", lambda: state_of(agent, VM) == VmReport.STATE_STOPPED)
         await settled(agent)
         assert machine.host.boots == []
-        machine.upsert(agent, {KEY: vm_objects(power_state=POWER_STATE_RUNNING, power_generation=1)[KEY]})
+        await machine.upsert(agent, {KEY: vm_objects(power_state=POWER_STATE_RUNNING, power_generation=1)[KEY]})
         await ran(agent, VM)
         assert machine.host.boots == [VM]
         await agent.stop()

@@ -46,7 +46,7 @@ async def started(machine: Machine, **more: Any) -> tuple[Agent, Told]:
     machine.hold_image()
     agent = machine.agent()
     await agent.start()
-    machine.snapshot(agent, vm_objects(**more))
+    await machine.snapshot(agent, vm_objects(**more))
     await ran(agent, VM)
     await settled(agent)
     told = Told(agent)
@@ -90,7 +90,7 @@ def test_a_guest_suspended_by_hand_is_told_and_left_until_a_user_starts_it() -> 
         await elapse(600)
         assert agent.guests.actions == before
         assert machine.running() == set()
-        machine.upsert(agent, {KEY: vm_objects(power_generation=2)[KEY]})
+        await machine.upsert(agent, {KEY: vm_objects(power_generation=2)[KEY]})
         await until("it to run", lambda: machine.running() == {VM}, 5)
         await until("that to be told", lambda: report(agent).pause == VM_PAUSE_UNSPECIFIED, 5)
         assert told.reasons() == ["Paused", "Resumed"]
@@ -119,10 +119,10 @@ def test_a_guest_suspended_by_hand_is_rebooted_and_stopped_when_asked() -> None:
         agent, _ = await started(machine)
         machine.host.suspend(VM)
         await until("the pause to be told", lambda: report(agent).pause == VM_PAUSE_BY_HAND, 5)
-        machine.upsert(agent, {KEY: vm_objects(reboot_generation=1)[KEY]})
+        await machine.upsert(agent, {KEY: vm_objects(reboot_generation=1)[KEY]})
         await until("the reboot", lambda: machine.host.boots == [VM, VM], 60)
         machine.host.suspend(VM)
-        machine.upsert(agent, {KEY: vm_objects(reboot_generation=1, power_state=2)[KEY]})
+        await machine.upsert(agent, {KEY: vm_objects(reboot_generation=1, power_state=2)[KEY]})
         await until("its end", lambda: state_of(agent, VM) == VmReport.STATE_STOPPED, 60)
         await agent.stop()
 
@@ -135,11 +135,11 @@ def test_a_guest_that_moved_away_is_never_started_again() -> None:
     async def scenario() -> None:
         machine = Machine()
         agent, _ = await started(machine)
-        machine.upsert(agent, {KEY: vm_objects(role=VM_ROLE_OUTGOING)[KEY]})
+        await machine.upsert(agent, {KEY: vm_objects(role=VM_ROLE_OUTGOING)[KEY]})
         machine.host.migrated_away(VM)
         await until("that to be told", lambda: report(agent).exit == VmReport.EXIT_MIGRATED, 5)
         for role, generation in ((VM_ROLE_OUTGOING, 1), (VM_ROLE_OWNER, 1), (VM_ROLE_OWNER, 2)):
-            machine.upsert(agent, {KEY: vm_objects(role=role, power_generation=generation)[KEY]})
+            await machine.upsert(agent, {KEY: vm_objects(role=role, power_generation=generation)[KEY]})
             await elapse(120)
         del machine.host.guests[VM]
         machine.host.notices.tell(VM)
@@ -150,7 +150,7 @@ def test_a_guest_that_moved_away_is_never_started_again() -> None:
         await elapse(120)
         assert machine.host.boots == [VM]
         assert report(agent).state == VmReport.STATE_STOPPED
-        machine.upsert(agent, {KEY: vm_objects(absent=True)[KEY]})
+        await machine.upsert(agent, {KEY: vm_objects(absent=True)[KEY]})
         await until("nothing to be left", lambda: state_of(agent, VM) == VmReport.STATE_ABSENT, 60)
         await agent.stop()
 
@@ -163,13 +163,13 @@ def test_the_incoming_node_makes_ready_and_starts_nothing() -> None:
         machine.hold_image()
         agent = machine.agent()
         await agent.start()
-        machine.snapshot(agent, vm_objects(role=VM_ROLE_INCOMING, needs_permit=True))
+        await machine.snapshot(agent, vm_objects(role=VM_ROLE_INCOMING, needs_permit=True))
         await until("it to be ready", lambda: ROOT in machine.pool.volumes and bool(machine.files), 60)
         await elapse(300)
         await settled(agent)
         assert report(agent).say == "ready to take it over"
         assert not machine.host.guests
-        machine.upsert(agent, {KEY: vm_objects(role=VM_ROLE_OWNER)[KEY]})
+        await machine.upsert(agent, {KEY: vm_objects(role=VM_ROLE_OWNER)[KEY]})
         await until("its owner to start it", lambda: machine.running() == {VM}, 60)
         await agent.stop()
 
@@ -181,7 +181,7 @@ def test_what_arrives_is_not_resumed_by_us() -> None:
         machine = Machine()
         agent, _ = await started(machine)
         machine.host.suspend(VM, PauseReason.MIGRATION)
-        machine.upsert(agent, {KEY: vm_objects(role=VM_ROLE_INCOMING)[KEY]})
+        await machine.upsert(agent, {KEY: vm_objects(role=VM_ROLE_INCOMING)[KEY]})
         await elapse(300)
         assert machine.running() == set()
         assert (report(agent).state, report(agent).say) == (VmReport.STATE_PREPARING, "it is arriving")
@@ -201,7 +201,7 @@ def test_the_node_it_leaves_changes_nothing_of_it() -> None:
         agent, _ = await started(machine)
         before = agent.guests.actions
         outgoing = vm_objects(role=VM_ROLE_OUTGOING, cpus=4, reboot_generation=3, spec_revision=9)
-        machine.upsert(agent, {KEY: outgoing[KEY]})
+        await machine.upsert(agent, {KEY: outgoing[KEY]})
         await elapse(120)
         assert (agent.guests.actions, machine.running()) == (before, {VM})
         machine.host.crash(VM)
@@ -220,7 +220,7 @@ def test_after_a_cold_start_a_guest_that_needs_a_permit_waits_for_a_controller()
         agent = machine.agent()
         await agent.start()
         agent.guests.permitted = lambda: True
-        machine.snapshot(agent, vm_objects(needs_permit=True))
+        await machine.snapshot(agent, vm_objects(needs_permit=True))
         await ran(agent, VM)
         await settled(agent)
         await machine.crash(agent)
@@ -256,7 +256,7 @@ def test_a_reboot_is_seen_counted_and_told() -> None:
         machine = Machine()
         agent, told = await started(machine)
         assert (report(agent).boots, report(agent).rebooted_generation) == (1, 0)
-        machine.upsert(agent, {KEY: vm_objects(reboot_generation=1, spec_revision=6)[KEY]})
+        await machine.upsert(agent, {KEY: vm_objects(reboot_generation=1, spec_revision=6)[KEY]})
         await until("the reboot to be seen", lambda: report(agent).rebooted_generation == 1, 60)
         await settled(agent)
         assert (report(agent).boots, report(agent).spec_revision, told.reasons()) == (2, 6, ["Rebooted"])
@@ -273,7 +273,7 @@ def test_a_guest_that_ignores_the_button_is_asked_again_and_then_told_of() -> No
         machine = Machine()
         agent, told = await started(machine)
         machine.host.deaf.add(VM)
-        machine.upsert(agent, {KEY: vm_objects(reboot_generation=1, spec_revision=6)[KEY]})
+        await machine.upsert(agent, {KEY: vm_objects(reboot_generation=1, spec_revision=6)[KEY]})
         await elapse(60)
         assert report(agent).rebooted_generation == 0
         assert report(agent).spec_revision < 6
@@ -285,7 +285,7 @@ def test_a_guest_that_ignores_the_button_is_asked_again_and_then_told_of() -> No
         machine.host.deaf.clear()
         await elapse(600)
         assert machine.host.boots == [VM], "given up: not pressed at any later time"
-        machine.upsert(agent, {KEY: vm_objects(reboot_generation=2, force=True, spec_revision=7)[KEY]})
+        await machine.upsert(agent, {KEY: vm_objects(reboot_generation=2, force=True, spec_revision=7)[KEY]})
         await until("the forced one", lambda: report(agent).rebooted_generation == 2, 60)
         await agent.stop()
 
@@ -297,7 +297,7 @@ def test_a_guest_that_was_booting_hears_the_second_press() -> None:
         machine = Machine()
         agent, _ = await started(machine)
         machine.host.deaf.add(VM)
-        machine.upsert(agent, {KEY: vm_objects(reboot_generation=1, spec_revision=6)[KEY]})
+        await machine.upsert(agent, {KEY: vm_objects(reboot_generation=1, spec_revision=6)[KEY]})
         await elapse(10)
         machine.host.deaf.clear()
         await until("the reboot", lambda: report(agent).rebooted_generation == 1, 60)
@@ -312,7 +312,7 @@ def test_a_restarted_agent_presses_no_button_for_a_reboot_asked_before() -> None
         machine = Machine()
         agent, _ = await started(machine)
         machine.host.deaf.add(VM)
-        machine.upsert(agent, {KEY: vm_objects(reboot_generation=1, spec_revision=6)[KEY]})
+        await machine.upsert(agent, {KEY: vm_objects(reboot_generation=1, spec_revision=6)[KEY]})
         await elapse(10)
         await machine.crash(agent)
         machine.host.deaf.clear()
@@ -339,7 +339,7 @@ def test_reports_list_what_a_guest_has_open_and_why_it_lacks_the_rest() -> None:
         agent, _ = await started(machine)
         assert list(report(agent).open_volumes) == [ROOT]
         machine.knobs.fail_before["attach_disk"] = 3
-        machine.upsert(agent, with_data(spec_revision=6, volumes_generation=1))
+        await machine.upsert(agent, with_data(spec_revision=6, volumes_generation=1))
         await until("the trouble to be told", lambda: bool(report(agent).volume_troubles), 5)
         assert (report(agent).volume_troubles[0].volume, list(report(agent).open_volumes)) == (DATA, [ROOT])
         assert "on purpose" in report(agent).volume_troubles[0].error
@@ -347,12 +347,12 @@ def test_reports_list_what_a_guest_has_open_and_why_it_lacks_the_rest() -> None:
         await settled(agent)
         assert not report(agent).volume_troubles
         machine.host.clinging.add(DATA)
-        machine.upsert(agent, {KEY: vm_objects(spec_revision=7, volumes_generation=2)[KEY]})
+        await machine.upsert(agent, {KEY: vm_objects(spec_revision=7, volumes_generation=2)[KEY]})
         await until("the trouble to be told", lambda: bool(report(agent).volume_troubles), 60)
         assert (list(report(agent).open_volumes), report(agent).volumes_generation) == ([ROOT, DATA], 2)
         machine.host.clinging.clear()
         await until("it to be unplugged", lambda: list(report(agent).open_volumes) == [ROOT], 60)
-        machine.upsert(agent, {KEY: vm_objects(spec_revision=8, power_state=2)[KEY]})
+        await machine.upsert(agent, {KEY: vm_objects(spec_revision=8, power_state=2)[KEY]})
         await until("its end", lambda: state_of(agent, VM) == VmReport.STATE_STOPPED, 60)
         assert list(report(agent).open_volumes) == []
         await agent.stop()
@@ -370,7 +370,7 @@ def test_a_disk_that_cannot_be_plugged_keeps_no_other_waiting() -> None:
         objects[KEY].vm.disks.add(volume="vol-00000003", slot=2)
         objects["volume/vol-00000003"] = Desired(volume=third)
         machine.knobs.fail_before["attach_disk"] = 1
-        machine.upsert(agent, objects)
+        await machine.upsert(agent, objects)
         await until("the second", lambda: "vol-00000003" in report(agent).open_volumes, 5)
         await until("the first", lambda: list(report(agent).open_volumes) == [ROOT, DATA, "vol-00000003"], 60)
         await agent.stop()

@@ -15,13 +15,13 @@ def test_a_start_asked_for_just_after_the_guest_shut_itself_down_is_not_lost() -
         machine.hold_image()
         agent = machine.agent(latency_s=0.02)
         await agent.start()
-        machine.snapshot(agent, vm_objects())
+        await machine.snapshot(agent, vm_objects())
         await ran(agent, VM)
         await settled(agent)
         # The agent hears of the start first; that the guest is off it hears later, if at all.
         listeners, machine.host.notices.tell = machine.host.notices.tell, lambda _id: None  # type: ignore[method-assign]
         machine.host.end(VM, ExitCause.GUEST)
-        machine.upsert(agent, {KEY: vm_objects(power_generation=2)[KEY]})
+        await machine.upsert(agent, {KEY: vm_objects(power_generation=2)[KEY]})
         machine.host.notices.tell = listeners  # type: ignore[method-assign]
         await until("the guest to run again", lambda: machine.host.boots == [VM, VM], 120)
         await settled(agent)
@@ -40,7 +40,7 @@ def test_a_guest_that_shut_itself_down_stays_off_though_somebody_undefines_it() 
         machine.hold_image()
         agent = machine.agent()
         await agent.start()
-        machine.snapshot(agent, vm_objects(reboot_generation=1))
+        await machine.snapshot(agent, vm_objects(reboot_generation=1))
         await ran(agent, VM)
         await settled(agent)
         machine.host.end(VM, ExitCause.GUEST)
@@ -50,7 +50,7 @@ def test_a_guest_that_shut_itself_down_stays_off_though_somebody_undefines_it() 
         await until("its configuration to be there again", lambda: VM in machine.host.guests, 120)
         await settled(agent)
         assert machine.host.boots == [VM]
-        machine.upsert(agent, {KEY: vm_objects(reboot_generation=2)[KEY]})
+        await machine.upsert(agent, {KEY: vm_objects(reboot_generation=2)[KEY]})
         await until("the guest to run again", lambda: machine.host.boots == [VM, VM], 120)
         await agent.stop()
 

@@ -38,11 +38,11 @@ def test_one_node_makes_it_and_another_opens_it() -> None:
         first, second = maker.agent(), runner.agent()
         await first.start()
         await second.start()
-        runner.snapshot(second, with_data())
+        await runner.snapshot(second, with_data())
         await elapse(5)
         assert state_of(second, VM) == VmReport.STATE_PREPARING
         assert f"waits for volume {DATA}" in second.reports.latest(f"vm/{VM}").vm.say
-        maker.snapshot(first, {KEY: shared_volume()})
+        await maker.snapshot(first, {KEY: shared_volume()})
         await until("it to be made", lambda: DATA in tank.volumes)
         await ran(second, VM)
         assert DATA in runner.host.guests[VM].disks
@@ -61,10 +61,10 @@ def test_who_administers_it_no_more_lets_go_and_does_not_call_it_unknown() -> No
         machine = Machine(tank=SharedPool("tank"))
         agent = machine.agent()
         await agent.start()
-        machine.snapshot(agent, {KEY: shared_volume()})
+        await machine.snapshot(agent, {KEY: shared_volume()})
         await until("it to be made", lambda: agent.reports.latest(KEY) is not None)
         await settled(agent)
-        machine.remove(agent, [KEY])
+        await machine.remove(agent, [KEY])
         await elapse(70)
         assert machine.tank is not None
         assert DATA in machine.tank.volumes
@@ -80,7 +80,7 @@ def test_one_that_was_made_before_and_is_not_there_is_lost_not_made_again() -> N
         machine = Machine(tank=SharedPool("tank"))
         agent = machine.agent()
         await agent.start()
-        machine.snapshot(agent, {KEY: shared_volume(generation=2, made=True)})
+        await machine.snapshot(agent, {KEY: shared_volume(generation=2, made=True)})
         await elapse(40)
         assert said(agent).state == VolumeReport.STATE_FAILED
         assert machine.tank is not None
@@ -99,7 +99,7 @@ def test_the_word_of_an_older_generation_is_refused_and_said() -> None:
         machine = Machine(tank=tank)
         agent = machine.agent()
         await agent.start()
-        machine.snapshot(agent, {KEY: shared_volume(generation=1)})
+        await machine.snapshot(agent, {KEY: shared_volume(generation=1)})
         await elapse(40)
         assert said(agent).state == VolumeReport.STATE_FAILED
         assert "administered by another node" in said(agent).error
@@ -115,7 +115,7 @@ def test_a_type_this_node_does_not_know_is_failed_with_a_sentence_never_local() 
         machine.hold_image()
         agent = machine.agent()
         await agent.start()
-        machine.snapshot(agent, {**with_data(), KEY: shared_volume()})
+        await machine.snapshot(agent, {**with_data(), KEY: shared_volume()})
         await elapse(40)
         assert said(agent).state == VolumeReport.STATE_FAILED
         assert said(agent).error == (
@@ -139,7 +139,7 @@ def test_a_pool_that_cannot_be_looked_at_hides_nothing_of_the_others() -> None:
         machine.hold_image()
         agent = machine.agent()
         await agent.start()
-        machine.snapshot(agent, {**with_data(), KEY: shared_volume()})
+        await machine.snapshot(agent, {**with_data(), KEY: shared_volume()})
         await ran(agent, VM)
         broken = True
         observe = agent.drivers.of("fake-shared").observe
@@ -152,7 +152,7 @@ def test_a_pool_that_cannot_be_looked_at_hides_nothing_of_the_others() -> None:
         agent.drivers.of("fake-shared").observe = fails  # type: ignore[method-assign, assignment]
         other = "vol-0000000e"
         both = {**with_data(), KEY: shared_volume(), f"volume/{other}": shared_volume(id=other), **vm_objects(2)}
-        machine.snapshot(agent, both)
+        await machine.snapshot(agent, both)
         await ran(agent, "i-00000002")
         await elapse(70)
         assert machine.running() == {VM, "i-00000002"}

@@ -78,6 +78,7 @@ class Controller(AgentServiceServicer):
     reports: dict[str, Report] = field(default_factory=dict)
     told: list[str] = field(default_factory=list)
     callers: set[str] = field(default_factory=set)
+    beats: int = 0
     outbox: asyncio.Queue[SyncResponse | None] = field(default_factory=asyncio.Queue)
 
     async def Sync(self, request_iterator: Any, context: Any) -> AsyncIterator[SyncResponse]:
@@ -105,6 +106,7 @@ class Controller(AgentServiceServicer):
                     self.reports[request.report.key] = request.report
                     self.told.append(request.report.key)
                 case "heartbeat" if not self.deaf:
+                    self.beats += 1
                     await self.outbox.put(SyncResponse(bookmark=Bookmark(version=self.version)))
 
     async def put(self, key: str, object: Desired) -> None:

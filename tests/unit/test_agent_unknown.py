@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -27,7 +27,7 @@ from tests.unit.agent_kit import DIGEST, MIB, Machine, elapse, ran, root_volume,
 VM, KEY, VOLUME, PORT = "i-00000001", "vm/i-00000001", "volume/vol-00000001", "port/nic-00000001"
 IMAGE = "image/img-00000001"
 FORWARD = "forward/rtr-00000001/nic-00000009"
-Take = Callable[[Machine, Agent], None]
+Take = Callable[[Machine, Agent], Awaitable[None]]
 
 
 def forgets(take: Take) -> Callable[[], Coroutine[Any, Any, tuple[Machine, Agent]]]:
@@ -36,9 +36,9 @@ def forgets(take: Take) -> Callable[[], Coroutine[Any, Any, tuple[Machine, Agent
         machine.hold_image()
         agent = machine.agent()
         await agent.start()
-        machine.snapshot(agent, vm_objects())
+        await machine.snapshot(agent, vm_objects())
         await ran(agent, VM)
-        take(machine, agent)
+        await take(machine, agent)
         await elapse(100)
         return machine, agent
 
@@ -86,7 +86,7 @@ def test_it_is_remembered_over_a_power_cut_and_not_started() -> None:
         assert machine.running() == set(), "nobody asks for it"
         unknown = told(agent)
         assert (unknown[KEY].running, unknown[KEY].desired.vm.name) == (False, "web1")
-        machine.upsert(agent, vm_objects())
+        await machine.upsert(agent, vm_objects())
         await ran(agent, VM)
         await until("nothing to be unknown", lambda: not told(agent))
         await agent.stop()
@@ -115,10 +115,10 @@ def test_an_explicit_word_removes_all_of_it() -> None:
             VOLUME: Desired(volume=root_volume(absent=True)),
             IMAGE: Desired(image=DesiredImage(id="img-00000001", digest=DIGEST, absent=True)),
         }
-        machine.upsert(agent, absent)
+        await machine.upsert(agent, absent)
         await until("all to be gone", lambda: machine.is_empty() and not machine.pool.images)
         assert state_of(agent, VM) == VmReport.STATE_ABSENT
-        machine.remove(agent, absent)
+        await machine.remove(agent, absent)
         await elapse(40)
         assert not told(agent)
         assert not agent.ledger.unknown
@@ -148,9 +148,9 @@ def test_an_image_goes_on_a_word_only_and_not_under_a_copy_of_it() -> None:
         machine.hold_image()
         agent = machine.agent()
         await agent.start()
-        machine.snapshot(agent, vm_objects())
+        await machine.snapshot(agent, vm_objects())
         await ran(agent, VM)
-        machine.upsert(agent, {IMAGE: Desired(image=DesiredImage(id="img-00000001", digest=DIGEST, absent=True))})
+        await machine.upsert(agent, {IMAGE: Desired(image=DesiredImage(id="img-00000001", digest=DIGEST, absent=True))})
         await elapse(40)
         assert DIGEST in machine.pool.images
         report = agent.reports.latest(IMAGE)
@@ -170,7 +170,7 @@ def test_unknown_volumes_are_kept_and_told() -> None:
         machine.pool.volumes["vol-0000zzzz"] = Volume("vol-0000zzzz", MIB, MIB)
         agent = machine.agent()
         await agent.start()
-        machine.snapshot(agent, {})
+        await machine.snapshot(agent, {})
         await elapse(40)
         messages = agent.reports.take()
         assert [each.unknown.key for each in messages if each.HasField("unknown")] == ["volume/vol-0000zzzz"]
@@ -187,10 +187,10 @@ def test_a_cut_ledger_starts_guests_and_proves_nothing_absent() -> None:
         machine.hold_image()
         agent = machine.agent()
         await agent.start()
-        machine.snapshot(agent, {})
-        machine.upsert(agent, vm_objects(1))
+        await machine.snapshot(agent, {})
+        await machine.upsert(agent, vm_objects(1))
         await ran(agent, VM)
-        machine.upsert(agent, vm_objects(2))
+        await machine.upsert(agent, vm_objects(2))
         await ran(agent, "i-00000002")
         await machine.crash(agent)
         content = machine.disk.files["ledger"]
@@ -200,7 +200,7 @@ def test_a_cut_ledger_starts_guests_and_proves_nothing_absent() -> None:
         await agent.start()
         await elapse(100)
         assert machine.running() == {VM, "i-00000002"}
-        machine.snapshot(agent, vm_objects(1))
+        await machine.snapshot(agent, vm_objects(1))
         await elapse(100)
         assert machine.running() == {VM, "i-00000002"}
         await agent.stop()
@@ -214,7 +214,7 @@ def test_an_agent_that_knows_nothing_removes_nothing() -> None:
         machine.hold_image()
         agent = machine.agent()
         await agent.start()
-        machine.snapshot(agent, vm_objects())
+        await machine.snapshot(agent, vm_objects())
         await ran(agent, VM)
         await machine.crash(agent)
         machine.disk.files.clear()
@@ -224,7 +224,7 @@ def test_an_agent_that_knows_nothing_removes_nothing() -> None:
         await elapse(100)
         assert machine.running() == {VM}
         assert machine.net.is_bound("nic-00000001")
-        machine.snapshot(agent, {})
+        await machine.snapshot(agent, {})
         await elapse(40)
         assert machine.running() == {VM}, "nobody said that it be absent"
         assert machine.net.is_bound("nic-00000001")
@@ -241,9 +241,9 @@ def test_an_agent_that_knows_nothing_removes_nothing() -> None:
 # --- the ledger's part ------------------------------------------------------------------------------------------
 
 
-def ledger_of(machine: Machine) -> Ledger:
+async def ledger_of(machine: Machine) -> Ledger:
     ledger = Ledger(machine.disk)
-    ledger.load()
+    await ledger.load()
     return ledger
 
 
@@ -260,38 +260,38 @@ def forward(address: str = "10.1.1.9") -> Desired:
     )
 
 
-def test_what_the_controller_cannot_tell_stays_desired() -> None:
+async def test_what_the_controller_cannot_tell_stays_desired() -> None:
     machine = Machine()
-    ledger = ledger_of(machine)
+    ledger = await ledger_of(machine)
     objects = {**vm_objects(1), **vm_objects(2), FORWARD: forward()}
-    ledger.accept_snapshot(Version(epoch=1, revision=5), upserts(objects, 5))
-    ledger.accept_snapshot(Version(epoch=1, revision=9), upserts(vm_objects(2), 9), [KEY, "forward/"])
+    await ledger.accept_snapshot(Version(epoch=1, revision=5), upserts(objects, 5))
+    await ledger.accept_snapshot(Version(epoch=1, revision=9), upserts(vm_objects(2), 9), [KEY, "forward/"])
     assert set(ledger.desired) == {*vm_objects(2), KEY, FORWARD}
     assert set(ledger.unknown) == {VOLUME, PORT}, "what the VM needs is kept with it"
     assert ledger.desired[KEY].version.revision == 5
-    assert ledger_of(machine).desired == ledger.desired
-    assert ledger_of(machine).unknown == ledger.unknown
+    assert (await ledger_of(machine)).desired == ledger.desired
+    assert (await ledger_of(machine)).unknown == ledger.unknown
 
 
-def test_plumbing_nobody_here_needs_goes_at_once() -> None:
-    ledger = ledger_of(Machine())
-    ledger.accept_snapshot(Version(epoch=1, revision=5), upserts({**vm_objects(), FORWARD: forward()}, 5))
+async def test_plumbing_nobody_here_needs_goes_at_once() -> None:
+    ledger = await ledger_of(Machine())
+    await ledger.accept_snapshot(Version(epoch=1, revision=5), upserts({**vm_objects(), FORWARD: forward()}, 5))
     gone = {KEY: Desired(vm=DesiredVm(id=VM, absent=True)), VOLUME: Desired(volume=root_volume(absent=True))}
-    ledger.accept_snapshot(Version(epoch=1, revision=9), upserts(gone, 9))
+    await ledger.accept_snapshot(Version(epoch=1, revision=9), upserts(gone, 9))
     assert set(ledger.unknown) == {IMAGE}
 
 
 @pytest.mark.parametrize(("epoch", "stays"), [(1, False), (2, True)], ids=["the same store", "a restored store"])
-def test_forwards_stay_only_when_the_store_may_know_less(epoch: int, stays: bool) -> None:
+async def test_forwards_stay_only_when_the_store_may_know_less(epoch: int, stays: bool) -> None:
     machine = Machine()
-    ledger = ledger_of(machine)
-    ledger.accept_snapshot(Version(epoch=1, revision=5), upserts({**vm_objects(), FORWARD: forward()}, 5))
-    ledger.accept_snapshot(Version(epoch=epoch, revision=9), upserts(vm_objects(), 9, epoch))
+    ledger = await ledger_of(machine)
+    await ledger.accept_snapshot(Version(epoch=1, revision=5), upserts({**vm_objects(), FORWARD: forward()}, 5))
+    await ledger.accept_snapshot(Version(epoch=epoch, revision=9), upserts(vm_objects(), 9, epoch))
     assert (FORWARD in ledger.unknown) == stays
     if stays:
         taken = {PORT: Desired(port=vm_objects()[PORT].port)}
         taken[PORT].port.address = "10.1.1.9"
-        ledger.accept_snapshot(Version(epoch=epoch, revision=10), upserts({**vm_objects(), **taken}, 10, epoch))
+        await ledger.accept_snapshot(Version(epoch=epoch, revision=10), upserts({**vm_objects(), **taken}, 10, epoch))
         assert FORWARD not in ledger.unknown, "its address is somebody else's now"
 
 
@@ -303,8 +303,8 @@ def test_a_note_of_a_newer_release_is_read_and_kept() -> None:
         machine.hold_image()
         agent = machine.agent()
         await agent.start()
-        agent.ledger.accept_snapshot(machine.version(), upserts(vm_objects(), machine.revision))
-        agent.ledger.write_note(KEY, {"fenced_by": "x"})
+        await agent.ledger.accept_snapshot(machine.version(), upserts(vm_objects(), machine.revision))
+        await agent.ledger.write_note(KEY, {"fenced_by": "x"})
         agent.loop.accepted(agent.ledger.desired)
         await ran(agent, VM)
         assert agent.ledger.note(KEY)["fenced_by"] == "x"

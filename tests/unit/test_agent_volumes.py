@@ -17,7 +17,7 @@ def test_a_lost_volume_is_not_made_again(*, restarted: bool) -> None:
         machine.hold_image()
         agent = machine.agent()
         await agent.start()
-        machine.snapshot(agent, vm_objects())
+        await machine.snapshot(agent, vm_objects())
         await ran(agent, VM)
         await settled(agent)
         # The pool's file system is gone; then the power goes.
@@ -51,13 +51,13 @@ def test_a_lost_volume_can_be_deleted() -> None:
         agent = machine.agent()
         await agent.start()
         objects = vm_objects()
-        machine.snapshot(agent, objects)
+        await machine.snapshot(agent, objects)
         await ran(agent, VM)
         machine.pool.volumes.pop(VOLUME)
         machine.host.power_off()
         objects["vm/" + VM].vm.absent = True
         objects[f"volume/{VOLUME}"] = Desired(volume=DesiredVolume(id=VOLUME, absent=True))
-        machine.snapshot(agent, objects)
+        await machine.snapshot(agent, objects)
 
         def state() -> int:
             report = agent.reports.latest(f"volume/{VOLUME}")

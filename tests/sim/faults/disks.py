@@ -1,4 +1,4 @@
-"""Disks: the ledger cannot be written for a while, the pool is full, also under a guest. (Power loss brings torn tails.)"""
+"""Disks: the ledger cannot be written or is slow, the pool is full, also under a guest. (Power loss brings torn tails.)"""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ def draw(draw: random.Random, size: Size) -> Iterable[Event]:
     """Each on one node."""
     for at_s in spread(draw, size, max(1, size.faults // 2) if size.faults else 0):
         node, for_s = draw.choice(size.node_names), draw.choice((2.0, 10.0, 30.0))
-        match draw.choice(("ledger_full", "ledger_errors", "pool_full", "disk_fills")):
+        match draw.choice(("ledger_full", "ledger_errors", "ledger_slow", "pool_full", "disk_fills")):
             case "disk_fills":
                 yield Event(at_s, FAULT, "disk_fills", (node, draw.randrange(8), for_s))
             case "ledger_errors":
                 yield Event(at_s, FAULT, "ledger_errors", (node, draw.choice((1, 2, 5))))
+            case "ledger_slow":
+                yield Event(at_s, FAULT, "ledger_slow", (node, draw.choice((0.05, 1.0, 5.0)), for_s))
             case act:
                 yield Event(at_s, FAULT, act, (node, for_s))
 
@@ -37,6 +39,15 @@ async def ledger_errors(world: World, node: str, count: int) -> None:
     """The next writes fail."""
     world.machines[node].disk.errors = count
     world.network.count("ledger_errors")
+
+
+async def ledger_slow(world: World, node: str, by_s: float, for_s: float) -> None:
+    """Each sync of the ledger takes so long."""
+    disk = world.machines[node].disk
+    disk.sync_s = by_s
+    world.network.count("ledger_slow")
+    await asyncio.sleep(for_s)
+    disk.sync_s = 0.0
 
 
 async def pool_full(world: World, node: str, for_s: float) -> None:
@@ -60,4 +71,10 @@ async def disk_fills(world: World, node: str, index: int, for_s: float) -> None:
         host.full.discard(id)
 
 
-ACTS = {"ledger_full": ledger_full, "ledger_errors": ledger_errors, "pool_full": pool_full, "disk_fills": disk_fills}
+ACTS = {
+    "ledger_full": ledger_full,
+    "ledger_errors": ledger_errors,
+    "ledger_slow": ledger_slow,
+    "pool_full": pool_full,
+    "disk_fills": disk_fills,
+}
