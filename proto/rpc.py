@@ -324,6 +324,8 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
     def __init__(self, ids: Ids) -> None:
         self._ids = ids
+        # By method: what answers it is the same for every call.
+        self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
     async def intercept_service(
         self,
@@ -331,10 +333,17 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any]:
         """Wrap the method's behaviour."""
+        method = str(handler_call_details.method)
+        if (known := self._wrapped.get(method)) is not None:
+            return known
         handler = cast("Any", await continuation(handler_call_details))
         if handler is None:
             return cast("grpc.RpcMethodHandler[Any, Any]", None)
-        method = str(handler_call_details.method)
+        wrapped = self._wrapped[method] = self._wrap(method, handler)
+        return wrapped
+
+    def _wrap(self, method: str, handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
+        """Return a handler whose failures are statuses."""
         in_stream, out_stream = bool(handler.request_streaming), bool(handler.response_streaming)
         attribute, make = _SHAPES[in_stream, out_stream]
         behaviour = getattr(handler, attribute)

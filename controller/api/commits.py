@@ -11,8 +11,11 @@
               remembered, which answers most repeats at once.
 
 One group is in flight at a time, so what one call claims (a name, a VNI) the next sees, and calls of one controller never
-conflict with each other. Nobody waits for anybody who is slow: deciding is synchronous. Rejected: gathering for a while before
-a commit (a lone caller would wait for nobody).
+conflict with each other.
+
+Nobody waits for anybody who is slow: deciding is synchronous. Only where several were answered together a moment ago are they
+waited for, GATHER_S at most: who asks in a loop asks again, and a commit costs the same for one as for all. Rejected: gathering
+before each commit (a lone caller would wait for nobody).
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from cairn.controller.api.decision import Views
@@ -45,6 +49,8 @@ ATTEMPTS_MAX: Final = 64
 BACKOFF_S: Final = 0.005
 # Calls decided before others may run.
 GROUP_MAX: Final = 64
+# How long those are waited for who were answered together a moment ago, and likely ask again.
+GATHER_S: Final = 0.01
 # Request records remembered, and the largest of them, with its answer.
 REMEMBERED_MAX: Final = 4096
 REMEMBERED_BYTES_MAX: Final = 16 << 10
@@ -65,11 +71,16 @@ class Commits:
         self._working: asyncio.Task[None] | None = None
         self._limit = GROUP_MAX
         self._conflicts = 0
+        # How many asked at once of late, answered now or waiting; the event is set when as many wait.
+        self._crowd = 1
+        self._gathered = asyncio.Event()
         self._remembered: OrderedDict[str, RequestRecord] = OrderedDict()
 
     async def run(self, call: Call) -> Any:
         """Commit a call together with others, and return its answer. Raises Refused."""
         self._waiting.append(call)
+        if len(self._waiting) >= self._crowd:
+            self._gathered.set()
         if self._working is None or self._working.done():
             self._working = asyncio.create_task(self._work(), name="commits")
         return await call.answer
@@ -93,8 +104,7 @@ class Commits:
         """Run groups for as long as anybody waits."""
         try:
             while self._waiting:
-                # Those that are on their way at this moment come along.
-                await asyncio.sleep(0)
+                await self._gather()
                 calls = [call for call in self._waiting[: self._limit] if not call.answer.done()]
                 self._waiting = self._waiting[self._limit :]
                 await self._round(calls)
@@ -102,6 +112,15 @@ class Commits:
             # Only when this task was cancelled, or has a bug.
             for call in self._waiting:
                 call.answer.cancel()
+
+    async def _gather(self) -> None:
+        """Let those who are on their way come along."""
+        await asyncio.sleep(0)
+        if len(self._waiting) < self._crowd:
+            self._gathered.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(GATHER_S):
+                    await self._gathered.wait()
 
     async def _round(self, calls: list[Call]) -> None:
         """Decide about these calls, commit what can be committed together, put the others back."""
@@ -151,6 +170,7 @@ class Commits:
             _fail(calls, Exhausted("transaction", f"this changes too much at once: {error}"))
         else:
             self._limit, self._conflicts = min(2 * self._limit, GROUP_MAX), 0
+            self._crowd = min(len(group.taken) + len(self._waiting), GROUP_MAX)
             for taken in group.taken:
                 self._committed(taken, revision)
 

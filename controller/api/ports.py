@@ -136,7 +136,7 @@ def _asked_for(view: View, subnet: Subnet, address: str) -> str:
 def room(view: View, subnet: Subnet, wanted: int) -> None:
     """Refuse more ports than a subnet has addresses for. Raises Exhausted."""
     total = IPv4Network(subnet.spec.cidr).num_addresses - 3
-    used = len(view.by(kinds.PORT, "subnet", subnet.id))
+    used = view.count_by(kinds.PORT, "subnet", subnet.id)
     if used + wanted > total:
         have = f"subnet {subnet.name!r} has {total - used} free of {total} addresses, {wanted} wanted"
         say = f"{have}: use a larger subnet or delete ports"

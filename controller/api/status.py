@@ -112,7 +112,7 @@ def job(_view: View, record: Record[Job]) -> Job:
 def vpc(view: View, record: Record[Vpc]) -> Vpc:
     """Project a VPC."""
     result: Vpc = copied(record)
-    subnets = len(view.by(kinds.SUBNET, "vpc", result.id))
+    subnets = view.count_by(kinds.SUBNET, "vpc", result.id)
     result.status.subnets = subnets
     result.status.observed_revision = record.mod_revision
     result.status.say = "ready" if subnets else "ready; it has no subnet yet"
@@ -128,7 +128,7 @@ def subnet(view: View, record: Record[Subnet]) -> Subnet:
     status = result.status
     status.gateway = str(network[1])
     status.addresses_total = network.num_addresses - 3
-    status.addresses_used = len(view.by(kinds.ADDRESS, "subnet", result.id))
+    status.addresses_used = view.count_by(kinds.ADDRESS, "subnet", result.id)
     owner = view.get(kinds.VPC, result.spec.vpc)
     status.vpc_name = owner.name if owner is not None else ""
     status.observed_revision = record.mod_revision

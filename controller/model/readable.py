@@ -63,6 +63,10 @@ class Readable:
         """Return how many records of a kind there are."""
         return self._view.count(kind)
 
+    def count_by(self, kind: Kind[M], index: str, value: str) -> int:
+        """Return how many ids have that value in an index."""
+        return self._view.count_by(kind, index, value)
+
     def pinned(self, kind: Kind[M], ids: Iterable[str]) -> Iterator[Record[M]]:
         """Yield those of these records that are there, as they all are at the call."""
         return self._view.pinned(kind, ids)

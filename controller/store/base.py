@@ -384,6 +384,10 @@ class View(Protocol):
         """Return how many records of a kind there are."""
         ...
 
+    def count_by(self, kind: Kind[M], index: str, value: str) -> int:
+        """Return how many ids have that value in an index, without naming them."""
+        ...
+
     def pinned(self, kind: Kind[M], ids: Iterable[str]) -> Iterator[Record[M]]:
         """Yield those of these records that are there, as they all are at the call, also when the picture moves on."""
         ...

@@ -166,6 +166,11 @@ class Table:
         ids = self._indexes[index].get(value, ())
         return [ids] if isinstance(ids, str) else list(ids)
 
+    def count_by(self, index: str, value: str) -> int:
+        """Return how many ids there are."""
+        ids = self._indexes[index].get(value, ())
+        return 1 if isinstance(ids, str) else len(ids)
+
     def __contains__(self, id: str) -> bool:
         return id in self._rows
 
@@ -243,6 +248,10 @@ class LiveView:
     def count(self, kind: Kind[M]) -> int:
         """Return how many records of a kind there are."""
         return len(self.table(kind))
+
+    def count_by(self, kind: Kind[M], index: str, value: str) -> int:
+        """Return how many ids have that value in an index."""
+        return self.table(kind).count_by(index, value)
 
     def pinned(self, kind: Kind[M], ids: Iterable[str]) -> Iterator[Record[M]]:
         """Yield those of these records that are there as they are now, also when the picture moves on meanwhile."""
@@ -364,6 +373,13 @@ class Fork:
         before = sum(self._parent.revision_of(kind, id) != 0 for id in changed)
         after = sum(slot is not None for slot in changed.values())
         return self._parent.count(kind) - before + after
+
+    def count_by(self, kind: Kind[M], index: str, value: str) -> int:
+        """Return how many ids have that value in an index. O(what the transaction changed)."""
+        extract, changed = INDEXES[kind.name][index], self._changed.get(kind.name, {})
+        before = sum(old is not None and value in extract(id, old) for id in changed for old in (self._parent.get(kind, id),))
+        after = sum(slot is not None and value in extract(id, slot.message(kind)) for id, slot in changed.items())
+        return self._parent.count_by(kind, index, value) - before + after
 
     def pinned(self, kind: Kind[M], ids: Iterable[str]) -> Iterator[Record[M]]:
         """Yield those of these records that are there as they are now."""

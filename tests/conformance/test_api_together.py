@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
-from cairn.controller.api import nouns
+from cairn.controller.api import commits, nouns
 from cairn.controller.api.decision import Decided
 from cairn.controller.model.permits import Caller
 from cairn.controller.store.base import Conflict, Indeterminate, LeaseLost, Store, Txn, Unavailable
@@ -88,6 +88,29 @@ async def test_many_vpcs_at_once_take_few_commits(world: World) -> None:
     made = await asyncio.gather(*(world.api.vpcs.CreateVpc(vpc(number)) for number in range(256)))
     assert len({each.spec.vni for each in made}) == len({each.id for each in made}) == 256
     assert counted(world).commits - before <= 300
+
+
+async def test_those_who_ask_again_when_answered_share_commits(world: World) -> None:
+    """Answered together, they ask again one by one: who decides waits for them, a moment."""
+    before = counted(world).commits
+
+    async def caller(number: int) -> None:
+        for turn in range(8):
+            await world.api.vpcs.CreateVpc(vpc(8 * number + turn))
+
+    await asyncio.gather(*(caller(number) for number in range(16)))
+    assert counted(world).commits - before <= 40, "8 rounds of 16 calls; each alone would be 128"
+
+
+async def test_who_is_alone_waits_for_nobody(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commits, "GATHER_S", 30.0)
+    async with asyncio.timeout(15):
+        await asyncio.gather(*(world.api.vpcs.CreateVpc(vpc(number)) for number in range(3)))
+        monkeypatch.setattr(commits, "GATHER_S", 0.0)
+        await world.api.vpcs.CreateVpc(vpc(3))
+        monkeypatch.setattr(commits, "GATHER_S", 30.0)
+        for number in range(4, 8):
+            await world.api.vpcs.CreateVpc(vpc(number))
 
 
 @pytest.mark.parametrize("fault", ["conflict", "lease", "lost request", "lost answer"])

@@ -238,6 +238,15 @@ async def test_many_keys_share_a_commit_within_the_limit() -> None:
         assert max(txn.size for txn in groups) <= OPERATIONS_MAX
 
 
+async def test_changes_that_come_one_after_the_other_gather() -> None:
+    async with running(Marker()) as at:
+        for number in range(200):
+            await at.volume(f"vol-{number:08}")
+            await asyncio.sleep(0.0005)
+        await at.marked(*(f"vol-{number:08}" for number in range(200)))
+        assert len(at.store.commits) < 120, "a commit each would be 200"
+
+
 async def test_again_after() -> None:
     marker = Marker(again_after_s=0.02)
     async with running(marker) as at:

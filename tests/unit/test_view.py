@@ -81,6 +81,7 @@ def everything(view: View) -> dict[str, Any]:
             for value in VALUES:
                 wanted = f"vm/{value}" if index == "owner" and value else value
                 shown[f"{kind.name} by {index}={value}"] = view.by(kind, index, wanted)
+                shown[f"{kind.name} count by {index}={value}"] = view.count_by(kind, index, wanted)
     return shown
 
 
@@ -114,6 +115,7 @@ def test_indexes_follow_records(seed: int) -> None:
             for value in VALUES:
                 expected = sorted(id for id, message in records.items() if value in extract(id, message))
                 assert live.by(kind, index, value) == expected
+                assert live.count_by(kind, index, value) == len(expected)
 
 
 def test_records_are_decoded_once() -> None:
