@@ -90,8 +90,9 @@ async def test_many_vpcs_at_once_take_few_commits(world: World) -> None:
     assert counted(world).commits - before <= 300
 
 
-async def test_those_who_ask_again_when_answered_share_commits(world: World) -> None:
+async def test_those_who_ask_again_when_answered_share_commits(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Answered together, they ask again one by one: who decides waits for them, a moment."""
+    monkeypatch.setattr(commits, "GATHER_S", 0.5)
     before = counted(world).commits
 
     async def caller(number: int) -> None:
