@@ -426,6 +426,7 @@ NOBODYS: Final = frozenset(
     kind.name
     for kind in (
         kinds.JOIN_TOKEN, kinds.NAME, kinds.VNI, kinds.REQUEST, kinds.PLAN, kinds.ADDRESS, kinds.DECISION, kinds.NODE_CLAIMS,
-        kinds.POOL_CLAIMS, kinds.NODE_HEARD, kinds.NODE_LOSS, kinds.JOB, kinds.CONTROLLER, kinds.CLUSTER, kinds.EVENT,
+        kinds.POOL_CLAIMS, kinds.NODE_HEARD, kinds.NODE_LOSS, kinds.JOB, kinds.JOB_STATE, kinds.CONTROLLER, kinds.CLUSTER,
+        kinds.EVENT,
     )
 )  # fmt: skip

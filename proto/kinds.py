@@ -72,6 +72,7 @@ PORT = Kind("port", port_pb2.Port, "api", "nic", _GARBAGE)
 VOLUME = Kind("volume", volume_pb2.Volume, "api", "vol", _GARBAGE)
 VM = Kind("vm", vm_pb2.Vm, "api", "i", _GARBAGE)
 NODE = Kind("node", node_pb2.Node, "api", "node")
+JOB = Kind("job", job_pb2.Job, "api", "j", _GARBAGE)
 # id: "<kind>/<id>" of whom it belongs to; sealed, see sealing.py.
 SECRET = Kind("secret", secret_pb2.Secret, "api", "", _GARBAGE)
 JOIN_TOKEN = Kind("join_token", node_pb2.JoinToken, "api", "jt", _GARBAGE)
@@ -93,7 +94,7 @@ ASSIGNMENT = Kind("assignment", node_pb2.Assignment, "assignments")  # id: <kind
 NODE_LOSS = Kind("node_loss", node_pb2.NodeLoss, "assignments")  # id: that of the node
 PURGE = Kind("purge", volume_pb2.Purge, "garbage")
 IMAGE_CONTENT = Kind("image_content", image_pb2.ImageContent, "jobs", "", _GARBAGE)
-JOB = Kind("job", job_pb2.Job, "jobs", "j", _GARBAGE)
+JOB_STATE = Kind("job_state", job_pb2.JobStatus, "jobs", "", _GARBAGE)  # id: the job's; none: it has not begun
 
 # What nodes report, and who is alive.
 OBSERVED = Kind("observed", agent_pb2.Observed, "sync", "", _GARBAGE, kept=False)  # id: <node>/<key of the desired object>
@@ -108,9 +109,9 @@ CLUSTER = Kind("cluster", cluster_pb2.Cluster, "peers")  # id: "self"
 EVENT = Kind("event", event_pb2.Event, "*", "ev", kept=False)
 
 ALL: Final[tuple[Kind[Message], ...]] = (
-    PROJECT, IMAGE, VPC, SUBNET, PORT, VOLUME, VM, NODE, SECRET, JOIN_TOKEN, NAME, VNI, ERASURE, REQUEST, PLAN,
+    PROJECT, IMAGE, VPC, SUBNET, PORT, VOLUME, VM, NODE, JOB, SECRET, JOIN_TOKEN, NAME, VNI, ERASURE, REQUEST, PLAN,
     PORT_BINDING, ADDRESS, PLACEMENT, DECISION, NODE_CLAIMS, VOLUME_PLACEMENT, POOL_CLAIMS, ASSIGNMENT, NODE_LOSS, PURGE,
-    IMAGE_CONTENT, JOB,
+    IMAGE_CONTENT, JOB_STATE,
     OBSERVED, UNKNOWN, NODE_HEARD, NODE_FACTS, NODE_SESSION, CONTROLLER, CLUSTER, EVENT,
 )  # fmt: skip
 # Of ids that are to come: no object may have a name that could be one of them.

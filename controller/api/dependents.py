@@ -2,8 +2,8 @@
 
 A table: kind of the changed record -> function of (view, id of the record) that yields (kind, id) of API objects. The view
 is one after the change, so of a record that is gone only its id is known; ids are built to tell enough. Too many is
-harmless (an object is sent again), too few would leave a watcher with a stale sentence: tests/unit/test_api_dependents.py
-checks the table against the projections.
+harmless (an object is sent again), too few would leave a watcher with a stale sentence: tests/unit/test_api_status.py checks
+the table against the projections.
 """
 
 from __future__ import annotations
@@ -171,6 +171,7 @@ RULES: Final[dict[str, Rule]] = {
     kinds.IMAGE.name: _image,
     kinds.IMAGE_CONTENT.name: _image_alone,
     kinds.JOB.name: _job,
+    kinds.JOB_STATE.name: _job,
     kinds.VPC.name: _vpc,
     kinds.SUBNET.name: _subnet,
     kinds.PORT.name: _port,

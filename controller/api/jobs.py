@@ -9,6 +9,7 @@ from cairn.controller.api import nouns, resolution
 from cairn.controller.api.authorise import caller_of
 from cairn.controller.api.core import Core
 from cairn.controller.api.decision import Decided
+from cairn.controller.model.jobs import status_of
 from cairn.controller.model.permits import Caller, Verb
 from cairn.controller.store.base import Txn, View
 from cairn.proto import kinds
@@ -42,15 +43,17 @@ class JobService(job_pb2_grpc.JobServiceServicer):
 
         def decide(view: View, caller: Caller) -> Decided[Job]:
             record = resolution.find(view, caller, nouns.JOB, "", request.id, verb=Verb.CANCEL)
-            if record.message.status.done:
-                raise BadState("job", request.id, f"job {request.id} has ended: {record.message.status.say}")
             job = Job()
             job.CopyFrom(record.message)
+            status = status_of(view, job.id)
+            if status.done:
+                raise BadState("job", request.id, f"job {request.id} has ended: {status.say}")
             job.spec.cancel_requested = True
             job.update_time.CopyFrom(timestamp(self._core.clock.now()))
-            # The user's part of a job's record is its spec; the revision check keeps the machine's part as it is.
-            txn = Txn("jobs").check(kinds.JOB, job.id, record.mod_revision).put(kinds.JOB, job.id, job)
+            # Its state is checked too: of a job that ends at this moment it must be said that it has ended.
+            txn = Txn("api").check(kinds.JOB_STATE, job.id, view.revision_of(kinds.JOB_STATE, job.id))
+            txn.check(kinds.JOB, job.id, record.mod_revision).put(kinds.JOB, job.id, job)
             said = [("CancelRequested", f"the end of job {job.id} was asked for")]
-            return Decided(Txn("api").merge(txn), nouns.JOB, job.id, job.name, job.project, events=said)
+            return Decided(txn, nouns.JOB, job.id, job.name, job.project, events=said)
 
         return await self._core.mutations.run(request, caller_of(context), decide)

@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 
 from cairn.controller.model.attachments import Hold, attachment
 from cairn.controller.model.capabilities import unknown_there
+from cairn.controller.model.jobs import status_of, whole
 from cairn.controller.model.lifetime import kept_no_longer
 from cairn.controller.model.nodes import capacity, connected, node_name
 from cairn.controller.model.owners import owner, vm_of
@@ -101,9 +102,11 @@ def event(_view: View, record: Record[Event]) -> Event:
     return record.message
 
 
-def job(_view: View, record: Record[Job]) -> Job:
-    """Project a job: stored whole."""
+def job(view: View, record: Record[Job]) -> Job:
+    """Project a job: what is wished, and how far it is."""
     result: Job = copied(record)
+    result.status.CopyFrom(status_of(view, result.id))
+    result.status.say = result.status.say or "has not begun yet"
     result.reconciling = not result.status.done
     result.status.observed_revision = record.mod_revision
     return result
@@ -265,7 +268,7 @@ def image(view: View, record: Record[Image]) -> Image:
     result: Image = copied(record)
     status = result.status
     content = view.get(kinds.IMAGE_CONTENT, result.id)
-    jobs = [found for id in view.by(kinds.JOB, "target", result.id) if (found := view.get(kinds.JOB, id)) is not None]
+    jobs = [found for id in view.by(kinds.JOB, "target", result.id) if (found := whole(view, id)) is not None]
     newest = max(jobs, key=lambda each: each.create_time.ToNanoseconds(), default=None)
     ready, fetching = _image_holders(view, result.id)
     status.nodes.extend(sorted(ready))

@@ -8,6 +8,7 @@ from typing import Final
 
 from cairn.controller.jobs.machine import State, Step
 from cairn.controller.model.happening import EventSpec
+from cairn.controller.model.jobs import status_of
 from cairn.controller.model.nodes import connected, hash_of, node_name
 from cairn.controller.model.reports import image_report
 from cairn.controller.store.base import Txn, View
@@ -54,7 +55,8 @@ class ImportImage:
         if kind is kinds.OBSERVED:
             _, found, image = id.partition("/image/")
             return (image,) if found else ()
-        return [job.spec.target for job in view.all(kinds.JOB) if job.spec.kind == self.kind and not job.status.done]
+        jobs = [job for job in view.all(kinds.JOB) if job.spec.kind == self.kind]
+        return [job.spec.target for job in jobs if not status_of(view, job.id).done]
 
     def choose(self, view: View, job: Job, now: datetime) -> Step:  # noqa: ARG002 - one shape for all steps
         """Choose the keepers."""
@@ -129,12 +131,11 @@ class ImportImage:
 
 
 def start(image: Image, job: str, now: datetime) -> Txn:
-    """Return the transaction that starts the import of an image, to be merged with its creation."""
+    """Return the transaction that wishes for the import of an image, to be merged with its creation."""
     record = Job(id=job, name=job, project=image.project, create_time=timestamp(now), update_time=timestamp(now))
     record.spec.kind, record.spec.target = ImportImage.kind, image.id
     record.spec.deadline.CopyFrom(timestamp(now + DEADLINE))
-    record.status.state, record.status.say = ImportImage.first, "about to choose the nodes that keep it"
-    return Txn("jobs").create(kinds.JOB, job, record)
+    return Txn("api").create(kinds.JOB, job, record)
 
 
 def candidates(view: View, image: Image) -> list[str]:

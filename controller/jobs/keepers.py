@@ -18,6 +18,7 @@ from typing import Final
 
 from cairn.controller.jobs.import_image import REPLICAS, candidates, content_of, put
 from cairn.controller.model.happening import EventSpec
+from cairn.controller.model.jobs import under_way
 from cairn.controller.model.nodes import node_name
 from cairn.controller.model.reports import image_report
 from cairn.controller.reconcilers.base import NOTHING, Outcome
@@ -35,14 +36,14 @@ class Keepers:
     """See the module."""
 
     prefix = kinds.IMAGE.id_prefix
-    reads: tuple[AnyKind, ...] = (kinds.IMAGE, kinds.IMAGE_CONTENT, kinds.JOB, kinds.NODE)
+    reads: tuple[AnyKind, ...] = (kinds.IMAGE, kinds.IMAGE_CONTENT, kinds.JOB, kinds.JOB_STATE, kinds.NODE)
     writes: tuple[AnyKind, ...] = (kinds.IMAGE_CONTENT,)
 
     def keys(self, view: View, kind: AnyKind, id: str) -> Iterable[str]:
         """The image; of a node, those it keeps."""
         if kind is kinds.NODE:
             return view.by(kinds.IMAGE_CONTENT, "node", id)
-        if kind is kinds.JOB:
+        if kind in (kinds.JOB, kinds.JOB_STATE):
             job = view.get(kinds.JOB, id)
             return (job.spec.target,) if job is not None and view.get(kinds.IMAGE, job.spec.target) is not None else ()
         return (id,)
@@ -54,8 +55,7 @@ class Keepers:
     def reconcile(self, view: View, key: str, now: datetime) -> Outcome:  # noqa: ARG002 - one shape for all
         """Look at one image."""
         image, content = view.get(kinds.IMAGE, key), content_of(view, key)
-        importing = any(not job.status.done for id in view.by(kinds.JOB, "target", key) if (job := view.get(kinds.JOB, id)))
-        if image is None or importing or content.failed or not content.virtual_size_bytes:
+        if image is None or under_way(view, key) or content.failed or not content.virtual_size_bytes:
             return NOTHING
         there = [node for node in content.nodes if view.get(kinds.NODE, node) is not None]
         wanted = (image.spec.replicas or REPLICAS) - len(there)

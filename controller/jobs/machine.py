@@ -11,10 +11,10 @@ reconcilers and nodes act on; a job has no path of its own to a host.
     upload    -> Step("waits for its bytes")                # stays; looked at again when the view changes
     upload    -> Step("n1 holds it", next="replicate")
 
-Invariants. The job's record and what its step writes are one transaction that checks the record's revision: a step happened
-or it did not. A step repeated writes the same. Every job ends, "done" or "failed": past its deadline, cancelled, or when a
-step says `fail`, it goes to its `stop` state, which undoes what was done, and from there to "failed" with the first reason
-kept.
+Invariants. The job's state and what its step writes are one transaction that checks the revisions of the state and of the
+wish: a step happened or it did not, and never past a cancel. A step repeated writes the same. Every job ends, "done" or
+"failed": past its deadline, cancelled, or when a step says `fail`, it goes to its `stop` state, which undoes what was done,
+and from there to "failed" with the first reason kept. What is wished is the API's record, how far it is the machine's.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from datetime import datetime
 from typing import Final, Protocol
 
 from cairn.controller.model.happening import EventSpec
+from cairn.controller.model.jobs import status_of, under_way, whole
 from cairn.controller.reconcilers.base import NOTHING, Outcome
 from cairn.controller.store.base import Txn, View
 from cairn.proto import kinds
 from cairn.proto.kinds import AnyKind
 from cairn.proto.seams import moment, timestamp
-from cairn.proto.v1.job_pb2 import Job
+from cairn.proto.v1.job_pb2 import Job, JobStatus
 
 DONE: Final = "done"
 FAILED: Final = "failed"
@@ -52,7 +53,7 @@ class Step:
     next: str = ""
     fail: str = ""
     percent: int = 0
-    # Written with the job's record; by writer "jobs".
+    # Written with the job's state; by writer "jobs".
     txn: Txn | None = None
     # Replaces the job's memory when given.
     data: Mapping[str, str] | None = None
@@ -68,7 +69,7 @@ class Machine(Protocol):
     # Where a job begins, and where it goes to be undone.
     first: str
     stop: str
-    # Kinds it reads and writes besides its own record.
+    # Kinds it reads and writes besides its own records.
     reads: tuple[AnyKind, ...]
     writes: tuple[AnyKind, ...]
 
@@ -134,25 +135,25 @@ class Jobs:
         self._machines = {machine.kind: machine for machine in machines}
         self._upkeep = {each.prefix: each for each in upkeep}
         parts: list[Machine | Upkeep] = [*machines, *upkeep]
-        self.reads: tuple[AnyKind, ...] = (kinds.JOB, *{kind for part in parts for kind in part.reads})
-        self.writes: tuple[AnyKind, ...] = (kinds.JOB, *{kind for part in parts for kind in part.writes})
+        self.reads: tuple[AnyKind, ...] = (kinds.JOB, kinds.JOB_STATE, *{kind for part in parts for kind in part.reads})
+        self.writes: tuple[AnyKind, ...] = (kinds.JOB_STATE, *{kind for part in parts for kind in part.writes})
 
     def keys(self, view: View, kind: AnyKind, id: str) -> Iterable[str]:
         """The job, or the unfinished jobs on the targets concerned; and what is to be kept up."""
         for upkeep in self._upkeep.values():
             if kind in upkeep.reads:
                 yield from upkeep.keys(view, kind, id)
-        if kind is kinds.JOB:
+        if kind in (kinds.JOB, kinds.JOB_STATE):
             yield id
             return
         for machine in self._machines.values():
             if kind in machine.reads:
                 for target in machine.targets(view, kind, id):
-                    yield from (job for job in view.by(kinds.JOB, "target", target) if _open(view, job))
+                    yield from under_way(view, target)
 
     def all_keys(self, view: View) -> Iterable[str]:
         """All unfinished jobs, and all that is to be kept up."""
-        yield from [job.id for job in view.all(kinds.JOB) if not job.status.done]
+        yield from [id for id in list(view.ids(kinds.JOB)) if not status_of(view, id).done]
         for upkeep in self._upkeep.values():
             yield from upkeep.all_keys(view)
 
@@ -165,7 +166,7 @@ class Jobs:
         upkeep = self._upkeep.get(key.partition("-")[0])
         if upkeep is not None:
             return upkeep.reconcile(view, key, now)
-        job = view.get(kinds.JOB, key)
+        job = whole(view, key)
         if job is None or job.status.done:
             return NOTHING
         machine = self._machines.get(job.spec.kind)
@@ -185,11 +186,6 @@ class Jobs:
         return _written(view, job, name, step, now)
 
 
-def _open(view: View, id: str) -> bool:
-    job = view.get(kinds.JOB, id)
-    return job is not None and not job.status.done
-
-
 def _stop_reason(job: Job, now: datetime) -> str:
     if job.spec.cancel_requested:
         return "it was cancelled"
@@ -199,10 +195,9 @@ def _stop_reason(job: Job, now: datetime) -> str:
 
 
 def _written(view: View, job: Job, name: str, step: Step, now: datetime) -> Outcome:
-    """Return the outcome that records a step."""
-    after = Job()
-    after.CopyFrom(job)
-    status = after.status
+    """Return the outcome that records a step. job: with its status as it is."""
+    status = JobStatus()
+    status.CopyFrom(job.status)
     status.state, status.say = step.next or name, step.say
     status.percent = max(status.percent, min(step.percent, 100))
     if step.data is not None:
@@ -215,9 +210,9 @@ def _written(view: View, job: Job, name: str, step: Step, now: datetime) -> Outc
         status.percent = 100 if status.state == DONE else status.percent
         status.end_time.CopyFrom(timestamp(now))
     txn = Txn("jobs").merge(step.txn) if step.txn is not None else Txn("jobs")
-    if after != job:
-        after.update_time.CopyFrom(timestamp(now))
-        txn.check(kinds.JOB, job.id, view.revision_of(kinds.JOB, job.id)).put(kinds.JOB, job.id, after)
+    if status != job.status:
+        txn.check(kinds.JOB, job.id, view.revision_of(kinds.JOB, job.id))
+        txn.check(kinds.JOB_STATE, job.id, view.revision_of(kinds.JOB_STATE, job.id)).put(kinds.JOB_STATE, job.id, status)
     again_after_s = step.again_after_s
     if not status.done and job.spec.HasField("deadline"):
         left_s = max(0.0, (moment(job.spec.deadline) - now).total_seconds())

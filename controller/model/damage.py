@@ -28,7 +28,7 @@ _USED: Final = "some of what refers to it may be wrong for users until it is rep
 
 def findings(view: View) -> Found:
     """Yield all that is found; None for each record looked at in which nothing was."""
-    for look in (_unreadable, _references, _claims, _names, _numbers, _addresses, _reports, _unknown):
+    for look in (_unreadable, _references, _jobs, _claims, _names, _numbers, _addresses, _reports, _unknown):
         yield from look(view)
 
 
@@ -96,6 +96,14 @@ _REFERS: Final[dict[AnyKind, Callable[[Any], Iterable[tuple[AnyKind, str]]]]] = 
     kinds.SUBNET: lambda subnet: ((kinds.VPC, subnet.spec.vpc),),
     kinds.PORT_BINDING: lambda binding: ((kinds.PORT, binding.port), (kinds.SUBNET, binding.subnet)),
 }
+
+
+def _jobs(view: View) -> Found:
+    """How far a job is belongs to a job."""
+    for id in list(view.ids(kinds.JOB_STATE)):
+        yield None
+        if not _is_record(view, kinds.JOB, id):
+            yield Finding(check="reference", object=f"job_state/{id}", say=f"job {id} is not there")
 
 
 # --- what is claimed -------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from typing import Any, Final
 from cairn.controller.model.absence import removed
 from cairn.controller.model.assigned import VOLUME_WORK, work_key
 from cairn.controller.model.happening import EventSpec
+from cairn.controller.model.jobs import status_of
 from cairn.controller.model.lifetime import kept_for_s
 from cairn.controller.model.opened import opened_by
 from cairn.controller.model.owners import ports_of
@@ -41,10 +42,11 @@ KEEP: Final = timedelta(hours=24)
 # How long nodes that cannot be reached may come back and be told that a deleted image goes.
 ERASURE_KEEP: Final = timedelta(days=90)
 _LOOKED_AT: Final[tuple[AnyKind, ...]] = (
-    kinds.VM, kinds.VOLUME, kinds.PURGE, kinds.IMAGE_CONTENT, kinds.VNI, kinds.NAME, kinds.JOB, kinds.JOIN_TOKEN,
-    kinds.ERASURE,
+    kinds.VM, kinds.VOLUME, kinds.PURGE, kinds.IMAGE_CONTENT, kinds.VNI, kinds.NAME, kinds.JOB, kinds.JOB_STATE,
+    kinds.JOIN_TOKEN, kinds.ERASURE,
 )  # fmt: skip
 _HOLDERS: Final = (kinds.VPC, kinds.SUBNET)
+_OF_JOBS: Final[tuple[AnyKind, ...]] = (kinds.JOB, kinds.JOB_STATE)
 # Records of which a node is the first part of the id.
 _OF_NODES: Final[tuple[AnyKind, ...]] = (kinds.NODE, kinds.NODE_FACTS, kinds.NODE_HEARD, kinds.OBSERVED, kinds.UNKNOWN)
 # Removed at once, below what one transaction takes.
@@ -57,11 +59,12 @@ class Garbage:
     name = "garbage"
     reads: tuple[AnyKind, ...] = (
         kinds.VM, kinds.VOLUME, kinds.PURGE, kinds.PLACEMENT, kinds.VOLUME_PLACEMENT, kinds.OBSERVED, kinds.IMAGE, kinds.JOB,
-        kinds.JOIN_TOKEN, kinds.NODE, kinds.NODE_FACTS, kinds.NODE_HEARD, kinds.UNKNOWN, kinds.ERASURE,
+        kinds.JOB_STATE, kinds.JOIN_TOKEN, kinds.NODE, kinds.NODE_FACTS, kinds.NODE_HEARD, kinds.UNKNOWN, kinds.ERASURE,
     )  # fmt: skip
     writes: tuple[AnyKind, ...] = (
         kinds.PURGE, kinds.VM, kinds.SECRET, kinds.VOLUME, kinds.PORT, kinds.OBSERVED, kinds.IMAGE_CONTENT, kinds.VNI,
-        kinds.NAME, kinds.JOB, kinds.JOIN_TOKEN, kinds.NODE_FACTS, kinds.NODE_HEARD, kinds.UNKNOWN, kinds.ERASURE,
+        kinds.NAME, kinds.JOB, kinds.JOB_STATE, kinds.JOIN_TOKEN, kinds.NODE_FACTS, kinds.NODE_HEARD, kinds.UNKNOWN,
+        kinds.ERASURE,
     )  # fmt: skip
 
     def keys(self, view: View, kind: AnyKind, id: str) -> Iterable[str]:
@@ -271,13 +274,19 @@ def _name(view: View, id: str, now: datetime) -> Outcome:  # noqa: ARG001 - one 
 
 
 def _job(view: View, id: str, now: datetime) -> Outcome:
-    job = view.get(kinds.JOB, id)
-    if job is None or not job.status.done:
+    """A job that ended goes with its state; a state whose job is not there, alone."""
+    there, status = [kind for kind in _OF_JOBS if view.get(kind, id) is not None], status_of(view, id)
+    if not there or (kinds.JOB in there and not status.done):
         return NOTHING
-    left_s = (moment(job.status.end_time) + KEEP - now).total_seconds()
-    if left_s > 0:
+    left_s = (moment(status.end_time) + KEEP - now).total_seconds()
+    if kinds.JOB in there and left_s > 0:
         return Outcome(None, "kept to be looked at", again_after_s=left_s)
-    return _drop(view, kinds.JOB, id, f"job {id} ended long ago")
+    txn = Txn("garbage")
+    for kind in _OF_JOBS:
+        txn.check(kind, id, view.revision_of(kind, id))
+    for kind in there:
+        txn.delete(kind, id)
+    return Outcome(txn, f"job {id} ended long ago")
 
 
 def _join_token(view: View, id: str, now: datetime) -> Outcome:
@@ -336,6 +345,7 @@ _RULES: Final[dict[str, Callable[[View, str, datetime], Outcome]]] = {
     kinds.VNI.name: _vni,
     kinds.NAME.name: _name,
     kinds.JOB.name: _job,
+    kinds.JOB_STATE.name: _job,
     kinds.JOIN_TOKEN.name: _join_token,
     kinds.NODE.name: _node,
     kinds.ERASURE.name: _erasure,

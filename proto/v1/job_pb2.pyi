@@ -189,7 +189,7 @@ Global___CancelJobRequest: _TypeAlias = CancelJobRequest  # noqa: Y015
 
 @_typing.final
 class Job(_message.Message):
-    """A job. Stored whole in one key."""
+    """A job. Stored: what is wished (sole writer: api/), without its status, which is a record of its own, `job_state`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -254,7 +254,9 @@ class Job(_message.Message):
     @_builtins.property
     def spec(self) -> Global___JobSpec: ...
     @_builtins.property
-    def status(self) -> Global___JobStatus: ...
+    def status(self) -> Global___JobStatus:
+        """Stored here by older releases only."""
+
     @_builtins.property
     def plan(self) -> _common_pb2.Plan:
         """Only in answers to validate_only."""
@@ -318,6 +320,8 @@ Global___JobSpec: _TypeAlias = JobSpec  # noqa: Y015
 
 @_typing.final
 class JobStatus(_message.Message):
+    """How far a job is. Stored under its id. Sole writer: controller/jobs/."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final

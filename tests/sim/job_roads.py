@@ -26,7 +26,7 @@ from cairn.proto import kinds
 from cairn.proto.v1 import image_pb2
 from cairn.proto.v1.image_pb2 import ImageContent
 from cairn.proto.v1.image_pb2_grpc import ImageServiceStub
-from cairn.proto.v1.job_pb2 import CancelJobRequest, Job
+from cairn.proto.v1.job_pb2 import CancelJobRequest, JobStatus
 from cairn.proto.v1.job_pb2_grpc import JobServiceStub
 
 from tests.sim.client import digest_of
@@ -58,9 +58,13 @@ class Site:
 
     @property
     def state(self) -> str:
-        """The job's state as stored."""
-        job: Job | None = self.record(kinds.JOB, self.job)
-        return job.status.state if job is not None else ""
+        """The job's state as stored; empty: it has not begun."""
+        return self.status().state
+
+    def status(self) -> JobStatus:
+        """How far the job is, as stored."""
+        status: JobStatus | None = self.record(kinds.JOB_STATE, self.job)
+        return status if status is not None else JobStatus()
 
     def content(self) -> ImageContent:
         """Who is to keep the image."""

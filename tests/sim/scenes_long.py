@@ -86,11 +86,11 @@ def retention_never_ends(stage: Stage) -> None:
     stage.settle()
 
 
-@scene("remembered", "job/j-1 was to go")
+@scene("remembered", "job_state/j-1 was to go")
 def a_finished_job_stays(stage: Stage) -> None:
-    done = job(done=True)
-    done[2].status.end_time.FromDatetime(BEGIN)
-    stage.commit(done)
+    wished, done = job(done=True)
+    done[2].end_time.FromDatetime(BEGIN)
+    stage.commit(wished, done)
     _at(stage, 26)
     stage.settle()
 

@@ -285,58 +285,70 @@ def two_winners(stage: Stage) -> None:
 
 @scene("jobs_end")
 def imported(stage: Stage) -> None:
-    stage.commit(image(), content(NODE), job(done=True), node(), session())
+    stage.commit(image(), content(NODE), *job(done=True), node(), session())
     stage.host(images=frozenset({DIGEST}))
     stage.settle()
 
 
 @scene("jobs_end")
 def waits_for_its_bytes(stage: Stage) -> None:
-    stage.commit(image(), content(NODE, virtual_size_bytes=0), job(state="upload"))
+    stage.commit(image(), content(NODE, virtual_size_bytes=0), *job(state="upload"))
     stage.host()
     stage.settle()
 
 
+@scene("jobs_end", "its state is left")
+def it_goes_and_its_state_stays(stage: Stage) -> None:
+    stage.commit(*job(done=True))
+    stage.commit(("job", "j-1", None))
+
+
+@scene("jobs_end")
+def it_goes_whole(stage: Stage) -> None:
+    stage.commit(*job(done=True))
+    stage.commit(("job", "j-1", None), ("job_state", "j-1", None))
+
+
 @scene("jobs_end", "job j-1 has not ended: replicate")
 def under_way(stage: Stage) -> None:
-    stage.commit(image(), content(NODE), job(state="replicate"))
+    stage.commit(image(), content(NODE), *job(state="replicate"))
     stage.settle()
 
 
 @scene("jobs_end", "does not say why")
 def failed_silently(stage: Stage) -> None:
-    stage.commit(job(done=True, failed=True))
+    stage.commit(*job(done=True, failed=True))
     stage.settle()
 
 
 @scene("jobs_end", "does not show it")
 def failed_and_the_image_is_well(stage: Stage) -> None:
-    stage.commit(image(), content(NODE), job(done=True, failed=True, error="wrong digest"))
+    stage.commit(image(), content(NODE), *job(done=True, failed=True, error="wrong digest"))
     stage.settle()
 
 
 @scene("jobs_end", "nodes are still to keep")
 def failed_and_not_unwound(stage: Stage) -> None:
-    stage.commit(image(), content(NODE, failed=True, error="wrong digest"), job(done=True, failed=True, error="wrong digest"))
+    stage.commit(image(), content(NODE, failed=True, error="wrong digest"), *job(done=True, failed=True, error="wrong digest"))
     stage.settle()
 
 
 @scene("jobs_end")
 def failed_and_unwound(stage: Stage) -> None:
-    stage.commit(image(), content(failed=True, error="wrong digest"), job(done=True, failed=True, error="wrong digest"))
+    stage.commit(image(), content(failed=True, error="wrong digest"), *job(done=True, failed=True, error="wrong digest"))
     stage.settle()
 
 
 @scene("jobs_end", "is to keep image demo and has it not")
 def a_copy_is_missing(stage: Stage) -> None:
-    stage.commit(image(), content(NODE), job(done=True))
+    stage.commit(image(), content(NODE), *job(done=True))
     stage.host()
     stage.settle()
 
 
 @scene("jobs_end", "is kept on 1 nodes, 2 could keep it")
 def too_few_copies(stage: Stage) -> None:
-    stage.commit(image(), content(NODE), job(done=True), node(), node(OTHER), session(), session(OTHER))
+    stage.commit(image(), content(NODE), *job(done=True), node(), node(OTHER), session(), session(OTHER))
     stage.host(images=frozenset({DIGEST}))
     stage.settle()
 

@@ -200,9 +200,10 @@ def content(*nodes: str, **more: Any) -> tuple[str, str, image_pb2.ImageContent]
     return "image_content", IMAGE, image_pb2.ImageContent(image=IMAGE, nodes=nodes, **{"virtual_size_bytes": 1, **more})
 
 
-def job(**status: Any) -> tuple[str, str, job_pb2.Job]:
+def job(**status: Any) -> tuple[tuple[str, str, job_pb2.Job], tuple[str, str, job_pb2.JobStatus]]:
+    """What is wished, and how far it is."""
     spec = job_pb2.JobSpec(kind="import_image", target=IMAGE)
-    return "job", "j-1", job_pb2.Job(id="j-1", spec=spec, status=job_pb2.JobStatus(**status))
+    return ("job", "j-1", job_pb2.Job(id="j-1", spec=spec)), ("job_state", "j-1", job_pb2.JobStatus(**status))
 
 
 def said(key: str, node: str = NODE, revision: int = 1, **object: Any) -> tuple[str, str, agent_pb2.Observed]:

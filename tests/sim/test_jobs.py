@@ -33,6 +33,8 @@ STILL_S: Final = 3.0
 # A walk takes some thousands: a job that turns in circles is found out soon.
 STEPS_MAX: Final = 300_000
 MACHINES: Final = {machine.kind: machine for machine in machines()}
+# The state of a job that has not begun: all kinds there are begin so.
+(FIRST,) = {machine.first for machine in MACHINES.values()}
 
 
 @dataclass
@@ -49,9 +51,9 @@ class Strike:
     def observe(self, batch: Batch, _txn: Txn | None) -> None:
         """Note the steps of a revision."""
         for change in batch.changes:
-            if change.key.startswith(kinds.JOB.prefix) and change.value is not None:
+            if change.key.startswith(kinds.JOB_STATE.prefix) and change.value is not None:
                 before = self.world.backend.find(change.key, batch.revision - 1)
-                step = _state(before.value if before is not None else b""), _state(change.value)
+                step = _state(before.value) if before is not None else FIRST, _state(change.value)
                 if step[0] != step[1]:
                     self.walked[step] = None
 
@@ -60,9 +62,11 @@ class Strike:
         if self.struck or not self.how:
             return False
         for key, put in txn.puts.items():
-            if key.startswith(kinds.JOB.prefix) and _state(put.value) == self.state:
-                before = store.backend.find(key)
-                return before is None or _state(before.value) != self.state
+            before = store.backend.find(key)
+            if key.startswith(kinds.JOB.prefix) and before is None and self.state == FIRST:
+                return True
+            if key.startswith(kinds.JOB_STATE.prefix) and _state(put.value) == self.state:
+                return (_state(before.value) if before is not None else FIRST) != self.state
         return False
 
     async def commit(self, store: SimStore, txn: Txn) -> int:
@@ -88,7 +92,7 @@ class Strike:
 
 
 def _state(value: bytes) -> str:
-    return kinds.JOB.message.FromString(value).status.state
+    return kinds.JOB_STATE.message.FromString(value).state
 
 
 @contextmanager
@@ -141,8 +145,7 @@ async def _revive(site: Site, strike: Strike) -> None:
 
 
 def _ended(site: Site) -> bool:
-    job = site.record(kinds.JOB, site.job)
-    return job is not None and job.status.done
+    return site.status().done
 
 
 async def _rest(site: Site) -> None:
@@ -162,20 +165,20 @@ async def _rest(site: Site) -> None:
 
 def _judge(site: Site, road: Road, strike: Strike) -> None:
     """It ended as it had to, by the steps it had to take, and nothing of a failed one is left."""
-    job, content, pools = site.record(kinds.JOB, site.job), site.content(), [m.pool for m in site.world.machines.values()]
-    assert job.status.state == road.ends
-    assert job.status.failed == (road.ends == FAILED)
-    assert job.status.HasField("end_time")
-    assert set(road.edges) <= strike.walked.keys() - {("", road.edges[0][0])}
+    status, content, pools = site.status(), site.content(), [m.pool for m in site.world.machines.values()]
+    assert status.state == road.ends
+    assert status.failed == (road.ends == FAILED)
+    assert status.HasField("end_time")
+    assert set(road.edges) <= strike.walked.keys()
     holders = [pool for pool in pools if site.digest in pool.images]
     if road.ends == FAILED:
-        assert job.status.error
-        assert road.error in job.status.error
+        assert status.error
+        assert road.error in status.error
         assert not content.nodes
         assert not holders
         assert content.failed or site.record(kinds.IMAGE, site.image) is None
     else:
-        assert not job.status.error
+        assert not status.error
         assert content.virtual_size_bytes
         assert len(holders) >= len(content.nodes) > 0
 
@@ -192,6 +195,7 @@ async def _forget(site: Site) -> None:
     await site.until("every trace of the image to be gone", gone)
     await _rest(site)
     assert site.record(kinds.JOB, site.job) is not None
+    assert site.status().done
     left: list[Any] = [id for kind in (kinds.IMAGE, kinds.IMAGE_CONTENT) for id in site.world.referee.cloud.all(kind.name)]
     assert not left
 

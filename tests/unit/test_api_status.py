@@ -18,7 +18,7 @@ from cairn.proto.seams import timestamp
 from cairn.proto.v1.agent_pb2 import ImageReport, Observed, PortReport, Report, VmReport, VolumeReport
 from cairn.proto.v1.event_pb2 import Event
 from cairn.proto.v1.image_pb2 import Image, ImageContent
-from cairn.proto.v1.job_pb2 import Job
+from cairn.proto.v1.job_pb2 import Job, JobStatus
 from cairn.proto.v1.node_pb2 import Assignment, Node, NodeFacts, NodeSession, NodeStatus
 from cairn.proto.v1.port_pb2 import AddressClaim, Port, PortBinding
 from cairn.proto.v1.project_pb2 import Project
@@ -61,7 +61,7 @@ def records() -> dict[tuple[kinds.Kind[Any], str], Any]:
         Job(id="j-00000001"),
     )
     subnet.spec.vpc, subnet.spec.cidr, vpc.spec.cidr = VPC, "10.1.1.0/24", "10.1.0.0/16"
-    image.spec.size_bytes, job.spec.target, job.status.done = 100, IMAGE, True
+    image.spec.size_bytes, job.spec.target = 100, IMAGE
     placement = Placement(vm=VM, node=NODE)
     placement.decision.say = "on n1, the only node"
     facts = NodeFacts(memory_bytes=1 << 30)
@@ -76,6 +76,7 @@ def records() -> dict[tuple[kinds.Kind[Any], str], Any]:
         (kinds.VPC, VPC): vpc,
         (kinds.IMAGE, IMAGE): image,
         (kinds.JOB, job.id): job,
+        (kinds.JOB_STATE, job.id): JobStatus(done=True),
         (kinds.EVENT, "ev-1"): Event(id="ev-1"),
         (kinds.NODE, NODE): Node(id=NODE, name="n1"),
         (kinds.NODE, NODE2): Node(id=NODE2, name="n2"),

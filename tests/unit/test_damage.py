@@ -12,6 +12,7 @@ from cairn.controller.reconcilers.ports import Ports
 from cairn.proto import kinds
 from cairn.proto.v1.agent_pb2 import Observed, Report, Unknown
 from cairn.proto.v1.cluster_pb2 import NameClaim
+from cairn.proto.v1.job_pb2 import JobStatus
 from cairn.proto.v1.port_pb2 import AddressClaim
 from cairn.proto.v1.vpc_pb2 import VniClaim
 
@@ -81,6 +82,7 @@ def test_nothing_is_found_where_all_is_well() -> None:
             put(kinds.OBSERVED, f"{NODE}/vm/i-gone", Observed(node=NODE, key="vm/i-gone", report=Report(key="vm/i-gone"))),
             ("report", f"observed/{NODE}/vm/i-gone"),
         ),
+        (put(kinds.JOB_STATE, "j-gone", JobStatus(state="upload")), ("reference", "job_state/j-gone")),
         (
             put(kinds.UNKNOWN, f"{NODE}/vm/i-gone", Unknown(node=NODE, key="vm/i-gone", say="its guest runs")),
             ("unknown", f"{NODE}/vm/i-gone"),

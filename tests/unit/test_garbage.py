@@ -16,6 +16,7 @@ from cairn.proto.seams import timestamp
 from cairn.proto.v1.agent_pb2 import VmReport, VolumeReport
 from cairn.proto.v1.cluster_pb2 import NameClaim
 from cairn.proto.v1.image_pb2 import ImageContent
+from cairn.proto.v1.job_pb2 import JobStatus
 from cairn.proto.v1.node_pb2 import JoinToken
 from cairn.proto.v1.vpc_pb2 import VniClaim
 from hypothesis import settings
@@ -204,12 +205,16 @@ def test_what_nobody_refers_to_goes() -> None:
     cloud.settle(ALL)
     assert not list(cloud.view.ids(kinds.JOIN_TOKEN))
     assert list(cloud.view.ids(kinds.JOB)) == ["j-00000000"], "an unfinished job stays"
-    job = cloud.edit(kinds.JOB, "j-00000000")
-    job.status.done = True
-    job.status.end_time.CopyFrom(timestamp(cloud.now - timedelta(days=2)))
-    cloud.put(kinds.JOB, job.id, job)
+    ended = JobStatus(done=True, end_time=timestamp(cloud.now - timedelta(days=2)))
+    cloud.put(kinds.JOB_STATE, "j-00000000", ended)
+    cloud.put(kinds.JOB_STATE, "j-gone0000", JobStatus(state="upload"))
+    old = cloud.edit(kinds.JOB, "j-00000000")
+    old.id = old.name = "j-old00000"
+    old.status.CopyFrom(ended)
+    cloud.put(kinds.JOB, old.id, old)
     cloud.settle(ALL)
-    assert not list(cloud.view.ids(kinds.JOB))
+    assert not list(cloud.view.ids(kinds.JOB)), "also as an older release stored it"
+    assert not list(cloud.view.ids(kinds.JOB_STATE)), "with its job, and without one"
 
 
 class Erasing(RuleBasedStateMachine):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from cairn.controller.jobs.import_image import DEADLINE, LOST, ImportImage, candidates, start
 from cairn.controller.jobs.machine import Jobs, State, check_table, walk
+from cairn.controller.model.jobs import under_way, whole
 from cairn.controller.runtime import check_writers
 from cairn.controller.store.base import Conflict
 from cairn.proto import kinds
@@ -36,7 +37,7 @@ class Import:
 
     @property
     def job(self) -> Job:
-        job = self.cloud.view.get(kinds.JOB, JOB)
+        job = whole(self.cloud.view, JOB)
         assert job is not None
         return job
 
@@ -48,7 +49,7 @@ class Import:
 
     def step(self) -> str:
         """One decision; return the state after it."""
-        before = self.job.status.state
+        before = self.job.status.state or ImportImage.first
         outcome = self.jobs.reconcile(self.cloud.view, JOB, self.cloud.now)
         again = self.jobs.reconcile(self.cloud.view, JOB, self.cloud.now)
         assert (outcome.txn.puts if outcome.txn else None) == (again.txn.puts if again.txn else None), "a step is a function"
@@ -235,6 +236,7 @@ def test_changes_wake_the_jobs_concerned() -> None:
     view = job.cloud.view
     for kind, id in [
         (kinds.JOB, JOB),
+        (kinds.JOB_STATE, JOB),
         (kinds.IMAGE, job.image),
         (kinds.OBSERVED, f"{job.nodes[0]}/image/{job.image}"),
         (kinds.NODE_SESSION, job.nodes[0]),
@@ -251,6 +253,43 @@ def test_unknown_kind_of_job_is_left_alone() -> None:
     outcome = job.jobs.reconcile(job.cloud.view, JOB, job.cloud.now)
     assert outcome.txn is None
     assert "unknown" in outcome.say
+
+
+def test_how_far_it_is_is_apart_from_what_is_wished() -> None:
+    """One writer each: the API the wish, the machine the state."""
+    job = Import()
+    wished = job.cloud.view.revision_of(kinds.JOB, JOB)
+    assert job.cloud.view.get(kinds.JOB_STATE, JOB) is None
+    assert job.run() == "upload"
+    state = job.cloud.view.revision_of(kinds.JOB_STATE, JOB)
+    assert job.cloud.view.revision_of(kinds.JOB, JOB) == wished
+    job.cancel()
+    assert job.cloud.view.revision_of(kinds.JOB_STATE, JOB) == state
+
+
+def test_no_step_is_taken_past_a_cancel() -> None:
+    job = Import()
+    decided = job.jobs.reconcile(job.cloud.view, JOB, job.cloud.now)
+    job.cancel()
+    assert decided.txn is not None
+    with pytest.raises(Conflict):
+        job.cloud.commit(decided.txn)
+    assert job.run() == "failed"
+
+
+def test_a_job_an_older_release_began_goes_on() -> None:
+    """That kept how far it was in the wish."""
+    job = Import()
+    job.run()
+    old = job.cloud.edit(kinds.JOB, JOB)
+    old.status.CopyFrom(job.job.status)
+    job.cloud.put(kinds.JOB, JOB, old)
+    job.cloud.delete(kinds.JOB_STATE, JOB)
+    assert job.job.status.state == "upload"
+    job.ready(job.nodes[2])
+    assert job.run() == "replicate"
+    assert job.job.status.state == "replicate"
+    assert under_way(job.cloud.view, job.image) == [JOB]
 
 
 def test_every_step_of_the_table_can_be_taken() -> None:

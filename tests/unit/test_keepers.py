@@ -12,6 +12,7 @@ from cairn.proto import kinds
 from cairn.proto.seams import timestamp
 from cairn.proto.v1.agent_pb2 import ImageReport
 from cairn.proto.v1.image_pb2 import ImageContent
+from cairn.proto.v1.job_pb2 import JobStatus
 
 from tests.unit.cloud_kit import GIB, Cloud
 
@@ -136,16 +137,14 @@ def test_a_replica_that_never_came_is_not_waited_for_on_a_node_that_left() -> No
     image = site.cloud.view.get(kinds.IMAGE, site.image)
     assert image is not None
     site.cloud.commit(start(image, "j-00000000", site.cloud.now))
-    job = site.cloud.edit(kinds.JOB, "j-00000000")
-    job.status.state = "replicate"
-    site.cloud.put(kinds.JOB, job.id, job)
+    site.cloud.put(kinds.JOB_STATE, "j-00000000", JobStatus(state="replicate"))
     site.report(site.nodes[1], ImageReport.STATE_FETCHING)
     assert site.settle() == site.nodes[:2], "the copy is still to come"
     site.cloud.delete(kinds.NODE, site.nodes[1])
     assert site.settle() == [site.nodes[0], site.nodes[2]]
-    done = site.cloud.view.get(kinds.JOB, "j-00000000")
+    done = site.cloud.view.get(kinds.JOB_STATE, "j-00000000")
     assert done is not None
-    assert done.status.done
+    assert done.done
 
 
 def test_lone_is_what_no_other_keeper_that_stays_holds() -> None:

@@ -5,29 +5,38 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from cairn.proto.v1.job_pb2 import JobStatus
+
 from tests.sim.asked import Asked
 from tests.sim.checkers.base import Checker
-from tests.sim.cloud import Cloud
+from tests.sim.cloud import Cloud, Commit
 
 # ImageSpec's comment.
 REPLICAS = 2
 
 
 class JobsEnd(Checker):
-    """Looks at the jobs at rest."""
+    """Looks at the jobs at rest, and at what goes."""
+
+    def committed(self, cloud: Cloud, commit: Commit) -> Iterator[str]:
+        """A job and its state go together."""
+        for id in [change.id for change in commit.changes if change.kind in ("job", "job_state")]:
+            if cloud.get("job", id) is None and cloud.get("job_state", id) is not None:
+                yield f"job {id} is gone, and its state is left"
 
     def settled(self, cloud: Cloud, asked: Asked) -> Iterator[str]:
         """None is under way. An import whose bytes nobody sends waits for them, until its deadline."""
         for job in cloud.all("job").values():
             image, content = cloud.get("image", job.spec.target), cloud.get("image_content", job.spec.target)
-            if not job.status.done:
+            status = cloud.get("job_state", job.id) or JobStatus()
+            if not status.done:
                 if not _awaits_bytes(cloud, content):
-                    yield f"job {job.id} has not ended: {job.status.state}, {job.status.say}"
-            elif job.status.failed:
-                if not job.status.error:
+                    yield f"job {job.id} has not ended: {status.state}, {status.say}"
+            elif status.failed:
+                if not status.error:
                     yield f"job {job.id} failed and does not say why"
                 if image is not None and (content is None or not content.failed or not content.error):
-                    yield f"job {job.id} failed ({job.status.error}) and image {image.name} does not show it"
+                    yield f"job {job.id} failed ({status.error}) and image {image.name} does not show it"
                 if content is not None and content.nodes:
                     yield f"job {job.id} failed, and {len(content.nodes)} nodes are still to keep what it worked on"
             elif image is not None:

@@ -29,7 +29,7 @@ _LEASED: Final[dict[str, Callable[[Any], datetime]]] = {
 }
 # Those that somebody removes.
 _REMOVED: Final[dict[str, Callable[[Any], datetime | None]]] = {
-    "job": lambda record: _time(record.status.end_time) + _DAY if record.status.done else None,
+    "job_state": lambda record: _time(record.end_time) + _DAY if record.done else None,
     "join_token": lambda record: _time(record.expire_time) + _DAY,
     "vm": lambda record: _time(record.purge_time) if deleted(record) else None,
     "volume": lambda record: _time(record.purge_time) if deleted(record) else None,

@@ -22,6 +22,7 @@ WRITERS: Final[dict[str, tuple[str, str, bool]]] = {
     "volume": ("api", "garbage", False),
     "vm": ("api", "garbage", False),
     "node": ("api", "", False),
+    "job": ("api", "garbage", False),
     "secret": ("api", "garbage", False),
     "join_token": ("api", "garbage", False),
     "name": ("api", "garbage", False),
@@ -41,7 +42,7 @@ WRITERS: Final[dict[str, tuple[str, str, bool]]] = {
     "node_loss": ("assignments", "", False),
     "purge": ("garbage", "", False),
     "image_content": ("jobs", "garbage", False),
-    "job": ("jobs", "garbage", False),
+    "job_state": ("jobs", "garbage", False),
     # What nodes report, and who is alive.
     "observed": ("sync", "garbage", False),
     "unknown": ("sync", "garbage", False),

@@ -14,7 +14,7 @@ from typing import Final
 
 from cairn.proto import kinds
 from cairn.proto.v1.image_pb2 import ImageStatus
-from cairn.proto.v1.job_pb2 import CancelJobRequest, Job
+from cairn.proto.v1.job_pb2 import CancelJobRequest, Job, JobStatus
 from cairn.proto.v1.job_pb2_grpc import JobServiceStub
 
 from tests.sim.checkers.base import Violation
@@ -53,9 +53,11 @@ async def forget_import(user: User, name: str) -> None:
 
 
 async def _an_hour_later(world: World, name: str, job: str) -> None:
-    if _job(world, job).status.done:
+    if _status(world, job).done:
         return
-    deadline = _job(world, job).create_time.ToDatetime(UTC) + DEADLINE
+    wished = world.backend.find(kinds.JOB.key(job))
+    assert wished is not None, f"job {job} is gone before anybody could look at it"
+    deadline = Job.FromString(wished.value).create_time.ToDatetime(UTC) + DEADLINE
     clocks = [world.processes[controller].clock for controller in world.controllers]
     left_s = max((deadline - clock.now()).total_seconds() for clock in clocks) + 1.0
     if left_s > AHEAD_S_MAX:
@@ -64,16 +66,15 @@ async def _an_hour_later(world: World, name: str, job: str) -> None:
     for clock in clocks:
         clock.skew_s += left_s
     until_s = world.loop.time() + PATIENCE_S
-    while not _job(world, job).status.failed:
+    while not _status(world, job).failed:
         await asyncio.sleep(1.0)
         if world.loop.time() > until_s:
             raise Violation("jobs_end", f"the import of {name} has not failed though its deadline is over")
 
 
-def _job(world: World, id: str) -> Job:
-    item = world.backend.find(kinds.JOB.key(id))
-    assert item is not None, f"job {id} is gone before anybody could look at it"
-    return Job.FromString(item.value)
+def _status(world: World, id: str) -> JobStatus:
+    item = world.backend.find(kinds.JOB_STATE.key(id))
+    return JobStatus.FromString(item.value) if item is not None else JobStatus()
 
 
 ACTS = {"give_up_import": give_up_import, "forget_import": forget_import}
