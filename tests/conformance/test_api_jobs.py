@@ -1,4 +1,4 @@
-"""Jobs as users see them: what is wished and how far it is are two records shown as one object; a cancel writes the wish only."""
+"""Jobs as users see them: what is wished and how far it is are two records shown as one; a cancel writes the wish only."""
 
 from __future__ import annotations
 
