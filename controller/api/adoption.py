@@ -114,6 +114,10 @@ class Adoption:
         """Give a volume the size it was given since; its room follows. Raises BadState."""
         volume = Volume()
         volume.CopyFrom(known.message)
+        if not self._unknown.contested and volume_node(self._view, volume.id) == self._node:
+            # Its VM was adopted, and with it the volume; its node has not said yet that it knows.
+            self._api.check(kinds.VOLUME, volume.id, known.mod_revision)
+            return Decided(self._api, nouns.VOLUME, volume.id, volume.name, volume.project)
         if not self._unknown.contested:
             raise BadState("volume", volume.name, "by the records it is elsewhere, or nowhere yet: adopt its VM")
         volume.spec.size_bytes = given.size_bytes
