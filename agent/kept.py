@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from cairn.proto.addresses import addresses_of
 from cairn.proto.v1.agent_pb2 import Desired, DesiredForward, DesiredPeer, DesiredPort, DesiredVm, Upsert
 
 Objects = Mapping[str, Upsert]
@@ -55,7 +56,7 @@ def concerned(changed: Desired, unknown: Objects) -> list[str]:
         return []
     card = changed.port if kind == "port" else changed.forward
     networks = [f"network/{card.vpc}"] if f"network/{card.vpc}" in unknown else []
-    return networks + [key for key, held in unknown.items() if _place(held.object.forward) == _place(card)]
+    return networks + [key for key, held in unknown.items() if _places(held.object.forward) & _places(card)]
 
 
 def left_over(before: Objects, unknown: Objects, desired: Objects, *, restored: bool) -> dict[str, Upsert]:
@@ -81,11 +82,11 @@ def _is_card(port: DesiredPort, owner: Desired | None) -> bool:
 
 
 def _is_undisputed(forward: DesiredForward, desired: Objects, unknown: Objects) -> bool:
-    """Whether its network is here, and nothing desired has its address."""
+    """Whether its network is here, and nothing desired has an address of its."""
     if _last(f"network/{forward.vpc}", desired, unknown) is None:
         return False
-    place = _place(forward)
-    return all(place not in (_place(each.object.port), _place(each.object.forward)) for each in desired.values())
+    places = _places(forward)
+    return not any(places & (_places(each.object.port) | _places(each.object.forward)) for each in desired.values())
 
 
 def leads_elsewhere(object: Desired) -> bool:
@@ -105,5 +106,5 @@ def _is_apart(peer: DesiredPeer, desired: Objects, unknown: Objects) -> bool:
     return all(place != (each.object.peer.vpc, each.object.peer.transit_address) for each in desired.values())
 
 
-def _place(card: DesiredPort | DesiredForward) -> tuple[str, str, str]:
-    return card.vpc, card.subnet, card.address
+def _places(card: DesiredPort | DesiredForward) -> set[tuple[str, str, str]]:
+    return {(card.vpc, card.subnet, address) for address in addresses_of(card)}

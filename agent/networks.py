@@ -20,6 +20,7 @@ from cairn.agent.work import Again
 from cairn.agent.world import Part, World
 from cairn.net.base import Action, Dataplane, GuestServices, NetError, Observed, Wanted
 from cairn.net.plan import BindPort, EnsureNetwork, RemoveForward, RemoveNetwork, RemoveSubnet, UnbindPort, plan
+from cairn.proto.addresses import current
 from cairn.proto.ids import tap_of
 from cairn.proto.log import logger
 from cairn.proto.v1.agent_pb2 import DesiredForward, DesiredNetwork, DesiredPeer, DesiredPort, DesiredVm, PortReport, Report
@@ -71,9 +72,9 @@ class Networks:
                     del self._peers[vpc]
                 self._joined.pop(vpc, None)
             elif kind == "port":
-                _put(self._ports, id, object.port if object is not None else None)
+                _put(self._ports, id, current(object.port) if object is not None else None)
             elif kind == "forward":
-                _put(self._forwards, id.rpartition("/")[2], object.forward if object is not None else None)
+                _put(self._forwards, id.rpartition("/")[2], current(object.forward) if object is not None else None)
             elif kind == "vm":
                 _put(self._vms, id, object.vm if object is not None else None)
             self._services_stale |= kind in ("network", "port", "vm")

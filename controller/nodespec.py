@@ -49,6 +49,7 @@ from cairn.controller.shared import forward_of, peer_of
 from cairn.controller.store.base import View
 from cairn.net import ipam
 from cairn.proto import kinds
+from cairn.proto.addresses import addresses_of, set_addresses
 from cairn.proto.capabilities import ABSENT_IMAGES
 from cairn.proto.ids import LOCAL_POOL, mac_of, router_mac, tap_of, transit_address
 from cairn.proto.kinds import AnyKind, Kind
@@ -236,7 +237,7 @@ def _needed(view: View, kind: Kind[M], id: str) -> M:
 def _bound(view: View, port: str) -> PortBinding:
     """Return the address of a port. Raises CannotTell when it has none, yet or any more."""
     binding = _needed(view, kinds.PORT_BINDING, port)
-    if not binding.address:
+    if not addresses_of(binding):
         raise CannotTell(f"port {port} has no address yet")
     return binding
 
@@ -246,18 +247,17 @@ def _nics(view: View, node: str, vm: Vm) -> list[VmNic]:
     nics: list[VmNic] = []
     for nic in vm.spec.nics:
         binding, subnet = _bound(view, nic.port), _needed(view, kinds.SUBNET, nic.subnet)
-        nics.append(
-            VmNic(
-                port=nic.port,
-                tap=tap_of(nic.port),
-                mac=mac_of(nic.port),
-                mtu=mtu(view, node),
-                subnet=nic.subnet,
-                address=binding.address,
-                prefix_length=ipam.prefix_length(subnet.spec.cidr),
-                gateway=ipam.gateway(subnet.spec.cidr),
-            )
+        card = VmNic(
+            port=nic.port,
+            tap=tap_of(nic.port),
+            mac=mac_of(nic.port),
+            mtu=mtu(view, node),
+            subnet=nic.subnet,
+            prefix_length=ipam.prefix_length(subnet.spec.cidr),
+            gateway=ipam.gateway(subnet.spec.cidr),
         )
+        set_addresses(card, addresses_of(binding))
+        nics.append(card)
     return nics
 
 
@@ -406,12 +406,12 @@ def _port(view: View, presence: Presence, node: str, id: str) -> Desired | None:
         id=id,
         vpc=seat.vpc,
         subnet=binding.subnet,
-        address=binding.address,
         mac=binding.mac,
         vm=card_of,
         tap=tap_of(id),
         hostname=vm.name if vm is not None else "",
     )
+    set_addresses(result, addresses_of(binding))
     return Desired(port=result)
 
 

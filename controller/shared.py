@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 from cairn.controller.model.seats import Transit
+from cairn.proto.addresses import addresses_of, set_addresses
 from cairn.proto.ids import router_mac, transit_address
 from cairn.proto.v1.agent_pb2 import Desired, DesiredForward, DesiredPeer, Upsert
 from cairn.proto.v1.port_pb2 import PortBinding
@@ -123,11 +124,11 @@ def forward_of(vpc: str, port: str, binding: PortBinding | None, there: Transit)
         port=port,
         vpc=vpc,
         subnet=binding.subnet,
-        address=binding.address,
         mac=binding.mac,
         vtep=there.vtep,
         transit_address=transit_address(there.index),
     )
+    set_addresses(result, addresses_of(binding))
     return Desired(forward=result)
 
 

@@ -47,7 +47,8 @@ class PortState:
     id: str
     vpc: str
     subnet: str
-    address: str
+    # Each of either family, sorted.
+    addresses: tuple[str, ...]
     mac: str
     bound: bool
     # False: its TAP is gone (the guest stopped) and what is left are entries that name it.

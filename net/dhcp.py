@@ -16,6 +16,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
 from cairn.net.base import NetError
+from cairn.proto.addresses import first_ipv4
 from cairn.proto.ids import METADATA_ADDRESS
 from cairn.proto.v1.agent_pb2 import DesiredNetwork, DesiredPort, DesiredSubnet
 
@@ -276,7 +277,7 @@ def lease_for(port: DesiredPort, subnet: DesiredSubnet, network: DesiredNetwork,
     """
     primary = not first
     routes = (network.cidr,) if first and first != network.vpc and network.cidr else ()
-    address, cidr, gateway = IPv4Address(port.address), IPv4Network(subnet.cidr), IPv4Address(subnet.gateway)
+    address, cidr, gateway = IPv4Address(first_ipv4(port.addresses)), IPv4Network(subnet.cidr), IPv4Address(subnet.gateway)
     return Lease(
         str(address),
         str(cidr),

@@ -15,6 +15,7 @@ from ipaddress import IPv4Address
 from cairn.net import namespace, naming, rtnl, snapshot
 from cairn.net.base import NetError, PortState
 from cairn.net.nft import Binding, Rules
+from cairn.proto.addresses import is_ipv6
 from cairn.proto.v1.agent_pb2 import DesiredForward, DesiredNetwork, DesiredPort
 
 _GONE = {0, errno.ENOENT, errno.ESRCH, errno.ENODEV}
@@ -34,22 +35,23 @@ def fetch_tap(node: int, vpc: int, port: DesiredPort) -> None:
 
 def bind(port: DesiredPort) -> None:
     """Put a TAP into its bridge. Rules first, up last: at no moment does an unfiltered frame pass."""
-    IPv4Address(port.address)
+    _only_ipv4(port)
     with rtnl.Rtnl() as kernel:
         tap, bridge = kernel.link(port.tap), kernel.link(naming.bridge_of(port.subnet))
         if tap is None or bridge is None:
             raise NetError(f"bind port {port.id}: {port.tap if tap is None else naming.bridge_of(port.subnet)} is not there")
         before = snapshot.alias_fields(tap.alias)
-        stale = [Binding(port.tap, before["mac"], before["address"])] if {"mac", "address"} <= set(before) else []
-        Rules().bind([Binding(port.tap, port.mac, port.address)], stale)
-        alias = snapshot.port_alias(port.id, port.address, port.mac).encode()
+        held = before.get("address", "").split(",") if {"mac", "address"} <= set(before) else []
+        stale = [Binding(port.tap, before["mac"], address) for address in held]
+        Rules().bind([Binding(port.tap, port.mac, address) for address in port.addresses], stale)
+        alias = snapshot.port_alias(port.id, sorted(port.addresses), port.mac).encode()
         kernel.must(
             rtnl.set_link(tap.index, rtnl.attribute(rtnl.IFLA_IFALIAS, alias)),
             rtnl.set_link(tap.index, rtnl.attribute(rtnl.IFLA_MTU, struct.pack("=I", bridge.mtu))),
             rtnl.set_link(tap.index, rtnl.attribute(rtnl.IFLA_MASTER, struct.pack("=I", bridge.index))),
             rtnl.port_flags(tap.index, rtnl.GUEST_PORT),
             rtnl.bridge_fdb(tap.index, port.mac),
-            rtnl.neighbour(bridge.index, port.address, port.mac),
+            *(rtnl.neighbour(bridge.index, address, port.mac) for address in port.addresses),
             rtnl.set_link(tap.index, up=True),
         )
 
@@ -67,12 +69,21 @@ def unbind(state: PortState) -> None:
                 missing_is_fine=True,
             )
         bridge = kernel.link(naming.bridge_of(state.subnet)) if state.subnet else None
-        if bridge is not None and state.address:
-            ours = (bridge.index, state.address, state.mac)
-            if ours in {(entry.index, entry.dst, entry.mac) for entry in kernel.neighbours(snapshot.IPV4)}:
-                kernel.must(rtnl.neighbour(bridge.index, state.address, state.mac, add=False), missing_is_fine=True)
-    if state.mac and state.address:
-        Rules().bind([], [Binding(name, state.mac, state.address)])
+        if bridge is not None and state.addresses:
+            there = {(entry.index, entry.dst, entry.mac) for entry in kernel.neighbours(snapshot.IPV4)}
+            ours = [address for address in state.addresses if (bridge.index, address, state.mac) in there]
+            gone = [rtnl.neighbour(bridge.index, address, state.mac, add=False) for address in ours]
+            kernel.must(*gone, missing_is_fine=True)
+    if state.mac and state.addresses:
+        Rules().bind([], [Binding(name, state.mac, address) for address in state.addresses])
+
+
+def _only_ipv4(port: DesiredPort) -> None:
+    """Refuse what this dataplane does not carry. Raises NetError; ValueError for what is no address."""
+    for address in port.addresses:
+        if is_ipv6(address):
+            raise NetError(f"bind port {port.id}: its address {address} is IPv6, which is not carried yet", retryable=False)
+        IPv4Address(address)
 
 
 def set_forwards(forwards: Sequence[DesiredForward], *, add: bool) -> list[int]:
@@ -83,6 +94,10 @@ def set_forwards(forwards: Sequence[DesiredForward], *, add: bool) -> list[int]:
     with rtnl.Rtnl() as kernel:
         links = {link.name: link.index for link in kernel.links()}
         for position, forward in enumerate(forwards):
+            if any(is_ipv6(address) for address in forward.addresses):
+                # Not carried yet.
+                results[position] = errno.EAFNOSUPPORT
+                continue
             parts = _added(forward, links) if add else _removed(forward, links)
             if parts is None:
                 results[position] = errno.ENODEV
@@ -106,12 +121,11 @@ def _added(forward: DesiredForward, links: dict[str, int]) -> list[rtnl.Message]
     tunnel, bridge, transit = _indexes(forward, links)
     if not (tunnel and bridge and transit):
         return None
-    return [
-        rtnl.tunnel_fdb(tunnel, forward.mac, forward.vtep),
-        rtnl.bridge_fdb(tunnel, forward.mac),
-        rtnl.neighbour(bridge, forward.address, forward.mac),
-        rtnl.host_route(transit, forward.address, forward.transit_address, naming.ROUTE_PROTOCOL),
-    ]
+    messages = [rtnl.tunnel_fdb(tunnel, forward.mac, forward.vtep), rtnl.bridge_fdb(tunnel, forward.mac)]
+    for address in forward.addresses:
+        messages.append(rtnl.neighbour(bridge, address, forward.mac))
+        messages.append(rtnl.host_route(transit, address, forward.transit_address, naming.ROUTE_PROTOCOL))
+    return messages
 
 
 def _removed(forward: DesiredForward, links: dict[str, int]) -> list[rtnl.Message]:
@@ -120,10 +134,11 @@ def _removed(forward: DesiredForward, links: dict[str, int]) -> list[rtnl.Messag
     if tunnel and forward.mac:
         # Without a VTEP: whatever it points to.
         messages += [rtnl.tunnel_fdb(tunnel, forward.mac, "", add=False), rtnl.bridge_fdb(tunnel, forward.mac, add=False)]
-    if bridge and forward.address:
-        messages.append(rtnl.neighbour(bridge, forward.address, forward.mac, add=False))
-    if transit and forward.address and forward.transit_address:
-        messages.append(rtnl.host_route(transit, forward.address, "", naming.ROUTE_PROTOCOL, add=False))
+    for address in forward.addresses:
+        if bridge:
+            messages.append(rtnl.neighbour(bridge, address, forward.mac, add=False))
+        if transit and forward.transit_address:
+            messages.append(rtnl.host_route(transit, address, "", naming.ROUTE_PROTOCOL, add=False))
     return messages
 
 

@@ -160,7 +160,9 @@ class FakeNetHost:
             forwards.update(have.forwards)
             inside = self.inside(vpc)
             for id, port in have.ports.items():
-                state = PortState(id, vpc, port.subnet, port.address, port.mac, self._flows(vpc, id), port.tap in inside)
+                state = PortState(
+                    id, vpc, port.subnet, tuple(sorted(port.addresses)), port.mac, self._flows(vpc, id), port.tap in inside
+                )
                 ports[id] = state
             if stray := frozenset(inside - {port.tap for port in have.ports.values()}):
                 strays[vpc] = stray

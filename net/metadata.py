@@ -24,6 +24,7 @@ from http import HTTPStatus
 from typing import Final
 
 from cairn.net.base import NetError
+from cairn.proto.addresses import addresses_of, first_ipv4, is_ipv6
 from cairn.proto.v1.agent_pb2 import DesiredPort, DesiredSubnet, DesiredVm
 
 PORT: Final = 80
@@ -77,7 +78,7 @@ def _ec2(guest: Guest) -> Tree:
         "instance-id": vm.id.encode(),
         "hostname": hostname,
         "local-hostname": hostname,
-        "local-ipv4": guest.port.address.encode(),
+        "local-ipv4": first_ipv4(guest.port.addresses).encode(),
         "mac": guest.port.mac.encode(),
         "network": {"interfaces": {"macs": {nic.mac: _card(guest, n) for n, nic in enumerate(vm.nics)}}},
     }
@@ -93,7 +94,7 @@ def _card(guest: Guest, number: int) -> Tree:
     return {
         "device-number": str(number).encode(),
         "interface-id": nic.port.encode(),
-        "local-ipv4s": nic.address.encode(),
+        "local-ipv4s": "\n".join(each for each in addresses_of(nic) if not is_ipv6(each)).encode(),
         "mac": nic.mac.encode(),
         "subnet-id": nic.subnet.encode(),
         "subnet-ipv4-cidr-block": subnet.cidr.encode() if subnet is not None else b"",

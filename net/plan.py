@@ -160,11 +160,11 @@ def _replaceable(forward: DesiredForward, want: DesiredForward | None) -> bool:
     """Whether programming what is wanted overwrites all of it, without a moment in between (a guest that migrated)."""
     if want is None or (forward.vpc, forward.mac) != (want.vpc, want.mac):
         return False
-    return forward.subnet == want.subnet and forward.address in ("", want.address)
+    return forward.subnet == want.subnet and set(forward.addresses) <= set(want.addresses)
 
 
 def _is_stale(state: PortState, port: DesiredPort | None) -> bool:
-    if port is None or (state.vpc, state.address, state.mac) != (port.vpc, port.address, port.mac):
+    if port is None or (state.vpc, state.addresses, state.mac) != (port.vpc, tuple(sorted(port.addresses)), port.mac):
         return True
     return state.tap_present and state.subnet != port.subnet
 
@@ -246,8 +246,20 @@ def _forwards(wanted: Wanted, observed: Observed) -> Iterator[Action]:
             network = wanted.networks.get(forward.vpc)
             subnet = _subnet(network, forward.subnet)
             remade[place] = None if network is None or subnet is None else _is_remade(network, subnet, observed)
-        if remade[place] is not None and (remade[place] or observed.forwards.get(id) != forward):
+        if remade[place] is not None and (remade[place] or not _is_same(observed.forwards.get(id), forward)):
             yield AddForward(forward)
+
+
+def _is_same(have: DesiredForward | None, want: DesiredForward) -> bool:
+    """Whether all of it is there; in which order addresses are told is nothing the kernel knows."""
+    if have is None or have == want:
+        return have is not None
+    if sorted(have.addresses) != sorted(want.addresses):
+        return False
+    ordered = DesiredForward()
+    ordered.CopyFrom(want)
+    ordered.addresses[:] = have.addresses
+    return have == ordered
 
 
 def _is_remade(network: DesiredNetwork, subnet: DesiredSubnet, observed: Observed) -> bool:

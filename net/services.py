@@ -81,7 +81,7 @@ class NodeGuestServices:
             wanted=wanted,
             vms=known,
             by_mac={(port.subnet, port.mac): port for port in ports},
-            by_address={(port.vpc, port.address): port for port in ports},
+            by_address={(port.vpc, address): port for port in ports for address in port.addresses},
             subnets={subnet.id: subnet for network in wanted.networks.values() for subnet in network.subnets},
         )
         await self._refresh()

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Interface
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from cairn.net import naming, rtnl
 from cairn.net.base import PortState
@@ -21,6 +21,8 @@ from cairn.proto.ids import GATEWAY_MAC, METADATA_ADDRESS
 from cairn.proto.v1.agent_pb2 import DesiredForward, DesiredNetwork
 
 IPV4 = socket.AF_INET
+# Addresses of a guest, sorted, and the next hop to them.
+_Reached: TypeAlias = tuple[tuple[str, ...], str]
 # Path under /proc/sys -> value inside every VPC namespace. A path that does not exist (module absent) is left out.
 SETTINGS: Final = {
     "net/ipv4/conf/all/send_redirects": "0",
@@ -89,9 +91,9 @@ def network_alias(network: DesiredNetwork) -> str:
     return f"cairn network={network.vpc} cidr={network.cidr}"
 
 
-def port_alias(port: str, address: str, mac: str) -> str:
+def port_alias(port: str, addresses: Iterable[str], mac: str) -> str:
     """Return the mark of a TAP."""
-    return f"cairn port={port} address={address} mac={mac}"
+    return f"cairn port={port} address={','.join(addresses)} mac={mac}"
 
 
 def alias_fields(alias: str) -> dict[str, str]:
@@ -180,7 +182,8 @@ def forwards(vpc: str, snapshot: Snapshot) -> dict[str, DesiredForward]:
         forward = DesiredForward(port=port, vpc=vpc, subnet=subnet, mac=entry.mac, vtep=entry.dst)
         if (entry.index, entry.mac) not in static:
             forward.vtep = ""
-        forward.address, forward.transit_address = addresses.get((subnet, entry.mac), ("", ""))
+        held, forward.transit_address = addresses.get((subnet, entry.mac), ((), ""))
+        forward.addresses.extend(held)
         found[port] = forward
     _add_remains(vpc, found, static, tunnels, addresses, snapshot)
     return found
@@ -191,19 +194,21 @@ def _is_static(entry: rtnl.Neighbour) -> bool:
     return bool(entry.master) and entry.state == rtnl.NUD_NOARP
 
 
-def _forward_addresses(bridges: dict[int, str], snapshot: Snapshot) -> dict[tuple[str, str], tuple[str, str]]:
-    """(subnet, MAC) -> (address, transit address) of permanent neighbours."""
+def _forward_addresses(bridges: dict[int, str], snapshot: Snapshot) -> dict[tuple[str, str], _Reached]:
+    """(subnet, MAC) -> addresses of permanent neighbours, and the transit address all of them are routed to, "" if not all."""
     transit = snapshot.links.get(naming.TRANSIT)
     gateways = {
         route.dst: route.gateway
         for route in snapshot.routes
         if transit is not None and route.index == transit.index and route.prefix_length == 32
     }
-    return {
-        (bridges[entry.index], entry.mac): (entry.dst, gateways.get(entry.dst, ""))
-        for entry in snapshot.neighbours
-        if entry.index in bridges and entry.state & rtnl.NUD_PERMANENT
-    }
+    found: dict[tuple[str, str], _Reached] = {}
+    for entry in snapshot.neighbours:
+        if entry.index in bridges and entry.state & rtnl.NUD_PERMANENT:
+            place, gateway = (bridges[entry.index], entry.mac), gateways.get(entry.dst, "")
+            before, same = found.get(place, ((), gateway))
+            found[place] = (tuple(sorted((*before, entry.dst))), gateway if gateway == same else "")
+    return found
 
 
 def _add_remains(
@@ -211,27 +216,27 @@ def _add_remains(
     found: dict[str, DesiredForward],
     static: Iterable[tuple[int, str]],
     tunnels: dict[int, str],
-    addresses: dict[tuple[str, str], tuple[str, str]],
+    addresses: dict[tuple[str, str], _Reached],
     snapshot: Snapshot,
 ) -> None:
     """Tell also entries whose VXLAN part is gone: bridge entries, and neighbours with a route."""
     for index, mac in static:
         if (port := naming.port_of_mac(mac)) and port not in found:
-            address, transit = addresses.get((tunnels[index], mac), ("", ""))
+            held, transit = addresses.get((tunnels[index], mac), ((), ""))
             found[port] = DesiredForward(
-                port=port, vpc=vpc, subnet=tunnels[index], mac=mac, address=address, transit_address=transit
+                port=port, vpc=vpc, subnet=tunnels[index], mac=mac, addresses=held, transit_address=transit
             )
-    for (subnet, mac), (address, transit) in addresses.items():
+    for (subnet, mac), (held, transit) in addresses.items():
         port = naming.port_of_mac(mac)
         if port and transit and port not in found:
-            found[port] = DesiredForward(port=port, vpc=vpc, subnet=subnet, mac=mac, address=address, transit_address=transit)
-    known = {forward.address for forward in found.values()}
+            found[port] = DesiredForward(port=port, vpc=vpc, subnet=subnet, mac=mac, addresses=held, transit_address=transit)
+    known = {address for forward in found.values() for address in forward.addresses}
     transit_link = snapshot.links.get(naming.TRANSIT)
     for route in snapshot.routes:
         ours = transit_link is not None and route.index == transit_link.index and route.protocol == naming.ROUTE_PROTOCOL
         if ours and route.dst not in known:
             # A route alone, its guest unknown: removable, and it explains nothing that is wanted.
-            found[f"?{vpc}/{route.dst}"] = DesiredForward(vpc=vpc, address=route.dst, transit_address=route.gateway)
+            found[f"?{vpc}/{route.dst}"] = DesiredForward(vpc=vpc, addresses=[route.dst], transit_address=route.gateway)
 
 
 def ports(vpc: str, snapshot: Snapshot) -> dict[str, PortState]:
@@ -246,7 +251,7 @@ def ports(vpc: str, snapshot: Snapshot) -> dict[str, PortState]:
         fields = alias_fields(link.alias)
         if link.kind != "tun" or "port" not in fields:
             continue
-        address, mac = fields.get("address", ""), fields.get("mac", "")
+        addresses, mac = tuple(filter(None, fields.get("address", "").split(","))), fields.get("mac", "")
         bridge = next((b for b in snapshot.links.values() if b.index == link.master), None)
         bound = (
             bridge is not None
@@ -254,16 +259,19 @@ def ports(vpc: str, snapshot: Snapshot) -> dict[str, PortState]:
             and link.mtu == bridge.mtu
             and link.port_flags == rtnl.GUEST_PORT
             and (link.index, mac) in static
-            and (link.master, address, mac) in permanent
-            and Binding(link.name, mac, address) in snapshot.bindings
+            and bool(addresses)
+            and all((link.master, address, mac) in permanent for address in addresses)
+            and all(Binding(link.name, mac, address) in snapshot.bindings for address in addresses)
         )
-        found[fields["port"]] = PortState(fields["port"], vpc, bridges.get(link.master, ""), address, mac, bound)
-    for binding in snapshot.bindings:
+        found[fields["port"]] = PortState(fields["port"], vpc, bridges.get(link.master, ""), addresses, mac, bound)
+    for binding in sorted(snapshot.bindings):
         port = naming.port_of_tap(binding.tap)
-        if port and port not in found:
+        before = found.get(port)
+        if port and (before is None or (not before.tap_present and before.mac == binding.mac)):
             behind = [bridges[i] for i, a, m in permanent if i in bridges and (a, m) == (binding.address, binding.mac)]
-            subnet = behind[0] if behind else ""
-            found[port] = PortState(port, vpc, subnet, binding.address, binding.mac, bound=False, tap_present=False)
+            subnet = behind[0] if behind else before.subnet if before is not None else ""
+            addresses = (*(before.addresses if before is not None else ()), binding.address)
+            found[port] = PortState(port, vpc, subnet, addresses, binding.mac, bound=False, tap_present=False)
     return found
 
 

@@ -28,6 +28,7 @@ from cairn.controller.reconcilers.claims import claim, unclaimed
 from cairn.controller.store.base import Record, Txn, View
 from cairn.controller.words import size
 from cairn.proto import kinds
+from cairn.proto.addresses import addresses_of, claim_key, set_addresses
 from cairn.proto.errors import AlreadyExists, BadState, Exhausted
 from cairn.proto.ids import LOCAL_POOL, mac_of, pool_id
 from cairn.proto.owners import VM, set_owner
@@ -71,7 +72,7 @@ class Adoption:
         spec = vm.spec
         spec.arch, spec.restart_policy, spec.volume_type = given.arch, given.restart_policy, LOCAL_POOL
         for nic in given.nics:
-            spec.nics.add(subnet=nic.subnet, address=nic.address, port=nic.port)
+            set_addresses(spec.nics.add(subnet=nic.subnet, port=nic.port), addresses_of(nic))
             self._card(vm, nic)
         for disk in given.disks:
             self._disk(vm, disk)
@@ -151,24 +152,31 @@ class Adoption:
             say = f"it has a card in subnet {nic.subnet}, which is not there"
             raise BadState("vm", vm.name, f"{say}: a VM made in a network that the store does not know cannot be adopted")
         self._api.check(kinds.SUBNET, nic.subnet, subnet.mod_revision)
-        key = f"{nic.subnet}/{nic.address}"
+        addresses = addresses_of(nic)
+        for address in addresses:
+            self._claim(vm, nic, address)
+        vpc = subnet.message.spec.vpc
+        port = Port(id=nic.port, name=nic.port, project=vm.project, create_time=self._now, update_time=self._now)
+        port.spec.vpc, port.spec.subnet, port.spec.mac = vpc, nic.subnet, mac_of(nic.port)
+        set_owner(port, VM, vm.id)
+        set_addresses(port.spec, addresses)
+        self._api.check(kinds.PORT, nic.port, view.revision_of(kinds.PORT, nic.port)).put(kinds.PORT, nic.port, port)
+        binding = PortBinding(port=nic.port, subnet=nic.subnet, vpc=vpc, mac=mac_of(nic.port))
+        set_addresses(binding, addresses)
+        self._ports.check(kinds.PORT_BINDING, nic.port, view.revision_of(kinds.PORT_BINDING, nic.port))
+        self._ports.put(kinds.PORT_BINDING, nic.port, binding)
+
+    def _claim(self, vm: Vm, nic: VmNic, address: str) -> None:
+        """Claim an address the guest has. Raises BadState: somebody else has it."""
+        view, key = self._view, claim_key(nic.subnet, address)
         held = view.get(kinds.ADDRESS, key)
         if held is not None and held.port != nic.port:
             other = view.get(kinds.PORT, held.port)
             whose = owner(view, other) if other is not None else None
             by = f"{whose.title} {whose.name!r}" if whose is not None and whose.name else f"port {held.port}"
-            raise BadState("vm", vm.name, f"its address {nic.address} is that of {by}: adopt, delete or change that one first")
-        vpc = subnet.message.spec.vpc
-        port = Port(id=nic.port, name=nic.port, project=vm.project, create_time=self._now, update_time=self._now)
-        port.spec.vpc, port.spec.subnet = vpc, nic.subnet
-        set_owner(port, VM, vm.id)
-        port.spec.address, port.spec.mac = nic.address, mac_of(nic.port)
-        self._api.check(kinds.PORT, nic.port, view.revision_of(kinds.PORT, nic.port)).put(kinds.PORT, nic.port, port)
-        binding = PortBinding(port=nic.port, subnet=nic.subnet, vpc=vpc, address=nic.address, mac=mac_of(nic.port))
-        self._ports.check(kinds.PORT_BINDING, nic.port, view.revision_of(kinds.PORT_BINDING, nic.port))
-        self._ports.put(kinds.PORT_BINDING, nic.port, binding)
-        address = AddressClaim(subnet=nic.subnet, address=nic.address, port=nic.port)
-        self._ports.check(kinds.ADDRESS, key, view.revision_of(kinds.ADDRESS, key)).put(kinds.ADDRESS, key, address)
+            raise BadState("vm", vm.name, f"its address {address} is that of {by}: adopt, delete or change that one first")
+        claim = AddressClaim(subnet=nic.subnet, address=address, port=nic.port)
+        self._ports.check(kinds.ADDRESS, key, view.revision_of(kinds.ADDRESS, key)).put(kinds.ADDRESS, key, claim)
 
     # --- disks -----------------------------------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ from cairn.controller.retention import PLAN_KEEP_S, Retention
 from cairn.controller.store.base import Put, Store, Txn, View
 from cairn.controller.words import several, size
 from cairn.proto import kinds
+from cairn.proto.addresses import addresses_of
 from cairn.proto.errors import Invalid, Moved
 from cairn.proto.seams import Clock, Ids, moment, timestamp
 from cairn.proto.v1.cluster_pb2 import PlanRecord, StoredTxn
@@ -191,7 +192,7 @@ def details(view: View, kind: str, message: Any) -> list[str]:
         binding = view.get(kinds.PORT_BINDING, message.id)
         if binding is None:
             return []
-        return [f"address {binding.address}"] if binding.address else [f"no address: {binding.error}"]
+        return [f"address {each}" for each in addresses_of(binding)] or [f"no address: {binding.error}"]
     if kind in ("vpc", "subnet"):
         return [f"cidr {spec.cidr}", f"vni {spec.vni}"]
     return []

@@ -16,6 +16,7 @@ from cairn.controller.model.owners import owner, vm_of
 from cairn.controller.model.permits import Caller, Verb, name_for, visible
 from cairn.controller.store.base import Txn, View
 from cairn.proto import kinds
+from cairn.proto.addresses import addresses_of, claim_key, set_addresses
 from cairn.proto.errors import BadState, Exhausted, Invalid
 from cairn.proto.ids import mac_of
 from cairn.proto.owners import owner_of
@@ -24,8 +25,11 @@ from cairn.proto.v1.port_pb2 import Port
 from cairn.proto.v1.subnet_pb2 import Subnet
 
 RULES = UpdateRules(
-    mutable=("labels",), immutable=("name", "spec.vpc", "spec.subnet", "spec.vm", "spec.owner", "spec.address", "spec.mac")
-)
+    mutable=("labels",),
+    immutable=(
+        "name", "spec.vpc", "spec.subnet", "spec.vm", "spec.owner", "spec.address", "spec.addresses", "spec.mac",
+    ),
+)  # fmt: skip
 
 
 class PortService(port_pb2_grpc.PortServiceServicer):
@@ -46,7 +50,7 @@ class PortService(port_pb2_grpc.PortServiceServicer):
             field = "port.spec.owner" if given.spec.HasField("owner") else "port.spec.vm"
             raise Invalid(field, "a VM's ports are made with the VM")
         subnet = looked_up(view, caller, nouns.SUBNET, port.project, given.spec.subnet, "port.spec.subnet")
-        fill(view, caller, decided.txn, port, subnet, given.spec.address, "port.spec.address")
+        fill(view, caller, decided.txn, port, subnet, validation.addresses("port.spec", given.spec))
         room(view, subnet, 1)
         decided.txn.create(kinds.PORT, port.id, port)
         return decided
@@ -96,14 +100,14 @@ class PortService(port_pb2_grpc.PortServiceServicer):
             yield response
 
 
-def fill(view: View, caller: Caller, txn: Txn, port: Port, subnet: Subnet, address: str, field: str) -> None:
+def fill(view: View, caller: Caller, txn: Txn, port: Port, subnet: Subnet, asked: validation.Asked) -> None:
     """Complete a new port's spec and add the checks it depends on. Raises Invalid, BadState."""
     port.spec.subnet, port.spec.vpc, port.spec.mac = subnet.id, subnet.spec.vpc, mac_of(port.id)
     txn.check(kinds.SUBNET, subnet.id, view.revision_of(kinds.SUBNET, subnet.id))
-    if not address:
+    if not asked.address:
         return
-    wanted = str(validation.address(field, address, subnet.spec.cidr))
-    key = f"{subnet.id}/{wanted}"
+    field, wanted = asked.field, str(validation.address(asked.field, asked.address, subnet.spec.cidr))
+    key = claim_key(subnet.id, wanted)
     claim = view.get(kinds.ADDRESS, key)
     holder = claim.port if claim is not None else _asked_for(view, subnet, wanted)
     if holder:
@@ -111,7 +115,7 @@ def fill(view: View, caller: Caller, txn: Txn, port: Port, subnet: Subnet, addre
         raise BadState("address", wanted, f"{field}: {wanted} in subnet {subnet.name!r} is taken by {who}")
     # Writing the subnet makes two ports conflict that ask for one address at the same moment.
     txn.check(kinds.ADDRESS, key, 0).put(kinds.SUBNET, subnet.id, subnet)
-    port.spec.address = wanted
+    set_addresses(port.spec, (wanted,))
 
 
 def _called(view: View, caller: Caller, id: str) -> str:
@@ -128,7 +132,7 @@ def _asked_for(view: View, subnet: Subnet, address: str) -> str:
     """Return the port that asks for an address and has not got it yet, or ""."""
     for id in view.by(kinds.PORT, "subnet", subnet.id):
         port = view.get(kinds.PORT, id)
-        if port is not None and port.spec.address == address:
+        if port is not None and address in addresses_of(port.spec):
             return id
     return ""
 

@@ -24,6 +24,7 @@ from cairn.controller.model.where import in_shared_pool, vms_on, volume_claimed_
 from cairn.controller.store.base import Record, View
 from cairn.controller.words import size
 from cairn.proto import kinds
+from cairn.proto.addresses import addresses_of, set_addresses
 from cairn.proto.capabilities import volume_type
 from cairn.proto.ids import LOCAL_POOL, pool_id
 from cairn.proto.owners import owner_of
@@ -163,8 +164,8 @@ def port(view: View, record: Record[Port]) -> Port:
         result.reconciling = True
         return result
     status.observed_revision = record.mod_revision
-    status.address = binding.address
-    if not binding.address:
+    set_addresses(status, addresses_of(binding))
+    if not status.addresses:
         status.state, status.say = PortStatus.STATE_FAILED, binding.error or "has no address"
         return result
     seen = report(view, place.owner, f"port/{result.id}")
@@ -173,7 +174,7 @@ def port(view: View, record: Record[Port]) -> Port:
     elif seen is not None and seen.port.state == PortReport.STATE_ACTIVE:
         status.state, status.say = PortStatus.STATE_ACTIVE, f"active on {status.node}"
     else:
-        status.state, status.say = PortStatus.STATE_ALLOCATED, f"has {binding.address}; not in use now"
+        status.state, status.say = PortStatus.STATE_ALLOCATED, f"has {', '.join(status.addresses)}; not in use now"
     return result
 
 

@@ -22,7 +22,7 @@ from cairn.proto.errors import BadState
 from cairn.proto.v1 import subnet_pb2, subnet_pb2_grpc
 from cairn.proto.v1.subnet_pb2 import Subnet
 
-RULES = UpdateRules(mutable=("labels",), immutable=("name", "spec.vpc", "spec.cidr", "spec.vni"))
+RULES = UpdateRules(mutable=("labels",), immutable=("name", "spec.vpc", "spec.cidr", "spec.cidr_v6", "spec.vni"))
 
 
 class SubnetService(subnet_pb2_grpc.SubnetServiceServicer):
@@ -46,6 +46,7 @@ class SubnetService(subnet_pb2_grpc.SubnetServiceServicer):
             for id in view.by(kinds.SUBNET, "vpc", vpc.id)
             if (found := view.get(kinds.SUBNET, id)) is not None
         }
+        validation.not_yet("subnet.spec.cidr_v6", given.spec.cidr_v6)
         cidr = validation.subnet_cidr("subnet.spec.cidr", given.spec.cidr, vpc.spec.cidr, siblings)
         subnet.spec.vpc, subnet.spec.cidr = vpc.id, str(cidr)
         subnet.spec.vni = claim_vni(decided.txn, view, subnet.id)

@@ -11,10 +11,11 @@ import binascii
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from cairn.controller.words import size
+from cairn.proto.addresses import Addressed, is_ipv6
 from cairn.proto.errors import Invalid
 from cairn.proto.kinds import ID_PREFIXES
 from cairn.proto.v1.image_pb2 import ImageFormat, ImageSpec
@@ -39,6 +40,9 @@ DISK_BYTES_MIN: Final = MIB
 DISK_BYTES_MAX: Final = 64 * TIB
 NICS_MAX: Final = 8
 VOLUMES_MAX: Final = 16
+# Of one port.
+ADDRESSES_MAX: Final = 1
+NO_IPV6: Final = "IPv6 is not carried yet"
 SSH_KEYS_MAX: Final = 32
 SSH_KEY_LENGTH_MAX: Final = 16 * KIB
 USER_DATA_BYTES_MAX: Final = 64 * KIB
@@ -174,7 +178,7 @@ def _network(field: str, value: str) -> IPv4Network:
         try:
             loose = IPv4Network(value, strict=False)
         except ValueError:
-            raise Invalid(field, f"{value!r} is not an IPv4 CIDR such as 10.1.0.0/16") from error
+            raise Invalid(field, NO_IPV6 if is_ipv6(value) else f"{value!r} is not an IPv4 CIDR such as 10.1.0.0/16") from error
         raise Invalid(field, f"{value} has host bits set; did you mean {loose}?") from error
 
 
@@ -202,13 +206,35 @@ def subnet_cidr(field: str, value: str, vpc: str, siblings: Mapping[str, str]) -
     return network
 
 
+class Asked(NamedTuple):
+    """The address a port is asked to have, and the field that says so; empty: any."""
+
+    field: str
+    address: str
+
+
+def addresses(prefix: str, given: Addressed) -> Asked:
+    """Return the address asked for; clients of the release before give `address`. prefix: what the message is called."""
+    asked = list(given.addresses)
+    at_most(f"{prefix}.addresses", asked, ADDRESSES_MAX, "addresses")
+    if asked and given.address not in ("", asked[0]):
+        raise Invalid(f"{prefix}.address", f"is {given.address}, but addresses says {asked[0]}: give addresses alone")
+    return Asked(f"{prefix}.addresses[0]", asked[0]) if asked else Asked(f"{prefix}.address", given.address)
+
+
+def not_yet(field: str, value: str) -> None:
+    """Refuse a field of IPv6."""
+    if value:
+        raise Invalid(field, f"{NO_IPV6}: leave it out")
+
+
 def address(field: str, value: str, cidr: str) -> IPv4Address:
     """Return an address a guest may have in a subnet: not the network's, the gateway's nor the broadcast one."""
     network = IPv4Network(cidr)
     try:
         wanted = IPv4Address(value)
     except ValueError as error:
-        raise Invalid(field, f"{value!r} is not an IPv4 address") from error
+        raise Invalid(field, NO_IPV6 if is_ipv6(value) else f"{value!r} is not an IPv4 address") from error
     if wanted not in network:
         raise Invalid(field, f"{wanted} is not inside the subnet's {network}")
     reserved = {network[0]: "the network address", network[1]: "the gateway", network[-1]: "the broadcast address"}

@@ -17,6 +17,7 @@ from cairn.controller.model.pools import reaching
 from cairn.controller.model.where import in_shared_pool, volume_node, volume_pool
 from cairn.controller.store.base import Txn, View
 from cairn.proto import kinds
+from cairn.proto.addresses import set_addresses
 from cairn.proto.errors import BadState, Invalid
 from cairn.proto.owners import VM, set_owner
 from cairn.proto.sealing import SealError
@@ -126,13 +127,15 @@ def _cards(view: View, caller: Caller, core: Core, txn: Txn, vm: Vm, wanted: VmS
         port.update_time.CopyFrom(vm.create_time)
         port.name = port.id
         set_owner(port, VM, vm.id)
-        fill(view, caller, txn, port, subnet, nic.address, f"{field}.address")
-        if port.spec.address and (subnet.id, port.spec.address) in taken:
-            raise Invalid(f"{field}.address", f"{port.spec.address} is asked for twice")
-        taken.add((subnet.id, port.spec.address))
+        asked_for = validation.addresses(field, nic)
+        fill(view, caller, txn, port, subnet, asked_for)
+        for address in port.spec.addresses:
+            if (subnet.id, address) in taken:
+                raise Invalid(asked_for.field, f"{address} is asked for twice")
+            taken.add((subnet.id, address))
         asked[subnet.id] += 1
         room(view, subnet, asked[subnet.id])
-        vm.spec.nics.add(subnet=subnet.id, address=port.spec.address, port=port.id)
+        set_addresses(vm.spec.nics.add(subnet=subnet.id, port=port.id), port.spec.addresses)
         txn.create(kinds.PORT, port.id, port)
 
 

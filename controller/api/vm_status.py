@@ -13,6 +13,7 @@ from cairn.controller.model.reports import report
 from cairn.controller.model.where import reason, where
 from cairn.controller.store.base import Record, View
 from cairn.proto import kinds
+from cairn.proto.addresses import addresses_of, set_addresses
 from cairn.proto.capabilities import OPEN_VOLUMES, desired_kind
 from cairn.proto.ids import mac_of
 from cairn.proto.v1.agent_pb2 import VM_PAUSE_UNSPECIFIED, ImageReport, VmReport
@@ -63,13 +64,13 @@ def _fill_nics(view: View, vm: Vm) -> None:
     for nic in vm.spec.nics:
         binding = view.get(kinds.PORT_BINDING, nic.port)
         subnet = view.get(kinds.SUBNET, nic.subnet)
-        vm.status.nics.add(
+        shown = vm.status.nics.add(
             port=nic.port,
             subnet=nic.subnet,
             subnet_name=subnet.name if subnet is not None else "",
-            address=binding.address if binding is not None else "",
             mac=mac_of(nic.port),
         )
+        set_addresses(shown, addresses_of(binding) if binding is not None else ())
 
 
 def _conditions(vm: Vm, why: str, *, placed: bool) -> None:
@@ -83,7 +84,7 @@ def _unplaced(view: View, vm: Vm, why: str) -> str:
     """Say why it is nowhere yet."""
     for nic in vm.spec.nics:
         binding = view.get(kinds.PORT_BINDING, nic.port)
-        if binding is not None and not binding.address:
+        if binding is not None and not addresses_of(binding):
             return f"has no address: {binding.error}"
     if why:
         return why

@@ -21,7 +21,7 @@ from cairn.proto.errors import BadState
 from cairn.proto.v1 import vpc_pb2, vpc_pb2_grpc
 from cairn.proto.v1.vpc_pb2 import Vpc
 
-RULES = UpdateRules(mutable=("labels",), immutable=("name", "spec.cidr", "spec.vni"))
+RULES = UpdateRules(mutable=("labels",), immutable=("name", "spec.cidr", "spec.cidr_v6", "spec.vni"))
 
 
 class VpcService(vpc_pb2_grpc.VpcServiceServicer):
@@ -36,6 +36,7 @@ class VpcService(vpc_pb2_grpc.VpcServiceServicer):
 
         def decide(view: View, caller: Caller) -> Decided[Vpc]:
             decided, vpc = begin(view, caller, self._core, nouns.VPC, request.vpc)
+            validation.not_yet("vpc.spec.cidr_v6", request.vpc.spec.cidr_v6)
             vpc.spec.cidr = str(validation.vpc_cidr("vpc.spec.cidr", request.vpc.spec.cidr))
             vpc.spec.vni = claim_vni(decided.txn, view, vpc.id)
             decided.txn.create(kinds.VPC, vpc.id, vpc)

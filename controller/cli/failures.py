@@ -112,7 +112,7 @@ def _taken(kind: str, name: str) -> str:
 def _look_at(subject: str) -> str:
     kind, _, name = subject.partition("/")
     if kind == "address":
-        return f"see who has it: cairn port list --filter 'status.address = \"{name}\"'"
+        return f"see who has it: cairn port list --filter 'status.addresses:\"{name}\"'"
     return f"cairn {kind} show {name}" if name and kind in NOUNS else ""
 
 

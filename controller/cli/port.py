@@ -28,7 +28,7 @@ NOUN = Noun(
         Column("ID", lambda port: port.id),
         Column("OWNER", lambda port: port.status.owner_name or port.spec.owner.id),
         Column("SUBNET", lambda port: port.status.subnet_name or port.spec.subnet),
-        Column("ADDRESS", lambda port: port.status.address),
+        Column("ADDRESS", lambda port: ",".join(port.status.addresses)),
         Column("STATE", lambda port: state_text(port.status)),
         Column("NODE", lambda port: port.status.node),
         Column("AGE", lambda port: port.create_time),
@@ -39,7 +39,7 @@ NOUN = Noun(
     details=lambda port: [
         ("Owner", _owner(port)),
         ("Subnet", f"{port.status.subnet_name} ({port.spec.subnet})"),
-        ("Address", port.status.address),
+        ("Address", ", ".join(port.status.addresses)),
         ("MAC", port.spec.mac),
         ("Node", port.status.node),
     ],
@@ -60,5 +60,7 @@ async def create(session: Session, name: str, subnet: str, label: tuple[tuple[st
     from cairn.proto.v1.port_pb2 import CreatePortRequest, Port, PortSpec
 
     where, _, address = subnet.partition("=")
-    port = Port(name=name, project=session.project, labels=dict(label), spec=PortSpec(subnet=where, address=address))
+    # Both fields: controllers of the release before know the first.
+    spec = PortSpec(subnet=where, address=address, addresses=[address] if address else [])
+    port = Port(name=name, project=session.project, labels=dict(label), spec=spec)
     await perform(session, NOUN, CreatePortRequest(port=port), Goal("there", frozenset({"ALLOCATED", "ACTIVE"})))

@@ -114,7 +114,8 @@ def spec_of(
         spec.root_disk_bytes = disk
     for each in subnet:
         where, _, address = each.partition("=")
-        spec.nics.add(subnet=where, address=address)
+        # Both fields: controllers of the release before know the first.
+        spec.nics.add(subnet=where, address=address, addresses=[address] if address else [])
     return spec
 
 

@@ -35,7 +35,7 @@ GOALS = {"running": RUNNING, "stopped": STOPPED, "settled": SETTLED, "deleted": 
 
 
 def _addresses(vm: Any) -> str:
-    return ",".join(nic.address for nic in vm.status.nics if nic.address)
+    return ",".join(address for nic in vm.status.nics for address in nic.addresses)
 
 
 def _details(vm: Any) -> Iterable[Detail]:
@@ -50,7 +50,10 @@ def _details(vm: Any) -> Iterable[Detail]:
         " ".join(filter(None, [spec.root_volume, size_text(spec.root_disk_bytes) if spec.root_disk_bytes else ""])),
     )
     yield "Volumes", list(spec.volumes)
-    rows = [(nic.subnet_name or nic.subnet, f"{nic.address or 'no address yet'}  {nic.mac}  {nic.port}") for nic in status.nics]
+    rows = [
+        (nic.subnet_name or nic.subnet, f"{', '.join(nic.addresses) or 'no address yet'}  {nic.mac}  {nic.port}")
+        for nic in status.nics
+    ]
     yield Section("Network", rows)
     yield "Only on node", spec.node
     yield "Needs labels", [f"{key}={value}" for key, value in sorted(spec.node_selector.items())]

@@ -24,6 +24,7 @@ from cairn.controller.model.reports import report
 from cairn.controller.model.where import where
 from cairn.controller.store.base import View
 from cairn.proto import kinds
+from cairn.proto.addresses import addresses_of
 from cairn.proto.capabilities import OPEN_VOLUMES
 from cairn.proto.v1.agent_pb2 import VmReport
 from cairn.proto.v1.vm_pb2 import Vm
@@ -116,7 +117,7 @@ def _freed(view: View, volume: Volume) -> Attachment:
 def _is_told(view: View, vm: Vm) -> bool:
     """Tell whether the node of a VM was told of it, as far as anybody knows: a guest without an address is started nowhere."""
     bindings = [view.get(kinds.PORT_BINDING, nic.port) for nic in vm.spec.nics]
-    return all(binding is not None and binding.address for binding in bindings)
+    return all(binding is not None and addresses_of(binding) for binding in bindings)
 
 
 def _seen(view: View, node: str, vm: str) -> VmReport | None:

@@ -18,6 +18,7 @@ from cairn.controller.model.unreadable import all_unreadable
 from cairn.controller.model.where import claimed, volume_claimed_bytes, volume_node, volume_pool, where
 from cairn.controller.store.base import View
 from cairn.proto import kinds
+from cairn.proto.addresses import addresses_of, claim_key
 from cairn.proto.kinds import AnyKind
 from cairn.proto.owners import owner_of
 from cairn.proto.v1.cluster_pb2 import Finding
@@ -165,16 +166,18 @@ def _addresses(view: View) -> Found:
         claim = record.message
         binding = view.get(kinds.PORT_BINDING, claim.port)
         damaged = claim.port in view.unreadable(kinds.PORT_BINDING)
-        if not damaged and (binding is None or (binding.subnet, binding.address) != (claim.subnet, claim.address)):
-            say = f"port {claim.port}, for which it is claimed, has {binding.address if binding is not None else 'no address'}"
+        held = addresses_of(binding) if binding is not None else ()
+        if not damaged and (binding is None or binding.subnet != claim.subnet or claim.address not in held):
+            say = f"port {claim.port}, for which it is claimed, has {', '.join(held) or 'no address'}"
             yield Finding(check="address", object=f"address/{claim.subnet}/{claim.address}", say=say)
     for bound in view.pinned(kinds.PORT_BINDING, list(view.ids(kinds.PORT_BINDING))):
         yield None
-        id, port = f"{bound.message.subnet}/{bound.message.address}", bound.message.port
-        claimed_for = view.get(kinds.ADDRESS, id)
-        holder = claimed_for.port if claimed_for is not None else "nobody"
-        if bound.message.address and holder != port and id not in view.unreadable(kinds.ADDRESS):
-            yield Finding(check="address", object=f"port_binding/{port}", say=f"its address {id} is claimed for {holder}")
+        for address in addresses_of(bound.message):
+            id, port = claim_key(bound.message.subnet, address), bound.message.port
+            claimed_for = view.get(kinds.ADDRESS, id)
+            holder = claimed_for.port if claimed_for is not None else "nobody"
+            if holder != port and id not in view.unreadable(kinds.ADDRESS):
+                yield Finding(check="address", object=f"port_binding/{port}", say=f"its address {id} is claimed for {holder}")
 
 
 # --- nodes -----------------------------------------------------------------------------------------------------------------

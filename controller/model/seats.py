@@ -10,6 +10,7 @@ from cairn.controller.model.owners import vm_of
 from cairn.controller.model.where import where
 from cairn.controller.store.base import View
 from cairn.proto import kinds
+from cairn.proto.addresses import addresses_of
 
 
 class Seat(NamedTuple):
@@ -31,7 +32,7 @@ class Transit:
 def seat_of(view: View, port: str) -> Seat | None:
     """Return where a port is: of a VM's card, on the VM's node, once it has an address, until the VM was removed there."""
     record, binding = view.get(kinds.PORT, port), view.get(kinds.PORT_BINDING, port)
-    if record is None or binding is None or not binding.address:
+    if record is None or binding is None or not addresses_of(binding):
         return None
     card_of = vm_of(record)
     vm, node = view.get(kinds.VM, card_of), where(view, card_of).runs_on

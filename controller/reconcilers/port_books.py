@@ -15,6 +15,7 @@ from ipaddress import IPv4Address
 
 from cairn.controller.store.base import Changed, View
 from cairn.proto import kinds
+from cairn.proto.addresses import addresses_of, claim_key, is_ipv6
 
 
 @dataclass(eq=False, slots=True)
@@ -27,7 +28,7 @@ class Book:
     loose: set[str] = field(default_factory=set)
     # Claims nobody's binding answers to.
     stray: set[str] = field(default_factory=set)
-    # Addresses claimed, and a number below which all are.
+    # Addresses claimed, and a number below which all IPv4 ones are.
     taken: set[str] = field(default_factory=set)
     lowest: int = 0
 
@@ -90,9 +91,10 @@ class Books:
         book = self._books.get(subnet)
         if book is not None and _note(view, book, subnet, id):
             self._noted[id] = subnet
-        if binding is not None and binding.address:
-            # Its claim is not stray, or not any more: the binding could not be read before.
-            self._address(view, f"{binding.subnet}/{binding.address}")
+        if binding is not None:
+            # Its claims are not stray, or not any more: the binding could not be read before.
+            for address in addresses_of(binding):
+                self._address(view, claim_key(binding.subnet, address))
 
     def _address(self, view: View, id: str) -> None:
         """Note a claim that came, went or changed."""
@@ -103,7 +105,8 @@ class Books:
         book.stray.discard(id)
         if view.get(kinds.ADDRESS, id) is None:
             book.taken.discard(address)
-            book.lowest = min(book.lowest, int(IPv4Address(address)))
+            if not is_ipv6(address):
+                book.lowest = min(book.lowest, int(IPv4Address(address)))
             return
         book.taken.add(address)
         if _is_stray(view, id):
@@ -118,7 +121,7 @@ def _note(view: View, book: Book, subnet: str, id: str) -> bool:
             return False
         book.loose.add(id)
         return True
-    if port.spec.subnet != subnet or (binding is not None and binding.address):
+    if port.spec.subnet != subnet or (binding is not None and addresses_of(binding)):
         return False
     book.waiting.add(id)
     return True
@@ -129,4 +132,4 @@ def _is_stray(view: View, id: str) -> bool:
     if claim is None:
         return False
     binding = view.get(kinds.PORT_BINDING, claim.port)
-    return binding is None or binding.address != claim.address
+    return binding is None or claim.address not in addresses_of(binding)

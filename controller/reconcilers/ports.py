@@ -21,6 +21,7 @@ from cairn.controller.store.base import Changed, Record, Txn, View
 from cairn.controller.words import several
 from cairn.net import ipam
 from cairn.proto import kinds
+from cairn.proto.addresses import addresses_of, claim_key, set_addresses
 from cairn.proto.ids import mac_of
 from cairn.proto.kinds import AnyKind
 from cairn.proto.v1.port_pb2 import AddressClaim, Port, PortBinding
@@ -96,7 +97,8 @@ def _free(txn: Txn, view: View, subnet: str, book: Book) -> int:
         if id in view.unreadable(kinds.PORT):
             continue
         txn.check(kinds.PORT, id, 0).check(kinds.PORT_BINDING, id, binding.mod_revision).delete(kinds.PORT_BINDING, id)
-        _drop_claim(txn, view, f"{subnet}/{binding.message.address}", id)
+        for address in addresses_of(binding.message):
+            _drop_claim(txn, view, claim_key(subnet, address), id)
         freed += 1
     for claim_id in sorted(book.stray):
         claim = view.get(kinds.ADDRESS, claim_id)
@@ -123,7 +125,7 @@ def _waiting(view: View, book: Book) -> list[Port]:
         port = view.record(kinds.PORT, id)
         damaged = id in view.unreadable(kinds.PORT) or id in view.unreadable(kinds.PORT_BINDING)
         if port is not None and not damaged:
-            waiting.append((not port.message.spec.address, port.create_revision, id, port.message))
+            waiting.append((not addresses_of(port.message.spec), port.create_revision, id, port.message))
     return [port for _, _, _, port in sorted(waiting, key=lambda each: each[:3])]
 
 
@@ -137,25 +139,28 @@ def _serve(txn: Txn, view: View, subnet: Record[Subnet], waiting: list[Port], bo
     for port in waiting:
         before = view.get(kinds.PORT_BINDING, port.id)
         binding = PortBinding(port=port.id, subnet=subnet.message.id, vpc=port.spec.vpc, mac=mac_of(port.id))
-        if port.spec.address:
-            binding.error = _why_not(cidr, port.spec.address, given if port.spec.address in given else book.taken)
-            binding.address = "" if binding.error else port.spec.address
-        else:
-            binding.address = next(lowest, "")
+        asked = addresses_of(port.spec)
+        if asked:
+            reasons = (_why_not(cidr, each, given if each in given else book.taken) for each in asked)
+            binding.error = next(filter(None, reasons), "")
+            set_addresses(binding, () if binding.error else asked)
+        elif address := next(lowest, ""):
+            set_addresses(binding, (address,))
             # Below the first that is free all are taken.
-            book.lowest = int(IPv4Address(binding.address)) if binding.address and not given else book.lowest
-            binding.error = "" if binding.address else f"no address is free in {cidr}: delete a port or take another subnet"
+            book.lowest = book.lowest if given else int(IPv4Address(address))
+        else:
+            binding.error = f"no address is free in {cidr}: delete a port or take another subnet"
         if binding == before:
             continue
         txn.check(kinds.PORT, port.id, view.revision_of(kinds.PORT, port.id))
         txn.check(kinds.PORT_BINDING, port.id, view.revision_of(kinds.PORT_BINDING, port.id))
         txn.put(kinds.PORT_BINDING, port.id, binding)
-        if binding.address:
-            claim = AddressClaim(subnet=binding.subnet, address=binding.address, port=port.id)
-            txn.create(kinds.ADDRESS, f"{binding.subnet}/{binding.address}", claim)
-            given.add(binding.address)
+        for address in binding.addresses:
+            claim = AddressClaim(subnet=binding.subnet, address=address, port=port.id)
+            txn.create(kinds.ADDRESS, claim_key(binding.subnet, address), claim)
+            given.add(address)
             served += 1
-        else:
+        if binding.error:
             events.append(EventSpec(port.id, port.name, port.project, "NoAddress", binding.error, warning=True))
     if txn:
         txn.check(kinds.SUBNET, subnet.message.id, subnet.mod_revision)

@@ -28,6 +28,11 @@ if sys.version_info >= (3, 11):
 else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
+if sys.version_info >= (3, 13):
+    from warnings import deprecated as _deprecated
+else:
+    from typing_extensions import deprecated as _deprecated
+
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class _VmRole:
@@ -901,15 +906,29 @@ class DesiredPort(_message.Message):
     VM_FIELD_NUMBER: _builtins.int
     TAP_FIELD_NUMBER: _builtins.int
     HOSTNAME_FIELD_NUMBER: _builtins.int
+    ADDRESSES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     vpc: _builtins.str
     subnet: _builtins.str
-    address: _builtins.str
+    @_builtins.property
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
+    def address(self) -> _builtins.str:
+        """The first IPv4 one of `addresses`, for agents and controllers one release older."""
+
+    @address.setter
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
+    def address(self, value: _builtins.str) -> None:
+        """The first IPv4 one of `addresses`, for agents and controllers one release older."""
+
     mac: _builtins.str
     vm: _builtins.str
     tap: _builtins.str
     """Name of the TAP device: "tap-" and the 8 characters of the id."""
     hostname: _builtins.str
+    @_builtins.property
+    def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Each of either family."""
+
     def __init__(
         self,
         *,
@@ -921,10 +940,11 @@ class DesiredPort(_message.Message):
         vm: _builtins.str = ...,
         tap: _builtins.str = ...,
         hostname: _builtins.str = ...,
+        addresses: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "hostname", b"hostname", "id", b"id", "mac", b"mac", "subnet", b"subnet", "tap", b"tap", "vm", b"vm", "vpc", b"vpc"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "addresses", b"addresses", "hostname", b"hostname", "id", b"id", "mac", b"mac", "subnet", b"subnet", "tap", b"tap", "vm", b"vm", "vpc", b"vpc"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -943,14 +963,26 @@ class DesiredForward(_message.Message):
     MAC_FIELD_NUMBER: _builtins.int
     VTEP_FIELD_NUMBER: _builtins.int
     TRANSIT_ADDRESS_FIELD_NUMBER: _builtins.int
+    ADDRESSES_FIELD_NUMBER: _builtins.int
     port: _builtins.str
     vpc: _builtins.str
     subnet: _builtins.str
-    address: _builtins.str
+    @_builtins.property
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
+    def address(self) -> _builtins.str:
+        """The first IPv4 one of `addresses`, for agents and controllers one release older."""
+
+    @address.setter
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
+    def address(self, value: _builtins.str) -> None:
+        """The first IPv4 one of `addresses`, for agents and controllers one release older."""
+
     mac: _builtins.str
     vtep: _builtins.str
     transit_address: _builtins.str
     """Transit address of its node: next hop for routed traffic."""
+    @_builtins.property
+    def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
@@ -961,10 +993,11 @@ class DesiredForward(_message.Message):
         mac: _builtins.str = ...,
         vtep: _builtins.str = ...,
         transit_address: _builtins.str = ...,
+        addresses: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "mac", b"mac", "port", b"port", "subnet", b"subnet", "transit_address", b"transit_address", "vpc", b"vpc", "vtep", b"vtep"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "addresses", b"addresses", "mac", b"mac", "port", b"port", "subnet", b"subnet", "transit_address", b"transit_address", "vpc", b"vpc", "vtep", b"vtep"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1145,14 +1178,27 @@ class VmNic(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     PREFIX_LENGTH_FIELD_NUMBER: _builtins.int
     GATEWAY_FIELD_NUMBER: _builtins.int
+    ADDRESSES_FIELD_NUMBER: _builtins.int
     port: _builtins.str
     tap: _builtins.str
     mac: _builtins.str
     mtu: _builtins.int
     subnet: _builtins.str
-    address: _builtins.str
+    @_builtins.property
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
+    def address(self) -> _builtins.str:
+        """The first IPv4 one of `addresses`, for agents and controllers one release older."""
+
+    @address.setter
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
+    def address(self, value: _builtins.str) -> None:
+        """The first IPv4 one of `addresses`, for agents and controllers one release older."""
+
     prefix_length: _builtins.int
+    """Of the IPv4 ones."""
     gateway: _builtins.str
+    @_builtins.property
+    def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
@@ -1164,10 +1210,11 @@ class VmNic(_message.Message):
         address: _builtins.str = ...,
         prefix_length: _builtins.int = ...,
         gateway: _builtins.str = ...,
+        addresses: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "gateway", b"gateway", "mac", b"mac", "mtu", b"mtu", "port", b"port", "prefix_length", b"prefix_length", "subnet", b"subnet", "tap", b"tap"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "addresses", b"addresses", "gateway", b"gateway", "mac", b"mac", "mtu", b"mtu", "port", b"port", "prefix_length", b"prefix_length", "subnet", b"subnet", "tap", b"tap"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

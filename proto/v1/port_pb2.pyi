@@ -389,6 +389,7 @@ class PortSpec(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     MAC_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
+    ADDRESSES_FIELD_NUMBER: _builtins.int
     vpc: _builtins.str
     """Id of its VPC; derived from the subnet."""
     subnet: _builtins.str
@@ -402,13 +403,25 @@ class PortSpec(_message.Message):
     def vm(self, value: _builtins.str) -> None:
         """The VM whose card it is, for clients and controllers one release older; `owner` says it, and more."""
 
-    address: _builtins.str
-    """Empty: the lowest free one."""
+    @_builtins.property
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
+    def address(self) -> _builtins.str:
+        """The first IPv4 one of `addresses`, for clients and controllers one release older."""
+
+    @address.setter
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
+    def address(self, value: _builtins.str) -> None:
+        """The first IPv4 one of `addresses`, for clients and controllers one release older."""
+
     mac: _builtins.str
     """Derived from the port's id; see proto/ids.py."""
     @_builtins.property
     def owner(self) -> _common_pb2.Owner:
         """Whose it is: a VM's card goes with the VM. Unset: nobody's, it reserves an address. Set by the API."""
+
+    @_builtins.property
+    def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As asked for; empty: the lowest free one. Today at most one, IPv4."""
 
     def __init__(
         self,
@@ -419,10 +432,11 @@ class PortSpec(_message.Message):
         address: _builtins.str = ...,
         mac: _builtins.str = ...,
         owner: _common_pb2.Owner | None = ...,
+        addresses: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["owner", b"owner"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "mac", b"mac", "owner", b"owner", "subnet", b"subnet", "vm", b"vm", "vpc", b"vpc"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "addresses", b"addresses", "mac", b"mac", "owner", b"owner", "subnet", b"subnet", "vm", b"vm", "vpc", b"vpc"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -460,12 +474,22 @@ class PortStatus(_message.Message):
     SUBNET_NAME_FIELD_NUMBER: _builtins.int
     NODE_FIELD_NUMBER: _builtins.int
     OWNER_NAME_FIELD_NUMBER: _builtins.int
+    ADDRESSES_FIELD_NUMBER: _builtins.int
     say: _builtins.str
     """One sentence: what it is doing or waiting for."""
     observed_revision: _builtins.int
     """The spec revision the world matches."""
     state: Global___PortStatus.State.ValueType
-    address: _builtins.str
+    @_builtins.property
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
+    def address(self) -> _builtins.str:
+        """The first IPv4 one of `addresses`, for clients one release older."""
+
+    @address.setter
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
+    def address(self, value: _builtins.str) -> None:
+        """The first IPv4 one of `addresses`, for clients one release older."""
+
     @_builtins.property
     @_deprecated("""This field has been marked as deprecated using proto field options.""")
     def vm_name(self) -> _builtins.str:
@@ -483,6 +507,8 @@ class PortStatus(_message.Message):
     """Name of whose it is."""
     @_builtins.property
     def conditions(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Condition]: ...
+    @_builtins.property
+    def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
@@ -495,10 +521,11 @@ class PortStatus(_message.Message):
         subnet_name: _builtins.str = ...,
         node: _builtins.str = ...,
         owner_name: _builtins.str = ...,
+        addresses: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "conditions", b"conditions", "node", b"node", "observed_revision", b"observed_revision", "owner_name", b"owner_name", "say", b"say", "state", b"state", "subnet_name", b"subnet_name", "vm_name", b"vm_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "addresses", b"addresses", "conditions", b"conditions", "node", b"node", "observed_revision", b"observed_revision", "owner_name", b"owner_name", "say", b"say", "state", b"state", "subnet_name", b"subnet_name", "vm_name", b"vm_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -506,7 +533,7 @@ Global___PortStatus: _TypeAlias = PortStatus  # noqa: Y015
 
 @_typing.final
 class PortBinding(_message.Message):
-    """Stored: the address a port got. Sole writer: reconcilers/ports.py."""
+    """Stored: the addresses a port got. Sole writer: reconcilers/ports.py."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -516,13 +543,26 @@ class PortBinding(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     MAC_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    ADDRESSES_FIELD_NUMBER: _builtins.int
     port: _builtins.str
     subnet: _builtins.str
     vpc: _builtins.str
-    address: _builtins.str
-    """Empty when there was none to give; then `error` says why."""
+    @_builtins.property
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
+    def address(self) -> _builtins.str:
+        """The first IPv4 one of `addresses`, for controllers one release older."""
+
+    @address.setter
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
+    def address(self, value: _builtins.str) -> None:
+        """The first IPv4 one of `addresses`, for controllers one release older."""
+
     mac: _builtins.str
     error: _builtins.str
+    @_builtins.property
+    def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Empty when there was none to give; then `error` says why."""
+
     def __init__(
         self,
         *,
@@ -532,10 +572,11 @@ class PortBinding(_message.Message):
         address: _builtins.str = ...,
         mac: _builtins.str = ...,
         error: _builtins.str = ...,
+        addresses: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "error", b"error", "mac", b"mac", "port", b"port", "subnet", b"subnet", "vpc", b"vpc"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "addresses", b"addresses", "error", b"error", "mac", b"mac", "port", b"port", "subnet", b"subnet", "vpc", b"vpc"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -552,6 +593,7 @@ class AddressClaim(_message.Message):
     PORT_FIELD_NUMBER: _builtins.int
     subnet: _builtins.str
     address: _builtins.str
+    """IPv4 or IPv6, in canonical text; also in the record's id."""
     port: _builtins.str
     def __init__(
         self,

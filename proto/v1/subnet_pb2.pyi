@@ -380,22 +380,26 @@ class SubnetSpec(_message.Message):
     VPC_FIELD_NUMBER: _builtins.int
     CIDR_FIELD_NUMBER: _builtins.int
     VNI_FIELD_NUMBER: _builtins.int
+    CIDR_V6_FIELD_NUMBER: _builtins.int
     vpc: _builtins.str
     """Id of its VPC; a name is accepted in requests."""
     cidr: _builtins.str
     """Inside the VPC's CIDR, not overlapping a sibling, host bits zero, prefix length up to 29."""
     vni: _builtins.int
     """VXLAN network identifier; set by the API."""
+    cidr_v6: _builtins.str
+    """IPv6 beside it; not carried yet, and refused."""
     def __init__(
         self,
         *,
         vpc: _builtins.str = ...,
         cidr: _builtins.str = ...,
         vni: _builtins.int = ...,
+        cidr_v6: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cidr", b"cidr", "vni", b"vni", "vpc", b"vpc"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cidr", b"cidr", "cidr_v6", b"cidr_v6", "vni", b"vni", "vpc", b"vpc"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -20,6 +20,11 @@ if sys.version_info >= (3, 11):
 else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
+if sys.version_info >= (3, 13):
+    from warnings import deprecated as _deprecated
+else:
+    from typing_extensions import deprecated as _deprecated
+
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class _PowerState:
@@ -656,21 +661,35 @@ class Nic(_message.Message):
     SUBNET_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
     PORT_FIELD_NUMBER: _builtins.int
+    ADDRESSES_FIELD_NUMBER: _builtins.int
     subnet: _builtins.str
-    address: _builtins.str
-    """Empty: any free one."""
+    @_builtins.property
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
+    def address(self) -> _builtins.str:
+        """The first IPv4 one of `addresses`, for clients and controllers one release older."""
+
+    @address.setter
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
+    def address(self, value: _builtins.str) -> None:
+        """The first IPv4 one of `addresses`, for clients and controllers one release older."""
+
     port: _builtins.str
     """Port id; set by the API."""
+    @_builtins.property
+    def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Empty: any free one. Today at most one, IPv4."""
+
     def __init__(
         self,
         *,
         subnet: _builtins.str = ...,
         address: _builtins.str = ...,
         port: _builtins.str = ...,
+        addresses: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "port", b"port", "subnet", b"subnet"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "addresses", b"addresses", "port", b"port", "subnet", b"subnet"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -932,11 +951,23 @@ class NicStatus(_message.Message):
     SUBNET_NAME_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
     MAC_FIELD_NUMBER: _builtins.int
+    ADDRESSES_FIELD_NUMBER: _builtins.int
     port: _builtins.str
     subnet: _builtins.str
     subnet_name: _builtins.str
-    address: _builtins.str
+    @_builtins.property
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
+    def address(self) -> _builtins.str:
+        """The first IPv4 one of `addresses`, for clients one release older."""
+
+    @address.setter
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
+    def address(self, value: _builtins.str) -> None:
+        """The first IPv4 one of `addresses`, for clients one release older."""
+
     mac: _builtins.str
+    @_builtins.property
+    def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
@@ -945,10 +976,11 @@ class NicStatus(_message.Message):
         subnet_name: _builtins.str = ...,
         address: _builtins.str = ...,
         mac: _builtins.str = ...,
+        addresses: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "mac", b"mac", "port", b"port", "subnet", b"subnet", "subnet_name", b"subnet_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "addresses", b"addresses", "mac", b"mac", "port", b"port", "subnet", b"subnet", "subnet_name", b"subnet_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

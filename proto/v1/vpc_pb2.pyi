@@ -379,19 +379,23 @@ class VpcSpec(_message.Message):
 
     CIDR_FIELD_NUMBER: _builtins.int
     VNI_FIELD_NUMBER: _builtins.int
+    CIDR_V6_FIELD_NUMBER: _builtins.int
     cidr: _builtins.str
     """Private IPv4 (RFC 1918), host bits zero, prefix length 8 to 28. VPCs may overlap each other."""
     vni: _builtins.int
     """VXLAN network identifier of the routed transit; set by the API."""
+    cidr_v6: _builtins.str
+    """IPv6 beside it; not carried yet, and refused."""
     def __init__(
         self,
         *,
         cidr: _builtins.str = ...,
         vni: _builtins.int = ...,
+        cidr_v6: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cidr", b"cidr", "vni", b"vni"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cidr", b"cidr", "cidr_v6", b"cidr_v6", "vni", b"vni"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -42,8 +42,8 @@ def scripts(entries: dict[str, DesiredForward], subnet: str, verb: str, folder: 
     bridge, tunnel = "br-" + subnet.rpartition("-")[2], "vx-" + subnet.rpartition("-")[2]
     ip_lines, bridge_lines = [], []
     for forward in entries.values():
-        ip_lines.append(f"neigh {verb} {forward.address} lladdr {forward.mac} dev {bridge} nud permanent")
-        ip_lines.append(f"route {verb} {forward.address}/32 via {forward.transit_address} dev l3x")
+        ip_lines.append(f"neigh {verb} {forward.addresses[0]} lladdr {forward.mac} dev {bridge} nud permanent")
+        ip_lines.append(f"route {verb} {forward.addresses[0]}/32 via {forward.transit_address} dev l3x")
         bridge_lines.append(f"fdb {verb} {forward.mac} dev {tunnel} dst {forward.vtep} self permanent")
         bridge_lines.append(f"fdb {verb} {forward.mac} dev {tunnel} master static")
     paths = folder / f"ip-{verb}", folder / f"bridge-{verb}"

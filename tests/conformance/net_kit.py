@@ -74,14 +74,14 @@ class Card:
     def port(self) -> DesiredPort:
         ip = str(IPv4Interface(self.address).ip)
         return DesiredPort(
-            id=self.id, vpc=self.vpc, subnet=self.subnet, address=ip, mac=self.mac, tap=self.tap,
+            id=self.id, vpc=self.vpc, subnet=self.subnet, addresses=[ip], mac=self.mac, tap=self.tap,
             vm=id_of("i", self.number), hostname=f"guest-{self.number}",
         )  # fmt: skip
 
     def forward(self, vtep: str) -> DesiredForward:
         ip = str(IPv4Interface(self.address).ip)
         return DesiredForward(
-            port=self.id, vpc=self.vpc, subnet=self.subnet, address=ip, mac=self.mac, vtep=vtep,
+            port=self.id, vpc=self.vpc, subnet=self.subnet, addresses=[ip], mac=self.mac, vtep=vtep,
             transit_address=transit_address(self.node),
         )  # fmt: skip
 

@@ -14,7 +14,7 @@ from cairn.proto.rpc import status_details
 from cairn.proto.v1.common_pb2 import Owner
 from cairn.proto.v1.image_pb2 import CreateImageRequest, DeleteImageRequest
 from cairn.proto.v1.node_pb2 import Node, UpdateNodeRequest
-from cairn.proto.v1.port_pb2 import CreatePortRequest, DeletePortRequest, Port, PortSpec, UpdatePortRequest
+from cairn.proto.v1.port_pb2 import CreatePortRequest, DeletePortRequest, ListPortsRequest, Port, PortSpec, UpdatePortRequest
 from cairn.proto.v1.subnet_pb2 import CreateSubnetRequest, DeleteSubnetRequest, Subnet, SubnetSpec
 from cairn.proto.v1.vm_pb2 import CreateVmRequest, Nic, UpdateVmRequest, Vm
 from cairn.proto.v1.volume_pb2 import CreateVolumeRequest, UpdateVolumeRequest, Volume
@@ -217,6 +217,32 @@ async def test_ports_reserve_addresses(world: World) -> None:
     await refused(world.api.vms.CreateVm(request), STATE, "taken by port")
     await world.api.ports.DeletePort(DeletePortRequest(id="vip"))
     await world.api.vms.CreateVm(request)
+
+
+async def test_one_address_of_ipv4_today(world: World) -> None:
+    def port(**spec: Any) -> CreatePortRequest:
+        return CreatePortRequest(port=Port(name="spare", spec=PortSpec(subnet="blue", **spec)))
+
+    two = ["10.1.1.50", "10.1.1.51"]
+    create = world.api.ports.CreatePort
+    await refused(create(port(addresses=two)), INVALID, "2 addresses, at most 1", field="port.spec.addresses")
+    await refused(create(port(addresses=["fd00::5"])), INVALID, "IPv6 is not carried yet", field="port.spec.addresses[0]")
+    await refused(create(port(address="fd00::5")), INVALID, "IPv6 is not carried yet", field="port.spec.address")
+    await refused(create(port(address=two[0], addresses=two[1:])), INVALID, "10.1.1.51", field="port.spec.address")
+    for nic, field in ((Nic(subnet="blue", addresses=two), ""), (Nic(subnet="blue", addresses=["::1"]), "[0]")):
+        asked = CreateVmRequest(vm=vm(nics=[nic]))
+        await refused(world.api.vms.CreateVm(asked), INVALID, field=f"vm.spec.nics[0].addresses{field}")
+    vpc = Vpc(name="six", spec=VpcSpec(cidr="10.9.0.0/16", cidr_v6="fd00::/48"))
+    await refused(world.api.vpcs.CreateVpc(CreateVpcRequest(vpc=vpc)), INVALID, "not carried yet", field="vpc.spec.cidr_v6")
+    vpc.spec.cidr, vpc.spec.cidr_v6 = "fd00::/48", ""
+    await refused(world.api.vpcs.CreateVpc(CreateVpcRequest(vpc=vpc)), INVALID, "not carried yet", field="vpc.spec.cidr")
+    subnet = Subnet(name="six", spec=SubnetSpec(vpc="home", cidr="10.1.2.0/24", cidr_v6="fd00::/64"))
+    request = CreateSubnetRequest(subnet=subnet)
+    await refused(world.api.subnets.CreateSubnet(request), INVALID, "not carried yet", field="subnet.spec.cidr_v6")
+    made = await create(port(address=two[0], addresses=two[:1]))
+    assert (made.spec.address, list(made.spec.addresses)) == (two[0], two[:1])
+    listed = await world.api.ports.ListPorts(ListPortsRequest(filter='spec.addresses:"10.1.1.50"'))
+    assert [each.id for each in listed.ports] == [made.id]
 
 
 async def test_nodes_are_cordoned_and_bounded(world: World) -> None:

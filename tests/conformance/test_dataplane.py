@@ -182,6 +182,23 @@ async def test_a_guest_that_moves_here_changes_from_forward_to_port_and_back(nod
         assert list(observed.forwards) == [REMOTE.id]
 
 
+async def test_cards_have_several_addresses(node: Node) -> None:
+    both = wanted(LOCAL, REMOTE)
+    both.ports[LOCAL.id].addresses.append("10.0.1.77")
+    both.forwards[REMOTE.id].addresses.append("10.0.1.5")
+    node.start_guest(LOCAL)
+    async with opened(node) as dataplane:
+        observed = await settle(dataplane, both)
+        assert observed.ports[LOCAL.id].addresses == ("10.0.1.11", "10.0.1.77")
+        assert sorted(observed.forwards[REMOTE.id].addresses) == sorted(both.forwards[REMOTE.id].addresses)
+        observed = await settle(dataplane, wanted(LOCAL, REMOTE))
+        assert observed.ports[LOCAL.id].addresses == ("10.0.1.11",)
+        assert list(observed.forwards[REMOTE.id].addresses) == list(wanted(LOCAL, REMOTE).forwards[REMOTE.id].addresses)
+        node.stop_guest(LOCAL)
+        observed = await settle(dataplane, wanted(SECOND, REMOTE))
+        assert observed.ports == {}
+
+
 async def test_one_failure_does_not_stop_other_objects(node: Node) -> None:
     node.start_guest(LOCAL)
     async with opened(node) as dataplane:

@@ -43,7 +43,7 @@ NODES = {1: "172.31.0.1"}
 def vm_of(card: Card) -> DesiredVm:
     vm = DesiredVm(id=card.port().vm, name=f"guest-{card.number}", hostname=f"guest-{card.number}", user_data=b"#!/bin/sh\n")
     vm.ssh_keys.append("ssh-ed25519 AAAA somebody")
-    vm.nics.add(port=card.id, tap=card.tap, mac=card.mac, mtu=1450, subnet=card.subnet, address=card.port().address)
+    vm.nics.add(port=card.id, tap=card.tap, mac=card.mac, mtu=1450, subnet=card.subnet, addresses=card.port().addresses)
     return vm
 
 

@@ -148,11 +148,10 @@ def frame(
     card: Card, target: Card, *, mac: str = "", address: str = "", sport: int = 4000, payload: bytes = b"forged"
 ) -> bytes:
     """A UDP packet from card to target, or one that lies about where it is from."""
-    source = socket.inet_aton(address or card.port().address)
+    source = socket.inet_aton(address or card.port().addresses[0])
     udp = struct.pack("!HHHH", sport, 4001, 8 + len(payload), 0) + payload
-    header = (
-        struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(udp), 0, 0, 64, 17, 0) + source + socket.inet_aton(target.port().address)
-    )
+    to = socket.inet_aton(target.port().addresses[0])
+    header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(udp), 0, 0, 64, 17, 0) + source + to
     total = sum(struct.unpack("!10H", header))
     total = (total & 0xFFFF) + (total >> 16)
     header = header[:10] + struct.pack("!H", ~total & 0xFFFF) + header[12:]
@@ -165,7 +164,7 @@ def octets(mac: str) -> bytes:
 
 def arp(card: Card, target: Card, *, address: str, mac: str = "", operation: int = 2) -> bytes:
     body = struct.pack("!HHBBH", 1, 0x0800, 6, 4, operation) + octets(mac or card.mac) + socket.inet_aton(address)
-    body += octets(target.mac) + socket.inet_aton(target.port().address)
+    body += octets(target.mac) + socket.inet_aton(target.port().addresses[0])
     return octets(target.mac) + octets(card.mac) + b"\x08\x06" + body
 
 

@@ -126,13 +126,13 @@ def could_go(cloud: Cloud, vm: Any) -> Iterator[str]:
 def addressed(cloud: Cloud, vm: Any) -> bool:
     """Tell whether every card of a VM has an address."""
     bindings = [cloud.get("port_binding", nic.port) for nic in vm.spec.nics]
-    return all(binding is not None and binding.address for binding in bindings)
+    return all(binding is not None and binding.addresses for binding in bindings)
 
 
 def addresses_left(cloud: Cloud, subnet: str) -> int:
     """Return how many addresses of a subnet nobody has."""
     record = cloud.get("subnet", subnet)
-    taken = [each for each in cloud.all("port_binding").values() if each.subnet == subnet and each.address]
+    taken = [each for each in cloud.all("port_binding").values() if each.subnet == subnet and each.addresses]
     return IPv4Network(record.spec.cidr).num_addresses - ADDRESSES_RESERVED - len(taken)
 
 
@@ -162,7 +162,7 @@ def seats(cloud: Cloud, vpc: str) -> dict[str, str]:
     found = {}
     for id, port in cloud.all("port").items():
         binding = cloud.get("port_binding", id)
-        if binding is not None and binding.vpc == vpc and binding.address and (node := _seat(cloud, card_of(port))):
+        if binding is not None and binding.vpc == vpc and binding.addresses and (node := _seat(cloud, card_of(port))):
             found[id] = node
     return found
 

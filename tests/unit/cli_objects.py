@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cairn.proto.addresses import set_addresses
 from cairn.proto.v1.common_pb2 import Decision, FilterCount, NodeScore
 from cairn.proto.v1.node_pb2 import Node
 from cairn.proto.v1.vm_pb2 import NicStatus, Vm, VmSpec, VmStatus
@@ -41,7 +42,8 @@ def vm(name: str = "web", state: str = "RUNNING", id: str = "i-0000web1", node: 
         state=VmStatus.State.Value(f"STATE_{state}"), node=node, say=say or f"running on {node}", accelerator="tcg",
         image_name="demo",
     )  # fmt: skip
-    nic = NicStatus(port="nic-00000001", subnet="vxnet-blue", subnet_name="blue", address="10.1.1.2", mac="2a:00:00:00:00:01")
+    nic = NicStatus(port="nic-00000001", subnet="vxnet-blue", subnet_name="blue", mac="2a:00:00:00:00:01")
+    set_addresses(nic, ["10.1.1.2"])
     status.nics.append(nic)
     made = Vm(id=id, name=name, project="prj-default", spec=spec, status=status, labels={"env": "test"})
     made.create_time.FromDatetime(BORN)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from cairn.proto.addresses import set_addresses
 from cairn.proto.errors import BadState, Exhausted, Invalid
 from cairn.proto.v1.cluster_pb2 import GetClusterStatusResponse
 from cairn.proto.v1.common_pb2 import Plan
@@ -31,7 +32,7 @@ from tests.unit.cli_run import GOLDEN, run, transcript
 def fill(cloud: Cloud) -> None:  # noqa: F811
     """Put one or two of everything there."""
     waiting = vm("db", "PENDING", "i-000000db", "", "no node has 2 GiB of memory free; the most is 1.2 GiB on n3")
-    waiting.status.nics[0].address = ""
+    set_addresses(waiting.status.nics[0], ())
     volume = Volume(id="vol-data0001", name="data")
     volume.spec.size_bytes, volume.spec.type, volume.spec.vm = 10 << 30, "local", "i-0000web1"
     volume.status.state, volume.status.vm_name, volume.status.node = 4, "web", "n2"
@@ -49,7 +50,8 @@ def fill(cloud: Cloud) -> None:  # noqa: F811
     port.spec.subnet, port.spec.mac = "vxnet-blue", "2a:00:00:00:00:01"
     port.spec.owner.kind, port.spec.owner.id = "vm", "i-0000web1"
     port.status.owner_name, port.status.subnet_name, port.status.node = "web", "blue", "n2"
-    port.status.state, port.status.address, port.status.say = 3, "10.1.1.2", "active on n2"
+    port.status.state, port.status.say = 3, "active on n2"
+    port.status.addresses.append("10.1.1.2")
     job = Job(id="j-00000001")
     job.spec.kind, job.spec.target, job.status.state, job.status.percent = "import_image", "img-demo0001", "replicate", 66
     job.status.say = "copying to n2 (40 %)"

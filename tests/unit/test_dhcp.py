@@ -136,7 +136,7 @@ def test_no_bytes_break_it(noise: bytes, at: int) -> None:
 def test_only_the_first_card_has_the_default_route() -> None:
     """Two default routes, and the card that came up last would win; the way to another VPC goes over its own card."""
     gateway = socket.inet_aton("10.2.1.1")
-    port = DesiredPort(id="nic-2", address="10.2.1.7", hostname="web")
+    port = DesiredPort(id="nic-2", addresses=["10.2.1.7"], hostname="web")
     subnet, network = (
         DesiredSubnet(cidr="10.2.1.0/24", gateway="10.2.1.1"),
         DesiredNetwork(vpc="rtr-2", cidr="10.2.0.0/16", mtu=1450),

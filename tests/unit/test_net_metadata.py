@@ -14,8 +14,8 @@ KEY = "ssh-ed25519 AAAA somebody"
 
 def guest(*, user_data: bytes = b"", keys: bool = True) -> metadata.Guest:
     vm = DesiredVm(id="i-00000001", name="web", hostname="web-1", user_data=user_data, ssh_keys=[KEY] if keys else [])
-    vm.nics.add(port="nic-00000001", mac="2a:00:00:00:00:01", mtu=1450, subnet="vxnet-00000001", address="10.0.1.11")
-    port = DesiredPort(id="nic-00000001", vpc="rtr-00000001", subnet="vxnet-00000001", address="10.0.1.11")
+    vm.nics.add(port="nic-00000001", mac="2a:00:00:00:00:01", mtu=1450, subnet="vxnet-00000001", addresses=["10.0.1.11"])
+    port = DesiredPort(id="nic-00000001", vpc="rtr-00000001", subnet="vxnet-00000001", addresses=["10.0.1.11"])
     port.mac, port.vm = "2a:00:00:00:00:01", vm.id
     subnet = DesiredSubnet(id="vxnet-00000001", cidr="10.0.1.0/24", gateway="10.0.1.1")
     return metadata.Guest(vm, port, {port.id: port}, {subnet.id: subnet})

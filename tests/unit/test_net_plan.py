@@ -47,12 +47,12 @@ def network_of(vpc: str, subnets: list[str], *, vni: int = 0, mtu: int = 1450, p
 
 def port_of(id: str, vpc: str, subnet: str) -> DesiredPort:
     address = f"10.0.{SUBNETS[vpc].index(subnet) + 1}.{10 + PORTS.index(id)}"
-    return DesiredPort(id=id, vpc=vpc, subnet=subnet, address=address, mac=mac_of(id), tap=tap_of(id), vm="i-00000000")
+    return DesiredPort(id=id, vpc=vpc, subnet=subnet, addresses=[address], mac=mac_of(id), tap=tap_of(id), vm="i-00000000")
 
 
 def forward_of(port: DesiredPort, node: int) -> DesiredForward:
     return DesiredForward(
-        port=port.id, vpc=port.vpc, subnet=port.subnet, address=port.address, mac=port.mac, vtep=f"192.0.2.{node}",
+        port=port.id, vpc=port.vpc, subnet=port.subnet, addresses=port.addresses, mac=port.mac, vtep=f"192.0.2.{node}",
         transit_address=transit_address(node),
     )  # fmt: skip
 
@@ -126,7 +126,7 @@ def test_it_converges_after_a_crash_at_any_action(wanted: Wanted, survived: int,
 VPC, SUBNET = VPCS[0], SUBNETS[VPCS[0]][0]
 NETWORK = network_of(VPC, [SUBNET])
 PORT = port_of(PORTS[0], VPC, SUBNET)
-BOUND = PortState(PORT.id, VPC, SUBNET, PORT.address, PORT.mac, bound=True)
+BOUND = PortState(PORT.id, VPC, SUBNET, tuple(PORT.addresses), PORT.mac, bound=True)
 
 
 def observed(**changes: object) -> Observed:
@@ -182,7 +182,7 @@ def test_a_forward_that_changes_its_node_is_overwritten_in_place() -> None:
 def test_an_address_given_to_another_card_is_taken_back_first() -> None:
     old = forward_of(PORT, 2)
     new = forward_of(port_of(PORTS[2], VPC, SUBNET), 2)
-    new.address = old.address
+    new.addresses[:] = old.addresses
     assert plan(Wanted({VPC: NETWORK}, {}, {new.port: new}), observed(forwards={old.port: old})) == [
         RemoveForward(old),
         AddForward(new),

@@ -127,7 +127,7 @@ def _cannot_run(cloud: Cloud, vm: Any) -> Iterator[str]:
     """Yield why a VM rightly runs nowhere: "" when its record says it too, else what is wrong with that."""
     for nic in vm.spec.nics:
         binding = cloud.get("port_binding", nic.port)
-        if binding is None or binding.address:
+        if binding is None or binding.addresses:
             continue
         taken = cloud.get("address", f"{nic.subnet}/{nic.address}") is not None if nic.address else False
         if taken or rules.addresses_left(cloud, nic.subnet) <= 0:

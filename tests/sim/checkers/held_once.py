@@ -67,7 +67,7 @@ class HeldOnce(Checker):
                 yield f"VNI {id} is claimed by {vni.holder}, which is not there"
         for id, claim in cloud.all("address").items():
             binding = cloud.get("port_binding", claim.port)
-            if binding is None or (binding.subnet, binding.address) != (claim.subnet, claim.address):
+            if binding is None or binding.subnet != claim.subnet or claim.address not in binding.addresses:
                 yield f"the address {id} is claimed by {claim.port}, which does not have it"
 
 
@@ -94,7 +94,7 @@ def _held_by(cloud: Cloud, kind: str, id: str) -> set[Thing]:
     if record is None:
         return set()
     if kind == "port_binding":
-        return {("MAC", record.mac)} | ({("address", record.subnet, record.address)} if record.address else set())
+        return {("MAC", record.mac)} | {("address", record.subnet, address) for address in record.addresses}
     held = set() if _nameless(cloud, kind, record) else {("name", _owner(kind, record), kind, record.name)}
     if kind == "node" and record.spec.index:
         held.add(("number", str(record.spec.index)))
@@ -137,6 +137,6 @@ def _as_bound(cloud: Cloud, guest: Guest) -> Iterator[str]:
         binding = cloud.get("port_binding", card.port)
         if binding is None:
             yield f"guest {guest.id} lives with the card {card.port}, which has no address"
-        elif (binding.subnet, binding.address, binding.mac) != (card.subnet, card.address, card.mac):
-            given = f"{binding.address} ({binding.mac})"
+        elif (binding.subnet, list(binding.addresses), binding.mac) != (card.subnet, [card.address], card.mac):
+            given = f"{', '.join(binding.addresses)} ({binding.mac})"
             yield f"guest {guest.id} has {card.address} ({card.mac}) at {card.port}, which was given {given}"

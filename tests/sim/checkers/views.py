@@ -51,7 +51,10 @@ def _vm(cloud: Cloud, vm: Any) -> str:
         return f"{VmStatus.State.Name(vm.status.state)}"
     for nic in vm.status.nics:
         binding = cloud.get("port_binding", nic.port)
-        if nic.address != (binding.address if binding is not None else ""):
+        if list(nic.addresses) != list(binding.addresses if binding is not None else ()):
+            return f"addresses {', '.join(nic.addresses)}"
+        # Clients of the release before read the other field.
+        if nic.address != (nic.addresses[0] if nic.addresses else ""):
             return f"address {nic.address}"
     return "" if vm.status.say else "nothing"
 
