@@ -141,7 +141,8 @@ def vpc() -> tuple[str, str, vpc_pb2.Vpc]:
 def binding(
     port: str = PORT, address: str = "10.0.0.2", mac: str = "02:00:00:00:00:01"
 ) -> tuple[str, str, port_pb2.PortBinding]:
-    return "port_binding", port, port_pb2.PortBinding(port=port, subnet=SUBNET, vpc=VPC, address=address, mac=mac)
+    addresses = [address] if address else []
+    return "port_binding", port, port_pb2.PortBinding(port=port, subnet=SUBNET, vpc=VPC, addresses=addresses, mac=mac)
 
 
 def claim(port: str = PORT, address: str = "10.0.0.2") -> tuple[str, str, port_pb2.AddressClaim]:
