@@ -118,6 +118,7 @@ class Controller:
             NodeEvents(),
         ]
         metrics = RuntimeMetrics(registry)
+        self.standing.refused = lambda why: metrics.store_refused.labels(why).inc()
         unreadable = Gauge("cairn_records_unreadable", "Records that cannot be decoded", registry=registry)
         unreadable.set_function(lambda: sum(1 for _ in all_unreadable(self.cache.view)))
         self.runtime = Runtime(self.cache, fenced, self.peers, clock, ids, reconcilers, metrics, leases)
@@ -137,6 +138,8 @@ class Controller:
         self.addresses: list[str] = []
         self._servers: list[grpc.aio.Server] = []
         self._enrol_address = ""
+        # What the start waits for, when something went wrong.
+        self._waits_for = ""
         self._tasks: list[asyncio.Task[None]] = []
         self._health: list[tuple[Any, list[str]]] = []
 
@@ -197,7 +200,11 @@ class Controller:
         why = self.standing.why_not()
         if why is not None or method in ALWAYS:
             return None if method in ALWAYS else why
-        return None if self.ready.is_set() else TryAgain(f"controller {self.config.name} is starting")
+        if self.ready.is_set():
+            return None
+        return TryAgain(
+            ": ".join(filter(None, (f"controller {self.config.name} is starting", self._waits_for or self.peers.trouble)))
+        )
 
     def _current_feed(self) -> Feed:
         assert self.feed is not None, "the gate lets nobody through before the feed is there"
@@ -238,8 +245,9 @@ class Controller:
                 await self.peers.registered.wait()
                 await self.core.mutations.freshen()
                 return
-            except (Unavailable, TryAgain) as error:
+            except (Unavailable, Refused) as error:
                 _log.warning("store_unavailable", error=str(error))
+                self._waits_for = str(error)
                 await asyncio.sleep(RETRY_S)
 
     async def _watch_health(self) -> None:

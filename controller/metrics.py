@@ -19,6 +19,7 @@ class RuntimeMetrics:
         self.commits = Counter("cairn_commits", "Transactions committed", by, registry=registry)
         self.decisions = Counter("cairn_decisions", "Keys whose decision was committed", by, registry=registry)
         self.conflicts = Counter("cairn_conflicts", "Transactions refused because something moved", by, registry=registry)
+        self.store_refused = Counter("cairn_store_refused", "Writes the store refused", ("why",), registry=registry)
         self.errors = Counter("cairn_reconcile_errors", "Keys that could not be decided about", by, registry=registry)
 
 

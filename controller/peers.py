@@ -54,6 +54,8 @@ class Peers:
         self._session = ControllerSession(name=name, endpoints=endpoints, version=version, start_time=timestamp(clock.now()))
         # Set while our record is in the store as far as we know.
         self.registered = asyncio.Event()
+        # Why it could not be registered the last time; empty while it is.
+        self.trouble = ""
 
     def mine(self, shard_key: str) -> bool:
         """Tell whether this controller is the one to work on a key."""
@@ -79,6 +81,7 @@ class Peers:
                 _log.warning("lease_lost", name=self.name)
             except (Conflict, Unavailable, Indeterminate, LeaseLost) as error:
                 _log.warning("registration_failed", name=self.name, error=str(error))
+                self.trouble = str(error)
                 await asyncio.sleep(RETRY_S)
 
     async def _found(self) -> None:
@@ -101,6 +104,7 @@ class Peers:
             self._revision = await self._store.commit(txn.put(kinds.CONTROLLER, self.name, self._session, lease=lease.id))
             _log.info("registered", name=self.name, lease=lease.id)
             self.registered.set()
+            self.trouble = ""
             await self._until_gone(lease, self._revision)
         finally:
             self.registered.clear()

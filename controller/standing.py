@@ -15,13 +15,14 @@ stops nobody else, since it could lie; it is told here, for `cairn cluster statu
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 from typing import Final, Protocol, runtime_checkable
 
 from cairn.controller.store.base import (
     OPERATIONS_MAX,
     Batch,
+    Halted,
     Item,
     Lease,
     Membership,
@@ -71,6 +72,8 @@ class Standing:
         self.went_back: tuple[int, int] | None = None
         # Node id -> what it holds that the store does not know.
         self.ahead: dict[str, Version] = {}
+        # Told of each write the store refuses, by the kind of refusal: for metrics.
+        self.refused: Callable[[str], object] = lambda _why: None
 
     def cluster(self) -> Cluster:
         """Return the cluster's record; an empty one before the first controller has written it."""
@@ -125,18 +128,27 @@ class FencedStore:
     async def commit(self, txn: Txn) -> int:
         """Apply, provided that the cluster's record is as the view shows it: Conflict when a restore came between.
 
-        Unavailable while nobody may decide; ValueError beyond OPERATIONS_MAX.
+        Halted while nobody may decide; ValueError beyond OPERATIONS_MAX.
         """
         why = self._standing.why_not()
         if why is not None:
-            raise Unavailable(why.say)
+            raise Halted(why.say)
         txn.check_limits(OPERATIONS_MAX)
         revision = self._cache.view.revision_of(kinds.CLUSTER, CLUSTER_ID)
-        return await self._store.commit(replace(txn, checks={**txn.checks, CLUSTER_KEY: revision}))
+        fenced = replace(txn, checks={**txn.checks, CLUSTER_KEY: revision})
+        try:
+            return await self._store.commit(fenced)
+        except Unavailable as error:
+            self._standing.refused(type(error).__name__.lower())
+            raise
 
     async def lease(self, ttl_s: float) -> Lease:
         """Return a lease that is kept alive."""
-        return await self._store.lease(ttl_s)
+        try:
+            return await self._store.lease(ttl_s)
+        except Unavailable as error:
+            self._standing.refused(type(error).__name__.lower())
+            raise
 
     async def compact(self, revision: int) -> None:
         """Forget history before that revision."""

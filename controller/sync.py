@@ -30,6 +30,7 @@ from cairn.controller.model.happening import EventSpec
 from cairn.controller.model.nodes import node_name
 from cairn.controller.node_reports import MESSAGE_BYTES_MAX, Reports, Told
 from cairn.controller.node_session import Session
+from cairn.controller.outage import refusal
 from cairn.controller.outbox import Outbox, Parcel
 from cairn.controller.presence import Presence
 from cairn.controller.standing import Standing
@@ -209,7 +210,7 @@ class SyncService(AgentServiceServicer):
         except TimeoutError as error:
             raise TryAgain("this controller has not caught up with the store yet") from error
         except Unavailable as error:
-            raise TryAgain(f"the store does not answer: {error}") from error
+            raise refusal(error) from error
         epoch = self.standing.cluster().epoch
         # Nobody is told a revision before the store has it: one that the store does not have yet is of a store that went back.
         if held.epoch > epoch or (held.epoch == epoch and held.revision > revision):

@@ -17,6 +17,7 @@ from cairn.controller.model.nodes import connected, node_name
 from cairn.controller.model.permits import Caller, Verb, permits
 from cairn.controller.model.unreadable import all_unreadable
 from cairn.controller.store.base import View
+from cairn.controller.store.etcd_refusals import NOSPACE, REMEDY
 from cairn.controller.words import several
 from cairn.proto import kinds
 from cairn.proto.errors import Denied, Invalid
@@ -83,6 +84,11 @@ class ClusterService(cluster_pb2_grpc.ClusterServiceServicer):
                 leader=member.leader,
                 size_bytes=member.size_bytes,
                 version=member.version,
+                used_bytes=member.used_bytes,
+                quota_bytes=member.quota_bytes,
+                learner=member.learner,
+                alarms=member.alarms,
+                say=member.say,
             )
         why = standing.why_not()
         answer.say = why.say if why is not None else sentence(answer)
@@ -175,6 +181,15 @@ async def _count(view: View, caller: Caller, answer: GetClusterStatusResponse) -
         answer.vms_running += runs(view, vm.message)
 
 
+def _store_troubles(answer: GetClusterStatusResponse) -> list[str]:
+    """Return what is wrong with the store, each kind once, with what to do."""
+    full = [member.endpoint for member in answer.members if NOSPACE in member.alarms]
+    troubles = [f"store member {member.endpoint}: {member.say}" for member in answer.members if not member.healthy]
+    if full:
+        troubles.append(f"the store is full, nothing can be changed; {REMEDY}")
+    return troubles
+
+
 def sentence(answer: GetClusterStatusResponse) -> str:
     """Return what matters most, first what is wrong."""
     troubles = []
@@ -182,9 +197,7 @@ def sentence(answer: GetClusterStatusResponse) -> str:
         names = ", ".join(node.name for node in answer.nodes_ahead)
         say = f"the store is older than what {names} was told: it went back without a restore, and tells those nothing"
         troubles.append(f"{say}; `cairn cluster restore FILE` with the newest backup makes them believe it again")
-    silent = [member.endpoint for member in answer.members if not member.healthy]
-    if silent:
-        troubles.append(f"store member {', '.join(silent)} does not answer")
+    troubles += _store_troubles(answer)
     if answer.unreadable:
         troubles.append(f"{several(answer.unreadable, 'record')} cannot be read: `cairn cluster fsck` lists them")
     if answer.nodes_down:

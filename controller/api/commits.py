@@ -5,7 +5,7 @@
     commit    done: each is answered from a view that contains the commit
               Conflict: something moved; the same calls on a view as fresh as the store, in smaller groups
               Indeterminate: it may have happened; each call's own request record will tell
-              Unavailable: TryAgain
+              Unavailable: refused, by its kind (outage.py)
     repeats   whoever asked the same before has a request record. It is not in the view: the transaction that creates it again
               conflicts, and then (or when a call would be refused) the store is asked for it. Those written here lately are
               remembered, which answers most repeats at once.
@@ -29,6 +29,7 @@ from typing import Any, Final
 from cairn.controller.api.decision import Views
 from cairn.controller.api.freshness import Freshness
 from cairn.controller.api.group import Call, Group, Taken
+from cairn.controller.outage import refusal
 from cairn.controller.retention import Retention
 from cairn.controller.store.base import (
     Conflict,
@@ -94,7 +95,7 @@ class Commits:
         try:
             items, _ = await self._store.read(kinds.REQUEST.key(request), limit=1)
         except Unavailable as error:
-            raise TryAgain(f"the store does not answer: {error}") from error
+            raise refusal(error) from error
         if not items:
             return None
         await self._freshness.caught_up(items[0].mod_revision)
@@ -131,11 +132,11 @@ class Commits:
                 calls = [call for call in calls if not call.doubtful or not await self._repeated(call)]
             for lease in self._leases:
                 await lease.lease(len(calls))
-        except TryAgain as error:
+        except Refused as error:
             _fail(calls, error)
             return
         except Unavailable as error:
-            _fail(calls, TryAgain(f"the store does not answer: {error}"))
+            _fail(calls, refusal(error))
             return
         group = Group(self._cache.view)
         others = [call for call in calls if not group.add(call, fresh=fresh)]
@@ -163,8 +164,8 @@ class Commits:
                 call.doubtful = True
             self._again(calls)
         except Unavailable as error:
-            _fail(calls, TryAgain(f"the store does not answer: {error}"))
-        except TryAgain as error:
+            _fail(calls, refusal(error))
+        except Refused as error:
             _fail(calls, error)
         except TooBig as error:
             _fail(calls, Exhausted("transaction", f"this changes too much at once: {error}"))
@@ -219,7 +220,7 @@ class Commits:
         try:
             if not isinstance(why, Refused) or not call.repeatable or not await self._repeated(call):
                 _fail([call], why)
-        except TryAgain as error:
+        except Refused as error:
             _fail([call], error)
 
     async def _repeated(self, call: Call) -> bool:

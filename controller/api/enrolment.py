@@ -15,6 +15,7 @@ from cairn.controller.api import nouns, resolution, validation
 from cairn.controller.api.core import Core
 from cairn.controller.api.identity import signer
 from cairn.controller.model.permits import Caller, Verb, permits
+from cairn.controller.outage import refusal
 from cairn.controller.store.base import Conflict, Indeterminate, Txn, Unavailable, View
 from cairn.proto import kinds, log
 from cairn.proto.errors import Denied, Exhausted, Invalid, TryAgain
@@ -70,7 +71,7 @@ class EnrolmentService(cluster_pb2_grpc.EnrolmentServiceServicer):
             except (Conflict, Indeterminate):
                 continue
             except Unavailable as error:
-                raise TryAgain(f"the store does not answer: {error}") from error
+                raise refusal(error) from error
             return node
         raise TryAgain("too many servers join at once; try again")
 

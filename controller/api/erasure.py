@@ -141,7 +141,7 @@ class Erasure(Generic[M]):
         unmarked.ClearField("delete_time")
         try:
             await self._write(record, unmarked)
-        except (TryAgain, Unavailable) as error:
+        except (Refused, Unavailable) as error:
             _log.warning("mark left", object=self._id(marked), error=str(error))
 
     @staticmethod

@@ -9,6 +9,7 @@ import asyncio
 from typing import Final
 
 from cairn.controller.api.decision import Views
+from cairn.controller.outage import refusal
 from cairn.controller.store.base import Store, Unavailable, View
 from cairn.proto.errors import TryAgain
 
@@ -63,6 +64,6 @@ class Freshness:
 
 def _fail(answer: asyncio.Future[int], error: Unavailable) -> None:
     if not answer.done():
-        refused = TryAgain(f"the store does not answer: {error}")
+        refused = refusal(error)
         refused.__cause__ = error
         answer.set_exception(refused)

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import grpc
 import grpc.aio
 from cairn.controller.api.authorise import PACKAGE, authorise
+from cairn.controller.outage import refusal
 from cairn.controller.store.base import StoreError
-from cairn.proto.errors import Refused, TryAgain
+from cairn.proto.errors import Refused
 
 Handler = Any
 _SHAPES: Final[dict[tuple[bool, bool], tuple[str, Any]]] = {
@@ -65,7 +66,7 @@ class Gate(grpc.aio.ServerInterceptor[Any, Any] if TYPE_CHECKING else grpc.aio.S
             try:
                 return await behaviour(request, context)
             except StoreError as error:
-                raise TryAgain(f"the store does not answer: {error}") from error
+                raise refusal(error) from error
 
         return call
 
@@ -81,7 +82,7 @@ class Gate(grpc.aio.ServerInterceptor[Any, Any] if TYPE_CHECKING else grpc.aio.S
                     async for response in result:
                         yield response
             except StoreError as error:
-                raise TryAgain(f"the store does not answer: {error}") from error
+                raise refusal(error) from error
 
         return call
 

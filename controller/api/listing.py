@@ -24,9 +24,10 @@ from cairn.controller.api.decision import Views
 from cairn.controller.api.nouns import Noun
 from cairn.controller.api.selection import Selection, Turns, pictured
 from cairn.controller.model.permits import Caller
+from cairn.controller.outage import refusal
 from cairn.controller.store.base import Compacted, Record, Store, Unavailable, View
 from cairn.proto import log
-from cairn.proto.errors import Invalid, NotFound, OutOfRange, TryAgain
+from cairn.proto.errors import Invalid, NotFound, OutOfRange
 from google.protobuf.message import DecodeError, Message
 
 _log = log.logger("api")
@@ -139,7 +140,7 @@ class Listings:
             except Compacted as error:
                 raise OutOfRange(f"revision {token.revision} is no longer kept: list again from the first page") from error
             except Unavailable as error:
-                raise TryAgain(f"the store does not answer: {error}") from error
+                raise refusal(error) from error
             for item in items:
                 if turns.over:
                     await turns.next()

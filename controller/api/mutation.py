@@ -27,6 +27,7 @@ from cairn.controller.api.plan import Planner, Touched
 from cairn.controller.events import event_id
 from cairn.controller.model.permits import Caller, Verb, permits
 from cairn.controller.model.unreadable import touched
+from cairn.controller.outage import refusal
 from cairn.controller.retention import EVENT_KEEP_S, REQUEST_KEEP_S, Retention
 from cairn.controller.store.base import Store, StoreError, View
 from cairn.proto import kinds
@@ -179,7 +180,7 @@ class Mutations:
         try:
             await self._planner.keep(plan)
         except StoreError as error:
-            raise TryAgain(f"the plan could not be stored: {error}") from error
+            raise refusal(error) from error
         return answer
 
 

@@ -49,9 +49,11 @@ def status_details(answer: Any) -> Iterator[Detail]:
 
 
 def _member(member: Any) -> str:
-    health = "healthy" if member.healthy else "does not answer"
-    role = "leader" if member.leader else ""
-    size = size_text(member.size_bytes) if member.size_bytes else ""
+    health = "healthy" if member.healthy else member.say or "does not answer"
+    role = "leader" if member.leader else "learner, without a vote" if member.learner else ""
+    quota = f" of {size_text(member.quota_bytes)}" if member.quota_bytes else ""
+    used = f" ({size_text(member.used_bytes)} in use)" if member.used_bytes else ""
+    size = f"{size_text(member.size_bytes)}{quota}{used}" if member.size_bytes else ""
     return ", ".join(filter(None, [health, role, size, member.version]))
 
 

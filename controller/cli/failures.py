@@ -123,6 +123,8 @@ def _used_up(subject: str) -> str:
         name = rest.partition("/")[0]
         ports = f"see who has them: cairn port list --filter 'status.subnet_name = \"{name}\"'"
         return f"{ports}; deleted VMs keep theirs until they are erased: cairn vm list --deleted"
+    if kind == "store":
+        return '`cairn cluster status` shows the members; docs/operations/troubleshooting.md, "The store is full", makes room'
     if kind in ("cpus", "memory", "disk"):
         return "ask for less, or see what is free: cairn node list -o wide"
     return ""

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Generic, Protocol, Self, TypeAlias, TypeVar
+from typing import ClassVar, Final, Generic, Protocol, Self, TypeAlias, TypeVar
 
 from cairn.proto.kinds import AnyKind, Kind, split
 from google.protobuf.message import Message
@@ -64,7 +64,46 @@ class Compacted(StoreError):
 
 
 class Unavailable(StoreError):
-    """No member answered in time and nothing was written. Retryable."""
+    """No member answered in time and nothing was written. Retryable.
+
+    Its kinds tell of members that answer and refuse: the same to whoever tries again, another sentence to people.
+    """
+
+    what: ClassVar[str] = "the store does not answer"
+
+    def __str__(self) -> str:
+        """What is wrong, by name."""
+        return ": ".join(filter(None, (self.what, super().__str__())))
+
+
+class Full(Unavailable):
+    """The members' files have reached their quota (etcd's alarm NOSPACE): nothing is written until somebody makes room."""
+
+    what = "the store is full"
+
+
+class Overloaded(Unavailable):
+    """The members take no more requests for now."""
+
+    what = "the store is asked for more than it can do"
+
+
+class Forbidden(Unavailable):
+    """The members do not accept who asks."""
+
+    what = "the store does not accept this controller"
+
+
+class Corrupt(Unavailable):
+    """The members have found that they do not hold the same (etcd's alarm CORRUPT): they answer nothing."""
+
+    what = "the store is corrupt"
+
+
+class Halted(Unavailable):
+    """Nobody may decide anything now, whatever the store does."""
+
+    what = ""
 
 
 class LeaseLost(StoreError):
@@ -308,10 +347,20 @@ class MemberStatus:
     """One member of the store's cluster; what an unhealthy one could not tell is empty."""
 
     endpoint: str
+    # It answers, knows a leader and has raised no alarm.
     healthy: bool
     leader: bool = False
+    # Of its file; how much of that is in use (the rest comes back by defragmenting); what it may grow to, 0: it does not tell.
     size_bytes: int = 0
+    used_bytes: int = 0
+    quota_bytes: int = 0
     version: str = ""
+    # It only follows: it has no vote and serves no requests.
+    learner: bool = False
+    # Alarms it has raised: NOSPACE, CORRUPT.
+    alarms: tuple[str, ...] = ()
+    # What is wrong with it, as a phrase; empty: nothing.
+    say: str = ""
 
 
 class Membership(Protocol):

@@ -16,9 +16,10 @@ from contextlib import aclosing
 from typing import Final
 
 import grpc.aio
-from cairn.controller.store.base import Batch, Compacted, Conflict, Item, LeaseLost, MemberStatus, Txn
-from cairn.controller.store.etcd_connection import Connection, says
+from cairn.controller.store.base import Batch, Compacted, Conflict, Full, Item, LeaseLost, MemberStatus, TooBig, Txn
+from cairn.controller.store.etcd_connection import Connection
 from cairn.controller.store.etcd_lease import EtcdLease
+from cairn.controller.store.etcd_refusals import alarms_of, says, too_large, where_full
 from cairn.controller.store.etcd_watch import Watch
 from cairn.proto.etcd import kv_pb2, rpc_pb2, rpc_pb2_grpc
 from cairn.proto.pki import ETCD_SERVER_NAME
@@ -26,6 +27,8 @@ from cairn.proto.rpc import Credentials
 
 PAGE_ITEMS: Final = 1000
 STATUS_S: Final = 2.0
+# How long it is remembered which members are full.
+FULL_S: Final = 5.0
 # In etcd's ranges: as first key, or as end, "no bound".
 _UNBOUNDED: Final = b"\0"
 
@@ -37,6 +40,7 @@ class EtcdStore:
         """Endpoints: "host:port" of members; server_name: in each one's certificate. To be made in a running event loop."""
         self._connection = Connection(endpoints, credentials, server_name=server_name)
         self._leases: set[EtcdLease] = set()
+        self._full, self._full_until_s = "", 0.0
 
     def reload(self, credentials: Credentials | None = None) -> None:
         """Use changed certificates (or another source of them) for calls from now on; files that change are noticed anyway."""
@@ -101,14 +105,21 @@ class EtcdStore:
         except grpc.aio.AioRpcError as error:
             if says(error, "lease not found"):
                 raise LeaseLost(f"a lease of {_leases(txn)} is no more") from error
+            if too_large(error):
+                raise TooBig(f"etcd refuses the transaction: {error.details()}") from error
             raise ValueError(f"etcd refuses the transaction: {error.details()}") from error
+        except Full as error:
+            raise Full(await self._where_full()) from error
         if not response.succeeded:
             raise Conflict(_moved(txn, response))
         return response.header.revision
 
     async def lease(self, ttl_s: float) -> EtcdLease:
         """Return a lease that is kept alive."""
-        lease = await EtcdLease.grant(self._connection, ttl_s, self._leases.discard)
+        try:
+            lease = await EtcdLease.grant(self._connection, ttl_s, self._leases.discard)
+        except Full as error:
+            raise Full(await self._where_full()) from error
         self._leases.add(lease)
         return lease
 
@@ -132,10 +143,30 @@ class EtcdStore:
             try:
                 status = await stub.Status(rpc_pb2.StatusRequest(), timeout=STATUS_S)
             except grpc.aio.AioRpcError:
-                return MemberStatus(endpoint, healthy=False)
+                return MemberStatus(endpoint, healthy=False, say="it does not answer")
         member, leader = status.header.member_id, status.leader
-        healthy = leader != 0 and not status.errors
-        return MemberStatus(endpoint, healthy, leader == member, status.db_size, status.version)
+        alarms = alarms_of(member, status.errors)
+        troubles = [*alarms, *(["it knows no leader"] if not leader else ())]
+        return MemberStatus(
+            endpoint,
+            healthy=not troubles,
+            leader=leader == member,
+            size_bytes=status.db_size,
+            used_bytes=status.db_size_in_use,
+            quota_bytes=status.db_size_quota,
+            version=status.version,
+            learner=status.is_learner,
+            alarms=alarms,
+            say=", ".join(troubles),
+        )
+
+    async def _where_full(self) -> str:
+        """Return which members are full; whoever asks within a moment is told the same."""
+        now_s = asyncio.get_running_loop().time()
+        if now_s >= self._full_until_s:
+            self._full = where_full(await self.members())
+            self._full_until_s = now_s + FULL_S
+        return self._full
 
     async def close(self) -> None:
         """Stop everything; leases are left to run out."""

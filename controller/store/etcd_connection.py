@@ -7,7 +7,7 @@
 Calls go round-robin over the members that are connected. All carry etcd's "hasleader": a member cut off from the majority
 refuses at once instead of keeping us waiting, and ends streams it can no longer serve. A write is only started on a connection
 that is up, so a failure to connect is known to have written nothing; a failure after that is in doubt, except where etcd's
-refusal says that nothing was proposed (`_REFUSED`). Certificates are read again when their files change, within a second;
+refusal says that nothing was proposed (etcd_refusals.py). Certificates are read again when their files change, within a second;
 calls under way are not disturbed.
 """
 
@@ -20,11 +20,13 @@ from typing import Any, Final, TypeVar
 
 import grpc
 import grpc.aio
-from cairn.controller.store.base import Indeterminate, Unavailable
+from cairn.controller.store.base import Forbidden, Indeterminate, Unavailable
+from cairn.controller.store.etcd_refusals import LASTING, kind_of, refused, told, too_large
 from cairn.proto.channel import FailoverChannel
-from cairn.proto.etcd import rpc_pb2_grpc
-from cairn.proto.pki import ETCD_SERVER_NAME
+from cairn.proto.etcd import rpc_pb2, rpc_pb2_grpc
+from cairn.proto.pki import ETCD_SERVER_NAME, parse_cert
 from cairn.proto.rpc import Credentials, Material, targets_of
+from cairn.proto.seams import SystemClock
 
 R = TypeVar("R")
 
@@ -36,6 +38,8 @@ WRITE_S: Final = 3.0
 RETRY_S: Final = 0.05
 RETRY_MAX_S: Final = 0.5
 LOOK_EVERY_S: Final = 1.0
+# How long to find out why nobody can be connected to.
+WHY_S: Final = 0.5
 # etcd: refuse (or end the stream) when this member knows no leader.
 REQUIRE_LEADER: Final = (("hasleader", "true"),)
 
@@ -54,15 +58,6 @@ _OPTIONS: Final = (
     ("grpc.min_reconnect_backoff_ms", 2_000),
     ("grpc.max_reconnect_backoff_ms", 1_000),
 )
-# etcd's words (api/v3rpc/rpctypes) for "refused before anything was proposed".
-_REFUSED: Final = (
-    "etcdserver: no leader",
-    "etcdserver: too many requests",
-    "etcdserver: mvcc: database space exceeded",
-    "etcdserver: not capable",
-    "raft proposal dropped",
-)
-_REFUSED_CODES: Final = frozenset({grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED})
 # Codes of answers about the request itself; trying again changes nothing.
 _ANSWERED: Final = frozenset(
     {
@@ -140,7 +135,8 @@ class Connection:
             async with asyncio.timeout(timeout_s):
                 await self._channel.channel_ready()
         except TimeoutError as error:
-            raise Unavailable(f"no member of {', '.join(self.endpoints)} can be connected to") from error
+            say = f"no member of {', '.join(self.endpoints)} can be connected to"
+            raise self._failure(Unavailable, f"{say}{await self._why()}") from error
 
     def open(self, method: Any) -> Any:
         """Start a two-way stream."""
@@ -161,8 +157,8 @@ class Connection:
             except grpc.aio.AioRpcError as error:
                 if error.code() in _ANSWERED:
                     raise
-                if loop.time() + pause_s >= until or error.code() in _REFUSED_CODES:
-                    raise Unavailable(told(error)) from error
+                if loop.time() + pause_s >= until or kind_of(error) in LASTING:
+                    raise self._failure(kind_of(error), told(error)) from error
             except Indeterminate as error:
                 raise Unavailable(str(error)) from error
             await asyncio.sleep(pause_s)
@@ -180,13 +176,29 @@ class Connection:
             try:
                 return await self._call(call, request, max(RETRY_S, min(WRITE_S, until - loop.time())))
             except grpc.aio.AioRpcError as error:
-                if error.code() in _ANSWERED:
+                if error.code() in _ANSWERED or too_large(error):
                     raise
                 if not refused(error):
                     raise Indeterminate(told(error)) from error
-                if loop.time() + RETRY_S >= until or error.code() in _REFUSED_CODES:
-                    raise Unavailable(told(error)) from error
+                if loop.time() + RETRY_S >= until or kind_of(error) in LASTING:
+                    raise self._failure(kind_of(error), told(error)) from error
             await asyncio.sleep(RETRY_S)
+
+    def _failure(self, kind: type[Unavailable], say: str) -> Unavailable:
+        """Return what to raise; a certificate of ours that has ended explains whatever else is said."""
+        pair = self._material().pair
+        end = parse_cert(pair.cert_pem).not_valid_after_utc if pair else None
+        if end is not None and end < SystemClock().now():
+            return Forbidden(f"the controller's certificate for etcd has ended at {end:%Y-%m-%d %H:%M} UTC ({say})")
+        return kind(say)
+
+    async def _why(self) -> str:
+        """Return why no connection comes about, as gRPC tells whoever calls without waiting for one."""
+        try:
+            await self.kv.Range(rpc_pb2.RangeRequest(key=b"\0", count_only=True), timeout=WHY_S)
+        except grpc.aio.AioRpcError as error:
+            return f" ({(error.details() or error.code().name).rpartition('last error: ')[2]})"
+        return ""
 
     def _check_open(self) -> None:
         if self.closed:
@@ -201,18 +213,3 @@ class Connection:
             if self.closed and task is not None and not task.cancelling():
                 raise Indeterminate("this client was closed meanwhile") from error
             raise
-
-
-def refused(error: grpc.aio.AioRpcError) -> bool:
-    """Tell whether the failure is known to have had no effect."""
-    return error.code() in _REFUSED_CODES or (error.details() or "").startswith(_REFUSED)
-
-
-def told(error: grpc.aio.AioRpcError) -> str:
-    """Return the failure as a phrase."""
-    return f"{error.code().name}: {error.details()}"
-
-
-def says(error: grpc.aio.AioRpcError, phrase: str) -> bool:
-    """Tell whether etcd's text holds a phrase."""
-    return phrase in (error.details() or "")

@@ -13,7 +13,8 @@ from typing import Any, Final
 
 import grpc.aio
 from cairn.controller.store.base import Unavailable
-from cairn.controller.store.etcd_connection import Connection, says, told
+from cairn.controller.store.etcd_connection import Connection
+from cairn.controller.store.etcd_refusals import says, told
 from cairn.proto.etcd import rpc_pb2
 from cairn.proto.log import logger
 

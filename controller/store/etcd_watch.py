@@ -18,7 +18,8 @@ from typing import Any, Final
 
 import grpc.aio
 from cairn.controller.store.base import Batch, Change, Compacted, Unavailable
-from cairn.controller.store.etcd_connection import Connection, told
+from cairn.controller.store.etcd_connection import Connection
+from cairn.controller.store.etcd_refusals import told
 from cairn.proto.etcd import kv_pb2, rpc_pb2
 from cairn.proto.log import logger
 

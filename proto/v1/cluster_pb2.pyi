@@ -393,11 +393,29 @@ class StoreMember(_message.Message):
     LEADER_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    USED_BYTES_FIELD_NUMBER: _builtins.int
+    QUOTA_BYTES_FIELD_NUMBER: _builtins.int
+    LEARNER_FIELD_NUMBER: _builtins.int
+    ALARMS_FIELD_NUMBER: _builtins.int
+    SAY_FIELD_NUMBER: _builtins.int
     endpoint: _builtins.str
     healthy: _builtins.bool
     leader: _builtins.bool
     size_bytes: _builtins.int
+    """Of its file."""
     version: _builtins.str
+    used_bytes: _builtins.int
+    """Of the file; the rest comes back by defragmenting."""
+    quota_bytes: _builtins.int
+    """What the file may grow to; 0: this release of etcd does not tell."""
+    learner: _builtins.bool
+    """It only follows, without a vote."""
+    say: _builtins.str
+    """What is wrong with it; empty: nothing."""
+    @_builtins.property
+    def alarms(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Alarms it has raised: NOSPACE, CORRUPT."""
+
     def __init__(
         self,
         *,
@@ -406,10 +424,15 @@ class StoreMember(_message.Message):
         leader: _builtins.bool = ...,
         size_bytes: _builtins.int = ...,
         version: _builtins.str = ...,
+        used_bytes: _builtins.int = ...,
+        quota_bytes: _builtins.int = ...,
+        learner: _builtins.bool = ...,
+        alarms: _abc.Iterable[_builtins.str] | None = ...,
+        say: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "healthy", b"healthy", "leader", b"leader", "size_bytes", b"size_bytes", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarms", b"alarms", "endpoint", b"endpoint", "healthy", b"healthy", "leader", b"leader", "learner", b"learner", "quota_bytes", b"quota_bytes", "say", b"say", "size_bytes", b"size_bytes", "used_bytes", b"used_bytes", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -18,6 +18,7 @@ import pytest
 from cairn.controller.app import Controller
 from cairn.controller.config import Config
 from cairn.controller.renewal import Renewal
+from cairn.controller.store.base import Full
 from cairn.controller.store.memory import MemoryBackend, MemoryStore
 from cairn.proto import kinds, pki
 from cairn.proto.pki import CONTROLLER_SERVER_NAME, Authority, Identity
@@ -140,6 +141,34 @@ async def test_reflection_lists_the_services(site: Site, controller: Controller)
         names = {service.name for service in answer.list_services_response.service}
         assert {"cairn.v1.VmService", "cairn.v1.AgentService", "grpc.health.v1.Health"} <= names
         call.cancel()
+
+
+async def test_a_controller_that_starts_on_a_full_store_says_so(site: Site) -> None:
+    """It cannot be registered, so it serves nothing yet; its callers learn why, and it goes on by itself."""
+    store = MemoryStore(MemoryBackend())
+    full, commit = asyncio.Event(), store.commit
+
+    async def commit_or_not(txn: Any) -> int:
+        if not full.is_set():
+            raise Full("NOSPACE on member m1")
+        return await commit(txn)
+
+    store.commit = commit_or_not  # type: ignore[method-assign]
+    made = Controller(site.config(), store, site.transport(Identity("controller", "c1")), site.clock, site.ids)
+    await made.start()
+    async with site.channel(made.addresses[0]) as channel:
+
+        async def told() -> bool:
+            try:
+                await Stubs(channel).vms.GetVm(GetVmRequest(id="web"))
+            except grpc.aio.AioRpcError as error:
+                return "is starting: the store is full: NOSPACE on member m1" in (error.details() or "")
+            return False
+
+        await eventually("the reason", told)
+        full.set()
+        await eventually("health", lambda: serving(channel, "cairn.v1.VmService"))
+    await made.stop(0)
 
 
 async def test_before_the_store_is_read_calls_are_told_so(site: Site) -> None:

@@ -12,12 +12,14 @@ import pytest
 from cairn.controller.api import commits, nouns
 from cairn.controller.api.decision import Decided
 from cairn.controller.model.permits import Caller
-from cairn.controller.store.base import Conflict, Indeterminate, LeaseLost, Store, Txn, Unavailable
+from cairn.controller.store.base import Conflict, Full, Indeterminate, LeaseLost, Store, Txn, Unavailable
 from cairn.proto import kinds
 from cairn.proto.errors import Exhausted
-from cairn.proto.v1.vm_pb2 import CreateVmRequest, DeleteVmRequest, StartVmRequest, UpdateVmRequest, Vm, VmSpec
+from cairn.proto.rpc import status_details
+from cairn.proto.v1.vm_pb2 import CreateVmRequest, DeleteVmRequest, GetVmRequest, StartVmRequest, UpdateVmRequest, Vm, VmSpec
 from cairn.proto.v1.vpc_pb2 import CreateVpcRequest, Vpc, VpcSpec
 from google.protobuf.field_mask_pb2 import FieldMask
+from google.rpc.error_details_pb2 import QuotaFailure
 
 from tests.conformance.api_stores import STORES, etcd_member, made_store
 from tests.conformance.api_world import World, vm, world_on
@@ -55,6 +57,8 @@ class Counted:
             raise Conflict(["/somebody/else"])
         if fault == "lease":
             raise LeaseLost("gone")
+        if fault == "full":
+            raise Full("NOSPACE on member m1, 2 GiB")
         if fault == "unavailable":
             raise Unavailable("no member answers")
         if fault == "lost request":
@@ -134,6 +138,27 @@ async def test_a_store_that_does_not_answer_is_told_to_all(world: World) -> None
     assert {error.code() for error in answers if isinstance(error, grpc.aio.AioRpcError)} == {grpc.StatusCode.UNAVAILABLE}
     counted(world).faults = []
     await world.vm("after")
+
+
+async def test_a_full_store_is_told_by_name_to_each_kind_of_call(world: World) -> None:
+    """Not as a passing fault, which clients would repeat for half a minute."""
+    await world.vm("web")
+    plan = CreateVmRequest(vm=vm("planned"), validate_only=True)
+    calls = (
+        lambda: world.api.vms.CreateVm(CreateVmRequest(vm=vm("db"))),
+        lambda: world.api.vms.CreateVm(plan),
+        lambda: world.api.vms.DeleteVm(DeleteVmRequest(id="web")),
+    )
+    for call in calls:
+        counted(world).faults = ["full"] * 50
+        with pytest.raises(grpc.aio.AioRpcError, match="the store is full: NOSPACE on member m1, 2 GiB") as caught:
+            await call()
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        (quota,) = status_details(caught.value, QuotaFailure)
+        assert quota.violations[0].subject == "store"
+        assert len(counted(world).faults) >= 48, "asked once, not again and again"
+    counted(world).faults = []
+    assert (await world.api.vms.GetVm(GetVmRequest(id="web"))).name == "web"
 
 
 async def test_a_refusal_harms_no_neighbour(world: World) -> None:

@@ -119,7 +119,7 @@ class Member:
 class Cluster:
     """Members on 127.0.0.11 and up, with a CA of their own, everything below one folder."""
 
-    def __init__(self, folder: Path, count: int = 3) -> None:
+    def __init__(self, folder: Path, count: int = 3, *, quota_bytes: int = 0) -> None:
         self.folder = folder
         addresses = {f"m{index}": f"127.0.0.{10 + index}" for index in range(1, count + 1)}
         client_port, peer_port = _free_ports(list(addresses.values()))
@@ -129,6 +129,8 @@ class Cluster:
             place = folder / name
             self._certify(place, pki.Identity("etcd", name), "etcd", ["127.0.0.1", address])
             argv = member_argv(name, addresses, place / "data", place, client_port=client_port, peer_port=peer_port)
+            if quota_bytes:
+                argv += ["--quota-backend-bytes", str(quota_bytes)]
             self.members.append(Member(name, f"{address}:{client_port}", argv, place / "log"))
         self._certify(folder / "client", pki.Identity("controller", "test"), "client", [])
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import grpc
 import grpc.aio
+from cairn.proto.errors import status_of
 from cairn.proto.pki import CONTROLLER_SERVER_NAME
 from cairn.proto.v1 import image_pb2, subnet_pb2, vm_pb2, volume_pb2, vpc_pb2
 from cairn.proto.v1.image_pb2_grpc import ImageServiceStub
@@ -17,6 +18,7 @@ from cairn.proto.v1.vm_pb2 import Vm
 from cairn.proto.v1.vm_pb2_grpc import VmServiceStub
 from cairn.proto.v1.volume_pb2_grpc import VolumeServiceStub
 from cairn.proto.v1.vpc_pb2_grpc import VpcServiceStub
+from google.rpc import error_details_pb2
 
 MIB: Final = 1 << 20
 CONTENT: Final = b"\x5a" * MIB
@@ -29,6 +31,13 @@ PASSING: Final = frozenset(
         grpc.StatusCode.ABORTED,
     }
 )
+
+
+def of_full_store(error: grpc.aio.AioRpcError) -> bool:
+    """Tell whether a call was refused because nothing can be written for now."""
+    details = status_of(error).details
+    quota = error_details_pb2.QuotaFailure()
+    return any(each.Unpack(quota) and quota.violations[0].subject == "store" for each in details)
 
 
 class SimClient:
@@ -72,7 +81,7 @@ class SimClient:
                     return answer
                 except grpc.aio.AioRpcError as error:
                     self._note(f"{method} {error.code().name} {error.details()}")
-                    if error.code() not in PASSING or error.code() in final:
+                    if error.code() in final or not (error.code() in PASSING or of_full_store(error)):
                         raise
                 finally:
                     await channel.close()

@@ -19,7 +19,18 @@ import random
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 
-from cairn.controller.store.base import Batch, Conflict, Indeterminate, Item, LeaseLost, MemberStatus, Put, Txn, Unavailable
+from cairn.controller.store.base import (
+    Batch,
+    Conflict,
+    Full,
+    Indeterminate,
+    Item,
+    LeaseLost,
+    MemberStatus,
+    Put,
+    Txn,
+    Unavailable,
+)
 from cairn.controller.store.memory import MemoryBackend, prefix_end
 
 from tests.sim.checkers.base import Violation
@@ -44,6 +55,8 @@ class SimBackend(MemoryBackend):
         self.elected: Callable[[], None] = lambda: None
         self._applying: Txn | None = None
         self._leader_s = 0.0
+        # The members' files have reached their quota: no writes, no new leases; all else goes on.
+        self.full = False
 
     def apply(self, txn: Txn) -> int:
         """Do all of a transaction or nothing, then tell. What etcd would refuse for its size is a violation."""
@@ -289,6 +302,7 @@ class SimStore:
         txn = self.really(txn)
         METER.ns += sum(map(len, (put.value for put in txn.puts.values()))) * BYTE_NS
         await self._reach(quorum=True)
+        self._refuse_full()
         if self.strikes("late_commit"):
             self._commit_later(txn)
             await asyncio.sleep(self.faults.timeout_s)
@@ -331,6 +345,7 @@ class SimStore:
     async def lease(self, ttl_s: float) -> SimLease:
         """Return a lease that is kept alive."""
         await self._reach(quorum=True)
+        self._refuse_full()
         lease = SimLease(self, ttl_s)
         self._leases = [each for each in self._leases if each.kept] + [lease]
         return lease
@@ -384,6 +399,11 @@ class SimStore:
         total_s = sum(self._rng.uniform(*delay) for delay in delays if delay[1] > 0)
         if total_s > 0:
             await asyncio.sleep(total_s)
+
+    def _refuse_full(self) -> None:
+        if self.backend.full:
+            self.faults.struck["full"] = self.faults.struck.get("full", 0) + 1
+            raise Full("NOSPACE on the only member")
 
     def _refuse_closed(self) -> None:
         if self._closed:

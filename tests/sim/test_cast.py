@@ -33,6 +33,7 @@ STRIKES = {
     "upgrades": {"older", "newer"},
     "store": {
         "lost_answer", "lost_request", "late_commit", "unavailable", "silent_watch", "compacted_watch", "member_loss",
+        "full",
     },
 }  # fmt: skip
 

@@ -282,6 +282,7 @@ class World:
         self.network.faults = Faults()
         self.network.heal()
         self.store_faults.calm()
+        self.backend.full = False
         self.loop.snuff_fuses()
         for process in self.processes.values():
             if process.store is not None:

@@ -1,4 +1,4 @@
-"""The store: answers lost, commits late, watches silent or compacted, leases lost while kept, members gone, slow quorum."""
+"""The store: full, answers lost, commits late, watches silent or compacted, leases lost, members gone, slow quorum."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import asyncio
 import random
 from collections.abc import Iterable
 
+from tests.sim.checkers.base import Violation
 from tests.sim.story import FAULT, Event, Size, spread
 from tests.sim.world import World
 
+# Of one controller, to write to a store that is full.
+TRIES_PER_S = 10
 _SHARES = {
     "lost_answer": (0.01, 0.1), "lost_request": (0.01, 0.05), "late_commit": (0.01, 0.1), "unavailable": (0.01, 0.2),
     "silent_watch": (0.01, 0.05), "compacted_watch": (0.002, 0.02), "progress_mark": (0.05, 0.5), "lost_lease": (0.02, 0.2),
@@ -22,6 +25,9 @@ def draw(draw: random.Random, size: Size) -> Iterable[Event]:
         for_s = round(draw.choice((2.0, 10.0, 40.0)), 2)
         if draw.random() < 0.25:
             yield Event(at_s, FAULT, "store_cut", (draw.choice(size.controller_names), for_s))
+            continue
+        if draw.random() < 0.12:
+            yield Event(at_s, FAULT, "store_full", (for_s,))
             continue
         kinds = draw.sample(sorted(_SHARES), draw.choice((1, 2, 4)))
         shares = tuple((kind, draw.choice(_SHARES[kind])) for kind in kinds)
@@ -49,4 +55,16 @@ async def store_cut(world: World, name: str, for_s: float) -> None:
     process.store.mend()
 
 
-ACTS = {"store_trouble": store_trouble, "store_cut": store_cut}
+async def store_full(world: World, for_s: float) -> None:
+    """Nothing can be written: nothing is lost, and nobody tries again and again without a pause."""
+    faults = world.store_faults
+    before = faults.struck.get("full", 0)
+    world.backend.full = True
+    await asyncio.sleep(for_s)
+    world.backend.full = False
+    tries = faults.struck.get("full", 0) - before
+    if tries > TRIES_PER_S * for_s * len(world.controllers):
+        raise Violation("store_full", f"{tries} attempts to write to a full store in {for_s} s")
+
+
+ACTS = {"store_trouble": store_trouble, "store_cut": store_cut, "store_full": store_full}

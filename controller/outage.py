@@ -1,0 +1,26 @@
+"""What a store that cannot do something means to who calls: its kinds by name.
+
+A full store is RESOURCE_EXHAUSTED, so that no client tries again for half a minute; one that does not answer, or not to this
+controller, may do so later, or to another controller.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from cairn.controller.store.base import Corrupt, Full, StoreError, Unavailable
+from cairn.proto.errors import BadState, Exhausted, Refused, TryAgain
+
+# What is used up, in the details of the refusal.
+STORE: Final = "store"
+
+
+def refusal(error: StoreError) -> Refused:
+    """Return what to answer; raise it `from` the error."""
+    if isinstance(error, Full):
+        return Exhausted(STORE, f"{error}; nothing can be changed until there is room, all else goes on")
+    if isinstance(error, Corrupt):
+        return BadState(STORE, "", str(error))
+    if isinstance(error, Unavailable):
+        return TryAgain(str(error))
+    return TryAgain(f"the store has failed: {error}")
