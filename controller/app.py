@@ -37,6 +37,7 @@ from cairn.controller.peers import Peers
 from cairn.controller.reconcilers.assignments import Assignments
 from cairn.controller.reconcilers.base import Reconciler
 from cairn.controller.reconcilers.garbage import Garbage
+from cairn.controller.reconcilers.members import Members
 from cairn.controller.reconcilers.node_events import NodeEvents
 from cairn.controller.reconcilers.placement import Placements
 from cairn.controller.reconcilers.ports import Ports
@@ -67,6 +68,12 @@ ALWAYS: Final = frozenset(
 )
 # How long calls under way may go on after SIGTERM.
 GRACE_S: Final = 2.0
+
+
+def reconcilers() -> list[Reconciler]:
+    """Return one of each."""
+    jobs = Jobs([ImportImage()], [Keepers()])
+    return [Ports(), Placements(), Assignments(), Garbage(), jobs, NodeEvents(), Members()]
 
 
 class Controller:
@@ -109,19 +116,11 @@ class Controller:
         endpoints = [config.advertised]
         self.peers = Peers(config.name, endpoints, store, self.cache, clock, cluster=config.cluster, version=version)
         leases = Retention(store, EVENT_KEEP_S)
-        reconcilers: list[Reconciler] = [
-            Ports(),
-            Placements(),
-            Assignments(),
-            Garbage(),
-            Jobs([ImportImage()], [Keepers()]),
-            NodeEvents(),
-        ]
         metrics = RuntimeMetrics(registry)
         self.standing.refused = lambda why: metrics.store_refused.labels(why).inc()
         unreadable = Gauge("cairn_records_unreadable", "Records that cannot be decoded", registry=registry)
         unreadable.set_function(lambda: sum(1 for _ in all_unreadable(self.cache.view)))
-        self.runtime = Runtime(self.cache, fenced, self.peers, clock, ids, reconcilers, metrics, leases)
+        self.runtime = Runtime(self.cache, fenced, self.peers, clock, ids, reconcilers(), metrics, leases)
         self.sync = SyncService(
             self.cache,
             fenced,

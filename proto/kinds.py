@@ -103,6 +103,8 @@ UNKNOWN = Kind("unknown", agent_pb2.Unknown, "sync", "", _GARBAGE, kept=False)  
 NODE_FACTS = Kind("node_facts", node_pb2.NodeFacts, "sync", "", _GARBAGE)
 NODE_SESSION = Kind("node_session", node_pb2.NodeSession, "sync", kept=False)  # leased while the stream lives
 CONTROLLER = Kind("controller", cluster_pb2.ControllerSession, "peers", kept=False)  # leased
+# Who is expected to be alive; id: the controller's name. Of this installation, so not in backups.
+CONTROLLER_MEMBER = Kind("controller_member", cluster_pb2.ControllerMember, "members", "", frozenset({"api"}), kept=False)
 CLUSTER = Kind("cluster", cluster_pb2.Cluster, "peers")  # id: "self"
 
 # Written by whoever has something to tell; ids are unique, nothing is ever changed. Leased, 24 h.
@@ -112,7 +114,7 @@ ALL: Final[tuple[Kind[Message], ...]] = (
     PROJECT, IMAGE, VPC, SUBNET, PORT, VOLUME, VM, NODE, JOB, SECRET, JOIN_TOKEN, NAME, VNI, ERASURE, REQUEST, PLAN,
     PORT_BINDING, ADDRESS, PLACEMENT, DECISION, NODE_CLAIMS, VOLUME_PLACEMENT, POOL_CLAIMS, ASSIGNMENT, NODE_LOSS, PURGE,
     IMAGE_CONTENT, JOB_STATE,
-    OBSERVED, UNKNOWN, NODE_HEARD, NODE_FACTS, NODE_SESSION, CONTROLLER, CLUSTER, EVENT,
+    OBSERVED, UNKNOWN, NODE_HEARD, NODE_FACTS, NODE_SESSION, CONTROLLER, CONTROLLER_MEMBER, CLUSTER, EVENT,
 )  # fmt: skip
 # Of ids that are to come: no object may have a name that could be one of them.
 _TO_COME: Final = frozenset(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 from typing import Any, Final
 
@@ -11,16 +11,17 @@ from cairn.controller.api import damage, knowledge
 from cairn.controller.api.authorise import caller_of
 from cairn.controller.api.core import Core
 from cairn.controller.api.selection import Turns
+from cairn.controller.api.status import clock_time
 from cairn.controller.api.vm_status import runs
 from cairn.controller.backup import backup
 from cairn.controller.model.nodes import connected, node_name
 from cairn.controller.model.permits import Caller, Verb, permits
 from cairn.controller.model.unreadable import all_unreadable
-from cairn.controller.store.base import View
+from cairn.controller.store.base import Conflict, Indeterminate, Txn, View
 from cairn.controller.store.etcd_refusals import NOSPACE, REMEDY
 from cairn.controller.words import several
 from cairn.proto import kinds
-from cairn.proto.errors import Denied, Invalid
+from cairn.proto.errors import BadState, Denied, Invalid, NotFound, TryAgain
 from cairn.proto.v1 import cluster_pb2, cluster_pb2_grpc
 from cairn.proto.v1.backup_pb2 import (
     BackupClusterRequest,
@@ -39,10 +40,14 @@ from cairn.proto.v1.cluster_pb2 import (
     GetClusterStatusResponse,
     ListUnknownRequest,
     ListUnknownResponse,
+    MissingController,
+    RetireControllerRequest,
+    RetireControllerResponse,
 )
 from cairn.proto.v1.vm_pb2 import Vm
 from cairn.proto.v1.volume_pb2 import Volume
 
+ATTEMPTS_MAX: Final = 8
 RESTORED: Final = "restored; nodes connect again by themselves, and what they know besides is listed by `cairn cluster adopt`"
 
 
@@ -75,6 +80,7 @@ class ClusterService(cluster_pb2_grpc.ClusterServiceServicer):
         for node, held in sorted(standing.ahead.items()):
             answer.nodes_ahead.add(node=node, name=node_name(view, node), epoch=held.epoch, revision=held.revision)
         answer.controllers.extend(sorted(view.all(kinds.CONTROLLER), key=lambda session: session.name))
+        answer.controllers_missing.extend(missing_controllers(view))
         answer.unreadable = sum(1 for _ in all_unreadable(view))
         await _count(view, caller, answer)
         for member in await self._core.store.members():
@@ -152,6 +158,12 @@ class ClusterService(cluster_pb2_grpc.ClusterServiceServicer):
             request, caller_of(context), lambda view, caller: knowledge.adopt_volume(view, caller, self._core, request)
         )
 
+    async def RetireController(self, request: RetireControllerRequest, context: Any) -> RetireControllerResponse:
+        """Expect a controller no longer."""
+        self._permitted(context, Verb.RETIRE, "retire a controller")
+        await retire(self._core, request.name)
+        return RetireControllerResponse()
+
     async def ForgetUnknown(self, request: ForgetUnknownRequest, context: Any) -> ForgetUnknownResponse:
         """Let a node remove what no record speaks of."""
         return ForgetUnknownResponse(title=await knowledge.forget(self._core, caller_of(context), request))
@@ -160,6 +172,36 @@ class ClusterService(cluster_pb2_grpc.ClusterServiceServicer):
 async def _chunks(requests: AsyncIterator[RestoreClusterRequest]) -> AsyncIterator[bytes]:
     async for request in requests:
         yield request.chunk
+
+
+def missing_controllers(view: View) -> Iterator[MissingController]:
+    """Yield those that are expected and not there, by name. Just gone: without a time."""
+    for member in sorted(view.all(kinds.CONTROLLER_MEMBER), key=lambda member: member.name):
+        if view.get(kinds.CONTROLLER, member.name) is not None:
+            continue
+        missing = MissingController(name=member.name, endpoints=member.endpoints, version=member.version)
+        if member.HasField("missing_time"):
+            missing.since_time.CopyFrom(member.missing_time)
+        yield missing
+
+
+async def retire(core: Core, name: str) -> None:
+    """Remove the record that makes a controller expected. Raises NotFound, BadState while it runs, TryAgain."""
+    for _ in range(ATTEMPTS_MAX):
+        view = await core.mutations.freshen()
+        if view.get(kinds.CONTROLLER, name) is not None:
+            say = f"controller {name!r} is running: stop it first, on its server: systemctl disable --now cairn-controller"
+            raise BadState("controller", name, say)
+        revision = view.revision_of(kinds.CONTROLLER_MEMBER, name)
+        if not revision:
+            raise NotFound("controller", name)
+        txn = Txn("api").check(kinds.CONTROLLER_MEMBER, name, revision).check(kinds.CONTROLLER, name, 0)
+        try:
+            await core.cache.wait_for(await core.store.commit(txn.delete(kinds.CONTROLLER_MEMBER, name)))
+        except (Conflict, Indeterminate):
+            continue
+        return
+    raise TryAgain("the controller comes and goes; try again")
 
 
 async def _count(view: View, caller: Caller, answer: GetClusterStatusResponse) -> None:
@@ -198,6 +240,10 @@ def sentence(answer: GetClusterStatusResponse) -> str:
         say = f"the store is older than what {names} was told: it went back without a restore, and tells those nothing"
         troubles.append(f"{say}; `cairn cluster restore FILE` with the newest backup makes them believe it again")
     troubles += _store_troubles(answer)
+    for missing in answer.controllers_missing:
+        since = f" since {clock_time(missing.since_time)}" if missing.HasField("since_time") else ""
+        look = "see `systemctl status cairn-controller` there"
+        troubles.append(f"controller {missing.name} is missing{since}: {look}, or `cairn cluster retire {missing.name}`")
     if answer.unreadable:
         troubles.append(f"{several(answer.unreadable, 'record')} cannot be read: `cairn cluster fsck` lists them")
     if answer.nodes_down:

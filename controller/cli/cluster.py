@@ -44,8 +44,14 @@ def status_details(answer: Any) -> Iterator[Detail]:
         yield "Unreadable", f"{answer.unreadable} records: `cairn cluster fsck`"
     for node in answer.nodes_ahead:
         yield "Ahead", f"{node.name} was told revision {node.revision} of epoch {node.epoch}"
-    yield Section("Controllers", [(each.name, f"{', '.join(each.endpoints)}  {each.version}") for each in answer.controllers])
+    there = [(each.name, f"{', '.join(each.endpoints)}  {each.version}") for each in answer.controllers]
+    yield Section("Controllers", [*there, *((each.name, _missing(each)) for each in answer.controllers_missing)])
     yield Section("Store", [(member.endpoint, _member(member)) for member in answer.members])
+
+
+def _missing(controller: Any) -> str:
+    since = f" since {controller.since_time.ToJsonString()}" if controller.HasField("since_time") else ""
+    return f"{', '.join(controller.endpoints)}  MISSING{since}"
 
 
 def _member(member: Any) -> str:
@@ -55,6 +61,16 @@ def _member(member: Any) -> str:
     used = f" ({size_text(member.used_bytes)} in use)" if member.used_bytes else ""
     size = f"{size_text(member.size_bytes)}{quota}{used}" if member.size_bytes else ""
     return ", ".join(filter(None, [health, role, size, member.version]))
+
+
+@group.verb("retire")
+@click.argument("name")
+async def retire(session: Session, name: str) -> None:
+    """Expect a controller no longer that was taken down for good. One that starts again is expected again."""
+    from cairn.proto.v1.cluster_pb2 import RetireControllerRequest
+
+    await session.call("cluster", RetireControllerRequest(name=name))
+    session.output.say(f"controller {name} is expected no longer")
 
 
 @group.verb("init")

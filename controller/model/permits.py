@@ -67,6 +67,7 @@ class Verb(StrEnum):
     RESTORE = "restore"
     ADOPT = "adopt"
     FORGET = "forget"
+    RETIRE = "retire"
 
 
 _UNRESTRICTED: Final = frozenset({"user", "controller", "system"})

@@ -53,6 +53,7 @@ class GetClusterStatusResponse(_message.Message):
     RESTORE_FIELD_NUMBER: _builtins.int
     NODES_AHEAD_FIELD_NUMBER: _builtins.int
     UNREADABLE_FIELD_NUMBER: _builtins.int
+    CONTROLLERS_MISSING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     epoch: _builtins.int
     """Grows when the store is restored from a backup."""
@@ -80,6 +81,10 @@ class GetClusterStatusResponse(_message.Message):
     def nodes_ahead(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeAhead]:
         """Nodes that know a later state than the store, which went back without a restore."""
 
+    @_builtins.property
+    def controllers_missing(self) -> _containers.RepeatedCompositeFieldContainer[Global___MissingController]:
+        """Controllers that were there and are not."""
+
     def __init__(
         self,
         *,
@@ -97,14 +102,83 @@ class GetClusterStatusResponse(_message.Message):
         restore: _backup_pb2.RestoreUnderWay | None = ...,
         nodes_ahead: _abc.Iterable[Global___NodeAhead] | None = ...,
         unreadable: _builtins.int = ...,
+        controllers_missing: _abc.Iterable[Global___MissingController] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["restore", b"restore", "restored", b"restored"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["controllers", b"controllers", "epoch", b"epoch", "members", b"members", "name", b"name", "nodes_ahead", b"nodes_ahead", "nodes_down", b"nodes_down", "nodes_ready", b"nodes_ready", "restore", b"restore", "restored", b"restored", "revision", b"revision", "say", b"say", "unreadable", b"unreadable", "vms", b"vms", "vms_running", b"vms_running"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["controllers", b"controllers", "controllers_missing", b"controllers_missing", "epoch", b"epoch", "members", b"members", "name", b"name", "nodes_ahead", b"nodes_ahead", "nodes_down", b"nodes_down", "nodes_ready", b"nodes_ready", "restore", b"restore", "restored", b"restored", "revision", b"revision", "say", b"say", "unreadable", b"unreadable", "vms", b"vms", "vms_running", b"vms_running"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetClusterStatusResponse: _TypeAlias = GetClusterStatusResponse  # noqa: Y015
+
+@_typing.final
+class MissingController(_message.Message):
+    """A controller that is expected and does not answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ENDPOINTS_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    SINCE_TIME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    version: _builtins.str
+    @_builtins.property
+    def endpoints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def since_time(self) -> _timestamp_pb2.Timestamp:
+        """Unset: it has only just gone."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        endpoints: _abc.Iterable[_builtins.str] | None = ...,
+        version: _builtins.str = ...,
+        since_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since_time", b"since_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoints", b"endpoints", "name", b"name", "since_time", b"since_time", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MissingController: _TypeAlias = MissingController  # noqa: Y015
+
+@_typing.final
+class RetireControllerRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetireControllerRequest: _TypeAlias = RetireControllerRequest  # noqa: Y015
+
+@_typing.final
+class RetireControllerResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetireControllerResponse: _TypeAlias = RetireControllerResponse  # noqa: Y015
 
 @_typing.final
 class NodeAhead(_message.Message):
@@ -611,6 +685,40 @@ class ControllerSession(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ControllerSession: _TypeAlias = ControllerSession  # noqa: Y015
+
+@_typing.final
+class ControllerMember(_message.Message):
+    """Stored: a controller that is expected: it was there and has not been retired. Sole writer: controller/reconcilers/members.py."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ENDPOINTS_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    MISSING_TIME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    version: _builtins.str
+    @_builtins.property
+    def endpoints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def missing_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when it is gone, as the others noticed; unset: it is there."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        endpoints: _abc.Iterable[_builtins.str] | None = ...,
+        version: _builtins.str = ...,
+        missing_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["missing_time", b"missing_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoints", b"endpoints", "missing_time", b"missing_time", "name", b"name", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ControllerMember: _TypeAlias = ControllerMember  # noqa: Y015
 
 @_typing.final
 class RequestRecord(_message.Message):

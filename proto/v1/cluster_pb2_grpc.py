@@ -78,6 +78,11 @@ class ClusterServiceStub:
                 request_serializer=cairn_dot_proto_dot_v1_dot_cluster__pb2.ForgetUnknownRequest.SerializeToString,
                 response_deserializer=cairn_dot_proto_dot_v1_dot_cluster__pb2.ForgetUnknownResponse.FromString,
                 _registered_method=True)
+        self.RetireController = channel.unary_unary(
+                '/cairn.v1.ClusterService/RetireController',
+                request_serializer=cairn_dot_proto_dot_v1_dot_cluster__pb2.RetireControllerRequest.SerializeToString,
+                response_deserializer=cairn_dot_proto_dot_v1_dot_cluster__pb2.RetireControllerResponse.FromString,
+                _registered_method=True)
 
 
 class ClusterServiceServicer:
@@ -137,6 +142,13 @@ class ClusterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RetireController(self, request, context):
+        """A controller that does not run any more is expected no longer. One that starts again is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ClusterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -179,6 +191,11 @@ def add_ClusterServiceServicer_to_server(servicer, server):
                     servicer.ForgetUnknown,
                     request_deserializer=cairn_dot_proto_dot_v1_dot_cluster__pb2.ForgetUnknownRequest.FromString,
                     response_serializer=cairn_dot_proto_dot_v1_dot_cluster__pb2.ForgetUnknownResponse.SerializeToString,
+            ),
+            'RetireController': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetireController,
+                    request_deserializer=cairn_dot_proto_dot_v1_dot_cluster__pb2.RetireControllerRequest.FromString,
+                    response_serializer=cairn_dot_proto_dot_v1_dot_cluster__pb2.RetireControllerResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -398,6 +415,33 @@ class ClusterService:
             '/cairn.v1.ClusterService/ForgetUnknown',
             cairn_dot_proto_dot_v1_dot_cluster__pb2.ForgetUnknownRequest.SerializeToString,
             cairn_dot_proto_dot_v1_dot_cluster__pb2.ForgetUnknownResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetireController(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cairn.v1.ClusterService/RetireController',
+            cairn_dot_proto_dot_v1_dot_cluster__pb2.RetireControllerRequest.SerializeToString,
+            cairn_dot_proto_dot_v1_dot_cluster__pb2.RetireControllerResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -49,6 +49,8 @@ class ClusterServiceStub:
     AdoptVolume: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.AdoptVolumeRequest, _volume_pb2.Volume]
     ForgetUnknown: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.ForgetUnknownRequest, _cluster_pb2.ForgetUnknownResponse]
     """The explicit word that a node may remove what no record speaks of. Repeating it changes nothing."""
+    RetireController: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.RetireControllerRequest, _cluster_pb2.RetireControllerResponse]
+    """A controller that does not run any more is expected no longer. One that starts again is."""
 
 @_typing.type_check_only
 class ClusterServiceAsyncStub(ClusterServiceStub):
@@ -68,6 +70,8 @@ class ClusterServiceAsyncStub(ClusterServiceStub):
     AdoptVolume: _aio.UnaryUnaryMultiCallable[_cluster_pb2.AdoptVolumeRequest, _volume_pb2.Volume]  # type: ignore[assignment]
     ForgetUnknown: _aio.UnaryUnaryMultiCallable[_cluster_pb2.ForgetUnknownRequest, _cluster_pb2.ForgetUnknownResponse]  # type: ignore[assignment]
     """The explicit word that a node may remove what no record speaks of. Repeating it changes nothing."""
+    RetireController: _aio.UnaryUnaryMultiCallable[_cluster_pb2.RetireControllerRequest, _cluster_pb2.RetireControllerResponse]  # type: ignore[assignment]
+    """A controller that does not run any more is expected no longer. One that starts again is."""
 
 class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
     """The cluster as a whole."""
@@ -132,6 +136,14 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_cluster_pb2.ForgetUnknownResponse, _abc.Awaitable[_cluster_pb2.ForgetUnknownResponse]]:
         """The explicit word that a node may remove what no record speaks of. Repeating it changes nothing."""
+
+    @_abc_1.abstractmethod
+    def RetireController(
+        self,
+        request: _cluster_pb2.RetireControllerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.RetireControllerResponse, _abc.Awaitable[_cluster_pb2.RetireControllerResponse]]:
+        """A controller that does not run any more is expected no longer. One that starts again is."""
 
 def add_ClusterServiceServicer_to_server(servicer: ClusterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

@@ -71,6 +71,8 @@ async def made(world: World) -> dict[str, str]:
     await world.api.volumes.CreateVolume(volume_pb2.CreateVolumeRequest(volume=Volume(name="data", spec=spec)))
     await world.vm("web")
     await unknowns(world)
+    gone = cluster_pb2.ControllerMember(name="c9")
+    await world.commit(Txn("members").put(kinds.CONTROLLER_MEMBER, gone.name, gone))
     view = world.cache.view
     return {noun.kind.name: min(view.ids(noun.kind)) for noun in nouns.ALL if view.count(noun.kind)}
 
@@ -119,6 +121,7 @@ CREATED: dict[str, Any] = {
     "CreateVm": vm_pb2.CreateVmRequest(vm=vm("second")),
     "CreateJoinToken": node_pb2.CreateJoinTokenRequest(),
     "AdoptVm": cluster_pb2.AdoptVmRequest(node="n1", id="i-unknown0"),
+    "RetireController": cluster_pb2.RetireControllerRequest(name="c9"),
     "ForgetUnknown": cluster_pb2.ForgetUnknownRequest(node="n1", key="image/img-unkn000"),
     "AdoptVolume": cluster_pb2.AdoptVolumeRequest(node="n1", id="vol-unkn000"),
     "RestoreCluster": RestoreClusterRequest(options=RestoreOptions(validate_only=True)),

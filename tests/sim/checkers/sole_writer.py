@@ -50,6 +50,7 @@ WRITERS: Final[dict[str, tuple[str, str, bool]]] = {
     "node_facts": ("sync", "garbage", False),
     "node_session": ("sync", "", True),
     "controller": ("peers", "", True),
+    "controller_member": ("members", "api", False),
     "cluster": ("peers", "", False),
     "event": ("*", "*", True),
 }
