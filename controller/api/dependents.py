@@ -132,14 +132,26 @@ def _volume(_view: View, id: str) -> Iterator[Affected]:
     yield "volume", id
 
 
+def _volume_record(view: View, id: str) -> Iterator[Affected]:
+    """Its VM shows its name."""
+    yield "volume", id
+    for vm in view.by(kinds.VM, "volume", id):
+        yield "vm", vm
+
+
 def _assignment(_view: View, id: str) -> Iterator[Affected]:
     kind, _, object = id.partition("/")
     if kind == VOLUME_WORK:
         yield "volume", object
 
 
-def _purge(_view: View, id: str) -> Iterator[Affected]:
-    yield ("vm" if id.startswith(f"{kinds.VM.id_prefix}-") else "volume"), id
+def _purge(view: View, id: str) -> Iterator[Affected]:
+    """Volumes that go with a VM say so."""
+    if not id.startswith(f"{kinds.VM.id_prefix}-"):
+        yield "volume", id
+        return
+    yield "vm", id
+    yield from _volumes(view, id)
 
 
 def _observed(view: View, id: str) -> Iterator[Affected]:
@@ -177,7 +189,7 @@ RULES: Final[dict[str, Rule]] = {
     kinds.PORT.name: _port,
     kinds.PORT_BINDING.name: _binding,
     kinds.ADDRESS.name: _address,
-    kinds.VOLUME.name: _volume,
+    kinds.VOLUME.name: _volume_record,
     kinds.VOLUME_PLACEMENT.name: _volume,
     kinds.ASSIGNMENT.name: _assignment,
     kinds.PURGE.name: _purge,

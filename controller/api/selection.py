@@ -16,6 +16,7 @@ from typing import Any, Final
 from cairn.controller.api import filter, resolution
 from cairn.controller.api.filter import Predicate
 from cairn.controller.api.nouns import Noun
+from cairn.controller.model.lifetime import put_away
 from cairn.controller.model.permits import Caller, Verb, permits
 from cairn.controller.store.base import Record, View
 from cairn.controller.store.indexes import INDEXES
@@ -66,7 +67,7 @@ class Selection:
 
     def could(self, view: View, message: Any) -> bool:
         """Tell whether the object of a stored record may pass; only then is it worth projecting."""
-        if self.hide_deleted and message.HasField("delete_time"):
+        if self.hide_deleted and put_away(view, message):
             return False
         return self.in_sight(view, message) and self.stored(message)
 

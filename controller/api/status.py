@@ -12,7 +12,7 @@ from datetime import UTC
 from ipaddress import IPv4Network
 from typing import Any, Final, TypeVar
 
-from cairn.controller.model.attachments import Hold, attachment
+from cairn.controller.model.attachments import Hold, attachment, holders
 from cairn.controller.model.capabilities import unknown_there
 from cairn.controller.model.jobs import status_of, whole
 from cairn.controller.model.lifetime import kept_no_longer
@@ -193,7 +193,8 @@ def volume(view: View, record: Record[Volume]) -> Volume:
     if seen is not None:
         status.used_bytes = seen.volume.used_bytes
     state = _shared_state if shared and not result.HasField("delete_time") else _volume_state
-    status.state, status.say = state(view, result, node, seen.volume if seen is not None else None)
+    away = _with_deleted_vm(view, result)
+    status.state, status.say = away or state(view, result, node, seen.volume if seen is not None else None)
     growing = _growing(view, result, seen.volume, node) if seen is not None and status.state in _USABLE else ""
     status.say = growing or status.say
     result.reconciling = bool(growing) or status.state in _VOLUME_MOVING
@@ -201,6 +202,27 @@ def volume(view: View, record: Record[Volume]) -> Volume:
     usable = status.state in _USABLE
     condition(status, "Ready", usable, VolumeStatus.State.Name(status.state).removeprefix("STATE_").title(), status.say)
     return result
+
+
+def _with_deleted_vm(view: View, volume: Volume) -> tuple[VolumeStatus.State.ValueType, str] | None:
+    """Return state and sentence of a volume that goes with a VM that is deleted, None for any other."""
+    vm = view.get(kinds.VM, volume.spec.vm)
+    if vm is None or not vm.HasField("delete_time") or volume.HasField("delete_time"):
+        return None
+    holding = [node for id, node in holders(view, volume.id) if id == vm.id]
+    if holding:
+        where = node_name(view, holding[0])
+        silent = "" if connected(view, holding[0]) else ", which does not answer,"
+        return (
+            VolumeStatus.STATE_DETACHING,
+            f"waits for {where}{silent} to say that VM {vm.name}, which is deleted, let go of it",
+        )
+    if view.get(kinds.PURGE, vm.id) is not None:
+        return VolumeStatus.STATE_DELETING, f"being erased with VM {vm.name}"
+    if kept_no_longer(vm):
+        return VolumeStatus.STATE_DELETED, f"deleted for good with VM {vm.name}; about to be erased"
+    both = f"`cairn vm undelete {vm.id}` brings both back until {clock_time(vm.purge_time)}"
+    return VolumeStatus.STATE_DELETED, f"deleted with VM {vm.name}: {both}; `cairn volume detach {volume.id}` keeps it alone"
 
 
 def _volume_state(view: View, volume: Volume, node: str, seen: VolumeReport | None) -> tuple[VolumeStatus.State.ValueType, str]:

@@ -37,6 +37,7 @@ def vm(view: View, record: Record[Vm]) -> Vm:
     image = view.get(kinds.IMAGE, result.spec.image)
     status.image_name = image.name if image is not None else ""
     _fill_nics(view, result)
+    _fill_volumes(view, result)
     if seen is not None:
         status.observed_revision = seen.vm.spec_revision
         status.accelerator = seen.vm.accelerator
@@ -71,6 +72,13 @@ def _fill_nics(view: View, vm: Vm) -> None:
             mac=mac_of(nic.port),
         )
         set_addresses(shown, addresses_of(binding) if binding is not None else ())
+
+
+def _fill_volumes(view: View, vm: Vm) -> None:
+    for id in filter(None, (vm.spec.root_volume, *vm.spec.volumes)):
+        volume = view.get(kinds.VOLUME, id)
+        if volume is not None:
+            vm.status.volumes.add(id=id, name=volume.name, size_bytes=volume.spec.size_bytes)
 
 
 def _conditions(vm: Vm, why: str, *, placed: bool) -> None:

@@ -45,11 +45,10 @@ def _details(vm: Any) -> Iterable[Detail]:
     yield "Image", f"{status.image_name} ({spec.image})" if status.image_name else spec.image
     yield "Architecture", spec.arch
     yield "Runs by", status.accelerator
-    yield (
-        "Root disk",
-        " ".join(filter(None, [spec.root_volume, size_text(spec.root_disk_bytes) if spec.root_disk_bytes else ""])),
-    )
-    yield "Volumes", list(spec.volumes)
+    names = {volume.id: f"{volume.name} ({volume.id})" for volume in status.volumes}
+    root = [names.get(spec.root_volume, spec.root_volume), size_text(spec.root_disk_bytes) if spec.root_disk_bytes else ""]
+    yield "Root disk", " ".join(filter(None, root))
+    yield "Volumes", [names.get(id, id) for id in spec.volumes]
     rows = [
         (nic.subnet_name or nic.subnet, f"{', '.join(nic.addresses) or 'no address yet'}  {nic.mac}  {nic.port}")
         for nic in status.nics

@@ -37,6 +37,7 @@ INDEXES: Final[dict[str, dict[str, Extract]]] = {
     },
     kinds.VM.name: {
         "image": lambda _, m: (m.spec.image,),
+        "volume": lambda _, m: tuple(filter(None, (m.spec.root_volume, *m.spec.volumes))),
         "project": lambda _, m: (m.project,),
         "deleted": lambda _, m: _deleted(m),
     },

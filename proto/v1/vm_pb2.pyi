@@ -892,6 +892,7 @@ class VmStatus(_message.Message):
     BOOT_TIME_FIELD_NUMBER: _builtins.int
     BOOTS_FIELD_NUMBER: _builtins.int
     REBOOTED_GENERATION_FIELD_NUMBER: _builtins.int
+    VOLUMES_FIELD_NUMBER: _builtins.int
     say: _builtins.str
     """One sentence: what it is doing or waiting for."""
     observed_revision: _builtins.int
@@ -918,6 +919,10 @@ class VmStatus(_message.Message):
     def boot_time(self) -> _timestamp_pb2.Timestamp:
         """When its guest was last seen to begin anew: by a start, or a reboot of its own or ours."""
 
+    @_builtins.property
+    def volumes(self) -> _containers.RepeatedCompositeFieldContainer[Global___VmVolume]:
+        """Its root disk first, then its data volumes in their order."""
+
     def __init__(
         self,
         *,
@@ -933,14 +938,42 @@ class VmStatus(_message.Message):
         boot_time: _timestamp_pb2.Timestamp | None = ...,
         boots: _builtins.int = ...,
         rebooted_generation: _builtins.int = ...,
+        volumes: _abc.Iterable[Global___VmVolume] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["boot_time", b"boot_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "boot_time", b"boot_time", "boots", b"boots", "conditions", b"conditions", "image_name", b"image_name", "nics", b"nics", "node", b"node", "observed_revision", b"observed_revision", "rebooted_generation", b"rebooted_generation", "say", b"say", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "boot_time", b"boot_time", "boots", b"boots", "conditions", b"conditions", "image_name", b"image_name", "nics", b"nics", "node", b"node", "observed_revision", b"observed_revision", "rebooted_generation", b"rebooted_generation", "say", b"say", "start_time", b"start_time", "state", b"state", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___VmStatus: _TypeAlias = VmStatus  # noqa: Y015
+
+@_typing.final
+class VmVolume(_message.Message):
+    """A volume of a VM, as people call it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    name: _builtins.str
+    size_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "name", b"name", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VmVolume: _TypeAlias = VmVolume  # noqa: Y015
 
 @_typing.final
 class NicStatus(_message.Message):

@@ -478,6 +478,7 @@ class VolumeStatus(_message.Message):
         STATE_FAILED: VolumeStatus._State.ValueType  # 5
         STATE_DELETING: VolumeStatus._State.ValueType  # 6
         STATE_DELETED: VolumeStatus._State.ValueType  # 7
+        """Waits for its purge_time, or for that of the VM it goes with; undelete brings it back."""
         STATE_ATTACHING: VolumeStatus._State.ValueType  # 8
         """Is to be attached; the guest that runs does not have it yet."""
         STATE_DETACHING: VolumeStatus._State.ValueType  # 9
@@ -493,6 +494,7 @@ class VolumeStatus(_message.Message):
     STATE_FAILED: VolumeStatus.State.ValueType  # 5
     STATE_DELETING: VolumeStatus.State.ValueType  # 6
     STATE_DELETED: VolumeStatus.State.ValueType  # 7
+    """Waits for its purge_time, or for that of the VM it goes with; undelete brings it back."""
     STATE_ATTACHING: VolumeStatus.State.ValueType  # 8
     """Is to be attached; the guest that runs does not have it yet."""
     STATE_DETACHING: VolumeStatus.State.ValueType  # 9

@@ -14,16 +14,21 @@ from cairn.controller.reconcilers.garbage import Garbage
 from cairn.controller.store.base import Txn
 from cairn.controller.store.memory import MemoryStore
 from cairn.proto import kinds
+from cairn.proto.v1.agent_pb2 import Report, VmReport, VolumeReport
 from cairn.proto.v1.cluster_pb2 import NameClaim
-from cairn.proto.v1.vm_pb2 import DeleteVmRequest, UndeleteVmRequest, Vm
+from cairn.proto.v1.vm_pb2 import DeleteVmRequest, Placement, UndeleteVmRequest, Vm
 from cairn.proto.v1.volume_pb2 import (
     CreateVolumeRequest,
     DeleteVolumeRequest,
+    GetVolumeRequest,
+    ListVolumesRequest,
     Purge,
     UndeleteVolumeRequest,
     UpdateVolumeRequest,
     Volume,
+    VolumePlacement,
     VolumeSpec,
+    VolumeStatus,
 )
 
 from tests.conformance.api_world import MIB, World, world_on
@@ -178,3 +183,55 @@ async def test_what_older_releases_left_attached_to_nothing_is_free(world: World
     assert not attached.spec.boot
     await world.api.volumes.DeleteVolume(DeleteVolumeRequest(id="vol-00000002"))
     assert dangling(world) == []
+
+
+async def test_disks_of_a_deleted_vm_say_so_and_are_listed_when_asked_for(world: World) -> None:
+    """Kept with it for undelete, not attached: what is told is what is so, also while its guest has them open still."""
+    vm = await world.vm("web")
+    (node,) = (each.id for each in world.cache.view.all(kinds.NODE) if each.name == "n1")
+    root = vm.spec.root_volume
+    await world.commit(Txn("placement").put(kinds.PLACEMENT, vm.id, Placement(vm=vm.id, node=node)))
+    place = VolumePlacement(volume=root, node=node, disk_bytes=MIB)
+    await world.commit(Txn("placement").put(kinds.VOLUME_PLACEMENT, root, place))
+    await world.report(node, f"volume/{root}", Report(volume=VolumeReport(state=VolumeReport.STATE_READY, size_bytes=64 * MIB)))
+    has_it = Report(vm=VmReport(state=VmReport.STATE_RUNNING, open_volumes=[root]))
+    await world.report(node, f"vm/{vm.id}", has_it)
+    await world.api.vms.DeleteVm(DeleteVmRequest(id=vm.id))
+
+    async def shown() -> Volume:
+        answer: Volume = await world.api.volumes.GetVolume(GetVolumeRequest(id=root))
+        return answer
+
+    held = await shown()
+    assert held.status.state == VolumeStatus.STATE_DETACHING
+    assert held.status.say == "waits for n1 to say that VM web, which is deleted, let go of it"
+    await world.report(node, f"vm/{vm.id}", Report(vm=VmReport(state=VmReport.STATE_ABSENT)))
+    kept = await shown()
+    assert kept.status.state == VolumeStatus.STATE_DELETED
+    assert not kept.reconciling
+    assert kept.status.say.startswith(f"deleted with VM web: `cairn vm undelete {vm.id}` brings both back until 20")
+    assert f"`cairn volume detach {root}` keeps it alone" in kept.status.say
+    listed = await world.api.volumes.ListVolumes(ListVolumesRequest())
+    assert [volume.id for volume in listed.volumes] == []
+    listed = await world.api.volumes.ListVolumes(ListVolumesRequest(show_deleted=True))
+    assert [volume.id for volume in listed.volumes] == [root]
+    await changed(world, root, "spec.vm")
+    listed = await world.api.volumes.ListVolumes(ListVolumesRequest())
+    assert [volume.id for volume in listed.volumes] == [root], "kept alone, it is a volume like others"
+
+
+async def test_disks_of_a_vm_that_is_being_erased_say_so(world: World) -> None:
+    vm = await world.vm("web")
+    await world.api.vms.DeleteVm(DeleteVmRequest(id=vm.id, purge=True))
+    shown = await world.api.volumes.GetVolume(GetVolumeRequest(id=vm.spec.root_volume))
+    assert shown.status.say == "deleted for good with VM web; about to be erased"
+    await world.commit(Txn("garbage").create(kinds.PURGE, vm.id, Purge(id=vm.id)))
+    shown = await world.api.volumes.GetVolume(GetVolumeRequest(id=vm.spec.root_volume))
+    assert (shown.status.state, shown.status.say) == (VolumeStatus.STATE_DELETING, "being erased with VM web")
+
+
+async def test_a_vm_tells_its_volumes_by_name(world: World) -> None:
+    await world.api.volumes.CreateVolume(CreateVolumeRequest(volume=Volume(name="data", spec=VolumeSpec(size_bytes=MIB))))
+    vm = await world.vm("web", volumes=["data"])
+    assert [volume.name for volume in vm.status.volumes] == ["web-root", "data"]
+    assert vm.status.volumes[1].size_bytes == MIB

@@ -158,7 +158,8 @@ def test_every_object_a_record_shows_in_is_in_the_table(change: tuple[kinds.Kind
     deleted.purge_time.CopyFrom(timestamp(NOW))
     lost = records()[kinds.VOLUME, DATA]
     lost.delete_time.CopyFrom(timestamp(NOW))
-    for base in ({}, {(kinds.VM, VM): deleted, (kinds.VOLUME, DATA): lost}, vm_reported(state=VmReport.STATE_PREPARING)):
+    both = {(kinds.VM, VM): deleted, (kinds.VOLUME, DATA): lost}
+    for base in ({}, both, {(kinds.VM, VM): deleted}, vm_reported(state=VmReport.STATE_PREPARING)):
         full = picture({**EXTRA, **base})
         kind, id = change
         without = full.fork(Txn("test", deletes={kind.key(id)}))

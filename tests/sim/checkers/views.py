@@ -67,7 +67,8 @@ def _volume(cloud: Cloud, volume: Any) -> str:
     if [node for node in [volume.status.node] if node] != nodes:
         return f"on {volume.status.node or 'no node'}, it is on {nodes}"
     state, name = volume.status.state, VolumeStatus.State.Name(volume.status.state)
-    if rules.deleted(volume) != (state in (VolumeStatus.STATE_DELETED, VolumeStatus.STATE_DELETING)):
+    away = rules.deleted(volume) or rules.deleted(cloud.get("vm", volume.spec.vm))
+    if away != (state in (VolumeStatus.STATE_DELETED, VolumeStatus.STATE_DELETING)):
         return name
     has_it = [(guest.id, host) for host in cloud.hosts.values() for guest in host.guests.values() if volume.id in guest.volumes]
     if state == VolumeStatus.STATE_AVAILABLE and has_it:
