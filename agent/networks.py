@@ -19,6 +19,7 @@ from cairn.agent.reports import Reports
 from cairn.agent.work import Again
 from cairn.agent.world import Part, World
 from cairn.net.base import Action, Dataplane, GuestServices, NetError, Observed, Wanted
+from cairn.net.names import Named
 from cairn.net.plan import BindPort, EnsureNetwork, RemoveForward, RemoveNetwork, RemoveSubnet, UnbindPort, plan
 from cairn.proto.addresses import current
 from cairn.proto.ids import tap_of
@@ -72,9 +73,13 @@ class Networks:
                     del self._peers[vpc]
                 self._joined.pop(vpc, None)
             elif kind == "port":
-                _put(self._ports, id, current(object.port) if object is not None else None)
+                port = current(object.port) if object is not None else None
+                _put(self._ports, id, port)
+                self._services.named(key, _named(port))
             elif kind == "forward":
-                _put(self._forwards, id.rpartition("/")[2], current(object.forward) if object is not None else None)
+                forward = current(object.forward) if object is not None else None
+                self._services.named(key, _named(forward))
+                _put(self._forwards, id.rpartition("/")[2], _way(forward))
             elif kind == "vm":
                 _put(self._vms, id, object.vm if object is not None else None)
             self._services_stale |= kind in ("network", "port", "vm")
@@ -241,6 +246,17 @@ def _with_peers(network: DesiredNetwork, peers: Mapping[str, DesiredPeer]) -> De
         address, mac = peer.transit_address, peer.router_mac
         result.peers.add(node=node, vtep=peer.vtep, transit_address=address, router_mac=mac)
     return result
+
+
+def _named(card: DesiredPort | DesiredForward | None) -> Named | None:
+    return Named(card.vpc, card.hostname, tuple(card.addresses)) if card is not None else None
+
+
+def _way(forward: DesiredForward | None) -> DesiredForward | None:
+    """Return what of a forward is in the kernel, which knows no names."""
+    if forward is not None:
+        forward.hostname = ""
+    return forward
 
 
 def _put(where: dict[str, T], id: str, object: T | None) -> None:

@@ -26,7 +26,7 @@ from cairn.controller.model.assigned import VOLUME_WORK, assigned_to, assignment
 from cairn.controller.model.attachments import is_let_go
 from cairn.controller.model.capabilities import lacking
 from cairn.controller.model.nodes import hash_of
-from cairn.controller.model.owners import vm_of
+from cairn.controller.model.owners import hostname_of, vm_of
 from cairn.controller.model.readable import CannotTell, Readable
 from cairn.controller.model.restored import is_restored
 from cairn.controller.model.seats import transit_of
@@ -51,7 +51,7 @@ from cairn.net import ipam
 from cairn.proto import kinds
 from cairn.proto.addresses import addresses_of, set_addresses
 from cairn.proto.capabilities import ABSENT_IMAGES
-from cairn.proto.ids import LOCAL_POOL, mac_of, router_mac, tap_of, transit_address
+from cairn.proto.ids import GUEST_DOMAIN, LOCAL_POOL, mac_of, router_mac, tap_of, transit_address
 from cairn.proto.kinds import AnyKind, Kind
 from cairn.proto.v1.agent_pb2 import (
     VM_ROLE_UNSPECIFIED,
@@ -353,6 +353,7 @@ def _network(view: View, presence: Presence, node: str, vpc: str) -> Desired | N
         vtep=own.vtep,
         mtu=mtu(view, node),
         cidr=record.spec.cidr,
+        domain=f"{record.name}.{GUEST_DOMAIN}",
     )
     for id in view.by(kinds.SUBNET, "vpc", vpc):
         subnet = view.get(kinds.SUBNET, id)
@@ -400,16 +401,14 @@ def _port(view: View, presence: Presence, node: str, id: str) -> Desired | None:
         _lost_seat(view, id)
         return None
     port, binding = _needed(view, kinds.PORT, id), _bound(view, id)
-    card_of = vm_of(port)
-    vm = view.get(kinds.VM, card_of)
     result = DesiredPort(
         id=id,
         vpc=seat.vpc,
         subnet=binding.subnet,
         mac=binding.mac,
-        vm=card_of,
+        vm=vm_of(port),
         tap=tap_of(id),
-        hostname=vm.name if vm is not None else "",
+        hostname=hostname_of(view, id),
     )
     set_addresses(result, addresses_of(binding))
     return Desired(port=result)
@@ -420,7 +419,8 @@ def _forward(view: View, presence: Presence, node: str, id: str) -> Desired | No
     seat = presence.seat(port)
     if seat is None or seat.vpc != vpc or seat.node == node or node not in presence.nodes(vpc):
         return None
-    return forward_of(vpc, port, view.get(kinds.PORT_BINDING, port), transit_of(view, seat.node))
+    binding = view.get(kinds.PORT_BINDING, port)
+    return forward_of(vpc, port, binding, transit_of(view, seat.node), hostname_of(view, port))
 
 
 def _peer(view: View, presence: Presence, node: str, id: str) -> Desired | None:

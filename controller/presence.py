@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from cairn.controller.model.assigned import VOLUME_WORK
-from cairn.controller.model.owners import ports_of, vm_of
+from cairn.controller.model.owners import hostname_of, ports_of, vm_of
 from cairn.controller.model.seats import Seat, Transit, seat_of, transit_of
 from cairn.controller.model.where import vms_on, volume_node, volume_pool, where
 from cairn.controller.shared import NOTHING, Shared, forward_of, peer_of
@@ -158,7 +158,8 @@ class Presence:
 
     def _share_port(self, view: View, port: str, seat: Seat) -> None:
         """Have all other nodes of its VPC told how a port is reached."""
-        forward = forward_of(seat.vpc, port, view.get(kinds.PORT_BINDING, port), self._transit(view, seat.node))
+        there, binding = self._transit(view, seat.node), view.get(kinds.PORT_BINDING, port)
+        forward = forward_of(seat.vpc, port, binding, there, hostname_of(view, port))
         self._share(seat.vpc, f"forward/{seat.vpc}/{port}", seat.node, forward)
 
     def _share_peer(self, view: View, vpc: str, node: str) -> None:

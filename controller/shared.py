@@ -116,7 +116,7 @@ def difference(old: Shared, number: int, new: Shared, node: str) -> Iterator[tup
             yield key, b""
 
 
-def forward_of(vpc: str, port: str, binding: PortBinding | None, there: Transit) -> Desired | None:
+def forward_of(vpc: str, port: str, binding: PortBinding | None, there: Transit, hostname: str) -> Desired | None:
     """Return how a card is reached from other nodes, or None when it is not."""
     if binding is None or not there.index or not there.vtep:
         return None
@@ -127,6 +127,7 @@ def forward_of(vpc: str, port: str, binding: PortBinding | None, there: Transit)
         mac=binding.mac,
         vtep=there.vtep,
         transit_address=transit_address(there.index),
+        hostname=hostname,
     )
     set_addresses(result, addresses_of(binding))
     return Desired(forward=result)

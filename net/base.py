@@ -20,6 +20,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from cairn.net.names import Named
 from cairn.proto.v1.agent_pb2 import DesiredForward, DesiredNetwork, DesiredPort
 
 
@@ -110,10 +111,14 @@ class Dataplane(Protocol):
 
 
 class GuestServices(Protocol):
-    """DHCP and metadata, answered on the node for every network present. net/services.py; needs only sockets."""
+    """DHCP, names and metadata, answered on the node for every network present. net/services.py; needs only sockets."""
 
     async def update(self, wanted: Wanted, vms: Mapping[str, object]) -> None:
         """Serve exactly these networks, ports and VMs (by VM id, DesiredVm) from now on."""
+        ...
+
+    def named(self, key: str, card: Named | None) -> None:
+        """Answer for what a card is called from now on; None: no longer. key: of the desired object that says so."""
         ...
 
     async def close(self) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from cairn.net import naming
 from cairn.net.base import Action, NetError, Observed, PortState, Result, Wanted
+from cairn.net.names import Named, Names
 from cairn.net.plan import (
     AddForward,
     BindPort,
@@ -319,12 +320,17 @@ class FakeGuestServices:
     def __init__(self) -> None:
         self.wanted = Wanted()
         self.vms: Mapping[str, object] = {}
+        self.names = Names()
 
     async def update(self, wanted: Wanted, vms: Mapping[str, object]) -> None:
         """Remember."""
         self.wanted = replace(wanted)
         self.vms = dict(vms)
 
+    def named(self, key: str, card: Named | None) -> None:
+        """Remember."""
+        self.names.put(key, card)
+
     async def close(self) -> None:
         """Forget."""
-        self.wanted, self.vms = Wanted(), {}
+        self.wanted, self.vms, self.names = Wanted(), {}, Names()

@@ -135,9 +135,10 @@ def plan(wanted: Wanted, observed: Observed, *, started_taps: Collection[str] | 
 
 
 def normal(network: DesiredNetwork) -> DesiredNetwork:
-    """Return the network as the kernel can show it: peers without node names, everything in a fixed order."""
+    """Return the network as the kernel can show it: without names, everything in a fixed order."""
     result = DesiredNetwork()
     result.CopyFrom(network)
+    result.domain = ""
     peers, subnets = sorted(result.peers, key=lambda p: p.transit_address), sorted(result.subnets, key=lambda s: s.id)
     del result.peers[:], result.subnets[:]
     result.subnets.extend(subnets)

@@ -19,6 +19,7 @@ from typing import Final, TypeVar
 
 from cairn.net import dhcp, metadata, namespace, naming
 from cairn.net.base import NetError, Wanted
+from cairn.net.names import Named, Names
 from cairn.proto.ids import METADATA_ADDRESS
 from cairn.proto.log import logger
 from cairn.proto.v1.agent_pb2 import DesiredPort, DesiredSubnet, DesiredVm
@@ -65,6 +66,7 @@ class NodeGuestServices:
         self._prefix = prefix
         self._dns = dns
         self._facts = _Facts()
+        self._names = Names()
         self._sites: dict[str, _Site] = {}
         self._threads = namespace.Threads(1)
         self._turn = asyncio.Lock()
@@ -88,6 +90,10 @@ class NodeGuestServices:
         self._wake.set()
         if self._keeper is None:
             self._keeper = asyncio.create_task(self._keep(), name="guest-services")
+
+    def named(self, key: str, card: Named | None) -> None:
+        """Answer for what a card is called from now on."""
+        self._names.put(key, card)
 
     async def close(self) -> None:
         """Stop serving."""

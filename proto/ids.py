@@ -9,6 +9,8 @@ from cairn.proto.seams import ID_ALPHABET, ID_LENGTH
 
 GATEWAY_MAC: Final = "02:00:5e:00:00:01"
 METADATA_ADDRESS: Final = "169.254.169.254"
+# Guests are called <name>.<name of the VPC>.<this> (".internal" is nobody's: ICANN board resolution 2024.07.29.06).
+GUEST_DOMAIN: Final = "cairn.internal"
 NODE_INDEX_MAX: Final = 32_766
 # Type of the pool every node has: files on its own disks.
 LOCAL_POOL: Final = "local"

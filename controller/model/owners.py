@@ -49,6 +49,13 @@ def vm_of(port: Port) -> str:
     return found.id if found.kind == VM else ""
 
 
+def hostname_of(view: View, port: str) -> str:
+    """Return what the guest behind a card is called in its VPC; "": nothing."""
+    record = view.get(kinds.PORT, port)
+    vm = view.get(kinds.VM, vm_of(record)) if record is not None else None
+    return vm.name if vm is not None else ""
+
+
 def ports_of(view: View, kind: AnyKind, id: str) -> list[str]:
     """Return the ids of the ports of an owner, sorted."""
     return view.by(kinds.PORT, "owner", f"{kind.name}/{id}")

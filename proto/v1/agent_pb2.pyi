@@ -796,6 +796,7 @@ class DesiredNetwork(_message.Message):
     VTEP_FIELD_NUMBER: _builtins.int
     MTU_FIELD_NUMBER: _builtins.int
     CIDR_FIELD_NUMBER: _builtins.int
+    DOMAIN_FIELD_NUMBER: _builtins.int
     vpc: _builtins.str
     transit_vni: _builtins.int
     """Transit between nodes for routed traffic."""
@@ -807,6 +808,8 @@ class DesiredNetwork(_message.Message):
     mtu: _builtins.int
     """For guests' interfaces."""
     cidr: _builtins.str
+    domain: _builtins.str
+    """Guests of the VPC are called <hostname>.<domain>; empty: they are called nothing."""
     @_builtins.property
     def subnets(self) -> _containers.RepeatedCompositeFieldContainer[Global___DesiredSubnet]: ...
     @_builtins.property
@@ -827,10 +830,11 @@ class DesiredNetwork(_message.Message):
         vtep: _builtins.str = ...,
         mtu: _builtins.int = ...,
         cidr: _builtins.str = ...,
+        domain: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cidr", b"cidr", "mtu", b"mtu", "peers", b"peers", "router_mac", b"router_mac", "subnets", b"subnets", "transit_address", b"transit_address", "transit_vni", b"transit_vni", "vpc", b"vpc", "vtep", b"vtep"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cidr", b"cidr", "domain", b"domain", "mtu", b"mtu", "peers", b"peers", "router_mac", b"router_mac", "subnets", b"subnets", "transit_address", b"transit_address", "transit_vni", b"transit_vni", "vpc", b"vpc", "vtep", b"vtep"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -964,6 +968,7 @@ class DesiredForward(_message.Message):
     VTEP_FIELD_NUMBER: _builtins.int
     TRANSIT_ADDRESS_FIELD_NUMBER: _builtins.int
     ADDRESSES_FIELD_NUMBER: _builtins.int
+    HOSTNAME_FIELD_NUMBER: _builtins.int
     port: _builtins.str
     vpc: _builtins.str
     subnet: _builtins.str
@@ -981,6 +986,8 @@ class DesiredForward(_message.Message):
     vtep: _builtins.str
     transit_address: _builtins.str
     """Transit address of its node: next hop for routed traffic."""
+    hostname: _builtins.str
+    """What its guest is called in the VPC; empty: nothing."""
     @_builtins.property
     def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -994,10 +1001,11 @@ class DesiredForward(_message.Message):
         vtep: _builtins.str = ...,
         transit_address: _builtins.str = ...,
         addresses: _abc.Iterable[_builtins.str] | None = ...,
+        hostname: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "addresses", b"addresses", "mac", b"mac", "port", b"port", "subnet", b"subnet", "transit_address", b"transit_address", "vpc", b"vpc", "vtep", b"vtep"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "addresses", b"addresses", "hostname", b"hostname", "mac", b"mac", "port", b"port", "subnet", b"subnet", "transit_address", b"transit_address", "vpc", b"vpc", "vtep", b"vtep"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
