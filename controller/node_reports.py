@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Container, Sequence
 from typing import Any, Final
 
-from cairn.controller.events import Leases, bytes_of, event_id, tell
+from cairn.controller.events import RECORDS, Leases, add, bytes_of, event_id, tell
 from cairn.controller.model.happening import EventSpec
 from cairn.controller.model.nodes import node_name
 from cairn.controller.model.unreadable import newest_revision
@@ -74,7 +74,7 @@ class Reports:
         self._reports: dict[str, Report] = {}
         self._gone: dict[str, None] = {}
         self._facts: NodeFacts | None = None
-        self._events: dict[str, AgentEvent] = {}
+        self._events: dict[str, Event] = {}
         self._some = asyncio.Event()
 
     def report(self, report: Report) -> bool:
@@ -108,7 +108,9 @@ class Reports:
         """Take an event; False when there are too many, or it is too large to keep."""
         if len(self._events) >= EVENTS_PENDING_MAX or event.ByteSize() > MESSAGE_BYTES_MAX:
             return False
-        self._events[event_id(self._clock.now(), self._ids)] = event
+        # What it is about is looked up once: a write that is repeated must write the same.
+        told = self._event(self._cache.view, event_id(self._clock.now(), self._ids), event)
+        self._events[told.id] = told
         self._some.set()
         return True
 
@@ -194,20 +196,19 @@ class Reports:
                 return
             lot.facts = self._facts
         for id, event in self._events.items():
-            fresh = view.get(kinds.EVENT, id) is None
-            if not lot.add(Txn(WRITER).create(kinds.EVENT, id, self._event(view, id, event)) if fresh else Txn(WRITER)):
+            part = Txn(WRITER)
+            add(part, event, lease=0)
+            if not lot.add(part):
                 return
-            lot.events.append(id)
+            lot.events[id] = part
 
     async def _tell(self, lot: _Lot) -> None:
         """Put the events of a lot under a lease, and write those that tell of its reports. Raises Unavailable."""
-        own = [kinds.EVENT.key(id) for id in lot.events]
-        if not lot.told and not any(key in lot.txn.puts for key in own):
+        if not lot.told and not lot.events:
             return
-        lease = await self._leases.lease(len(own) + len(lot.told))
-        for key in own:
-            if key in lot.txn.puts:
-                lot.txn.puts[key] = Put(lot.txn.puts[key].value, lease)
+        lease = await self._leases.lease(RECORDS * (len(lot.events) + len(lot.told)))
+        for part in lot.events.values():
+            lot.txn.puts |= {key: Put(put.value, lease) for key, put in part.puts.items()}
         tell(lot.txn, lot.told, now=self._clock.now(), ids=self._ids, lease=lease)
 
     def _event(self, view: View, id: str, told: AgentEvent) -> Event:
@@ -217,7 +218,7 @@ class Reports:
             id=id,
             project=about.project,
             event_time=told.event_time,
-            object=about.object,
+            object=about.object[:TEXT_MAX],
             object_name=about.name,
             reason=told.reason[:TEXT_MAX],
             message=told.message[:TEXT_MAX],
@@ -235,13 +236,14 @@ class _Lot:
         self.txn = self._gathering.txn
         self.reports: dict[str, Report] = {}
         self.gone: list[str] = []
-        self.events: list[str] = []
+        # Id -> what writes it.
+        self.events: dict[str, Txn] = {}
         self.facts: NodeFacts | None = None
         self.told: list[EventSpec] = []
 
     def add(self, part: Txn, told: Sequence[EventSpec] = ()) -> bool:
         """Take a part in, with the events that tell of it; False when there is no room for it."""
-        if not self._gathering.add(part, creates=len(told), create_bytes=bytes_of(told)):
+        if not self._gathering.add(part, puts=RECORDS * len(told), put_bytes=bytes_of(told)):
             return False
         self.told += told
         return True

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any, Final, Protocol
 
-from cairn.controller.events import Leases, bytes_of, tell
+from cairn.controller.events import RECORDS, Leases, bytes_of, tell
 from cairn.controller.metrics import RuntimeMetrics
 from cairn.controller.model.happening import EventSpec
 from cairn.controller.model.unreadable import touched
@@ -97,7 +97,7 @@ class Group:
 
     def add(self, key: str, txn: Txn, outcome: Outcome) -> bool:
         """Take a decision in, with its events; False when there is no room for it. Raises TooBig: there never will be."""
-        if not self._gathering.add(txn, creates=len(outcome.events), create_bytes=bytes_of(outcome.events)):
+        if not self._gathering.add(txn, puts=RECORDS * len(outcome.events), put_bytes=bytes_of(outcome.events)):
             if not self.keys:
                 events = len(outcome.events)
                 raise TooBig(f"{txn.size} operations, {txn.size_bytes} bytes and {events} events do not fit one transaction")
@@ -362,9 +362,8 @@ class Loop:
     async def _commit(self, group: Group) -> None:
         loop = asyncio.get_running_loop()
         if group.events:
-            tell(
-                group.txn, group.events, now=self._clock.now(), ids=self._ids, lease=await self._leases.lease(len(group.events))
-            )
+            lease = await self._leases.lease(RECORDS * len(group.events))
+            tell(group.txn, group.events, now=self._clock.now(), ids=self._ids, lease=lease)
         started_s = loop.time()
         revision = await self._store.commit(group.txn)
         self._commit_seconds.observe(loop.time() - started_s)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from cairn.controller.events import Leases, tell
+from cairn.controller.events import RECORDS, Leases, tell
 from cairn.controller.model.happening import EventSpec
 from cairn.controller.model.nodes import node_name
 from cairn.controller.model.restored import CLUSTER_ID
@@ -138,7 +138,7 @@ class Unknowns:
             txn.check(kinds.NODE_HEARD, self._node, newest_revision(view, kinds.NODE_HEARD, self._node))
             txn.put(kinds.NODE_HEARD, self._node, NodeHeard(node=self._node, epoch=self._epoch))
         if events:
-            tell(txn, events, now=now, ids=self._ids, lease=await self._leases.lease())
+            tell(txn, events, now=now, ids=self._ids, lease=await self._leases.lease(RECORDS * len(events)))
         return txn
 
     def _seal(self, record: Unknown) -> None:

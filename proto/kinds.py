@@ -92,6 +92,7 @@ VOLUME_PLACEMENT = Kind("volume_placement", volume_pb2.VolumePlacement, "placeme
 POOL_CLAIMS = Kind("pool_claims", volume_pb2.PoolClaims, "placement")  # id: that of the pool, <type>/<node or name>
 ASSIGNMENT = Kind("assignment", node_pb2.Assignment, "assignments")  # id: <kind of work>/<id of what it is about>
 NODE_LOSS = Kind("node_loss", node_pb2.NodeLoss, "assignments")  # id: that of the node
+NODE_TOLD = Kind("node_told", node_pb2.NodeTold, "node_events", "", _GARBAGE, kept=False)  # id: that of the node
 PURGE = Kind("purge", volume_pb2.Purge, "garbage")
 IMAGE_CONTENT = Kind("image_content", image_pb2.ImageContent, "jobs", "", _GARBAGE)
 JOB_STATE = Kind("job_state", job_pb2.JobStatus, "jobs", "", _GARBAGE)  # id: the job's; none: it has not begun
@@ -108,13 +109,15 @@ CONTROLLER_MEMBER = Kind("controller_member", cluster_pb2.ControllerMember, "mem
 CLUSTER = Kind("cluster", cluster_pb2.Cluster, "peers")  # id: "self"
 
 # Written by whoever has something to tell; ids are unique, nothing is ever changed. Leased, 24 h.
-EVENT = Kind("event", event_pb2.Event, "*", "ev", kept=False)
+EVENT = Kind("event", event_pb2.Event, "*", "ev", kept=False, cached=False)
+EVENT_OF = Kind("event_of", event_pb2.EventRef, "*", kept=False, cached=False)  # id: <object>/<event>; leased with the event
 
 ALL: Final[tuple[Kind[Message], ...]] = (
     PROJECT, IMAGE, VPC, SUBNET, PORT, VOLUME, VM, NODE, JOB, SECRET, JOIN_TOKEN, NAME, VNI, ERASURE, REQUEST, PLAN,
-    PORT_BINDING, ADDRESS, PLACEMENT, DECISION, NODE_CLAIMS, VOLUME_PLACEMENT, POOL_CLAIMS, ASSIGNMENT, NODE_LOSS, PURGE,
-    IMAGE_CONTENT, JOB_STATE,
-    OBSERVED, UNKNOWN, NODE_HEARD, NODE_FACTS, NODE_SESSION, CONTROLLER, CONTROLLER_MEMBER, CLUSTER, EVENT,
+    PORT_BINDING, ADDRESS, PLACEMENT, DECISION, NODE_CLAIMS, VOLUME_PLACEMENT, POOL_CLAIMS, ASSIGNMENT, NODE_LOSS, NODE_TOLD,
+    PURGE, IMAGE_CONTENT, JOB_STATE,
+    OBSERVED, UNKNOWN, NODE_HEARD, NODE_FACTS, NODE_SESSION, CONTROLLER, CONTROLLER_MEMBER,
+    CLUSTER, EVENT, EVENT_OF,
 )  # fmt: skip
 # Of ids that are to come: no object may have a name that could be one of them.
 _TO_COME: Final = frozenset(

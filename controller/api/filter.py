@@ -109,10 +109,10 @@ def mentions(text: str, path: str) -> bool:
     return any(comparison.path == path for comparison in parse(text))
 
 
-def pinned(text: str) -> str:
-    """Return the id of the only object that can pass a filter; empty: several can."""
-    ids = (each.value for each in parse(text) if (each.path, each.op) == ("id", "=") and "*" not in each.value)
-    return next(ids, "")
+def pinned(text: str, path: str = "id") -> str:
+    """Return the only id, or value of another field, that can pass a filter; empty: several can."""
+    values = (each.value for each in parse(text) if (each.path, each.op) == (path, "=") and "*" not in each.value)
+    return next(values, "")
 
 
 def _compile(comparison: Comparison, descriptor: Descriptor) -> Predicate:

@@ -139,7 +139,7 @@ def too_large(txn: Txn) -> Refused:
     if txn.size_bytes <= TXN_BYTES_MAX:
         say = f"this changes {txn.size} records at once, more than can be changed together: change fewer at a time"
         return _Large("transaction", say)
-    asked = [item for item in txn.puts.items() if kinds.split(item[0])[0] not in (kinds.REQUEST, kinds.EVENT)]
+    asked = [item for item in txn.puts.items() if kinds.split(item[0])[0] not in (kinds.REQUEST, kinds.EVENT, kinds.EVENT_OF)]
     largest = sorted(asked, key=lambda item: len(item[1].value), reverse=True)[:_NAMED_MAX]
     named = ", ".join(f"{key.removeprefix(kinds.ROOT)} with {size(len(put.value))}" for key, put in largest)
     say = f"this would write {size(txn.size_bytes)} at once, at most {size(TXN_BYTES_MAX)} can be: the largest are {named}"

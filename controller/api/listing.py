@@ -2,7 +2,8 @@
 meanwhile. A page ends after so many objects or so many bytes, whichever comes first.
 
 The first page is read from the View as it is at one moment, also when answering takes long and others have their turn; the
-following ones from the store at the revision the token names; both are in the order of ids. Which objects a walk shows, and
+following ones, and all of events, which no view has, from the store at the revision the token names; both are in the order of
+ids. Which objects a walk shows, and
 their specs, are those of that revision; their status is today's. A token is opaque, bound to the list and the caller it was
 made for, and carries a checksum: a damaged or foreign one is refused, not misread. It is no secret and grants nothing, so it
 is not signed.
@@ -14,7 +15,7 @@ import base64
 import binascii
 import hashlib
 import json
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -22,23 +23,19 @@ from typing import Any, Final, TypeVar
 from cairn.controller.api import resolution
 from cairn.controller.api.decision import Views
 from cairn.controller.api.nouns import Noun
-from cairn.controller.api.selection import Selection, Turns, pictured
+from cairn.controller.api.selection import Selection, pictured
+from cairn.controller.api.stored import selected
 from cairn.controller.model.permits import Caller
-from cairn.controller.outage import refusal
-from cairn.controller.store.base import Compacted, Record, Store, Unavailable, View
-from cairn.proto import log
-from cairn.proto.errors import Invalid, NotFound, OutOfRange
-from google.protobuf.message import DecodeError, Message
+from cairn.controller.store.base import Record, Store, View
+from cairn.proto.errors import Invalid, NotFound
+from google.protobuf.message import Message
 
-_log = log.logger("api")
 M = TypeVar("M", bound=Message)
 R = TypeVar("R", bound=Message)
 PAGE_SIZE_DEFAULT: Final = 100
 PAGE_SIZE_MAX: Final = 1000
 # An answer ends here, whatever page_size says: half of what a message may have (proto/rpc.py), since one object more fits too.
 PAGE_BYTES_MAX: Final = 2 << 20
-# Records read at a time from the store for later pages.
-READ_MAX: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +110,8 @@ class Listings:
             (caller.uri, noun.kind.name, request.project, request.filter, str(getattr(request, "show_deleted", False)))
         )
         token = read_token(request.page_token, scope) if request.page_token else Token(view.revision, "")
-        records = self._stored(noun, token) if request.page_token else pictured(view, selection)
+        viewed = noun.kind.cached and not request.page_token
+        records = pictured(view, selection) if viewed else selected(self._store, selection, token.revision, token.after)
         answer: Any = response(revision=token.revision)
         shown, size_bytes, last = getattr(answer, noun.plural), 0, ""
         async with aclosing(records):
@@ -130,26 +128,3 @@ class Listings:
                 last = projected.id
         page: R = answer
         return page
-
-    async def _stored(self, noun: Noun[Any], token: Token) -> AsyncGenerator[Record[Any], None]:
-        """Yield the records of a kind after an id, as they were at a revision."""
-        start, turns = noun.kind.key(token.after) + "\0", Turns()
-        while True:
-            try:
-                items, _ = await self._store.read(noun.kind.prefix, start=start, limit=READ_MAX, revision=token.revision)
-            except Compacted as error:
-                raise OutOfRange(f"revision {token.revision} is no longer kept: list again from the first page") from error
-            except Unavailable as error:
-                raise refusal(error) from error
-            for item in items:
-                if turns.over:
-                    await turns.next()
-                try:
-                    message = noun.kind.message.FromString(item.value)
-                except DecodeError as error:
-                    _log.error("record_unreadable", key=item.key, revision=item.mod_revision, error=str(error))
-                    continue
-                yield Record(message, item.mod_revision, item.create_revision)
-            if len(items) < READ_MAX:
-                return
-            start = items[-1].key + "\0"

@@ -24,7 +24,7 @@ from cairn.controller.api.decision import Decide, Decided, Views
 from cairn.controller.api.freshness import Freshness
 from cairn.controller.api.group import Call
 from cairn.controller.api.plan import Planner, Touched
-from cairn.controller.events import event_id
+from cairn.controller.events import add, event_id
 from cairn.controller.model.permits import Caller, Verb, permits
 from cairn.controller.model.unreadable import touched
 from cairn.controller.outage import refusal
@@ -162,7 +162,7 @@ class Mutations:
                 message=sentence,
                 actor=caller.id,
             )
-            decided.txn.create(kinds.EVENT, event.id, event, lease=self._events.current)
+            add(decided.txn, event, lease=self._events.current)
         return record
 
     async def _plan(self, request: Any, caller: Caller, digest: bytes, decide: Decide[M]) -> M:

@@ -20,6 +20,7 @@ from cairn.controller.model.lifetime import put_away
 from cairn.controller.model.permits import Caller, Verb, permits
 from cairn.controller.store.base import Record, View
 from cairn.controller.store.indexes import INDEXES
+from cairn.proto import kinds
 
 ALL_PROJECTS: Final = "-"
 # Naming these in a filter asks for deleted objects.
@@ -30,7 +31,7 @@ SLICE_S: Final = 0.005
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """See the module. project: id, empty: of all; only: the one id that can pass, empty: any."""
+    """See the module. project: id, empty: of all; only: the one id that can pass; about: whose events; empty: any."""
 
     caller: Caller
     noun: Noun[Any]
@@ -39,6 +40,7 @@ class Selection:
     only: str
     stored: Predicate
     projected: Predicate
+    about: str = ""
 
     @classmethod
     def of(cls, view: View, caller: Caller, noun: Noun[Any], request: Any, *, watching: bool = False) -> Selection:
@@ -49,7 +51,8 @@ class Selection:
             project = resolution.project_id(view, caller, request.project)
         hide = noun.soft_delete and not watching and not request.show_deleted
         hide = hide and not any(filter.mentions(request.filter, path) for path in _DELETED_PATHS)
-        return cls(caller, noun, project, hide, filter.pinned(request.filter), stored, projected)
+        about = filter.pinned(request.filter, "object") if noun.kind is kinds.EVENT else ""
+        return cls(caller, noun, project, hide, filter.pinned(request.filter), stored, projected, about)
 
     def ids(self, view: View) -> list[str]:
         """Return the ids to look at, sorted; those of other projects are left out where that costs nothing."""

@@ -19,7 +19,7 @@ from cairn.controller.api.listing import Listings
 from cairn.controller.api.nouns import Noun
 from cairn.controller.api.selection import Selection, Turns, pictured
 from cairn.controller.model.permits import Caller
-from cairn.controller.store.base import View
+from cairn.controller.store.base import Record, View
 from cairn.proto.v1.common_pb2 import ChangeType
 from google.protobuf.message import Message
 
@@ -48,7 +48,16 @@ class Told:
 
     def look(self, view: View, id: str, last: Message | None) -> tuple[ChangeType.ValueType, Any] | None:
         """Return what to say of an object that changed, None: nothing. last: its record before it was removed, if it was."""
-        record = view.record(self._selection.noun.kind, id)
+        return self.judge(view, id, view.record(self._selection.noun.kind, id), last)
+
+    def knows(self, id: str) -> bool:
+        """Tell whether what it is to be told of an object's end is known without the object's last record."""
+        return id in self._shown or not self._resumed
+
+    def judge(
+        self, view: View, id: str, record: Record[Any] | None, last: Message | None
+    ) -> tuple[ChangeType.ValueType, Any] | None:
+        """The same of an object whose record is not in the view."""
         projected = self._selection.shown(view, record)
         if projected is not None:
             return ChangeType.CHANGE_TYPE_UPSERT, self.show(projected)

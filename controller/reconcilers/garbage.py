@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+from cairn.controller.events import RECORDS
 from cairn.controller.model.absence import removed
 from cairn.controller.model.assigned import VOLUME_WORK, work_key
 from cairn.controller.model.happening import EventSpec
@@ -48,7 +49,9 @@ _LOOKED_AT: Final[tuple[AnyKind, ...]] = (
 _HOLDERS: Final = (kinds.VPC, kinds.SUBNET)
 _OF_JOBS: Final[tuple[AnyKind, ...]] = (kinds.JOB, kinds.JOB_STATE)
 # Records of which a node is the first part of the id.
-_OF_NODES: Final[tuple[AnyKind, ...]] = (kinds.NODE, kinds.NODE_FACTS, kinds.NODE_HEARD, kinds.OBSERVED, kinds.UNKNOWN)
+_OF_NODES: Final[tuple[AnyKind, ...]] = (
+    kinds.NODE, kinds.NODE_FACTS, kinds.NODE_HEARD, kinds.NODE_TOLD, kinds.OBSERVED, kinds.UNKNOWN,
+)  # fmt: skip
 # Removed at once, below what one transaction takes.
 REPORTS_MAX: Final = 100
 
@@ -59,12 +62,13 @@ class Garbage:
     name = "garbage"
     reads: tuple[AnyKind, ...] = (
         kinds.VM, kinds.VOLUME, kinds.PURGE, kinds.PLACEMENT, kinds.VOLUME_PLACEMENT, kinds.OBSERVED, kinds.IMAGE, kinds.JOB,
-        kinds.JOB_STATE, kinds.JOIN_TOKEN, kinds.NODE, kinds.NODE_FACTS, kinds.NODE_HEARD, kinds.UNKNOWN, kinds.ERASURE,
+        kinds.JOB_STATE, kinds.JOIN_TOKEN, kinds.NODE, kinds.NODE_FACTS, kinds.NODE_HEARD, kinds.NODE_TOLD, kinds.UNKNOWN,
+        kinds.ERASURE,
     )  # fmt: skip
     writes: tuple[AnyKind, ...] = (
         kinds.PURGE, kinds.VM, kinds.SECRET, kinds.VOLUME, kinds.PORT, kinds.OBSERVED, kinds.IMAGE_CONTENT, kinds.VNI,
-        kinds.NAME, kinds.JOB, kinds.JOB_STATE, kinds.JOIN_TOKEN, kinds.NODE_FACTS, kinds.NODE_HEARD, kinds.UNKNOWN,
-        kinds.ERASURE,
+        kinds.NAME, kinds.JOB, kinds.JOB_STATE, kinds.JOIN_TOKEN, kinds.NODE_FACTS, kinds.NODE_HEARD, kinds.NODE_TOLD,
+        kinds.UNKNOWN, kinds.ERASURE,
     )  # fmt: skip
 
     def keys(self, view: View, kind: AnyKind, id: str) -> Iterable[str]:
@@ -134,7 +138,7 @@ def _vm(view: View, id: str, now: datetime) -> Outcome:
     said = EventSpec(id, vm.name, vm.project, "Erased", f"VM {vm.name} and its disks were erased")
     base = Txn("garbage").check(kinds.VM, id, record.mod_revision)
     base.check(kinds.PLACEMENT, id, view.revision_of(kinds.PLACEMENT, id))
-    gathering = Gathering(base, creates=1)
+    gathering = Gathering(base, puts=RECORDS)
     for part in _parts(view, id, own):
         if not gathering.add(part):
             # More than one commit takes: the VM itself goes last, and until then this is looked at again.
@@ -304,10 +308,9 @@ def _node(view: View, id: str, now: datetime) -> Outcome:  # noqa: ARG001 - one 
     if view.get(kinds.NODE, id) is not None:
         return NOTHING
     txn = Txn("garbage").check(kinds.NODE, id, 0)
-    if view.get(kinds.NODE_FACTS, id) is not None:
-        txn.delete(kinds.NODE_FACTS, id)
-    if view.get(kinds.NODE_HEARD, id) is not None:
-        txn.delete(kinds.NODE_HEARD, id)
+    for kind in (kinds.NODE_FACTS, kinds.NODE_HEARD, kinds.NODE_TOLD):
+        if view.revision_of(kind, id):
+            txn.delete(kind, id)
     for unknown in view.by(kinds.UNKNOWN, "node", id)[:REPORTS_MAX]:
         txn.delete(kinds.UNKNOWN, unknown)
     for observed in view.by(kinds.OBSERVED, "node", id)[: REPORTS_MAX - len(txn.deletes)]:

@@ -35,8 +35,6 @@ OPERATIONS_MAX: Final = STORE_OPERATIONS_MAX - 1
 TXN_BYTES_MAX: Final = 1_400_000
 # What a value, a key or a compared key takes besides its own bytes.
 _FRAME_BYTES: Final = 24
-# What a short key takes that is compared, read back, and written.
-_CREATE_BYTES: Final = 3 * (_FRAME_BYTES + 40)
 
 
 class StoreError(Exception):
@@ -248,30 +246,29 @@ class Gathering:
     """
 
     txn: Txn
-    # Records that will be created besides, and the bytes of all there is.
-    creates: int = 0
+    # Records that will be put besides, unchecked, and the bytes of all there is.
+    puts: int = 0
     size_bytes: int = 0
 
     def __post_init__(self) -> None:
         self.size_bytes += self.txn.size_bytes
 
-    def add(self, part: Txn, *, creates: int = 0, create_bytes: int = 0) -> bool:
-        """Merge a part, with room for that many records to be created later, of so many bytes; False: there is no room."""
-        if not self.fits(part, creates=creates, create_bytes=create_bytes):
+    def add(self, part: Txn, *, puts: int = 0, put_bytes: int = 0) -> bool:
+        """Merge a part, with room for so many records to be put later, of so many bytes with keys; False: there is no room."""
+        if not self.fits(part, puts=puts, put_bytes=put_bytes):
             return False
         self.txn.merge(part)
-        self.creates += creates
-        self.size_bytes += part.size_bytes + create_bytes + creates * _CREATE_BYTES
+        self.puts += puts
+        self.size_bytes += part.size_bytes + put_bytes + puts * _FRAME_BYTES
         return True
 
-    def fits(self, part: Txn, *, creates: int = 0, create_bytes: int = 0) -> bool:
+    def fits(self, part: Txn, *, puts: int = 0, put_bytes: int = 0) -> bool:
         """Tell whether it could be added."""
-        more = self.creates + creates
         written = self.txn.puts.keys() | self.txn.deletes
         checks = len(self.txn.checks) + sum(key not in self.txn.checks and key not in written for key in part.checks)
         writes = len(written) + sum(key not in written for key in (*part.puts, *part.deletes))
-        size_bytes = self.size_bytes + part.size_bytes + create_bytes + creates * _CREATE_BYTES
-        return max(checks, writes) + more <= OPERATIONS_MAX and size_bytes <= TXN_BYTES_MAX
+        size_bytes = self.size_bytes + part.size_bytes + put_bytes + puts * _FRAME_BYTES
+        return max(checks, writes + self.puts + puts) <= OPERATIONS_MAX and size_bytes <= TXN_BYTES_MAX
 
 
 class Lease(Protocol):

@@ -60,5 +60,4 @@ INDEXES: Final[dict[str, dict[str, Extract]]] = {
     kinds.ERASURE.name: {"key": lambda _, m: (m.key,)},
     kinds.IMAGE_CONTENT.name: {"node": lambda _, m: tuple(m.nodes)},
     kinds.JOB.name: {"target": lambda _, m: (m.spec.target,)},
-    kinds.EVENT.name: {"object": lambda _, m: (m.object,)},
 }

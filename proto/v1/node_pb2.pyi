@@ -686,6 +686,35 @@ class NodeLoss(_message.Message):
 Global___NodeLoss: _TypeAlias = NodeLoss  # noqa: Y015
 
 @_typing.final
+class NodeTold(_message.Message):
+    """Stored: the last that was told of a node's connection; the id is the node's. Sole writer: reconcilers/node_events.py."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    TELL_TIME_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    reason: _builtins.str
+    """NodeUp or NodeDown."""
+    @_builtins.property
+    def tell_time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        tell_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["tell_time", b"tell_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node", "reason", b"reason", "tell_time", b"tell_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeTold: _TypeAlias = NodeTold  # noqa: Y015
+
+@_typing.final
 class NodeFacts(_message.Message):
     """What a node is made of. Stored by controller/sync.py as the agent reports it."""
 

@@ -20,11 +20,12 @@ from cairn.controller.config import Config
 from cairn.controller.renewal import Renewal
 from cairn.controller.store.base import Full
 from cairn.controller.store.memory import MemoryBackend, MemoryStore
-from cairn.proto import kinds, pki
+from cairn.proto import pki
 from cairn.proto.pki import CONTROLLER_SERVER_NAME, Authority, Identity
 from cairn.proto.rpc import FileCredentials, GrpcTransport, StaticCredentials
 from cairn.proto.sealing import Seals
 from cairn.proto.seams import SystemClock, SystemIds
+from cairn.proto.v1.event_pb2 import ListEventsRequest
 from cairn.proto.v1.project_pb2 import ListProjectsRequest
 from cairn.proto.v1.vm_pb2 import GetVmRequest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -129,7 +130,8 @@ async def test_a_controller_in_process_places_a_vm(site: Site, controller: Contr
 
         seen = await eventually("the placement", placed)
         assert seen.status.nics[0].address == "10.1.1.2"
-        reasons = {event.reason for event in controller.cache.view.all(kinds.EVENT) if event.object == made.id}
+        found = await world.api.events.ListEvents(ListEventsRequest(filter=f"object = {made.id}"))
+        reasons = {event.reason for event in found.events}
         assert {"Created", "Placed"} <= reasons
 
 

@@ -9,12 +9,14 @@ from typing import Any
 from cairn.controller.model.pools import pool_claimed
 from cairn.controller.reconcilers.base import Follower, Outcome, Reconciler
 from cairn.controller.store.base import Conflict, Txn
+from cairn.controller.store.memory import MemoryBackend, prefix_end
 from cairn.controller.store.view import LiveView, Table
 from cairn.proto import kinds
 from cairn.proto.capabilities import of_agent
 from cairn.proto.owners import VM, set_owner
 from cairn.proto.seams import timestamp
 from cairn.proto.v1.agent_pb2 import ImageReport, Observed, Report, VmReport, VolumeReport
+from cairn.proto.v1.event_pb2 import Event
 from cairn.proto.v1.image_pb2 import Image
 from cairn.proto.v1.node_pb2 import Node, NodeFacts, NodeSession
 from cairn.proto.v1.port_pb2 import Port
@@ -234,6 +236,11 @@ class Cloud:
             if not wrote:
                 return
         raise AssertionError("does not settle")
+
+
+def events_of(backend: MemoryBackend) -> list[Event]:
+    """Return the events a store has, oldest first."""
+    return [Event.FromString(item.value) for item in backend.scan(kinds.EVENT.prefix, prefix_end(kinds.EVENT.prefix), 0, 0)]
 
 
 def absent_everywhere(cloud: Cloud, vms: Iterable[str] = ()) -> None:

@@ -34,7 +34,7 @@ from cairn.proto.v1.cluster_pb2 import Cluster
 from cairn.proto.v1.node_pb2 import NodeFacts
 from prometheus_client import CollectorRegistry
 
-from tests.unit.cloud_kit import Cloud
+from tests.unit.cloud_kit import Cloud, events_of
 from tests.unit.test_runtime import Leases
 
 
@@ -167,8 +167,7 @@ class World:
         return record.report if record is not None else None
 
     def events(self) -> list[tuple[str, str]]:
-        found = sorted(self.cache.view.all(kinds.EVENT), key=lambda event: event.id)
-        return [(event.object, event.reason) for event in found]
+        return [(event.object, event.reason) for event in events_of(self.store.backend)]
 
 
 @asynccontextmanager

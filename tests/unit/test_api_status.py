@@ -16,7 +16,6 @@ from cairn.proto.capabilities import of_agent
 from cairn.proto.owners import set_owner
 from cairn.proto.seams import timestamp
 from cairn.proto.v1.agent_pb2 import ImageReport, Observed, PortReport, Report, VmReport, VolumeReport
-from cairn.proto.v1.event_pb2 import Event
 from cairn.proto.v1.image_pb2 import Image, ImageContent
 from cairn.proto.v1.job_pb2 import Job, JobStatus
 from cairn.proto.v1.node_pb2 import Assignment, Node, NodeFacts, NodeSession, NodeStatus
@@ -77,7 +76,6 @@ def records() -> dict[tuple[kinds.Kind[Any], str], Any]:
         (kinds.IMAGE, IMAGE): image,
         (kinds.JOB, job.id): job,
         (kinds.JOB_STATE, job.id): JobStatus(done=True),
-        (kinds.EVENT, "ev-1"): Event(id="ev-1"),
         (kinds.NODE, NODE): Node(id=NODE, name="n1"),
         (kinds.NODE, NODE2): Node(id=NODE2, name="n2"),
         (kinds.NODE_FACTS, NODE): facts,

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterable
 from datetime import datetime
 
+from cairn.controller.events import RECORDS, bytes_of, tell
 from cairn.controller.model.happening import EventSpec
 from cairn.controller.node_reports import MESSAGE_BYTES_MAX, Reports
 from cairn.controller.node_session import Session
@@ -19,13 +20,12 @@ from cairn.proto import kinds
 from cairn.proto.errors import Invalid
 from cairn.proto.seams import SystemClock, SystemIds
 from cairn.proto.v1.agent_pb2 import AgentEvent, Hello, Report, VmReport
-from cairn.proto.v1.event_pb2 import Event
 from cairn.proto.v1.node_pb2 import NodeFacts
 from cairn.proto.v1.volume_pb2 import Purge, Volume
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.unit.cloud_kit import GIB, Cloud
+from tests.unit.cloud_kit import GIB, NOW, Cloud
 from tests.unit.sync_kit import N1, Agent, agent, world
 from tests.unit.test_garbage import left
 from tests.unit.test_runtime import Leases, Marker, running
@@ -51,12 +51,12 @@ def part(keys: Iterable[tuple[int, int]]) -> Txn:
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(st.lists(st.tuples(st.integers(0, 300), SIZES), max_size=60), st.integers(0, 3)), max_size=20))
 def test_what_was_gathered_fits(parts: list[tuple[list[tuple[int, int]], int]]) -> None:
-    gathering, taken = Gathering(Txn("test")), 0
-    for keys, creates in parts:
-        if gathering.add(part(keys), creates=creates, create_bytes=creates * 500):
-            taken += creates
-    for number in range(taken):
-        gathering.txn.create(kinds.EVENT, f"ev-{number:012}", Event(message="m" * 400))
+    gathering, taken = Gathering(Txn("test")), list[EventSpec]()
+    for keys, events in parts:
+        specs = [EventSpec("i-00000000", "vm", "prj-default0", "Told", "m" * 400)] * events
+        if gathering.add(part(keys), puts=RECORDS * events, put_bytes=bytes_of(specs)):
+            taken += specs
+    tell(gathering.txn, taken, now=NOW, ids=SystemIds(), lease=1)
     gathering.txn.check_limits(OPERATIONS_MAX)
 
 

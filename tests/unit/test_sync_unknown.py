@@ -18,6 +18,7 @@ from cairn.proto.v1.agent_pb2 import (
 )
 from cairn.proto.v1.secret_pb2 import VmData
 
+from tests.unit.cloud_kit import events_of
 from tests.unit.sync_kit import N1, Agent, World, agent, world
 
 KEY = "vm/i-gone0000"
@@ -50,7 +51,7 @@ async def test_it_is_recorded_with_an_event_until_it_is_gone() -> None:
         tell(here, KEY)
         await at.until(lambda: set(stored(at)) == {KEY})
         assert stored(at)[KEY] == record
-        told = [event for event in at.cache.view.all(kinds.EVENT) if event.reason == "Unknown"]
+        told = [event for event in events_of(at.store.backend) if event.reason == "Unknown"]
         assert sorted(event.object for event in told) == ["i-gone0000", "i-more0000"], "once each"
         assert all(event.warning and "`cairn node show n1`" in event.message for event in told)
         assert KEY not in here.objects, "nothing is said about it"

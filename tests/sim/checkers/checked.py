@@ -13,6 +13,8 @@ from tests.sim.cloud import Cloud, Commit
 
 # Written on the word of a node's own stream.
 _TOLD = ("observed", "node_facts")
+# Made under ids that nobody else has.
+_EVENTS = ("event", "event_of")
 
 
 def _guard(key: str) -> str:
@@ -28,7 +30,7 @@ class Checked(Checker):
         if commit.checked is None:
             return
         for change in commit.changes:
-            if change.after is None or change.kind in _TOLD or change.kind == "event" or _guard(change.key) in commit.checked:
+            if change.after is None or change.kind in (*_TOLD, *_EVENTS) or _guard(change.key) in commit.checked:
                 continue
             yield f"{change.key} was {'made' if change.before is None else 'overwritten'} without looking"
         for change in commit.changes:

@@ -15,7 +15,7 @@ from tests.sim.checkers.base import Checker
 from tests.sim.cloud import Changed, Cloud, Commit
 
 # Who is alive, and what is told of it.
-_MAY_CHANGE = ("controller", "node_session", "event", "request")
+_MAY_CHANGE = ("controller", "node_session", "node_told", "event", "event_of", "request")
 # What somebody was shown: made, and ended by its lease; never changed.
 _LOOKS = ("plan",)
 

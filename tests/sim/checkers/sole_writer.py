@@ -40,6 +40,7 @@ WRITERS: Final[dict[str, tuple[str, str, bool]]] = {
     "volume_placement": ("placement", "", False),
     "assignment": ("assignments", "", False),
     "node_loss": ("assignments", "", False),
+    "node_told": ("node_events", "garbage", False),
     "purge": ("garbage", "", False),
     "image_content": ("jobs", "garbage", False),
     "job_state": ("jobs", "garbage", False),
@@ -53,6 +54,7 @@ WRITERS: Final[dict[str, tuple[str, str, bool]]] = {
     "controller_member": ("members", "api", False),
     "cluster": ("peers", "", False),
     "event": ("*", "*", True),
+    "event_of": ("*", "*", True),
 }
 
 
