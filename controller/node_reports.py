@@ -12,6 +12,7 @@ from collections.abc import Container, Sequence
 from typing import Any, Final
 
 from cairn.controller.events import RECORDS, Leases, add, bytes_of, event_id, tell
+from cairn.controller.model.facts import figures, figures_changed, inventory_changed
 from cairn.controller.model.happening import EventSpec
 from cairn.controller.model.nodes import node_name
 from cairn.controller.model.unreadable import newest_revision
@@ -190,8 +191,10 @@ class Reports:
             lot.gone.append(key)
         if self._facts is not None:
             part = Txn(WRITER)
-            if view.get(kinds.NODE_FACTS, self._node) != self._facts:
+            if inventory_changed(view.get(kinds.NODE_FACTS, self._node), self._facts):
                 _over(view, part, kinds.NODE_FACTS, self._node).put(kinds.NODE_FACTS, self._node, self._facts)
+            if figures_changed(view, self._node, self._facts):
+                _over(view, part, kinds.NODE_POOLS, self._node).put(kinds.NODE_POOLS, self._node, figures(self._facts))
             if not lot.add(part):
                 return
             lot.facts = self._facts

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
+from cairn.controller.model.facts import figures, figures_changed, inventory_changed
 from cairn.controller.model.unreadable import newest_revision
 from cairn.controller.store.base import Conflict, Indeterminate, Lease, LeaseLost, Store, Txn, Unavailable, View
 from cairn.controller.store.cache import Cache
@@ -55,8 +56,10 @@ class Session:
         lease = await self._store.lease(TTL_S)
         txn = Txn(WRITER).check(kinds.NODE_SESSION, self.node, newest_revision(view, kinds.NODE_SESSION, self.node))
         txn.put(kinds.NODE_SESSION, self.node, self.message, lease=lease.id)
-        if facts is not None:
+        if facts is not None and inventory_changed(view.get(kinds.NODE_FACTS, self.node), facts):
             txn.put(kinds.NODE_FACTS, self.node, facts)
+        if facts is not None and figures_changed(view, self.node, facts):
+            txn.put(kinds.NODE_POOLS, self.node, figures(facts))
         try:
             self.revision = await self._store.commit(txn)
         except BaseException:

@@ -43,9 +43,7 @@ RETRIES_MAX: Final = 60
 # Objects a plan names one by one; the others are counted.
 NAMED_MAX: Final = 500
 # Stay though no backup has them: who is alive, and what happened.
-_STAY: Final = frozenset(
-    {kinds.CONTROLLER.name, kinds.CONTROLLER_MEMBER.name, kinds.EVENT.name, kinds.EVENT_OF.name}
-)
+_STAY: Final = frozenset({kinds.CONTROLLER.name, kinds.CONTROLLER_MEMBER.name, kinds.EVENT.name, kinds.EVENT_OF.name})
 _NAMED: Final = frozenset({kinds.VM.name, kinds.VOLUME.name, kinds.IMAGE.name})
 
 

@@ -322,8 +322,6 @@ class Stream:
         """Register the node as connected. Raises TryAgain; NotFound when it was removed meanwhile."""
         view = self._service.cache.view
         facts = self._hello.facts if self._hello.HasField("facts") else None
-        if facts is not None and view.get(kinds.NODE_FACTS, self.node) == facts:
-            facts = None
         try:
             await self._service.cache.wait_for(await self._session.open(facts, view))
         except (Conflict, Unavailable, Indeterminate, LeaseLost) as error:

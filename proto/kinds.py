@@ -102,6 +102,7 @@ OBSERVED = Kind("observed", agent_pb2.Observed, "sync", "", _GARBAGE, kept=False
 NODE_HEARD = Kind("node_heard", agent_pb2.NodeHeard, "sync", "", _GARBAGE, kept=False)  # id: the node's
 UNKNOWN = Kind("unknown", agent_pb2.Unknown, "sync", "", _GARBAGE, kept=False)  # id: <node>/<key>
 NODE_FACTS = Kind("node_facts", node_pb2.NodeFacts, "sync", "", _GARBAGE)
+NODE_POOLS = Kind("node_pools", node_pb2.NodePools, "sync", "", _GARBAGE, kept=False)  # id: the node's; how full they are
 NODE_SESSION = Kind("node_session", node_pb2.NodeSession, "sync", kept=False)  # leased while the stream lives
 CONTROLLER = Kind("controller", cluster_pb2.ControllerSession, "peers", kept=False)  # leased
 # Who is expected to be alive; id: the controller's name. Of this installation, so not in backups.
@@ -116,7 +117,7 @@ ALL: Final[tuple[Kind[Message], ...]] = (
     PROJECT, IMAGE, VPC, SUBNET, PORT, VOLUME, VM, NODE, JOB, SECRET, JOIN_TOKEN, NAME, VNI, ERASURE, REQUEST, PLAN,
     PORT_BINDING, ADDRESS, PLACEMENT, DECISION, NODE_CLAIMS, VOLUME_PLACEMENT, POOL_CLAIMS, ASSIGNMENT, NODE_LOSS, NODE_TOLD,
     PURGE, IMAGE_CONTENT, JOB_STATE,
-    OBSERVED, UNKNOWN, NODE_HEARD, NODE_FACTS, NODE_SESSION, CONTROLLER, CONTROLLER_MEMBER,
+    OBSERVED, UNKNOWN, NODE_HEARD, NODE_FACTS, NODE_POOLS, NODE_SESSION, CONTROLLER, CONTROLLER_MEMBER,
     CLUSTER, EVENT, EVENT_OF,
 )  # fmt: skip
 # Of ids that are to come: no object may have a name that could be one of them.

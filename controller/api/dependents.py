@@ -178,6 +178,7 @@ RULES: Final[dict[str, Rule]] = {
     kinds.NODE.name: _node_record,
     kinds.NODE_SESSION.name: _node,
     kinds.NODE_FACTS.name: _node_alone,
+    kinds.NODE_POOLS.name: _node_alone,
     kinds.NODE_CLAIMS.name: _node_alone,
     kinds.POOL_CLAIMS.name: _pool,
     kinds.IMAGE.name: _image,

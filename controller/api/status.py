@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 
 from cairn.controller.model.attachments import Hold, attachment, holders
 from cairn.controller.model.capabilities import unknown_there
+from cairn.controller.model.facts import facts_of
 from cairn.controller.model.jobs import status_of, whole
 from cairn.controller.model.lifetime import kept_no_longer
 from cairn.controller.model.nodes import capacity, connected, node_name
@@ -348,7 +349,7 @@ def node(view: View, record: Record[Node]) -> Node:
     """Project a node."""
     result: Node = copied(record)
     status = result.status
-    facts = view.get(kinds.NODE_FACTS, result.id)
+    facts = facts_of(view, result.id)
     session = view.get(kinds.NODE_SESSION, result.id)
     claims = view.get(kinds.NODE_CLAIMS, result.id)
     if facts is not None:

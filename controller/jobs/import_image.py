@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from cairn.controller.jobs.machine import State, Step
+from cairn.controller.model.facts import pools_of
 from cairn.controller.model.happening import EventSpec
 from cairn.controller.model.jobs import status_of
 from cairn.controller.model.nodes import connected, hash_of, node_name
@@ -45,6 +46,7 @@ class ImportImage:
     }
     reads: tuple[AnyKind, ...] = (
         kinds.IMAGE, kinds.IMAGE_CONTENT, kinds.OBSERVED, kinds.NODE, kinds.NODE_SESSION, kinds.NODE_FACTS,
+        kinds.NODE_POOLS,
     )  # fmt: skip
     writes: tuple[AnyKind, ...] = (kinds.IMAGE_CONTENT,)
 
@@ -145,7 +147,7 @@ def candidates(view: View, image: Image) -> list[str]:
         facts = view.get(kinds.NODE_FACTS, node.id)
         if facts is None or node.spec.cordoned or node.HasField("delete_time") or not connected(view, node.id):
             continue
-        free_bytes = sum(pool.free_bytes for pool in facts.pools if pool.type == LOCAL_POOL)
+        free_bytes = sum(pool.free_bytes for pool in pools_of(view, node.id) if pool.type == LOCAL_POOL)
         report = image_report(view, node.id, image.id)
         holds = report is not None and report.state == ImageReport.STATE_READY
         if holds or free_bytes > image.spec.size_bytes:

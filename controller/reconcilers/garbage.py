@@ -50,7 +50,7 @@ _HOLDERS: Final = (kinds.VPC, kinds.SUBNET)
 _OF_JOBS: Final[tuple[AnyKind, ...]] = (kinds.JOB, kinds.JOB_STATE)
 # Records of which a node is the first part of the id.
 _OF_NODES: Final[tuple[AnyKind, ...]] = (
-    kinds.NODE, kinds.NODE_FACTS, kinds.NODE_HEARD, kinds.NODE_TOLD, kinds.OBSERVED, kinds.UNKNOWN,
+    kinds.NODE, kinds.NODE_FACTS, kinds.NODE_POOLS, kinds.NODE_HEARD, kinds.NODE_TOLD, kinds.OBSERVED, kinds.UNKNOWN,
 )  # fmt: skip
 # Removed at once, below what one transaction takes.
 REPORTS_MAX: Final = 100
@@ -62,13 +62,13 @@ class Garbage:
     name = "garbage"
     reads: tuple[AnyKind, ...] = (
         kinds.VM, kinds.VOLUME, kinds.PURGE, kinds.PLACEMENT, kinds.VOLUME_PLACEMENT, kinds.OBSERVED, kinds.IMAGE, kinds.JOB,
-        kinds.JOB_STATE, kinds.JOIN_TOKEN, kinds.NODE, kinds.NODE_FACTS, kinds.NODE_HEARD, kinds.NODE_TOLD, kinds.UNKNOWN,
-        kinds.ERASURE,
+        kinds.JOB_STATE, kinds.JOIN_TOKEN, kinds.NODE, kinds.NODE_FACTS, kinds.NODE_POOLS, kinds.NODE_HEARD, kinds.NODE_TOLD,
+        kinds.UNKNOWN, kinds.ERASURE,
     )  # fmt: skip
     writes: tuple[AnyKind, ...] = (
         kinds.PURGE, kinds.VM, kinds.SECRET, kinds.VOLUME, kinds.PORT, kinds.OBSERVED, kinds.IMAGE_CONTENT, kinds.VNI,
-        kinds.NAME, kinds.JOB, kinds.JOB_STATE, kinds.JOIN_TOKEN, kinds.NODE_FACTS, kinds.NODE_HEARD, kinds.NODE_TOLD,
-        kinds.UNKNOWN, kinds.ERASURE,
+        kinds.NAME, kinds.JOB, kinds.JOB_STATE, kinds.JOIN_TOKEN, kinds.NODE_FACTS, kinds.NODE_POOLS, kinds.NODE_HEARD,
+        kinds.NODE_TOLD, kinds.UNKNOWN, kinds.ERASURE,
     )  # fmt: skip
 
     def keys(self, view: View, kind: AnyKind, id: str) -> Iterable[str]:
@@ -308,7 +308,7 @@ def _node(view: View, id: str, now: datetime) -> Outcome:  # noqa: ARG001 - one 
     if view.get(kinds.NODE, id) is not None:
         return NOTHING
     txn = Txn("garbage").check(kinds.NODE, id, 0)
-    for kind in (kinds.NODE_FACTS, kinds.NODE_HEARD, kinds.NODE_TOLD):
+    for kind in (kinds.NODE_FACTS, kinds.NODE_POOLS, kinds.NODE_HEARD, kinds.NODE_TOLD):
         if view.revision_of(kind, id):
             txn.delete(kind, id)
     for unknown in view.by(kinds.UNKNOWN, "node", id)[:REPORTS_MAX]:

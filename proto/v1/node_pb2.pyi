@@ -715,8 +715,34 @@ class NodeTold(_message.Message):
 Global___NodeTold: _TypeAlias = NodeTold  # noqa: Y015
 
 @_typing.final
+class NodePools(_message.Message):
+    """Stored: how full the pools are that a node reaches; the id is the node's. Written when a figure moved by more than a hundredth,
+    so that what changes each minute is not in the record that tells what the node is made of. Sole writer: controller/sync.py.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POOLS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def pools(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoragePool]: ...
+    def __init__(
+        self,
+        *,
+        pools: _abc.Iterable[Global___StoragePool] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pools", b"pools"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodePools: _TypeAlias = NodePools  # noqa: Y015
+
+@_typing.final
 class NodeFacts(_message.Message):
-    """What a node is made of. Stored by controller/sync.py as the agent reports it."""
+    """What a node is made of. Stored by controller/sync.py as the agent reports it, when something of it changed. How full its pools
+    are is as it was then: see NodePools.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cairn.proto.v1.agent_pb2 import VmReport
-from cairn.proto.v1.cluster_pb2 import PlanRecord, RequestRecord
+from cairn.proto.v1.cluster_pb2 import RequestRecord
 from cairn.proto.v1.vm_pb2 import Nic
 
 from tests.sim.asked import Asked, AskedVolume
@@ -353,58 +353,7 @@ def too_few_copies(stage: Stage) -> None:
     stage.settle()
 
 
-# --- no_plan, views -----------------------------------------------------------------------------------------------------------
-
-
-def _at_rest(stage: Stage) -> None:
-    stage.commit(vm(), node(), facts())
-    stage.host(effects=3, boots=1, ledger={"vm/i-1": (1, 1)})
-    stage.said += stage.checker.resting(stage.cloud, True)
-
-
-@scene("no_plan")
-def nothing_changes(stage: Stage) -> None:
-    _at_rest(stage)
-    stage.commit(session())
-    fuller = facts()
-    fuller[2].pools[0].used_bytes = 5
-    stage.commit(fuller)
-    stage.commit(("plan", "plan-1", PlanRecord(plan_id="plan-1")))
-    stage.host(effects=3, boots=1, ledger={"vm/i-1": (1, 9)})
-    stage.said += stage.checker.resting(stage.cloud, False)
-    stage.host(effects=4)
-    stage.commit(vm(name="new"))
-
-
-@scene("no_plan", "n1 did something")
-def a_host_felt_something(stage: Stage) -> None:
-    _at_rest(stage)
-    stage.host(effects=4, boots=1, ledger={"vm/i-1": (1, 1)})
-
-
-@scene("no_plan", "n1 did something")
-def a_node_was_told_something_new(stage: Stage) -> None:
-    _at_rest(stage)
-    stage.host(effects=3, boots=1, ledger={"vm/i-1": (1, 1), "vm/i-2": (1, 2)})
-
-
-@scene("no_plan", "placement/i-1 was written")
-def something_was_decided(stage: Stage) -> None:
-    _at_rest(stage)
-    stage.commit(placement())
-
-
-@scene("no_plan", "plan/plan-1 was written")
-def a_plan_became_another(stage: Stage) -> None:
-    _at_rest(stage)
-    stage.commit(("plan", "plan-1", PlanRecord(plan_id="plan-1")))
-    stage.commit(("plan", "plan-1", PlanRecord(plan_id="plan-1", method="CreateVm")))
-
-
-@scene("no_plan", "node_facts/node-1 was written")
-def a_node_became_another(stage: Stage) -> None:
-    _at_rest(stage)
-    stage.commit(facts(threads=9))
+# --- views ------------------------------------------------------------------------------------------------------------------
 
 
 def _listed(stage: Stage, kind: str, *objects: Any) -> None:

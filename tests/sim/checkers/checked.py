@@ -12,7 +12,7 @@ from tests.sim.checkers.base import Checker
 from tests.sim.cloud import Cloud, Commit
 
 # Written on the word of a node's own stream.
-_TOLD = ("observed", "node_facts")
+_TOLD = ("observed", "node_facts", "node_pools")
 # Made under ids that nobody else has.
 _EVENTS = ("event", "event_of")
 
@@ -34,7 +34,7 @@ class Checked(Checker):
                 continue
             yield f"{change.key} was {'made' if change.before is None else 'overwritten'} without looking"
         for change in commit.changes:
-            if change.kind in ("observed", "node_facts") and change.after is not None and commit.writers:
+            if change.kind in _TOLD and change.after is not None and commit.writers:
                 session = f"node_session/{change.id.partition('/')[0]}"
                 if session not in commit.checked and session not in commit.writers:
                     yield f"{change.key} was written by a stream that did not look whether it still speaks for its node"

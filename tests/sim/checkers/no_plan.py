@@ -61,9 +61,12 @@ class NoPlan(Checker):
 def _measured(change: Changed) -> bool:
     """Whether it only tells anew what the machine is like: that is looked at now and then, and when an agent starts.
 
-    How full a pool is, and how much memory a NUMA node has: a real machine's grows when memory is put online.
+    How full a pool is, which alone is no reason to write what the machine is made of; and how much memory a NUMA node has: a
+    real machine's grows when memory is put online.
     """
-    if change.kind != "node_facts" or change.before is None or change.after is None:
+    if change.kind == "node_pools" and change.after is not None:
+        return True
+    if change.kind != "node_facts" or change.before is None or change.after is None or change.before.numa == change.after.numa:
         return False
     facts = [type(each).FromString(each.SerializeToString()) for each in (change.before, change.after)]
     for each in facts:

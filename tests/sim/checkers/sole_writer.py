@@ -49,6 +49,7 @@ WRITERS: Final[dict[str, tuple[str, str, bool]]] = {
     "unknown": ("sync", "garbage", False),
     "node_heard": ("sync", "garbage", False),
     "node_facts": ("sync", "garbage", False),
+    "node_pools": ("sync", "garbage", False),
     "node_session": ("sync", "", True),
     "controller": ("peers", "", True),
     "controller_member": ("members", "api", False),

@@ -22,7 +22,7 @@ from tests.sim.world import World
 GARBAGE: Final = b"\xff\xff\xff\xff"
 _UNREADABLE: Final = (
     "vm", "vm", "subnet", "subnet", "placement", "port_binding", "port", "volume", "volume_placement", "vpc", "image",
-    "image_content", "project", "node_facts", "observed", "node_claims", "name", "address", "secret",
+    "image_content", "project", "node_facts", "node_pools", "observed", "node_claims", "name", "address", "secret",
 )  # fmt: skip
 # Of others that are gone, what they held is rightly given away, and who asks for them is rightly told that they are not there:
 # nobody can tell that from a deletion.
