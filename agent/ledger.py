@@ -11,7 +11,8 @@ known, so nothing may be undone. `trusted` says the log was never cut since the 
 counts as not desired.
 
 What was desired and is no longer, without having been said to be `absent`, is *unknown*: its last object is kept, as is all
-that a guest among it needs of networks, until it is desired again or forgotten: kept.py decides (docs/decisions/0013).
+that a guest among it needs of networks, until it is desired again or forgotten: kept.py decides (docs/decisions/0013). Of
+many guests at once that is not believed: they stay desired, and are `doubted` (doubt.py, docs/decisions/0025).
 
 After a restore the last word of before may stay in force where a restored object contradicts it (last_word.py): then that is
 the desired object, and the restored one waits in `overruled`. For the same reason the last words that had something removed
@@ -28,6 +29,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
+from cairn.agent.doubt import doubted, is_guest, taken_back
 from cairn.agent.journal import Entry, Journal
 from cairn.agent.kept import concerned, leads_elsewhere, left_over, stays
 from cairn.agent.last_word import is_absent, overrules
@@ -39,10 +41,11 @@ NAME: Final = "ledger"
 # Last words about what was removed that are remembered.
 REMOVED_MAX: Final = 5000
 _MESSAGE, _NOTE, _SYNCED, _CUT, _UNKNOWN, _FORGET = b"M", b"N", b"S", b"C", b"U", b"F"
-_OVERRULED, _REMOVED, _YIELD = b"O", b"R", b"Y"
+_OVERRULED, _REMOVED, _YIELD, _DOUBT = b"O", b"R", b"Y", b"D"
 
 Order = tuple[int, int]
 Note = Mapping[str, Any]
+Objects = Mapping[str, Upsert]
 Changed = Callable[[set[str]], None]
 
 
@@ -64,6 +67,7 @@ class _Said:
     overruled: dict[str, Upsert]
     removed: dict[str, Upsert]
     notes: dict[str, Note]
+    doubted: frozenset[str]
 
 
 class Ledger:
@@ -76,6 +80,7 @@ class Ledger:
         self._overruled: dict[str, Upsert] = {}
         self._removed: dict[str, Upsert] = {}
         self._notes: dict[str, Note] = {}
+        self._doubted: frozenset[str] = frozenset()
         self.held: Order = (0, 0)
         self.synced = False
         self.trusted = True
@@ -94,6 +99,11 @@ class Ledger:
     def overruled(self) -> Mapping[str, Upsert]:
         """Restored objects that are not in force: what was told before the restore is desired in their place."""
         return MappingProxyType(self._overruled)
+
+    @property
+    def doubted(self) -> frozenset[str]:
+        """Keys of guests that are desired though controllers say no more of them: too many to be believed."""
+        return self._doubted
 
     def last(self, key: str) -> Desired | None:
         """Return a desired object, or the last one of what is unknown."""
@@ -124,15 +134,19 @@ class Ledger:
         then: told the same in the step in which they changed, also when the caller was cancelled before. StaleVersion when one
         is older than what is held: then none of them is taken.
         """
-        said = list(messages)
-        taken = [message for message in said if _position(message)[1]]
+        said, taken = list(messages), list[SyncResponse]()
+        doubts: list[frozenset[str]] = []
 
         def begin() -> list[bytes]:
             self._check(said)
-            return [_MESSAGE + message.SerializeToString() for message in taken]
+            back = doubted(taken_back(said, self._desired), self._desired, self._unknown)
+            taken.extend(each for each in said if _position(each)[1] and each.remove.key not in back)
+            doubts.append((self._doubted - {each.upsert.key for each in said}) | back)
+            return [_MESSAGE + message.SerializeToString() for message in taken] + (_doubts(doubts[0]) if back else [])
 
         def end() -> set[str]:
-            changed = set[str]().union(*(self._apply(message) for message in taken))
+            changed = set[str]().union(*(self._apply(message) for message in taken), doubts[0] - self._doubted)
+            self._doubt(doubts[0])
             self.held = max([self.held, *(_position(message)[0] for message in said)])
             return _told(changed, then)
 
@@ -178,18 +192,29 @@ class Ledger:
         overruled = {key: each for key, each in objects.items() if overrules(self._known(key), each)}
         objects = objects | {key: known for key in overruled if (known := self._known(key)) is not None}
         objects |= {key: each for key, each in before.items() if key not in objects and covers(names, key)}
+        doubts = self._doubts_of(objects, at)
+        objects |= {key: before[key] for key in doubts}
         unknown = left_over(before, self._unknown, objects, restored=at[0] > self.held[0])
         notes = {key: note for key, note in self._notes.items() if key in objects or key in unknown}
         removed = {key: each for key, each in before.items() if key not in objects and is_absent(each.object)}
         removed = _newest({**{key: each for key, each in self._removed.items() if key not in objects}, **removed})
-        return _Said(objects, unknown, overruled, removed, notes)
+        return _Said(objects, unknown, overruled, removed, notes, doubts)
+
+    def _doubts_of(self, objects: Objects, at: Order) -> frozenset[str]:
+        """Return which guests that a snapshot lacks stay desired; those that were doubted before do in any case."""
+        if at[0] > self.held[0]:
+            return frozenset()
+        dropped = self._desired.keys() - objects.keys()
+        return frozenset(doubted(dropped, self._desired, self._unknown) | (self._doubted & dropped))
 
     def _become(self, at: Order, said: _Said) -> set[str]:
-        before, unknown_before = self._desired, self._unknown
+        before, unknown_before, doubted_before = self._desired, self._unknown, self._doubted
+        self._doubted = said.doubted
         self._desired, self._unknown, self._notes = said.desired, said.unknown, said.notes
         self._overruled, self._removed = said.overruled, said.removed
         self.held, self.synced, self.trusted = at, True, True
         gone = (before.keys() - said.desired.keys()) | (unknown_before.keys() - said.unknown.keys())
+        gone |= said.doubted ^ doubted_before
         return gone | {key for key, each in said.desired.items() if key not in before or before[key] != each}
 
     async def yield_to(self, key: str) -> bool:
@@ -244,6 +269,8 @@ class Ledger:
         elif kind == _REMOVED:
             word = Upsert.FromString(body)
             self._removed[word.key] = word
+        elif kind == _DOUBT:
+            self._doubt(json.loads(body))
         elif kind == _YIELD:
             self._yield_to(body.decode())
 
@@ -253,6 +280,7 @@ class Ledger:
         if message.WhichOneof("message") == "remove" and before is not None:
             key = message.remove.key
             del self._desired[key]
+            self._doubted -= {key}
             self._overruled.pop(key, None)
             if is_absent(before.object):
                 self._removed = _newest({**self._removed, key: before})
@@ -268,6 +296,7 @@ class Ledger:
     def _put(self, upsert: Upsert, before: Upsert | None) -> set[str]:
         """Make an object desired, unless what was told before a restore stays in force; return the keys that changed."""
         key, known = upsert.key, self._known(upsert.key)
+        self._doubted -= {key}
         self._overruled.pop(key, None)
         self._removed.pop(key, None)
         wins = upsert
@@ -300,6 +329,9 @@ class Ledger:
             if key not in self._desired:
                 self._notes.pop(key, None)
 
+    def _doubt(self, keys: Iterable[str]) -> None:
+        self._doubted = frozenset(key for key in keys if is_guest(key, self._desired))
+
     def _yield_to(self, key: str) -> bool:
         if key not in self._overruled:
             return False
@@ -316,7 +348,7 @@ class Ledger:
     def _whole(self) -> list[bytes]:
         """Return the payloads that say all there is to say, first how far this log is to be believed."""
         state = (_synced(self.held) if self.synced else []) + ([] if self.trusted else [_CUT])
-        return _payloads(state, _Said(self._desired, self._unknown, self._overruled, self._removed, self._notes))
+        return _payloads(state, _Said(self._desired, self._unknown, self._overruled, self._removed, self._notes, self._doubted))
 
     def _live_bytes(self) -> int:
         held = (self._desired, self._unknown, self._overruled, self._removed)
@@ -331,8 +363,13 @@ def _payloads(state: list[bytes], said: _Said) -> list[bytes]:
     payloads += [_UNKNOWN + each.SerializeToString() for each in said.unknown.values()]
     payloads += [_OVERRULED + each.SerializeToString() for each in said.overruled.values()]
     payloads += [_REMOVED + each.SerializeToString() for each in said.removed.values()]
+    payloads += _doubts(said.doubted) if said.doubted else []
     notes = said.notes.items()
     return payloads + [_NOTE + json.dumps({"key": key, "note": dict(note)}).encode() for key, note in notes]
+
+
+def _doubts(keys: Iterable[str]) -> list[bytes]:
+    return [_DOUBT + json.dumps(sorted(keys)).encode()]
 
 
 def _told(changed: set[str], then: Changed | None) -> set[str]:

@@ -1,8 +1,9 @@
 """What this node holds that it is not told to hold: left as it is, and told to the controller, who remembers it for people.
 
-Two sorts: what the ledger knows from before (its last object was taken back, or a snapshot lacked it, without a word that it
+Three sorts: what the ledger knows from before (its last object was taken back, or a snapshot lacked it, without a word that it
 be absent), and what is found on the host without the ledger knowing anything. Neither is ever started, stopped or removed from
-here; guests that run keep their networks (kept.py). What is unknown and not here any more is forgotten.
+here; guests that run keep their networks (kept.py). What is unknown and not here any more is forgotten. The third are guests
+that are doubted (doubt.py): told here, so that somebody adopts or removes them, and managed as ever until then.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from cairn.agent.doubt import is_guest
 from cairn.agent.hypervisor.base import DomainState
 from cairn.agent.last_word import is_absent
 from cairn.agent.ledger import Ledger
@@ -21,6 +23,10 @@ from cairn.proto.v1.agent_pb2 import Unknown
 KEY: Final = "unknown"
 # Kinds of objects that are told; what they need of networks goes with them.
 _TOLD: Final = ("vm", "volume", "image")
+_DOUBT: Final = (
+    "they stay as they were until the records speak of them again (`cairn cluster adopt`) or somebody says that they go"
+    " (`cairn node forget`)"
+)
 _PARTS: Final = (Part.DOMAINS, Part.VOLUMES, Part.POOLS, Part.IMAGES, Part.FILES)
 
 
@@ -29,6 +35,8 @@ class Unknowns:
 
     def __init__(self, world: World, ledger: Ledger, reports: Reports) -> None:
         self._world, self._ledger, self._reports = world, ledger, reports
+        # Guests that were told to be doubted.
+        self._told: frozenset[str] = frozenset()
         # Called with the keys of what was forgotten, and of what had stayed for it.
         self.forgotten: Callable[[set[str]], None] = _ignore
 
@@ -48,6 +56,8 @@ class Unknowns:
         found = {key: self._unknown(key) for key in remembered if self._is_here(key)}
         found |= {key: self._unknown(key) for key in sorted(self._strangers())}
         found |= {key: self._contested(key) for key in self._ledger.overruled}
+        found |= {key: self._doubted(key) for key in self._ledger.doubted}
+        self._tell_doubt()
         self._reports.put_unknown(found, epoch=self._ledger.held[0])
         return Again()
 
@@ -69,11 +79,30 @@ class Unknowns:
         found |= {f"volume/{id}" for id in self._world.pooled}
         return (found - known) | {f"image/{digest}" for digest in self._world.images if digest not in images}
 
+    def _tell_doubt(self) -> None:
+        """Tell once when guests come to be doubted."""
+        doubts, told = self._ledger.doubted, self._told
+        self._told = doubts
+        if doubts - told:
+            of = sum(is_guest(key, self._ledger.desired) for key in self._ledger.desired)
+            say = f"is told no more of {len(doubts)} of its {of} guests, without a word that they go: {_DOUBT}"
+            self._reports.event("", "GuestsDoubted", say, warning=True)
+
+    def _doubted(self, key: str) -> Unknown:
+        """Tell of a guest that stays as it was told last."""
+        held = self._ledger.desired[key]
+        running = self._is_running(key)
+        say = f"{'its guest runs' if running else 'its guest is off'}, and is managed as before: too many are missing at once"
+        return Unknown(key=key, running=running, say=say, doubted=True, desired=held.object, version=held.version)
+
+    def _is_running(self, key: str) -> bool:
+        kind, _, id = key.partition("/")
+        domain = self._world.domains.get(id) if kind == "vm" else None
+        return domain is not None and domain.state is not DomainState.SHUT_OFF
+
     def _contested(self, key: str) -> Unknown:
         """Tell what stays in force though the restored record says otherwise."""
-        held, (kind, _, id) = self._ledger.desired[key], key.partition("/")
-        domain = self._world.domains.get(id) if kind == "vm" else None
-        running = domain is not None and domain.state is not DomainState.SHUT_OFF
+        held, running = self._ledger.desired[key], self._is_running(key)
         say = "was told otherwise after the backup, and stays so"
         if is_absent(held.object):
             say = "was removed by explicit word after the backup, and is not brought back"
@@ -81,8 +110,7 @@ class Unknowns:
 
     def _unknown(self, key: str) -> Unknown:
         held, (kind, _, id) = self._ledger.unknown.get(key), key.partition("/")
-        domain = self._world.domains.get(id) if kind == "vm" else None
-        running = domain is not None and domain.state is not DomainState.SHUT_OFF
+        running = self._is_running(key)
         say = ("its guest runs" if running else "its guest is off") if kind == "vm" else "is kept here"
         if kind == "volume" and id not in self._world.volumes:
             say = "was here and is gone: is its pool mounted?"

@@ -143,7 +143,7 @@ class ClusterService(cluster_pb2_grpc.ClusterServiceServicer):
     async def ListUnknown(self, request: ListUnknownRequest, context: Any) -> AsyncIterator[ListUnknownResponse]:
         """Stream what nodes know better than the records."""
         view = await self._core.mutations.freshen()
-        for answer in knowledge.listed(view, caller_of(context)):
+        for answer in knowledge.listed(view, caller_of(context), request.node):
             yield answer
 
     async def AdoptVm(self, request: AdoptVmRequest, context: Any) -> Vm:

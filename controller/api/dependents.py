@@ -172,6 +172,10 @@ def _observed(view: View, id: str) -> Iterator[Affected]:
                 yield "vm", vm
 
 
+def _unknown(_view: View, id: str) -> Iterator[Affected]:
+    yield "node", id.partition("/")[0]
+
+
 RULES: Final[dict[str, Rule]] = {
     kinds.VM.name: _vm,
     kinds.PLACEMENT.name: _placement,
@@ -195,6 +199,7 @@ RULES: Final[dict[str, Rule]] = {
     kinds.ASSIGNMENT.name: _assignment,
     kinds.PURGE.name: _purge,
     kinds.OBSERVED.name: _observed,
+    kinds.UNKNOWN.name: _unknown,
 }
 
 

@@ -34,10 +34,15 @@ AT_ONCE: Final = 500
 ATTEMPTS_MAX: Final = 16
 
 
-def listed(view: View, caller: Caller) -> Iterator[ListUnknownResponse]:
-    """Yield all of it that the caller may see, by node and key, in answers of bounded size."""
-    answer = ListUnknownResponse()
-    for id in sorted(view.ids(kinds.UNKNOWN)):
+def listed(view: View, caller: Caller, node: str = "") -> Iterator[ListUnknownResponse]:
+    """Yield all of it that the caller may see, by node and key, in answers of bounded size.
+
+    node: only of this one, an id or name. Raises NotFound.
+    """
+    answer, ids = ListUnknownResponse(), view.ids(kinds.UNKNOWN)
+    if node:
+        ids = view.by(kinds.UNKNOWN, "node", resolution.find(view, caller, nouns.NODE, "", node, field="node").message.id)
+    for id in sorted(ids):
         record = view.get(kinds.UNKNOWN, id)
         if record is None or not permits(view, caller, Verb.SEE, record):
             continue
@@ -61,6 +66,7 @@ def _shown(view: View, record: Unknown) -> UnknownObject:
         name=name,
         running=record.running,
         contested=record.contested,
+        doubted=record.doubted,
         removed=record.desired.vm.absent or record.desired.volume.absent,
         say=record.say,
         since_time=record.since_time,

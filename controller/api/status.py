@@ -13,6 +13,7 @@ from ipaddress import IPv4Network
 from typing import Any, Final, TypeVar
 
 from cairn.controller.model.attachments import Hold, attachment, holders
+from cairn.controller.model.beyond import doubt_say, doubts
 from cairn.controller.model.capabilities import unknown_there
 from cairn.controller.model.facts import facts_of
 from cairn.controller.model.jobs import status_of, whole
@@ -23,7 +24,7 @@ from cairn.controller.model.pools import pool_claimed
 from cairn.controller.model.reports import report, volume_ready_report
 from cairn.controller.model.where import in_shared_pool, vms_on, volume_claimed_bytes, volume_node, volume_pool, where
 from cairn.controller.store.base import Record, View
-from cairn.controller.words import size
+from cairn.controller.words import several, size
 from cairn.proto import kinds
 from cairn.proto.addresses import addresses_of, set_addresses
 from cairn.proto.capabilities import volume_type
@@ -379,4 +380,7 @@ def node(view: View, record: Record[Node]) -> Node:
     condition(
         status, "Ready", session is not None, NodeStatus.State.Name(status.state).removeprefix("STATE_").title(), status.say
     )
+    if (count := doubts(view, result.id)) and not result.HasField("delete_time"):
+        condition(status, "GuestsKnown", False, "GuestsDoubted", doubt_say(count))
+        status.say += f"; no record speaks of {several(count, 'guest')} that it goes on managing: `cairn cluster adopt`"
     return result

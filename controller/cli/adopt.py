@@ -17,6 +17,8 @@ _ADOPTABLE: Final = ("vm", "volume")
 def _what(object: Any) -> str:
     if object.removed:
         return "removed since"
+    if object.doubted:
+        return "doubted"
     return "told otherwise since" if object.contested else "unknown"
 
 
@@ -43,13 +45,14 @@ async def adopt(session: Session, keys: Sequence[str], everything: bool, node: s
 
     After a restore these are the VMs and volumes made since the backup (adopt them, or remove them with `cairn node forget`),
     removed since (adopting deletes them here too), and told otherwise since (started, stopped, resized). To overrule a node
-    instead, say what you want: `cairn vm start`, `stop`, `resize`, `delete`.
+    instead, say what you want: `cairn vm start`, `stop`, `resize`, `delete`. Guests that are doubted are managed by their node
+    as before, since the records of so many were lost at once.
     """
-    found = [each for each in await _listed(session) if node in ("", each.node_name, each.node)]
+    found = await listed(session, node)
     if not keys and not everything:
         session.output.list(COLUMNS, found, empty="nodes hold nothing that the records do not know")
         return
-    chosen = found if everything else [_named(found, key) for key in keys]
+    chosen = found if everything else [named(found, key) for key in keys]
     failures = 0
     # What was removed gives names, addresses and room to what was made. A VM brings its volumes.
     for each in sorted(chosen, key=lambda each: (each.key.startswith("volume/"), not each.removed, each.key)):
@@ -65,7 +68,7 @@ async def adopt(session: Session, keys: Sequence[str], everything: bool, node: s
         raise Failure(say, next="see above; look again with `cairn cluster adopt`, or remove with `cairn node forget`")
 
 
-def _named(found: Sequence[Any], key: str) -> Any:
+def named(found: Sequence[Any], key: str) -> Any:
     """Return the object of a key, id or name. Failure when there is none, or several."""
     matching = [each for each in found if key in (each.key, each.key.partition("/")[2], each.name)]
     if len(matching) == 1:
@@ -76,7 +79,8 @@ def _named(found: Sequence[Any], key: str) -> Any:
     raise Failure(f"{key} is on several nodes: {nodes}", next="say which with --node", usage=True)
 
 
-async def _listed(session: Session) -> list[Any]:
+async def listed(session: Session, node: str = "") -> list[Any]:
+    """Return what nodes, or one of them by name or id, know better than the records."""
     from cairn.controller.cli.client import Patience
     from cairn.proto.v1.cluster_pb2 import ListUnknownRequest
     from grpc.aio import AioRpcError
@@ -85,12 +89,13 @@ async def _listed(session: Session) -> list[Any]:
     while True:
         found: list[Any] = []
         try:
-            async for answer in session.stub("cluster").ListUnknown(ListUnknownRequest()):
+            async for answer in session.stub("cluster").ListUnknown(ListUnknownRequest(node=node)):
                 found += answer.objects
         except AioRpcError as error:
             await patience.wait_after(error)
         else:
-            return found
+            # A controller of an older release tells of all nodes.
+            return [each for each in found if node in ("", each.node_name, each.node)]
 
 
 async def _adopt(session: Session, object: Any) -> None:

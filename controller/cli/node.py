@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import click
 from cairn.controller.cli.client import Session
 from cairn.controller.cli.commands import NounGroup, name_argument
 from cairn.controller.cli.failures import Failure
-from cairn.controller.cli.noun import Noun, add_delete, add_label, add_list, add_show
+from cairn.controller.cli.noun import Noun, add_delete, add_label, add_list
 from cairn.controller.cli.output import Column, Detail, Section
 from cairn.controller.cli.values import DURATION, counted, size_text, state_text
 
@@ -126,9 +126,29 @@ NOUN = Noun(
 )
 group = NounGroup("node", "Servers that carry VMs, and tokens to join more.")
 add_list(group, NOUN)
-add_show(group, NOUN)
 add_label(group, NOUN)
 add_delete(group, NOUN, "remove", "Let a node leave for good, once no VM, no volume and no image's only copy is on it.")
+
+
+@group.verb("show")
+@name_argument("node")
+async def show(session: Session, name: str) -> None:
+    """Show one node in detail, also what it holds that the records do not know."""
+    from cairn.controller.cli.adopt import listed
+
+    node = await NOUN.get(session, name)
+    unknown = await listed(session, node.id) if session.output.human else []
+    session.output.one(node, lambda message: (*NOUN.described(message), _unknown(message.name, unknown)))
+
+
+def _unknown(node: str, unknown: Sequence[Any]) -> Section:
+    """Return what a node holds that the records do not know, or know otherwise, and what can be done about it."""
+    rows = [(each.key, f"{each.name}: {each.say}" if each.name else each.say) for each in unknown]
+    if any(not each.key.startswith("image/") for each in unknown):
+        rows.append(("make known", "cairn cluster adopt KEY, or --all"))
+    if any(not each.contested for each in unknown):
+        rows.append(("remove", f"cairn node forget {node} KEY, or --all; with --plan it says what that would remove"))
+    return Section("Unknown", rows)
 
 
 async def _cordon(session: Session, name: str, cordoned: bool) -> None:
@@ -170,17 +190,33 @@ async def set_policy(session: Session, name: str, cpu_overcommit: float | None, 
     await NOUN.update(session, name, change, [f"spec.{field}" for field in chosen], None)
 
 
-@group.verb("forget")
+@group.verb("forget", changes=True)
 @name_argument("node")
-@click.argument("keys", nargs=-1, required=True, metavar="KEY...")
+@click.argument("keys", nargs=-1, metavar="[KEY]...")
+@click.option("--all", "everything", is_flag=True, help="All that no record speaks of (`cairn node show`).")
 @click.option("--yes", is_flag=True, help="Do not ask: what is removed is gone for good.")
-async def forget(session: Session, name: str, keys: tuple[str, ...], yes: bool) -> None:
-    """Have a node remove what it holds and no record speaks of: guests, volumes, images, by their keys (`cairn cluster adopt`).
+async def forget(session: Session, name: str, keys: tuple[str, ...], everything: bool, yes: bool) -> None:
+    """Have a node remove what it holds and no record speaks of: guests, volumes, images, by their keys (`cairn node show`).
 
-    A VM's volumes are removed by their own keys.
+    A VM's volumes are removed by their own keys. With --plan: say what would be removed, and leave it.
     """
+    from cairn.controller.cli.adopt import listed
     from cairn.proto.v1.cluster_pb2 import ForgetUnknownRequest
 
+    if session.settings.plan_id:
+        raise Failure("what a node forgets has no plan id", next="repeat it with the keys", usage=True)
+    if not keys and not everything:
+        raise Failure("say what it is to forget: keys, or --all", next=f"cairn node show {name}", usage=True)
+    if everything or session.settings.plan:
+        held = await listed(session, name)
+        chosen = [each for each in held if not each.contested] if everything else [_forgettable(held, key) for key in keys]
+        keys = tuple(each.key for each in chosen)
+        if not keys:
+            session.output.say(f"{name} holds nothing that no record speaks of")
+            return
+        if session.settings.plan:
+            session.output.lines(f"would remove {' '.join(filter(None, [each.key, each.name]))}: {each.say}" for each in chosen)
+            return
     if not yes:
         if not sys.stdin.isatty():
             raise Failure("what is removed is gone for good: that needs a word", next="repeat it with --yes", usage=True)
@@ -188,6 +224,17 @@ async def forget(session: Session, name: str, keys: tuple[str, ...], yes: bool) 
     for key in keys:
         answer = await session.call("cluster", ForgetUnknownRequest(node=name, key=key))
         session.output.say(f"{answer.title}: {name} removes it")
+
+
+def _forgettable(held: Sequence[Any], key: str) -> Any:
+    """Return what may be forgotten under a key. Failure when there is none, or a record speaks of it."""
+    from cairn.controller.cli.adopt import named
+
+    found = named(held, key)
+    if found.contested:
+        kind, _, id = found.key.partition("/")
+        raise Failure(f"there is a record of {found.key}: delete that", next=f"cairn {kind} delete {id}")
+    return found
 
 
 token = NounGroup("token", "One-time tokens with which new servers join.")

@@ -1,10 +1,14 @@
-"""What nodes hold without being told to takes room all the same: nothing may be placed there by the claims alone."""
+"""What nodes hold without being told to takes room all the same: nothing may be placed there by the claims alone.
+
+And guests that a node does not believe to be dropped, as so many were at once (docs/decisions/0025).
+"""
 
 from __future__ import annotations
 
 from cairn.controller.model.pools import pool_room
 from cairn.controller.model.where import Claimed, claimed, volume_claimed_bytes, volume_node, where
 from cairn.controller.store.base import View
+from cairn.controller.words import several
 from cairn.proto import kinds
 from cairn.proto.ids import LOCAL_POOL
 from cairn.proto.v1.node_pb2 import NodeCapacity
@@ -26,6 +30,20 @@ def beyond(view: View, node: str) -> NodeCapacity:
             held = volume_claimed_bytes(view, volume.id) if volume_node(view, volume.id) == node else 0
             found.disk_bytes += max(0, volume.size_bytes - held)
     return found
+
+
+def doubts(view: View, node: str) -> int:
+    """Return how many guests a node goes on managing though no record speaks of them: too many at once for it to believe."""
+    told = (view.get(kinds.UNKNOWN, id) for id in view.by(kinds.UNKNOWN, "node", node))
+    return sum(each is not None and each.doubted for each in told)
+
+
+def doubt_say(count: int) -> str:
+    """Say what that many doubted guests mean, and what to do."""
+    return (
+        f"no record speaks any more of {several(count, 'guest')} that it holds: it goes on managing them until they are made"
+        " known (`cairn cluster adopt`) or removed (`cairn node forget`)"
+    )
 
 
 def pool_left(view: View, pool: str) -> int:

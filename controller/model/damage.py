@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
+from cairn.controller.model.beyond import doubt_say
 from cairn.controller.model.owners import OWNERS
 from cairn.controller.model.pools import pool_claimed
 from cairn.controller.model.unreadable import all_unreadable
@@ -199,8 +200,12 @@ def _is_record(view: View, kind: AnyKind, id: str) -> bool:
 
 
 def _unknown(view: View) -> Found:
+    doubts = Counter[str]()
     for record in view.pinned(kinds.UNKNOWN, list(view.ids(kinds.UNKNOWN))):
         yield None
         told = record.message
+        doubts[told.node] += told.doubted
         say = f"its node holds it, the records do not say so: {told.say}; `cairn cluster adopt` lists what can be done"
         yield Finding(check="unknown", object=f"{told.node}/{told.key}", say=say)
+    for node in sorted(+doubts):
+        yield Finding(check="doubted", object=f"node/{node}", say=doubt_say(doubts[node]))

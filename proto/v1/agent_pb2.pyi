@@ -1625,6 +1625,7 @@ class Unknown(_message.Message):
     SAY_FIELD_NUMBER: _builtins.int
     SINCE_TIME_FIELD_NUMBER: _builtins.int
     CONTESTED_FIELD_NUMBER: _builtins.int
+    DOUBTED_FIELD_NUMBER: _builtins.int
     key: _builtins.str
     """"vm/<id>", "volume/<id>" or "image/<id>"; of an image nobody ever named to this node, "image/<digest>"."""
     node: _builtins.str
@@ -1635,6 +1636,8 @@ class Unknown(_message.Message):
     """One sentence."""
     contested: _builtins.bool
     """A restored record says otherwise than the node was told later: `desired` is its last word, which stays in force."""
+    doubted: _builtins.bool
+    """A guest that stays in force, too: so many were spoken of no more that its node does not believe it."""
     @_builtins.property
     def desired(self) -> Global___Desired:
         """The last object it was told to hold under that key. Stored with user data and keys sealed. Unset: it knows none, its ledger
@@ -1660,10 +1663,11 @@ class Unknown(_message.Message):
         say: _builtins.str = ...,
         since_time: _timestamp_pb2.Timestamp | None = ...,
         contested: _builtins.bool = ...,
+        doubted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["desired", b"desired", "since_time", b"since_time", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["contested", b"contested", "desired", b"desired", "key", b"key", "node", b"node", "running", b"running", "say", b"say", "since_time", b"since_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contested", b"contested", "desired", b"desired", "doubted", b"doubted", "key", b"key", "node", b"node", "running", b"running", "say", b"say", "since_time", b"since_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

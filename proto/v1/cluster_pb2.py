@@ -28,7 +28,7 @@ from cairn.proto.v1 import volume_pb2 as cairn_dot_proto_dot_v1_dot_volume__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63\x61irn/proto/v1/cluster.proto\x12\x08\x63\x61irn.v1\x1a\x1b\x63\x61irn/proto/v1/backup.proto\x1a\x17\x63\x61irn/proto/v1/vm.proto\x1a\x1b\x63\x61irn/proto/v1/volume.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x19\n\x17GetClusterStatusRequest\"\xc5\x03\n\x18GetClusterStatusResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\x30\n\x0b\x63ontrollers\x18\x04 \x03(\x0b\x32\x1b.cairn.v1.ControllerSession\x12\x13\n\x0bnodes_ready\x18\x05 \x01(\r\x12\x12\n\nnodes_down\x18\x06 \x01(\r\x12\x0b\n\x03vms\x18\x07 \x01(\r\x12\x13\n\x0bvms_running\x18\x08 \x01(\r\x12&\n\x07members\x18\t \x03(\x0b\x32\x15.cairn.v1.StoreMember\x12\x0b\n\x03say\x18\n \x01(\t\x12$\n\x08restored\x18\x0b \x01(\x0b\x32\x12.cairn.v1.Restored\x12*\n\x07restore\x18\x0c \x01(\x0b\x32\x19.cairn.v1.RestoreUnderWay\x12(\n\x0bnodes_ahead\x18\r \x03(\x0b\x32\x13.cairn.v1.NodeAhead\x12\x12\n\nunreadable\x18\x0e \x01(\r\x12\x38\n\x13\x63ontrollers_missing\x18\x0f \x03(\x0b\x32\x1b.cairn.v1.MissingController\"u\n\x11MissingController\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tendpoints\x18\x02 \x03(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12.\n\nsince_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\'\n\x17RetireControllerRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x1a\n\x18RetireControllerResponse\"H\n\tNodeAhead\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\x10\n\x08revision\x18\x04 \x01(\x03\"\x15\n\x13\x43heckClusterRequest\";\n\x14\x43heckClusterResponse\x12#\n\x08\x66indings\x18\x01 \x03(\x0b\x32\x11.cairn.v1.Finding\"5\n\x07\x46inding\x12\r\n\x05\x63heck\x18\x01 \x01(\t\x12\x0e\n\x06object\x18\x02 \x01(\t\x12\x0b\n\x03say\x18\x03 \x01(\t\"\x14\n\x12ListUnknownRequest\"?\n\x13ListUnknownResponse\x12(\n\x07objects\x18\x01 \x03(\x0b\x32\x17.cairn.v1.UnknownObject\"\xbd\x01\n\rUnknownObject\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x11\n\tnode_name\x18\x02 \x01(\t\x12\x0b\n\x03key\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x0f\n\x07running\x18\x05 \x01(\x08\x12\x11\n\tcontested\x18\x06 \x01(\x08\x12\x0f\n\x07removed\x18\x07 \x01(\x08\x12\x0b\n\x03say\x18\x08 \x01(\t\x12.\n\nsince_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\">\n\x0e\x41\x64optVmRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\t\"B\n\x12\x41\x64optVolumeRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\t\"1\n\x14\x46orgetUnknownRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\"&\n\x15\x46orgetUnknownResponse\x12\r\n\x05title\x18\x01 \x01(\t\"\xbc\x01\n\x0bStoreMember\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\t\x12\x0f\n\x07healthy\x18\x02 \x01(\x08\x12\x0e\n\x06leader\x18\x03 \x01(\x08\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\x12\x0f\n\x07version\x18\x05 \x01(\t\x12\x12\n\nused_bytes\x18\x06 \x01(\x04\x12\x13\n\x0bquota_bytes\x18\x07 \x01(\x04\x12\x0f\n\x07learner\x18\x08 \x01(\x08\x12\x0e\n\x06\x61larms\x18\t \x03(\t\x12\x0b\n\x03say\x18\n \x01(\t\"*\n\x17RenewCertificateRequest\x12\x0f\n\x07\x63sr_pem\x18\x01 \x01(\x0c\"C\n\x18RenewCertificateResponse\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\x12\x0e\n\x06\x63\x61_pem\x18\x02 \x01(\x0c\"D\n\x0fJoinNodeRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x11\n\tnode_name\x18\x02 \x01(\t\x12\x0f\n\x07\x63sr_pem\x18\x03 \x01(\x0c\"^\n\x10JoinNodeResponse\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x02 \x01(\x0c\x12\x0e\n\x06\x63\x61_pem\x18\x03 \x01(\x0c\x12\x13\n\x0b\x63ontrollers\x18\x04 \x03(\t\"\xcc\x01\n\x07\x43luster\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x07restore\x18\x04 \x01(\x0b\x32\x19.cairn.v1.RestoreUnderWayH\x00\x88\x01\x01\x12)\n\x08restored\x18\x05 \x01(\x0b\x32\x12.cairn.v1.RestoredH\x01\x88\x01\x01\x42\n\n\x08_restoreB\x0b\n\t_restored\"u\n\x11\x43ontrollerSession\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tendpoints\x18\x02 \x03(\t\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07version\x18\x04 \x01(\t\"v\n\x10\x43ontrollerMember\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tendpoints\x18\x02 \x03(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x30\n\x0cmissing_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xb9\x01\n\rRequestRecord\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\x0c\x12\x0e\n\x06object\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x06\x61nswer\x18\x06 \x01(\x0cH\x00\x88\x01\x01\x12\x0e\n\x06\x63\x61ller\x18\x07 \x01(\tB\t\n\x07_answer\"\xc8\x01\n\nPlanRecord\x12\x0f\n\x07plan_id\x18\x01 \x01(\t\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\x0c\x12\x13\n\x0btransaction\x18\x04 \x01(\x0c\x12\x0e\n\x06object\x18\x05 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x06\x61nswer\x18\x07 \x01(\x0cH\x00\x88\x01\x01\x12\x0e\n\x06\x63\x61ller\x18\x08 \x01(\tB\t\n\x07_answer\"\x92\x01\n\tStoredTxn\x12/\n\x06\x63hecks\x18\x01 \x03(\x0b\x32\x1f.cairn.v1.StoredTxn.ChecksEntry\x12%\n\x06writes\x18\x02 \x03(\x0b\x32\x15.cairn.v1.StoredWrite\x1a-\n\x0b\x43hecksEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"W\n\x0bStoredWrite\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x12\n\x05value\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x12\r\n\x05lease\x18\x03 \x01(\x03\x12\x0e\n\x06writer\x18\x04 \x01(\tB\x08\n\x06_value\"D\n\tNameClaim\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\n\n\x02id\x18\x04 \x01(\t2\xd6\x05\n\x0e\x43lusterService\x12Y\n\x10GetClusterStatus\x12!.cairn.v1.GetClusterStatusRequest\x1a\".cairn.v1.GetClusterStatusResponse\x12R\n\rBackupCluster\x12\x1e.cairn.v1.BackupClusterRequest\x1a\x1f.cairn.v1.BackupClusterResponse0\x01\x12O\n\x0c\x43heckCluster\x12\x1d.cairn.v1.CheckClusterRequest\x1a\x1e.cairn.v1.CheckClusterResponse0\x01\x12W\n\x0eRestoreCluster\x12\x1f.cairn.v1.RestoreClusterRequest\x1a .cairn.v1.RestoreClusterResponse(\x01\x30\x01\x12L\n\x0bListUnknown\x12\x1c.cairn.v1.ListUnknownRequest\x1a\x1d.cairn.v1.ListUnknownResponse0\x01\x12\x31\n\x07\x41\x64optVm\x12\x18.cairn.v1.AdoptVmRequest\x1a\x0c.cairn.v1.Vm\x12=\n\x0b\x41\x64optVolume\x12\x1c.cairn.v1.AdoptVolumeRequest\x1a\x10.cairn.v1.Volume\x12P\n\rForgetUnknown\x12\x1e.cairn.v1.ForgetUnknownRequest\x1a\x1f.cairn.v1.ForgetUnknownResponse\x12Y\n\x10RetireController\x12!.cairn.v1.RetireControllerRequest\x1a\".cairn.v1.RetireControllerResponse2l\n\x0fIdentityService\x12Y\n\x10RenewCertificate\x12!.cairn.v1.RenewCertificateRequest\x1a\".cairn.v1.RenewCertificateResponse2U\n\x10\x45nrolmentService\x12\x41\n\x08JoinNode\x12\x19.cairn.v1.JoinNodeRequest\x1a\x1a.cairn.v1.JoinNodeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63\x61irn/proto/v1/cluster.proto\x12\x08\x63\x61irn.v1\x1a\x1b\x63\x61irn/proto/v1/backup.proto\x1a\x17\x63\x61irn/proto/v1/vm.proto\x1a\x1b\x63\x61irn/proto/v1/volume.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x19\n\x17GetClusterStatusRequest\"\xc5\x03\n\x18GetClusterStatusResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\x30\n\x0b\x63ontrollers\x18\x04 \x03(\x0b\x32\x1b.cairn.v1.ControllerSession\x12\x13\n\x0bnodes_ready\x18\x05 \x01(\r\x12\x12\n\nnodes_down\x18\x06 \x01(\r\x12\x0b\n\x03vms\x18\x07 \x01(\r\x12\x13\n\x0bvms_running\x18\x08 \x01(\r\x12&\n\x07members\x18\t \x03(\x0b\x32\x15.cairn.v1.StoreMember\x12\x0b\n\x03say\x18\n \x01(\t\x12$\n\x08restored\x18\x0b \x01(\x0b\x32\x12.cairn.v1.Restored\x12*\n\x07restore\x18\x0c \x01(\x0b\x32\x19.cairn.v1.RestoreUnderWay\x12(\n\x0bnodes_ahead\x18\r \x03(\x0b\x32\x13.cairn.v1.NodeAhead\x12\x12\n\nunreadable\x18\x0e \x01(\r\x12\x38\n\x13\x63ontrollers_missing\x18\x0f \x03(\x0b\x32\x1b.cairn.v1.MissingController\"u\n\x11MissingController\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tendpoints\x18\x02 \x03(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12.\n\nsince_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\'\n\x17RetireControllerRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x1a\n\x18RetireControllerResponse\"H\n\tNodeAhead\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\x10\n\x08revision\x18\x04 \x01(\x03\"\x15\n\x13\x43heckClusterRequest\";\n\x14\x43heckClusterResponse\x12#\n\x08\x66indings\x18\x01 \x03(\x0b\x32\x11.cairn.v1.Finding\"5\n\x07\x46inding\x12\r\n\x05\x63heck\x18\x01 \x01(\t\x12\x0e\n\x06object\x18\x02 \x01(\t\x12\x0b\n\x03say\x18\x03 \x01(\t\"\"\n\x12ListUnknownRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\"?\n\x13ListUnknownResponse\x12(\n\x07objects\x18\x01 \x03(\x0b\x32\x17.cairn.v1.UnknownObject\"\xce\x01\n\rUnknownObject\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x11\n\tnode_name\x18\x02 \x01(\t\x12\x0b\n\x03key\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x0f\n\x07running\x18\x05 \x01(\x08\x12\x11\n\tcontested\x18\x06 \x01(\x08\x12\x0f\n\x07removed\x18\x07 \x01(\x08\x12\x0b\n\x03say\x18\x08 \x01(\t\x12.\n\nsince_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x64oubted\x18\n \x01(\x08\">\n\x0e\x41\x64optVmRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\t\"B\n\x12\x41\x64optVolumeRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\t\"1\n\x14\x46orgetUnknownRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\"&\n\x15\x46orgetUnknownResponse\x12\r\n\x05title\x18\x01 \x01(\t\"\xbc\x01\n\x0bStoreMember\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\t\x12\x0f\n\x07healthy\x18\x02 \x01(\x08\x12\x0e\n\x06leader\x18\x03 \x01(\x08\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\x12\x0f\n\x07version\x18\x05 \x01(\t\x12\x12\n\nused_bytes\x18\x06 \x01(\x04\x12\x13\n\x0bquota_bytes\x18\x07 \x01(\x04\x12\x0f\n\x07learner\x18\x08 \x01(\x08\x12\x0e\n\x06\x61larms\x18\t \x03(\t\x12\x0b\n\x03say\x18\n \x01(\t\"*\n\x17RenewCertificateRequest\x12\x0f\n\x07\x63sr_pem\x18\x01 \x01(\x0c\"C\n\x18RenewCertificateResponse\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\x12\x0e\n\x06\x63\x61_pem\x18\x02 \x01(\x0c\"D\n\x0fJoinNodeRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x11\n\tnode_name\x18\x02 \x01(\t\x12\x0f\n\x07\x63sr_pem\x18\x03 \x01(\x0c\"^\n\x10JoinNodeResponse\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x02 \x01(\x0c\x12\x0e\n\x06\x63\x61_pem\x18\x03 \x01(\x0c\x12\x13\n\x0b\x63ontrollers\x18\x04 \x03(\t\"\xcc\x01\n\x07\x43luster\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x07restore\x18\x04 \x01(\x0b\x32\x19.cairn.v1.RestoreUnderWayH\x00\x88\x01\x01\x12)\n\x08restored\x18\x05 \x01(\x0b\x32\x12.cairn.v1.RestoredH\x01\x88\x01\x01\x42\n\n\x08_restoreB\x0b\n\t_restored\"u\n\x11\x43ontrollerSession\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tendpoints\x18\x02 \x03(\t\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07version\x18\x04 \x01(\t\"v\n\x10\x43ontrollerMember\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tendpoints\x18\x02 \x03(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x30\n\x0cmissing_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xb9\x01\n\rRequestRecord\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\x0c\x12\x0e\n\x06object\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x06\x61nswer\x18\x06 \x01(\x0cH\x00\x88\x01\x01\x12\x0e\n\x06\x63\x61ller\x18\x07 \x01(\tB\t\n\x07_answer\"\xc8\x01\n\nPlanRecord\x12\x0f\n\x07plan_id\x18\x01 \x01(\t\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\x0c\x12\x13\n\x0btransaction\x18\x04 \x01(\x0c\x12\x0e\n\x06object\x18\x05 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x06\x61nswer\x18\x07 \x01(\x0cH\x00\x88\x01\x01\x12\x0e\n\x06\x63\x61ller\x18\x08 \x01(\tB\t\n\x07_answer\"\x92\x01\n\tStoredTxn\x12/\n\x06\x63hecks\x18\x01 \x03(\x0b\x32\x1f.cairn.v1.StoredTxn.ChecksEntry\x12%\n\x06writes\x18\x02 \x03(\x0b\x32\x15.cairn.v1.StoredWrite\x1a-\n\x0b\x43hecksEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"W\n\x0bStoredWrite\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x12\n\x05value\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x12\r\n\x05lease\x18\x03 \x01(\x03\x12\x0e\n\x06writer\x18\x04 \x01(\tB\x08\n\x06_value\"D\n\tNameClaim\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\n\n\x02id\x18\x04 \x01(\t2\xd6\x05\n\x0e\x43lusterService\x12Y\n\x10GetClusterStatus\x12!.cairn.v1.GetClusterStatusRequest\x1a\".cairn.v1.GetClusterStatusResponse\x12R\n\rBackupCluster\x12\x1e.cairn.v1.BackupClusterRequest\x1a\x1f.cairn.v1.BackupClusterResponse0\x01\x12O\n\x0c\x43heckCluster\x12\x1d.cairn.v1.CheckClusterRequest\x1a\x1e.cairn.v1.CheckClusterResponse0\x01\x12W\n\x0eRestoreCluster\x12\x1f.cairn.v1.RestoreClusterRequest\x1a .cairn.v1.RestoreClusterResponse(\x01\x30\x01\x12L\n\x0bListUnknown\x12\x1c.cairn.v1.ListUnknownRequest\x1a\x1d.cairn.v1.ListUnknownResponse0\x01\x12\x31\n\x07\x41\x64optVm\x12\x18.cairn.v1.AdoptVmRequest\x1a\x0c.cairn.v1.Vm\x12=\n\x0b\x41\x64optVolume\x12\x1c.cairn.v1.AdoptVolumeRequest\x1a\x10.cairn.v1.Volume\x12P\n\rForgetUnknown\x12\x1e.cairn.v1.ForgetUnknownRequest\x1a\x1f.cairn.v1.ForgetUnknownResponse\x12Y\n\x10RetireController\x12!.cairn.v1.RetireControllerRequest\x1a\".cairn.v1.RetireControllerResponse2l\n\x0fIdentityService\x12Y\n\x10RenewCertificate\x12!.cairn.v1.RenewCertificateRequest\x1a\".cairn.v1.RenewCertificateResponse2U\n\x10\x45nrolmentService\x12\x41\n\x08JoinNode\x12\x19.cairn.v1.JoinNodeRequest\x1a\x1a.cairn.v1.JoinNodeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -56,51 +56,51 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FINDING']._serialized_start=987
   _globals['_FINDING']._serialized_end=1040
   _globals['_LISTUNKNOWNREQUEST']._serialized_start=1042
-  _globals['_LISTUNKNOWNREQUEST']._serialized_end=1062
-  _globals['_LISTUNKNOWNRESPONSE']._serialized_start=1064
-  _globals['_LISTUNKNOWNRESPONSE']._serialized_end=1127
-  _globals['_UNKNOWNOBJECT']._serialized_start=1130
-  _globals['_UNKNOWNOBJECT']._serialized_end=1319
-  _globals['_ADOPTVMREQUEST']._serialized_start=1321
-  _globals['_ADOPTVMREQUEST']._serialized_end=1383
-  _globals['_ADOPTVOLUMEREQUEST']._serialized_start=1385
-  _globals['_ADOPTVOLUMEREQUEST']._serialized_end=1451
-  _globals['_FORGETUNKNOWNREQUEST']._serialized_start=1453
-  _globals['_FORGETUNKNOWNREQUEST']._serialized_end=1502
-  _globals['_FORGETUNKNOWNRESPONSE']._serialized_start=1504
-  _globals['_FORGETUNKNOWNRESPONSE']._serialized_end=1542
-  _globals['_STOREMEMBER']._serialized_start=1545
-  _globals['_STOREMEMBER']._serialized_end=1733
-  _globals['_RENEWCERTIFICATEREQUEST']._serialized_start=1735
-  _globals['_RENEWCERTIFICATEREQUEST']._serialized_end=1777
-  _globals['_RENEWCERTIFICATERESPONSE']._serialized_start=1779
-  _globals['_RENEWCERTIFICATERESPONSE']._serialized_end=1846
-  _globals['_JOINNODEREQUEST']._serialized_start=1848
-  _globals['_JOINNODEREQUEST']._serialized_end=1916
-  _globals['_JOINNODERESPONSE']._serialized_start=1918
-  _globals['_JOINNODERESPONSE']._serialized_end=2012
-  _globals['_CLUSTER']._serialized_start=2015
-  _globals['_CLUSTER']._serialized_end=2219
-  _globals['_CONTROLLERSESSION']._serialized_start=2221
-  _globals['_CONTROLLERSESSION']._serialized_end=2338
-  _globals['_CONTROLLERMEMBER']._serialized_start=2340
-  _globals['_CONTROLLERMEMBER']._serialized_end=2458
-  _globals['_REQUESTRECORD']._serialized_start=2461
-  _globals['_REQUESTRECORD']._serialized_end=2646
-  _globals['_PLANRECORD']._serialized_start=2649
-  _globals['_PLANRECORD']._serialized_end=2849
-  _globals['_STOREDTXN']._serialized_start=2852
-  _globals['_STOREDTXN']._serialized_end=2998
-  _globals['_STOREDTXN_CHECKSENTRY']._serialized_start=2953
-  _globals['_STOREDTXN_CHECKSENTRY']._serialized_end=2998
-  _globals['_STOREDWRITE']._serialized_start=3000
-  _globals['_STOREDWRITE']._serialized_end=3087
-  _globals['_NAMECLAIM']._serialized_start=3089
-  _globals['_NAMECLAIM']._serialized_end=3157
-  _globals['_CLUSTERSERVICE']._serialized_start=3160
-  _globals['_CLUSTERSERVICE']._serialized_end=3886
-  _globals['_IDENTITYSERVICE']._serialized_start=3888
-  _globals['_IDENTITYSERVICE']._serialized_end=3996
-  _globals['_ENROLMENTSERVICE']._serialized_start=3998
-  _globals['_ENROLMENTSERVICE']._serialized_end=4083
+  _globals['_LISTUNKNOWNREQUEST']._serialized_end=1076
+  _globals['_LISTUNKNOWNRESPONSE']._serialized_start=1078
+  _globals['_LISTUNKNOWNRESPONSE']._serialized_end=1141
+  _globals['_UNKNOWNOBJECT']._serialized_start=1144
+  _globals['_UNKNOWNOBJECT']._serialized_end=1350
+  _globals['_ADOPTVMREQUEST']._serialized_start=1352
+  _globals['_ADOPTVMREQUEST']._serialized_end=1414
+  _globals['_ADOPTVOLUMEREQUEST']._serialized_start=1416
+  _globals['_ADOPTVOLUMEREQUEST']._serialized_end=1482
+  _globals['_FORGETUNKNOWNREQUEST']._serialized_start=1484
+  _globals['_FORGETUNKNOWNREQUEST']._serialized_end=1533
+  _globals['_FORGETUNKNOWNRESPONSE']._serialized_start=1535
+  _globals['_FORGETUNKNOWNRESPONSE']._serialized_end=1573
+  _globals['_STOREMEMBER']._serialized_start=1576
+  _globals['_STOREMEMBER']._serialized_end=1764
+  _globals['_RENEWCERTIFICATEREQUEST']._serialized_start=1766
+  _globals['_RENEWCERTIFICATEREQUEST']._serialized_end=1808
+  _globals['_RENEWCERTIFICATERESPONSE']._serialized_start=1810
+  _globals['_RENEWCERTIFICATERESPONSE']._serialized_end=1877
+  _globals['_JOINNODEREQUEST']._serialized_start=1879
+  _globals['_JOINNODEREQUEST']._serialized_end=1947
+  _globals['_JOINNODERESPONSE']._serialized_start=1949
+  _globals['_JOINNODERESPONSE']._serialized_end=2043
+  _globals['_CLUSTER']._serialized_start=2046
+  _globals['_CLUSTER']._serialized_end=2250
+  _globals['_CONTROLLERSESSION']._serialized_start=2252
+  _globals['_CONTROLLERSESSION']._serialized_end=2369
+  _globals['_CONTROLLERMEMBER']._serialized_start=2371
+  _globals['_CONTROLLERMEMBER']._serialized_end=2489
+  _globals['_REQUESTRECORD']._serialized_start=2492
+  _globals['_REQUESTRECORD']._serialized_end=2677
+  _globals['_PLANRECORD']._serialized_start=2680
+  _globals['_PLANRECORD']._serialized_end=2880
+  _globals['_STOREDTXN']._serialized_start=2883
+  _globals['_STOREDTXN']._serialized_end=3029
+  _globals['_STOREDTXN_CHECKSENTRY']._serialized_start=2984
+  _globals['_STOREDTXN_CHECKSENTRY']._serialized_end=3029
+  _globals['_STOREDWRITE']._serialized_start=3031
+  _globals['_STOREDWRITE']._serialized_end=3118
+  _globals['_NAMECLAIM']._serialized_start=3120
+  _globals['_NAMECLAIM']._serialized_end=3188
+  _globals['_CLUSTERSERVICE']._serialized_start=3191
+  _globals['_CLUSTERSERVICE']._serialized_end=3917
+  _globals['_IDENTITYSERVICE']._serialized_start=3919
+  _globals['_IDENTITYSERVICE']._serialized_end=4027
+  _globals['_ENROLMENTSERVICE']._serialized_start=4029
+  _globals['_ENROLMENTSERVICE']._serialized_end=4114
 # @@protoc_insertion_point(module_scope)

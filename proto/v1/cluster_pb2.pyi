@@ -255,7 +255,7 @@ class Finding(_message.Message):
     OBJECT_FIELD_NUMBER: _builtins.int
     SAY_FIELD_NUMBER: _builtins.int
     check: _builtins.str
-    """What was looked at: unreadable, reference, claims, name, vni, address, report or unknown."""
+    """What was looked at: unreadable, reference, claims, name, vni, address, report, unknown or doubted."""
     object: _builtins.str
     """Record or object: "vm/<id>", "<node>/vm/<id>"."""
     say: _builtins.str
@@ -279,12 +279,17 @@ Global___Finding: _TypeAlias = Finding  # noqa: Y015
 class ListUnknownRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    NODE_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """Node id or name; empty: all."""
     def __init__(
         self,
+        *,
+        node: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -325,6 +330,7 @@ class UnknownObject(_message.Message):
     REMOVED_FIELD_NUMBER: _builtins.int
     SAY_FIELD_NUMBER: _builtins.int
     SINCE_TIME_FIELD_NUMBER: _builtins.int
+    DOUBTED_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """Node id."""
     node_name: _builtins.str
@@ -338,6 +344,8 @@ class UnknownObject(_message.Message):
     removed: _builtins.bool
     """It was removed there by explicit word."""
     say: _builtins.str
+    doubted: _builtins.bool
+    """Its node goes on managing this guest: so many were spoken of no more that it does not believe it."""
     @_builtins.property
     def since_time(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -352,10 +360,11 @@ class UnknownObject(_message.Message):
         removed: _builtins.bool = ...,
         say: _builtins.str = ...,
         since_time: _timestamp_pb2.Timestamp | None = ...,
+        doubted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["since_time", b"since_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["contested", b"contested", "key", b"key", "name", b"name", "node", b"node", "node_name", b"node_name", "removed", b"removed", "running", b"running", "say", b"say", "since_time", b"since_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contested", b"contested", "doubted", b"doubted", "key", b"key", "name", b"name", "node", b"node", "node_name", b"node_name", "removed", b"removed", "running", b"running", "say", b"say", "since_time", b"since_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

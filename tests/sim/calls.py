@@ -14,6 +14,7 @@ import grpc
 import grpc.aio
 
 from tests.sim.cost import METER
+from tests.sim.forgetful import without_guests
 from tests.sim.network import Connection
 
 # Messages that may be under way unread, per direction, as HTTP/2 windows bound them.
@@ -238,6 +239,8 @@ class ServerCall:
         METER.message(data)
         connection = self.connection
         data = connection.network.releases.answers(connection.hosts[1], connection.hosts[0], self._method, data)
+        if connection.hosts[0] in connection.network.faults.forgotten and self._method.endswith("AgentService/Sync"):
+            data = without_guests(data)
         if len(data) > MESSAGE_BYTES_MAX:
             raise TooLarge(data)
         await self._responses.take_room()

@@ -84,6 +84,8 @@ class Host:
     # What the node's ledger durably holds: key -> version it came with; and the version of the whole.
     ledger: Mapping[str, Position] = field(default_factory=dict)
     held: Position = (0, 0)
+    # Keys of guests that it desires: True; of those that it desires to be absent: False.
+    wanted: Mapping[str, bool] = field(default_factory=dict)
     # First instructions executed there, and effects of any kind the host has ever felt.
     boots: int = 0
     effects: int = 0
@@ -198,6 +200,8 @@ class LedgerReader:
 
     def __init__(self) -> None:
         self.keys: dict[str, Position] = {}
+        # Of guests: whether it is to be there. What is only unknown is not among them.
+        self.wanted: dict[str, bool] = {}
         self.held: Position = (0, 0)
         self._content, self._at = b"", 0
 
@@ -206,7 +210,7 @@ class LedgerReader:
         if content is self._content:
             return
         if not content.startswith(self._content):
-            self.keys, self.held, self._at = {}, (0, 0), 0
+            self.keys, self.wanted, self.held, self._at = {}, {}, (0, 0), 0
         self._content = content
         while self._at + _HEAD.size <= len(content):
             length, checksum = _HEAD.unpack_from(content, self._at)
@@ -226,9 +230,12 @@ class LedgerReader:
             message = SyncResponse.FromString(body)
             if message.HasField("upsert"):
                 at = self.keys[message.upsert.key] = _position(message.upsert.version)
+                if message.upsert.object.HasField("vm"):
+                    self.wanted[message.upsert.key] = not message.upsert.object.vm.absent
             else:
                 at = _position(message.remove.version)
                 self.keys.pop(message.remove.key, None)
+                self.wanted.pop(message.remove.key, None)
             self.held = max(self.held, at)
 
 

@@ -234,6 +234,7 @@ class Machine:
             files=frozenset(self.files),
             ledger=dict(self._reader.keys),
             held=self._reader.held,
+            wanted=dict(self._reader.wanted),
             boots=len(self.host.boots),
             effects=self.effects,
             away=self.away,

@@ -48,6 +48,8 @@ class Faults:
     keepalive_s: tuple[float, float] = KEEPALIVE_S
     # Host -> by how much all it sends and is sent is late.
     slow_s: dict[str, float] = field(default_factory=dict)
+    # Nodes to which controllers say nothing of their guests, but that they be absent.
+    forgotten: set[str] = field(default_factory=set)
 
 
 class Party(Protocol):

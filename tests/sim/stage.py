@@ -89,9 +89,16 @@ class Stage:
         self.cloud.shared = {id.replace("_", "-"): size for id, size in volumes.items()}
         self.said += self.checker.pool_changed(self.cloud)
 
-    def ledger(self, keys: dict[str, tuple[int, int]], held: tuple[int, int] = (1, 1), node: str = NODE) -> None:
-        """Show what a ledger holds now."""
-        self.cloud.hosts[node] = Host(node=node, name=node.replace("node-", "n"), ledger=keys, held=held)
+    def ledger(
+        self,
+        keys: dict[str, tuple[int, int]],
+        held: tuple[int, int] = (1, 1),
+        node: str = NODE,
+        wanted: dict[str, bool] | None = None,
+    ) -> None:
+        """Show what a ledger holds now. wanted: its guests, False for those that are to be absent."""
+        name = node.replace("node-", "n")
+        self.cloud.hosts[node] = Host(node=node, name=name, ledger=keys, held=held, wanted=wanted or {})
         self.said += self.checker.accepted(self.cloud, node)
 
     def settle(self, asked: Asked | None = None) -> None:

@@ -279,6 +279,9 @@ class World:
 
     def calm(self) -> None:
         """End every fault: from now on nothing disturbs, and whoever is dead lives again."""
+        for name in sorted(self.network.faults.forgotten):
+            # What it was not told, its controller believes to have told: it is told again on a new stream only.
+            self.crash(name)
         self.network.faults = Faults()
         self.network.heal()
         self.store_faults.calm()

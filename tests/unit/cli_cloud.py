@@ -59,6 +59,7 @@ class Cloud:
         self.answers: dict[str, Any] = {}
         self.revision, self.page_size_max = 10, 1000
         self.uploaded = b""
+        self.unknown: list[cluster_pb2.UnknownObject] = []
         self.sockets = [folder / f"c{number}.sock" for number in range(1, servers + 1)]
         self.servers: dict[int, grpc.aio.Server] = {}
         self._history: list[tuple[int, str, Any, bool]] = []
@@ -274,6 +275,10 @@ class Cloud:
         finally:
             self._watchers.discard(wake)
 
+    async def list_unknown(self, request: Any, response: Any) -> AsyncIterator[Any]:
+        self.calls.append(Call("ListUnknown", request))
+        yield response(objects=[each for each in self.unknown if request.node in ("", each.node, each.node_name)])
+
     async def console(self, requests: AsyncIterator[Any], response: Any) -> AsyncIterator[Any]:
         first = await anext(aiter(requests))
         vm = self.find("vm", first.id)
@@ -313,6 +318,8 @@ class Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]
             return grpc.stream_stream_rpc_method_handler(lambda it, _: self._cloud.console(it, response), **codecs)
         if method == "UploadImage":
             return grpc.stream_unary_rpc_method_handler(lambda it, _: self._cloud.upload(it, response), **codecs)
+        if method == "ListUnknown":
+            return grpc.unary_stream_rpc_method_handler(lambda r, _: self._cloud.list_unknown(r, response), **codecs)
         if method.startswith("Watch"):
             return grpc.unary_stream_rpc_method_handler(lambda r, _: self._cloud.watch(method, r, response), **codecs)
         return grpc.unary_unary_rpc_method_handler(lambda r, c: self._cloud.answer(method, r, c), **codecs)

@@ -150,6 +150,11 @@ def test_what_came_after_the_backup_is_listed_and_adopted(cloud: RealCloud, tmp_
     assert listed[f"vm/{doomed['id']}"]["removed"]
     assert "young" not in done(cloud, "vm", "list").out
     keys = (f"vm/{stray['id']}", f"volume/{stray['spec']['root_volume']}")
+    shown = done(cloud, "node", "show", "n1").out
+    assert f"vm/{stray['id']}" in shown
+    assert "stray: its guest runs" in shown
+    planned = done(cloud, "node", "forget", "n1", *keys, "--plan").out
+    assert planned.startswith(f"would remove vm/{stray['id']} stray: ")
     assert run(cloud, "node", "forget", "n1", *keys).code == 2
     refused = run(cloud, "node", "forget", "n1", f"vm/{doomed['id']}", "--yes")
     assert "there is a record" in refused.err

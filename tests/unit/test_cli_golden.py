@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from cairn.proto.addresses import set_addresses
 from cairn.proto.errors import BadState, Exhausted, Invalid
-from cairn.proto.v1.cluster_pb2 import GetClusterStatusResponse
+from cairn.proto.v1.cluster_pb2 import ForgetUnknownResponse, GetClusterStatusResponse, UnknownObject
 from cairn.proto.v1.common_pb2 import Plan
 from cairn.proto.v1.event_pb2 import Event
 from cairn.proto.v1.image_pb2 import Image
@@ -66,6 +66,19 @@ def fill(cloud: Cloud) -> None:  # noqa: F811
         ("job", job), ("node", node()), ("event", event), ("event", crash),
     ):  # fmt: skip
         cloud.do(cloud.add(noun, message))
+
+
+def unknown() -> list[UnknownObject]:
+    told = [
+        {"key": "vm/i-0000gone", "name": "old", "running": True, "say": "its guest runs"},
+        {"key": "vm/i-0000many", "name": "shop", "running": True, "say": "managed as before", "doubted": True},
+        {"key": "vm/i-0000kept", "name": "web", "say": "stays so", "contested": True},
+        {"key": "volume/vol-0000gone", "say": "is kept here"},
+    ]  # fmt: skip
+    found = [UnknownObject(node="node-00000001", node_name="n1", **each) for each in told]
+    for each in found:
+        each.since_time.FromDatetime(BORN)
+    return found
 
 
 def status(_request: Any) -> GetClusterStatusResponse:
@@ -137,6 +150,17 @@ CASES: dict[str, list[tuple[str, dict[str, Callable[[Any], Any]]]]] = {
         ("node remove n1", {}),
         ("node show n1", {}),
     ],
+    "unknown": [
+        ("node show n1", {}),
+        ("cluster adopt", {}),
+        ("node forget n1", {}),
+        ("node forget n1 --all", {}),
+        ("node forget n1 --all --plan", {}),
+        ("node forget n1 vm/i-0000gone --plan", {}),
+        ("node forget n1 vm/i-0000kept --plan", {}),
+        ("node forget n1 vm/i-0000gone --yes", {"ForgetUnknown": lambda _: ForgetUnknownResponse(title="VM old (i-0000gone)")}),
+        ("node forget n1 --all --plan-id plan-1", {}),
+    ],
     "network": [
         ("vpc list", {}),
         ("subnet list", {}),
@@ -182,6 +206,7 @@ CASES: dict[str, list[tuple[str, dict[str, Callable[[Any], Any]]]]] = {
 @pytest.mark.parametrize("name", CASES)
 def test_transcripts(cloud: Cloud, name: str) -> None:  # noqa: F811
     fill(cloud)
+    cloud.unknown = unknown() if name == "unknown" else []
     seen = []
     for command, scripts in CASES[name]:
         for method, script in scripts.items():

@@ -87,6 +87,10 @@ def test_nothing_is_found_where_all_is_well() -> None:
             put(kinds.UNKNOWN, f"{NODE}/vm/i-gone", Unknown(node=NODE, key="vm/i-gone", say="its guest runs")),
             ("unknown", f"{NODE}/vm/i-gone"),
         ),
+        (
+            put(kinds.UNKNOWN, f"{NODE}/vm/i-gone", Unknown(node=NODE, key="vm/i-gone", say="its guest runs", doubted=True)),
+            ("doubted", f"node/{NODE}"),
+        ),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else None,
 )

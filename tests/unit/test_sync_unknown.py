@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from cairn.controller.api import status
+from cairn.controller.api.dependents import affected
+from cairn.controller.model.damage import findings
 from cairn.controller.reconcilers.garbage import Garbage
 from cairn.controller.store.base import Txn
 from cairn.controller.unknowns import absent
@@ -100,3 +103,26 @@ async def test_an_explicit_word_is_sent_until_it_is_done() -> None:
         await at.store.commit(outcome.txn)
         await at.until(lambda: KEY not in here.objects and at.observed(N1, KEY) is None)
         assert here.error is None
+
+
+async def test_guests_that_a_node_does_not_let_go_of_are_told_by_the_node_and_by_the_check() -> None:
+    async with world() as at:
+        here = agent(at)
+        await at.until(lambda: here.bookmarks)
+        here.send(SyncRequest(unknown=Unknown(key=KEY, say="managed as before", doubted=True)))
+        here.send(SyncRequest(unknown_keys=UnknownKeys(keys=[KEY])))
+        await at.until(lambda: len(stored(at)) == 1)
+        view = at.cache.view
+        record = view.record(kinds.NODE, N1)
+        assert record is not None
+        shown = status.node(view, record)
+        unmet = [each for each in shown.status.conditions if not each.status and each.type == "GuestsKnown"]
+        assert [each.reason for each in unmet] == ["GuestsDoubted"]
+        for text in (unmet[0].message, shown.status.say):
+            assert "1 guest" in text
+            assert "`cairn cluster adopt`" in text
+        assert ("node", N1) in set(affected(view, kinds.UNKNOWN, f"{N1}/{KEY}")), "whoever watches the node is told"
+        assert [each.object for each in findings(view) if each is not None and each.check == "doubted"] == [f"node/{N1}"]
+        here.send(SyncRequest(unknown_keys=UnknownKeys()))
+        await at.until(lambda: not stored(at))
+        assert "GuestsKnown" not in {each.type for each in status.node(at.cache.view, record).status.conditions}
