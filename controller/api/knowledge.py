@@ -13,6 +13,7 @@ from cairn.controller.api.vms import delete_vm
 from cairn.controller.api.volumes import delete_volume
 from cairn.controller.model.nodes import node_name
 from cairn.controller.model.permits import Caller, Verb, permits
+from cairn.controller.model.where import volume_node, where
 from cairn.controller.store.base import Conflict, Indeterminate, Txn, View
 from cairn.controller.unknowns import absent, title
 from cairn.proto import kinds
@@ -115,10 +116,20 @@ async def forget(core: Core, caller: Caller, request: ForgetUnknownRequest) -> s
     raise TryAgain("too many others change the same object; try again")
 
 
+def _is_known_again(view: View, record: Unknown) -> bool:
+    """Tell whether the records say by now that its node holds it: a VM adopted a moment ago, or a volume with it."""
+    kind, _, id = record.key.partition("/")
+    if record.contested:
+        return False
+    if kind == kinds.VM.name:
+        return view.get(kinds.VM, id) is not None and record.node in where(view, id).nodes
+    return kind == kinds.VOLUME.name and view.get(kinds.VOLUME, id) is not None and volume_node(view, id) == record.node
+
+
 def _told(view: View, caller: Caller, node: str, key: str, verb: Verb = Verb.ADOPT) -> Unknown:
     """Return what a node told. Raises NotFound."""
     id = resolution.find(view, caller, nouns.NODE, "", node, field="node").message.id
     record = view.get(kinds.UNKNOWN, f"{id}/{key}")
-    if record is None or not permits(view, caller, verb, record):
+    if record is None or not permits(view, caller, verb, record) or _is_known_again(view, record):
         raise NotFound("node", node, f"{node_name(view, id)} says nothing of {key} that the records do not know")
     return record
