@@ -62,7 +62,9 @@ class Lease:
     gateway: str
     mtu: int
     hostname: str = ""
+    # Resolvers, and the domain in which a single label is looked for.
     dns: tuple[str, ...] = ()
+    domain: str = ""
     lease_s: int = LEASE_S
     # The default route and the way to the metadata go over this card.
     primary: bool = True
@@ -170,6 +172,11 @@ def _parameters(lease: Lease, *, with_times: bool) -> list[tuple[int, bytes]]:
         options.append((51, struct.pack("!I", lease.lease_s)))
     if lease.dns:
         options.append((6, b"".join(socket.inet_aton(server) for server in lease.dns)))
+    if lease.domain:
+        # RFC 3397: the search list as names in a message; one name needs no compression.
+        labels = [label.encode() for label in lease.domain.split(".")]
+        options.append((15, lease.domain.encode()))
+        options.append((119, b"".join(bytes([len(label)]) + label for label in labels) + b"\0"))
     if lease.hostname:
         options.append((12, lease.hostname.encode()[:63]))
     options.append((26, struct.pack("!H", lease.mtu)))
@@ -269,11 +276,11 @@ class DhcpServer:
         self._sending.close()
 
 
-def lease_for(port: DesiredPort, subnet: DesiredSubnet, network: DesiredNetwork, first: str, dns: tuple[str, ...]) -> Lease:
+def lease_for(port: DesiredPort, subnet: DesiredSubnet, network: DesiredNetwork, first: str) -> Lease:
     """Return the lease of a port; ValueError when an address is not one.
 
-    first: VPC of its guest's first card; empty: this is it. Only the first card has the default route: with two of them, the
-    card that came up last would win. A card in another VPC has the way to that VPC.
+    first: VPC of its guest's first card; empty: this is it. Only the first card has the default route and the resolver (its
+    gateway, net/resolver.py): with two of them, the card that came up last would win. A card in another VPC has the way to it.
     """
     primary = not first
     routes = (network.cidr,) if first and first != network.vpc and network.cidr else ()
@@ -284,7 +291,8 @@ def lease_for(port: DesiredPort, subnet: DesiredSubnet, network: DesiredNetwork,
         str(gateway),
         network.mtu,
         port.hostname,
-        dns if primary else (),
+        dns=(str(gateway),) if primary else (),
+        domain=network.domain if primary else "",
         primary=primary,
         routes=routes,
     )

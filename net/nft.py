@@ -7,8 +7,8 @@ of an older version are seen and replaced, in one transaction together with the 
 
 Bridge family (frames, before any forwarding decision): anti-spoofing. VXLAN ports are trusted: the far node filtered its own
 guests. IPv6 and VLAN tags are dropped: they match no accept. Guests may ask DHCP (from 0.0.0.0) but never answer it.
-Inet family: only DHCP, metadata and echo requests to a gateway enter; only guests' traffic between bridges and the transit
-device is forwarded, and never to link-local addresses (RFC 3927), so nobody reaches other nodes' transit addresses.
+Inet family: only DHCP, names, metadata and echo requests to a gateway enter; only guests' traffic between bridges and the
+transit device is forwarded, and never to link-local addresses (RFC 3927), so nobody reaches other nodes' transit addresses.
 No connection tracking: security groups will bring it for those who use them.
 """
 
@@ -44,6 +44,8 @@ _PACKETS: Final = f"""
     type filter hook input priority 0; policy drop;
     iifname "{BRIDGE_PREFIX}*" udp sport 68 udp dport 67 accept
     iifname "{BRIDGE_PREFIX}*" ip daddr {METADATA_ADDRESS} tcp dport 80 accept
+    iifname "{BRIDGE_PREFIX}*" udp dport 53 accept
+    iifname "{BRIDGE_PREFIX}*" tcp dport 53 accept
     iifname "{BRIDGE_PREFIX}*" icmp type echo-request accept
   }}
   chain forward {{

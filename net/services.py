@@ -1,4 +1,4 @@
-"""DHCP and metadata for every network on this node, from one event loop: sockets opened inside the VPCs' namespaces.
+"""DHCP, names and metadata for every network on this node, from one event loop: sockets opened inside the VPCs' namespaces.
 
 Invariant: what is answered follows from the last `update` alone. Namespaces come and go beside us (the dataplane makes them),
 so the sockets are checked against what is there: soon while one is missing, else now and then, by inode of the namespace and
@@ -15,14 +15,18 @@ import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TypeVar
 
-from cairn.net import dhcp, metadata, namespace, naming
+from cairn.net import dhcp, metadata, namespace, naming, resolver
 from cairn.net.base import NetError, Wanted
 from cairn.net.names import Named, Names
 from cairn.proto.ids import METADATA_ADDRESS
 from cairn.proto.log import logger
 from cairn.proto.v1.agent_pb2 import DesiredPort, DesiredSubnet, DesiredVm
+
+if TYPE_CHECKING:
+    from cairn.net.questions import Zone
 
 T = TypeVar("T")
 _MISSING_POLL_S: Final = 0.25
@@ -45,6 +49,7 @@ class _Site:
 
     inode: int
     web: asyncio.Server
+    names: resolver.Resolver
     dhcp: dict[str, tuple[int, dhcp.DhcpServer]] = field(default_factory=dict)
 
 
@@ -60,11 +65,12 @@ class _Facts:
 
 
 class NodeGuestServices:
-    """GuestServices in the kernel's namespaces. prefix: as NetlinkDataplane's; dns: resolvers handed to guests."""
+    """GuestServices in the kernel's namespaces. prefix: as NetlinkDataplane's; resolv_conf: names the node's resolvers."""
 
-    def __init__(self, *, prefix: str = naming.NAMESPACE_PREFIX, dns: tuple[str, ...] = ()) -> None:
+    def __init__(self, *, prefix: str = naming.NAMESPACE_PREFIX, resolv_conf: Path = Path("/etc/resolv.conf")) -> None:
         self._prefix = prefix
-        self._dns = dns
+        self._forwarder = resolver.Forwarder(resolver.NodeServers(resolv_conf))
+        self._bounds = resolver.Bounds()
         self._facts = _Facts()
         self._names = Names()
         self._sites: dict[str, _Site] = {}
@@ -141,15 +147,26 @@ class NodeGuestServices:
         if place is None:
             return False
         if site is None:
-            listener = await self._threads.run(name, partial(_inside, name, _listen))
-            server = metadata.MetadataServer(partial(self._guest_at, vpc))
-            site = self._sites[vpc] = _Site(place.inode, await metadata.serve(listener, server))
+            site = self._sites[vpc] = await self._settle(vpc, name, place.inode)
         for subnet, (index, _) in list(site.dhcp.items()):
             if place.bridges.get(subnet) != index:
                 self._stop_dhcp(site, subnet)
         for subnet in set(place.bridges) - set(site.dhcp):
             await self._start_dhcp(vpc, name, subnet, place.bridges[subnet])
         return set(place.bridges) == set(subnets)
+
+    async def _settle(self, vpc: str, name: str, inode: int) -> _Site:
+        """Begin to serve what is served once for a VPC."""
+        listener = await self._threads.run(name, partial(_inside, name, _listen))
+        web = await metadata.serve(listener, metadata.MetadataServer(partial(self._guest_at, vpc)))
+        try:
+            sockets = await self._threads.run(name, partial(_inside, name, resolver.listen))
+            names = resolver.Resolver(vpc, sockets, partial(self._zone_for, vpc), self._forwarder, self._bounds)
+            await names.start()
+        except (OSError, NetError):
+            web.close()
+            raise
+        return _Site(inode, web, names)
 
     async def _start_dhcp(self, vpc: str, name: str, subnet: str, index: int) -> None:
         bridge = naming.bridge_of(subnet)
@@ -177,13 +194,14 @@ class NodeGuestServices:
         for subnet in list(site.dhcp):
             self._stop_dhcp(site, subnet)
         site.web.close()
+        site.names.close()
 
     def _lease_of(self, vpc: str, subnet_id: str, mac: str) -> dhcp.Lease | None:
         port, subnet = self._facts.by_mac.get((subnet_id, mac)), self._facts.subnets.get(subnet_id)
         network = self._facts.wanted.networks.get(vpc)
         if port is None or subnet is None or network is None:
             return None
-        return dhcp.lease_for(port, subnet, network, self._first_vpc(port), self._dns)
+        return dhcp.lease_for(port, subnet, network, self._first_vpc(port))
 
     def _first_vpc(self, port: DesiredPort) -> str:
         """Return the VPC of its guest's first card; empty when this is it, or nothing is known of the guest."""
@@ -192,6 +210,16 @@ class NodeGuestServices:
             return ""
         first = self._facts.wanted.ports.get(vm.nics[0].port)
         return first.vpc if first is not None else port.vpc
+
+    def _zone_for(self, vpc: str, address: str) -> Zone | None:
+        """Return what a guest may ask the resolver of; None: it is none here."""
+        network = self._facts.wanted.networks.get(vpc)
+        if network is None or (vpc, address) not in self._facts.by_address:
+            return None
+        from cairn.net.questions import Zone
+
+        names = self._names
+        return Zone(network.domain, network.cidr, partial(names.addresses, vpc), partial(names.hostname, vpc))
 
     def _guest_at(self, vpc: str, address: str) -> metadata.Guest | None:
         port = self._facts.by_address.get((vpc, address))

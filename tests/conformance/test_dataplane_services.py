@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Interface
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -66,10 +67,10 @@ class Site:
 
 
 @asynccontextmanager
-async def site() -> AsyncIterator[Site]:
+async def site(resolv_conf: Path = Path("/dev/null")) -> AsyncIterator[Site]:
     with real_nodes(fresh_prefix(), 1) as (node,):
         wanted = wanted_on(1, NODES, [ONE, TWO], [A, TWIN])
-        dataplane, services = node.dataplane(), NodeGuestServices(prefix=node.vpc_prefix, dns=("10.9.9.9",))
+        dataplane, services = node.dataplane(), NodeGuestServices(prefix=node.vpc_prefix, resolv_conf=resolv_conf)
         for card in (A, TWIN):
             node.start_guest(card)
         try:
@@ -139,7 +140,7 @@ async def test_an_address_less_guest_is_told_everything(broadcast: bool) -> None
         assert (given, options[53]) == ("10.0.1.11", bytes([dhcp.ACK]))
         assert options[1] == socket.inet_aton("255.255.255.0")
         assert options[3] == socket.inet_aton("10.0.1.1")
-        assert options[6] == socket.inet_aton("10.9.9.9")
+        assert options[6] == socket.inet_aton("10.0.1.1")
         assert options[12] == b"guest-11"
         assert options[26] == struct.pack("!H", 1450)
         assert options[51] == struct.pack("!I", 86_400)

@@ -139,16 +139,17 @@ def test_only_the_first_card_has_the_default_route() -> None:
     port = DesiredPort(id="nic-2", addresses=["10.2.1.7"], hostname="web")
     subnet, network = (
         DesiredSubnet(cidr="10.2.1.0/24", gateway="10.2.1.1"),
-        DesiredNetwork(vpc="rtr-2", cidr="10.2.0.0/16", mtu=1450),
+        DesiredNetwork(vpc="rtr-2", cidr="10.2.0.0/16", mtu=1450, domain="home.cairn.internal"),
     )
 
     def told(first: str) -> dict[int, bytes]:
-        lease = dhcp.lease_for(port, subnet, network, first, ("10.9.9.9",))
+        lease = dhcp.lease_for(port, subnet, network, first)
         return options_of(dhcp.answer(dhcp.parse(message(dhcp.DISCOVER)), lease))
 
     alone, same, other = told(""), told("rtr-2"), told("rtr-1")
-    assert (alone[3], alone[6]) == (gateway, socket.inet_aton("10.9.9.9"))
+    assert (alone[3], alone[6]) == (gateway, gateway)
+    assert (alone[15], alone[119]) == (b"home.cairn.internal", b"\x04home\x05cairn\x08internal\0")
     for second in (same, other):
-        assert not {3, 6} & second.keys()
+        assert not {3, 6, 15, 119} & second.keys()
     assert 121 not in same
     assert other[121] == bytes([16, 10, 2]) + gateway

@@ -1,0 +1,200 @@
+"""net/resolver.py: whom it asks, what it believes, and what it does not let one guest take."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("dns.message", reason="dnspython is not installed: make dev")
+
+import dns.flags
+import dns.message
+import dns.rcode
+import dns.rrset
+from cairn.net import resolver
+from cairn.net.questions import Query, Zone, judged
+from cairn.net.resolver import Bounds, Forwarder, NodeServers
+
+ZONE = Zone("", "", lambda _: [], lambda _: "")
+Answers = Callable[[dns.message.Message], list[bytes]]
+
+
+def query(name: str = "example.org.", *, udp: bool = True) -> Query:
+    found = judged(dns.message.make_query(name, "A").to_wire(), ZONE, udp=udp)
+    assert isinstance(found, Query)
+    return found
+
+
+def right(asked: dns.message.Message, address: str = "198.51.100.7") -> bytes:
+    answer = dns.message.make_response(asked)
+    answer.answer.append(dns.rrset.from_text(asked.question[0].name, 60, "IN", "A", address))
+    return bytes(answer.to_wire())
+
+
+def refusal(asked: dns.message.Message) -> bytes:
+    answer = dns.message.make_response(asked)
+    answer.set_rcode(dns.rcode.REFUSED)
+    return bytes(answer.to_wire())
+
+
+class Upstream(asyncio.DatagramProtocol):
+    """A resolver that says what it is told to say."""
+
+    def __init__(self, answers: Answers) -> None:
+        self.answers, self.asked = answers, list[dns.message.Message]()
+        self.ports: list[int] = []
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        self.asked.append(dns.message.from_wire(data))
+        self.ports.append(addr[1])
+        for answer in self.answers(self.asked[-1]):
+            self.transport.sendto(answer, addr)
+
+
+@asynccontextmanager
+async def upstream(address: str, answers: Answers, port: int) -> AsyncIterator[Upstream]:
+    transport, made = await asyncio.get_running_loop().create_datagram_endpoint(
+        lambda: Upstream(answers), local_addr=(address, port)
+    )
+    try:
+        yield made
+    finally:
+        transport.close()
+        # Its socket is closed on the loop's next round.
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+def port(monkeypatch: pytest.MonkeyPatch) -> int:
+    """A port that is free at the addresses these tests use."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.53.1", 0))
+        found = int(probe.getsockname()[1])
+    monkeypatch.setattr(resolver, "PORT", found)
+    return found
+
+
+ONE, TWO = "127.0.53.1", "127.0.53.2"
+
+
+def told(wire: bytes) -> tuple[int, list[str]]:
+    message = dns.message.from_wire(wire)
+    return message.rcode(), [str(record) for rrset in message.answer for record in rrset]
+
+
+async def test_the_next_is_asked_when_one_is_silent_or_refuses(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resolver, "_TRY_S", 0.3)
+    async with upstream(TWO, lambda asked: [right(asked)], port) as second:
+        # Nobody listens at the first: an error at once.
+        assert told(await Forwarder(lambda: (ONE, TWO)).answer(query())) == (0, ["198.51.100.7"])
+        for answers in (lambda _: [], lambda asked: [refusal(asked)]):
+            async with upstream(ONE, answers, port) as first:
+                assert told(await Forwarder(lambda: (ONE, TWO)).answer(query())) == (0, ["198.51.100.7"])
+                assert len(first.asked) == 1
+        assert len(second.asked) == 3
+
+
+async def test_nobody_to_ask_is_a_failure_and_a_refusal_is_told(port: int) -> None:
+    assert told(await Forwarder(lambda: ()).answer(query())) == (dns.rcode.SERVFAIL, [])
+    assert told(await Forwarder(lambda: (ONE,)).answer(query())) == (dns.rcode.SERVFAIL, [])
+    assert told(await Forwarder(lambda: ("no address",)).answer(query())) == (dns.rcode.SERVFAIL, [])
+    async with upstream(ONE, lambda asked: [refusal(asked)], port):
+        assert told(await Forwarder(lambda: (ONE,)).answer(query())) == (dns.rcode.REFUSED, [])
+
+
+async def test_what_was_not_asked_for_is_passed_over(port: int) -> None:
+    def lies(asked: dns.message.Message) -> list[bytes]:
+        other = dns.message.make_query("example.com.", "A", id=asked.id)
+        guess = dns.message.make_query("example.org.", "A", id=asked.id ^ 1)
+        return [
+            b"",
+            b"noise",
+            right(other, "203.0.113.1"),
+            right(guess, "203.0.113.2"),
+            right(asked),
+            right(asked, "203.0.113.3"),
+        ]
+
+    async with upstream(ONE, lies, port):
+        assert told(await Forwarder(lambda: (ONE,)).answer(query())) == (0, ["198.51.100.7"])
+
+
+async def test_who_was_not_asked_is_not_heard(port: int) -> None:
+    """An answer with the right id and question, to the right port, from elsewhere."""
+    loop, heard = asyncio.get_running_loop(), list[bytes]()
+    async with upstream(ONE, lambda _: [], port) as asked, upstream(TWO, lambda _: [], port) as liar:
+        task = loop.create_task(Forwarder(lambda: (ONE,)).answer(query()))
+        while not asked.asked:
+            await asyncio.sleep(0)
+        liar.transport.sendto(right(asked.asked[0], "203.0.113.9"), ("127.0.0.1", asked.ports[0]))
+        asked.transport.sendto(right(asked.asked[0]), ("127.0.0.1", asked.ports[0]))
+        heard.append(await task)
+    assert told(heard[0]) == (0, ["198.51.100.7"])
+
+
+async def test_each_question_has_a_port_and_an_id_of_its_own(port: int) -> None:
+    async with upstream(ONE, lambda asked: [right(asked)], port) as made:
+        for _ in range(12):
+            await Forwarder(lambda: (ONE,)).answer(query())
+    assert len(set(made.ports)) > 6
+    assert len({asked.id for asked in made.asked}) > 6
+
+
+async def test_who_asked_over_tcp_has_it_asked_over_tcp(port: int) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        size = int.from_bytes(await reader.readexactly(2), "big")
+        answer = right(dns.message.from_wire(await reader.readexactly(size)))
+        writer.write(len(answer).to_bytes(2, "big") + answer)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, ONE, port)
+    assert told(await Forwarder(lambda: (ONE,)).answer(query(udp=False))) == (0, ["198.51.100.7"])
+    server.close()
+
+
+def test_the_nodes_resolvers_are_read_again_when_they_change(tmp_path: Path) -> None:
+    path = tmp_path / "resolv.conf"
+    servers = NodeServers(path)
+    assert servers() == ()
+    path.write_text("# by hand\nsearch example.org\nnameserver 192.0.2.1\nnameserver\noptions edns0\nnameserver 2001:db8::1\n")
+    assert servers() == ("192.0.2.1", "2001:db8::1")
+    path.write_text("".join(f"nameserver 192.0.2.{n}\n" for n in range(9)))
+    assert servers() == ("192.0.2.0", "192.0.2.1", "192.0.2.2")
+    path.unlink()
+    assert servers() == ()
+
+
+def test_a_guest_asks_so_much_and_others_are_not_the_worse_for_it() -> None:
+    bounds, greedy, other = Bounds(), ("rtr-1", "10.1.1.2"), ("rtr-1", "10.1.1.3")
+    asked = sum(bounds.may_ask(greedy, 1000.0) for _ in range(5000))
+    assert asked == resolver.RATE_BURST
+    assert bounds.may_ask(other, 1000.0)
+    assert sum(bounds.may_ask(greedy, 1000.5) for _ in range(5000)) == resolver.RATE / 2
+    bounds.forget("rtr-1")
+    assert bounds.may_ask(greedy, 1000.5)
+
+
+def test_so_many_wait_and_no_more() -> None:
+    bounds, entered = Bounds(), list[Any]()
+    for guest in range(20):
+        for _ in range(resolver.WAITING_MAX + 5):
+            context = bounds.waiting(("rtr-1", f"10.1.1.{guest}"))
+            entered.append((context, context.__enter__()))
+    allowed = [may for _, may in entered]
+    assert sum(allowed[: resolver.WAITING_MAX + 5]) == resolver.WAITING_MAX
+    assert sum(allowed) < resolver.WAITING_TOTAL_MAX + 1
+    for context, _ in entered:
+        with suppress(StopIteration):
+            context.__exit__(None, None, None)
+    with bounds.waiting(("rtr-1", "10.1.1.0")) as may:
+        assert may
