@@ -34,6 +34,8 @@ AT_ONCE_MAX: Final = 8
 PULLS_AT_ONCE_MAX: Final = 2
 IMAGES: Final = "images"
 LISTEN_AGAIN_S: Final = 1.0
+# After an event of a guest, what is unknown is looked for: not while the guest starts.
+UNKNOWN_AFTER_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +191,7 @@ class NodeLoop:
                     self._wake_volumes_in_use()
                     if event.id:
                         self.work.wake(f"vm/{event.id}")
-                        self.work.wake(unknown.KEY)
+                        self.work.wake_after(unknown.KEY, UNKNOWN_AFTER_S)
                     else:
                         self._scan()
             except DriverError as error:

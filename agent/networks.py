@@ -3,6 +3,9 @@
 Passes never overlap; who asks while one runs shares the next. After a pass its results are believed (a port whose bind
 succeeded is bound) and checked by a second look that nobody waits for: a guest's start does not pay for it.
 
+A guest that was just started waits for its card: when the last pass had nothing left to do for what is wanted now, its TAP is
+put into its bridge by itself, without another look at everything; else, or if that fails, in a pass.
+
 A TAP is moved only once the start that made it has returned (net/plan.py: started_taps). The starts of this process are
 known by `begin_start` and `end_start`; those of a predecessor are over.
 """
@@ -10,7 +13,7 @@ known by `begin_start` and `end_start`; those of a predecessor are over.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from cairn.agent.hypervisor.base import DomainState
@@ -48,6 +51,8 @@ class Networks:
         self._services_stale = True
         self._lock = asyncio.Lock()
         self._asked = self._done = 0
+        # The last pass left nothing to do for what is wanted now, but cards that are not there yet.
+        self._clean = False
         self._errors: dict[str, NetError] = {}
         self._again = Again()
         self._starting: set[str] = set()
@@ -82,6 +87,7 @@ class Networks:
                 _put(self._forwards, id.rpartition("/")[2], _way(forward))
             elif kind == "vm":
                 _put(self._vms, id, object.vm if object is not None else None)
+            self._clean &= kind not in ("network", "peer", "port", "forward")
             self._services_stale |= kind in ("network", "port", "vm")
 
     @property
@@ -120,13 +126,31 @@ class Networks:
         self._world.mark(Part.NETWORKS)
 
     async def bind(self, ports: Iterable[str]) -> None:
-        """Run a pass; NetError when one of the ports is not bound after it."""
-        self._world.mark(Part.NETWORKS)
-        await self.settle()
+        """Bind what a start has just made; NetError when one of the ports is not bound after it."""
+        ports = tuple(ports)
+        async with self._lock:
+            at_once = await self._bind_at_once(ports)
+        if not at_once:
+            self._world.mark(Part.NETWORKS)
+            await self.settle()
         for port in ports:
             if port not in self._bound:
                 error = self._errors.get(f"port/{port}")
                 raise error or NetError(f"port {port} is not bound: its TAP {tap_of(port)} is not there")
+
+    async def _bind_at_once(self, ports: Sequence[str]) -> bool:
+        """Bind ports by themselves; False when that was not allowed, or did not work."""
+        wanted = [self._ports[id] for id in ports if id in self._ports]
+        allowed = self._clean and not self._services_stale and len(wanted) == len(ports)
+        if not (allowed and all(port.tap in self._started and self._is_programmed(port) for port in wanted)):
+            return False
+        self._world.mark(Part.NETWORKS)
+        results = await self._dataplane.apply([BindPort(port) for port in wanted])
+        self._world.mark(Part.NETWORKS)
+        self.actions += len(wanted)
+        self._bound |= {port.id for port, result in zip(wanted, results, strict=True) if result.error is None}
+        self._report()
+        return self._bound.issuperset(ports)
 
     async def settle(self, _key: str = KEY) -> Again:
         """Run a pass that begins after this call, or share one."""
@@ -143,9 +167,12 @@ class Networks:
         if not self._ledger.synced:
             return Again()
         await self._world.refresh(Part.DOMAINS, Part.NETWORKS)
+        self._clean = True
         wanted = self._wanted()
         observed = self._world.networks
-        actions = [a for a in plan(wanted, observed, started_taps=self._started_taps()) if self._is_allowed(a)]
+        planned = plan(wanted, observed, started_taps=self._started_taps())
+        actions = [action for action in planned if self._is_allowed(action)]
+        self._clean &= len(actions) == len(planned)
         done: list[Action] = []
         errors: dict[str, NetError] = {}
         if actions:
@@ -158,6 +185,7 @@ class Networks:
                     logger("networks").warning("action_failed", key=result.action.key, error=str(result.error))
             self._world.mark(Part.NETWORKS)
             self.actions += len(actions)
+        self._clean &= not errors
         self._take(observed, done, errors)
         try:
             await self._serve()
