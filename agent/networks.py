@@ -1,5 +1,8 @@
 """The node's networks, ports and forwards: one pass serves them all, through net/plan.py.
 
+A pass over everything reads the kernel and compares all of it. When only forwards changed since one that found nothing to do,
+the next is about those alone (net/belief.py); events, failures and the periodic scan have everything looked at again.
+
 Passes never overlap; who asks while one runs shares the next. After a pass its results are believed (a port whose bind
 succeeded is bound) and checked by a second look that nobody waits for: a guest's start does not pay for it.
 
@@ -13,7 +16,7 @@ known by `begin_start` and `end_start`; those of a predecessor are over.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import TypeVar
 
 from cairn.agent.hypervisor.base import DomainState
@@ -22,8 +25,18 @@ from cairn.agent.reports import Reports
 from cairn.agent.work import Again
 from cairn.agent.world import Part, World
 from cairn.net.base import Action, Dataplane, GuestServices, NetError, Observed, Wanted
+from cairn.net.belief import Belief
 from cairn.net.names import Named
-from cairn.net.plan import BindPort, EnsureNetwork, RemoveForward, RemoveNetwork, RemoveSubnet, UnbindPort, plan
+from cairn.net.plan import (
+    BindPort,
+    EnsureNetwork,
+    RemoveForward,
+    RemoveNetwork,
+    RemoveSubnet,
+    UnbindPort,
+    plan,
+    plan_forwards,
+)
 from cairn.proto.addresses import current
 from cairn.proto.ids import tap_of
 from cairn.proto.log import logger
@@ -51,6 +64,13 @@ class Networks:
         self._services_stale = True
         self._lock = asyncio.Lock()
         self._asked = self._done = 0
+        # What the kernel holds, since a pass over everything had nothing to do; None: not known.
+        self._belief: Belief | None = None
+        # Ids of forwards and ports that changed since the last pass; and whether a network has.
+        self._changed: tuple[set[str], set[str]] = set(), set()
+        self._wide = True
+        # Something was done since the kernel was read.
+        self._drifted = False
         # The last pass left nothing to do for what is wanted now, but cards that are not there yet.
         self._clean = False
         self._errors: dict[str, NetError] = {}
@@ -81,12 +101,15 @@ class Networks:
                 port = current(object.port) if object is not None else None
                 _put(self._ports, id, port)
                 self._services.named(key, _named(port))
+                self._changed[1].add(id)
             elif kind == "forward":
                 forward = current(object.forward) if object is not None else None
                 self._services.named(key, _named(forward))
                 _put(self._forwards, id.rpartition("/")[2], _way(forward))
+                self._changed[0].add(id.rpartition("/")[2])
             elif kind == "vm":
                 _put(self._vms, id, object.vm if object is not None else None)
+            self._wide |= kind in ("network", "peer")
             self._clean &= kind not in ("network", "peer", "port", "forward")
             self._services_stale |= kind in ("network", "port", "vm")
 
@@ -166,6 +189,42 @@ class Networks:
     async def _pass(self) -> Again:
         if not self._ledger.synced:
             return Again()
+        (forwards, ports), wide = self._changed, self._wide
+        self._changed, self._wide, belief = (set(), set()), False, self._belief
+        # Believed again only once this pass has gone well.
+        self._belief = None
+        if belief is not None and not wide and self._ledger.trusted and self._world.is_fresh(Part.NETWORKS):
+            wanted = Wanted(self._networks, self._ports, self._forwards)
+            part = belief.part(wanted, forwards, ports)
+            if part is not None:
+                return await self._pass_part(belief, plan_forwards(*part), ports)
+        return await self._pass_whole()
+
+    async def _pass_part(self, belief: Belief, actions: list[Action], ports: set[str]) -> Again:
+        """Do what a few forwards need; when that fails, the next pass looks at everything."""
+        self._clean = True
+        self._drifted |= bool(actions)
+        results = await self._dataplane.apply(actions) if actions else []
+        self.actions += len(actions)
+        errors = {result.action.key: result.error for result in results if result.error is not None}
+        for key, error in errors.items():
+            logger("networks").warning("action_failed", key=key, error=str(error))
+        belief.did(actions)
+        self._clean &= not errors
+        self._belief = belief if not errors and belief.holds else None
+        self._errors |= errors
+        try:
+            await self._serve()
+        finally:
+            self._report(ports)
+        if errors:
+            return Again(failed=True, retryable=any(error.retryable for error in errors.values()))
+        return Again(after_s=0.0 if self._belief is not None else CHECK_AFTER_S)
+
+    async def _pass_whole(self) -> Again:
+        if self._drifted:
+            self._world.mark(Part.NETWORKS)
+            self._drifted = False
         await self._world.refresh(Part.DOMAINS, Part.NETWORKS)
         self._clean = True
         wanted = self._wanted()
@@ -186,6 +245,8 @@ class Networks:
             self._world.mark(Part.NETWORKS)
             self.actions += len(actions)
         self._clean &= not errors
+        if not planned:
+            self._belief = Belief(observed)
         self._take(observed, done, errors)
         try:
             await self._serve()
@@ -251,8 +312,10 @@ class Networks:
             return False
         return any(subnet.id == port.subnet for subnet in network.subnets)
 
-    def _report(self) -> None:
-        for id, port in self._ports.items():
+    def _report(self, ports: Set[str] | None = None) -> None:
+        """Tell of ports; of all unless some are named."""
+        for id in self._ports.keys() if ports is None else ports & self._ports.keys():
+            port = self._ports[id]
             held = self._ledger.desired.get(f"port/{id}")
             if held is None:
                 continue

@@ -134,6 +134,11 @@ def plan(wanted: Wanted, observed: Observed, *, started_taps: Collection[str] | 
     ]
 
 
+def plan_forwards(wanted: Wanted, observed: Observed) -> list[Action]:
+    """Return what of a plan is about forwards, where networks and ports are as wanted: costs what there is of forwards."""
+    return [*_stale_forwards(wanted, observed, set()), *_forwards(wanted, observed)]
+
+
 def normal(network: DesiredNetwork) -> DesiredNetwork:
     """Return the network as the kernel can show it: without names, everything in a fixed order."""
     result = DesiredNetwork()

@@ -13,11 +13,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 from cairn.net.base import Wanted
+from cairn.net.belief import Belief
 from cairn.net.netlink import NetlinkDataplane
-from cairn.net.plan import plan
+from cairn.net.plan import plan, plan_forwards
 from cairn.proto.v1.agent_pb2 import DesiredForward
 
 from tests.bench import report
@@ -68,6 +70,15 @@ async def apply(dataplane: NetlinkDataplane, wanted: Wanted) -> None:
     assert all(result.error is None for result in results)
 
 
+async def apply_part(dataplane: NetlinkDataplane, belief: Belief, wanted: Wanted, changed: set[str]) -> None:
+    part = belief.part(wanted, changed, ())
+    assert part is not None
+    actions = plan_forwards(*part)
+    results = await dataplane.apply(actions)
+    assert all(result.error is None for result in results)
+    belief.did(actions)
+
+
 def line(what: str, ours: list[float], baseline: list[float], name: str) -> dict[str, object]:
     mine, other = statistics.median(ours), statistics.median(baseline)
     report.line(what, mine, "ms", baseline=(name, other))
@@ -85,7 +96,8 @@ async def measure(node: RealNode, other: RealNode, folder: Path) -> list[dict[st
     inside = other.vpc_prefix + THEIRS.id.rpartition("-")[2]
     added = scripts(forwards(THEIRS, GREEN), GREEN, "replace", folder)
     removed = scripts(forwards(THEIRS, GREEN), GREEN, "del", folder)
-    times: dict[str, list[float]] = {key: [] for key in ("add", "add0", "look", "look0", "remove", "remove0", "again")}
+    names = ("add", "add0", "look", "look0", "remove", "remove0", "again", "one", "one0")
+    times: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(ROUNDS):
         actions = plan(full, await dataplane.observe())
         times["add"].append(await timed(lambda actions=actions: dataplane.apply(actions)))  # type: ignore[misc]
@@ -101,6 +113,12 @@ async def measure(node: RealNode, other: RealNode, folder: Path) -> list[dict[st
                 )
             )
         )  # fmt: skip
+        belief, last = Belief(await dataplane.observe()), max(full.forwards)
+        fewer = Wanted(networks, {}, {id: each for id, each in full.forwards.items() if id != last})
+        for wanted in (fewer, full):
+            times["one"].append(await timed(partial(apply_part, dataplane, belief, wanted, {last})))
+        for wanted in (fewer, full):
+            times["one0"].append(await timed(partial(apply, dataplane, wanted)))
         times["again"].append(await timed(lambda: apply(dataplane, full)))
         actions = plan(empty, await dataplane.observe())
         times["remove"].append(await timed(lambda: apply(dataplane, empty)))
@@ -109,6 +127,7 @@ async def measure(node: RealNode, other: RealNode, folder: Path) -> list[dict[st
     result = [
         line(f"program {FORWARDS} forwards", times["add"], times["add0"], "ip -batch + bridge -batch"),
         line(f"observe {FORWARDS} forwards", times["look"], times["look0"], "ip -j, bridge -j, without the rules"),
+        line(f"one forward changed of {FORWARDS}", times["one"], times["one0"], "observe + plan + apply of everything"),
         line("observe + plan with nothing to do", times["again"], times["look0"], "ip -j, bridge -j, without the rules"),
         line(f"observe + plan + remove {FORWARDS}", times["remove"], times["add0"], "ip -batch + bridge -batch (adding)"),
     ]

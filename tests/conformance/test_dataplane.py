@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 import pytest
 from cairn.net import namespace
 from cairn.net.base import Dataplane, Observed, Wanted
-from cairn.net.plan import plan
+from cairn.net.belief import Belief
+from cairn.net.plan import plan, plan_forwards
 
 from tests.conformance.net_kit import (
     Card,
@@ -180,6 +181,33 @@ async def test_a_guest_that_moves_here_changes_from_forward_to_port_and_back(nod
         observed = await settle(dataplane, wanted(LOCAL, REMOTE))
         assert list(observed.ports) == [LOCAL.id]
         assert list(observed.forwards) == [REMOTE.id]
+
+
+async def test_what_is_done_by_what_changed_is_what_is_wanted(node: Node) -> None:
+    """Also when an address goes to another card before it is taken from the first, whose entries are not there any more."""
+    other, heir = Card(22, VPC.id, BLUE, "10.0.1.22/24", 3), Card(23, VPC.id, BLUE, REMOTE.address, 3)
+    steps = [(REMOTE,), (REMOTE, other), (other,), (REMOTE, other), (REMOTE, other, heir), (other, heir), (heir,), ()]
+    parts = 0
+    async with opened(node) as dataplane:
+        belief, before = Belief(await settle(dataplane, on_three())), on_three()
+        for step in steps:
+            now = on_three(*step)
+            part = belief.part(now, before.forwards.keys() ^ now.forwards.keys(), ())
+            if part is None:
+                belief = Belief(await settle(dataplane, now))
+            else:
+                parts += 1
+                actions = plan_forwards(*part)
+                assert [result.error for result in await dataplane.apply(actions)] == [None] * len(actions)
+                belief.did(actions)
+            if not (REMOTE in step and heir in step):
+                assert plan(now, await dataplane.observe()) == []
+            before = now
+    assert parts == 7, "only what follows the doubled address is looked at as a whole"
+
+
+def on_three(*cards: Card) -> Wanted:
+    return wanted_on(1, {**ADDRESSES, 3: "172.31.0.3"}, [VPC], [LOCAL, *cards])
 
 
 async def test_cards_have_several_addresses(node: Node) -> None:

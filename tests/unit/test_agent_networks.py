@@ -9,8 +9,10 @@ import pytest
 from cairn.agent.app import Agent
 from cairn.net.base import Action, Observed, Result
 from cairn.net.fake import FakeDataplane
+from cairn.proto.ids import mac_of
+from cairn.proto.v1.agent_pb2 import Desired, DesiredForward, DesiredNetwork
 
-from tests.unit.agent_kit import Machine, elapse, ran, run, settled, vm_objects
+from tests.unit.agent_kit import Machine, elapse, network, ran, run, settled, vm_objects
 
 VM, PORT = "i-00000001", "nic-00000001"
 
@@ -107,3 +109,76 @@ def test_while_something_else_is_to_be_done_it_is_bound_in_a_pass(change: str) -
         await agent.stop()
 
     run(scenario)
+
+
+# --- forwards, by what changed ----------------------------------------------------------------------------------------------
+
+
+def way(number: int) -> dict[str, Desired]:
+    port = f"nic-{number:08d}"
+    forward = DesiredForward(
+        port=port, vpc="rtr-00000001", subnet="vxnet-00000001", addresses=[f"10.1.1.{number}"], mac=mac_of(port),
+        vtep="172.31.0.12", transit_address="169.254.0.2",
+    )  # fmt: skip
+    return {f"forward/rtr-00000001/{port}": Desired(forward=forward)}
+
+
+def ways(machine: Machine) -> set[str]:
+    return set(machine.net.networks["rtr-00000001"].forwards)
+
+
+def test_a_forward_is_programmed_without_a_look_at_the_others() -> None:
+    async def scenario() -> None:
+        machine, agent, watched = await stopped()
+        for number in (20, 21):
+            await machine.upsert(agent, way(number))
+            await settled(agent)
+        await machine.remove(agent, list(way(20)))
+        await settled(agent)
+        assert watched.said == ["AddForward", "AddForward", "RemoveForward"]
+        assert ways(machine) == {"nic-00000021"}
+        machine.net.networks["rtr-00000001"].forwards.clear()
+        await elapse(40)
+        assert ways(machine) == {"nic-00000021"}, "what somebody else did is found by the scan"
+        assert "observe" in watched.said
+        await agent.stop()
+
+    run(scenario)
+
+
+def test_after_a_failure_an_event_or_another_network_everything_is_looked_at() -> None:
+    async def scenario() -> None:
+        machine, agent, watched = await stopped()
+        machine.net_knobs.fail_after["AddForward"] = 1
+        await machine.upsert(agent, way(20))
+        await elapse(3)
+        await settled(agent)
+        assert watched.said[:2] == ["AddForward", "observe"]
+        watched.said.clear()
+        await elapse(1)
+        await settled(agent)
+        watched.said.clear()
+        await machine.upsert(agent, way(21))
+        await settled(agent)
+        assert watched.said == ["AddForward"], "believed again"
+        await machine.upsert(agent, {"network/rtr-00000001": Desired(network=other_network())})
+        await settled(agent)
+        assert watched.said[:2] == ["AddForward", "observe"], "not what was seen before the last change"
+        await elapse(1)
+        await settled(agent)
+        watched.said.clear()
+        machine.net.damage("rtr-00000001")
+        agent.world.mark()
+        await machine.remove(agent, list(way(21)))
+        await settled(agent)
+        assert watched.said[0] == "observe"
+        assert ways(machine) == {"nic-00000020"}
+        await agent.stop()
+
+    run(scenario)
+
+
+def other_network() -> DesiredNetwork:
+    changed = network()
+    changed.mtu = 1400
+    return changed
