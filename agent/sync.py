@@ -141,10 +141,16 @@ class SyncClient:
                     yield message
 
     async def _read(self, call: Any) -> None:
-        async for response in call:
-            self.heard_s = asyncio.get_running_loop().time()
-            self._inbox.append(response)
-            self._some.set()
+        try:
+            async for response in call:
+                self.heard_s = asyncio.get_running_loop().time()
+                self._inbox.append(response)
+                self._some.set()
+        except asyncio.CancelledError as error:
+            # Also what gRPC raises of a call that it gave up on this side, as when what is to be sent cannot be made.
+            if is_cancelled():
+                raise
+            raise Disconnected("the stream was given up on this side") from error
         raise Disconnected("the controller ended the stream")
 
     async def _accept(self) -> None:
@@ -225,6 +231,12 @@ def unpacked(message: SyncResponse) -> Iterator[SyncResponse]:
         yield SyncResponse(upsert=upsert)
     if changes.complete:
         yield SyncResponse(bookmark=Bookmark(version=changes.version))
+
+
+def is_cancelled() -> bool:
+    """Tell whether somebody has cancelled the task that runs."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 async def _first_end(*parts: Any) -> None:

@@ -15,7 +15,7 @@ from multiprocessing.sharedctypes import Synchronized
 from typing import Any, Final
 
 import grpc.aio
-from cairn.agent.sync import unpacked
+from cairn.agent.sync import is_cancelled, unpacked
 from cairn.proto.capabilities import of_agent
 from cairn.proto.pki import CONTROLLER_SERVER_NAME, Pair
 from cairn.proto.rpc import GrpcTransport, StaticCredentials
@@ -109,6 +109,10 @@ class StubAgent:
                         self._take(await anext(responses))
                     async for response in responses:
                         self._take(response)
+                except asyncio.CancelledError:
+                    # gRPC gives a call up on this side now and then when there are many.
+                    if is_cancelled():
+                        raise
                 except grpc.aio.AioRpcError as error:
                     if error.code() is not grpc.StatusCode.UNAVAILABLE:
                         raise
