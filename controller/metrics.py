@@ -31,7 +31,8 @@ class SyncMetrics:
         self.lag_s = Histogram(
             "cairn_sync_lag_seconds", "From a change in the view until it was sent to a node", registry=registry, buckets=_SLOW
         )
-        self.sent = Counter("cairn_sync_messages", "Messages sent to nodes", ("message",), registry=registry)
+        sent = Counter("cairn_sync_messages", "Messages sent to nodes", ("message",), registry=registry)
+        self.sent = {what: sent.labels(what) for what in ("upsert", "remove", "bookmark")}
         self.reports = Counter("cairn_sync_reports", "Reports taken from nodes", registry=registry)
         self.snapshots = Counter("cairn_sync_snapshots", "Snapshots sent to nodes", registry=registry)
         self.refused = Counter("cairn_sync_refused", "Messages from nodes that were refused", ("why",), registry=registry)

@@ -30,6 +30,7 @@ from cairn.controller.model.happening import EventSpec
 from cairn.controller.model.nodes import node_name
 from cairn.controller.node_reports import MESSAGE_BYTES_MAX, Reports, Told
 from cairn.controller.node_session import Session
+from cairn.controller.nodespec import unsure
 from cairn.controller.outage import refusal
 from cairn.controller.outbox import Outbox, Parcel
 from cairn.controller.presence import Presence
@@ -55,7 +56,7 @@ CATCH_UP_S: Final = 5.0
 SILENCE_S: Final = 10.0
 # Changed records followed before others may run.
 STEP: Final = 500
-SHARED_PER_S: Final = 1000.0
+SHARED_PER_S: Final = 300.0
 
 
 class _Over(Exception):
@@ -93,6 +94,7 @@ class SyncService(AgentServiceServicer):
         # Set once it is known who is where.
         self.loaded = asyncio.Event()
         self._unfollowed: dict[Changed, None] = {}
+        self._unsure: frozenset[str] = frozenset()
         self._streams: dict[str, Stream] = {}
 
     @property
@@ -130,6 +132,8 @@ class SyncService(AgentServiceServicer):
     def _follow(self) -> None:
         """Take in some of what changed."""
         records = list(islice(self._unfollowed, STEP))
+        if not records:
+            return
         for record in records:
             del self._unfollowed[record]
         touched = self._presence.follow(self.cache.view, records)
@@ -139,8 +143,10 @@ class SyncService(AgentServiceServicer):
         for node in dict.fromkeys(node for vpc in touched.vpcs for node in self._presence.nodes(vpc)):
             if node in self._streams:
                 self._streams[node].touch_shared(touched.vpcs)
-        for stream in self._streams.values():
-            stream.check_unsure()
+        if (now := unsure(self.cache.view)) != self._unsure:
+            self._unsure = now
+            for stream in self._streams.values():
+                stream.check_unsure()
         for kind, id in records:
             if kind is kinds.NODE_SESSION and id in self._streams:
                 self._streams[id].check_session()
@@ -271,13 +277,13 @@ class Stream:
     def touch(self, keys: Iterable[str]) -> None:
         """These objects may be different now."""
         self._outbox.touch(keys)
-        self._note_touch()
+        self._touched_s = self._touched_s or asyncio.get_running_loop().time()
         self._some.set()
 
     def touch_shared(self, vpcs: Iterable[str]) -> None:
         """What is shared in these VPCs is different now."""
         self._outbox.touch_shared(vpcs)
-        self._note_touch()
+        self._touched_s = self._touched_s or asyncio.get_running_loop().time()
         loop = asyncio.get_running_loop()
         if loop.time() >= self._shared_at_s:
             self._some.set()
@@ -287,10 +293,6 @@ class Stream:
     def _wake(self) -> None:
         self._shared_timer = None
         self._some.set()
-
-    def _note_touch(self) -> None:
-        if self._touched_s is None:
-            self._touched_s = asyncio.get_running_loop().time()
 
     def end(self, over: _Over | Refused) -> None:
         """End the stream at the next opportunity."""
@@ -482,10 +484,8 @@ class Stream:
             self._reports.forget(key)
 
     def _count(self, parcel: Parcel, *, complete: bool) -> None:
-        sent = self._service.metrics.sent
         for what, count in (("upsert", len(parcel.upserts)), ("remove", len(parcel.removes)), ("bookmark", int(complete))):
-            if count:
-                sent.labels(what).inc(count)
+            self._service.metrics.sent[what].inc(count)
 
 
 def _removed(node: str) -> NotFound:
