@@ -157,6 +157,16 @@ def test_tests_do_not_sleep_a_fixed_time() -> None:
     assert not found, "\n".join(found)
 
 
+def test_nothing_is_yielded_within_a_time_limit() -> None:
+    """The limit would go on while the generator rests, and cancel whoever asked it."""
+    found = []
+    for path in python_files():
+        limits = [n for n in ast.walk(tree(path)) if isinstance(n, ast.AsyncWith)]
+        for limit in (each for each in limits if any("timeout" in ast.unparse(item.context_expr) for item in each.items)):
+            found += [f"{name_of(path)}:{n.lineno}" for n in ast.walk(limit) if isinstance(n, ast.Yield | ast.YieldFrom)]
+    assert not found, "\n".join(found)
+
+
 def test_no_vague_names() -> None:
     vague = re.compile(r"(^|[a-z])(Manager|Helper|Util|Utils)$")
     folders = {"common", "utils", "helpers", "util", "misc"}

@@ -128,9 +128,11 @@ class StubAgent:
         while True:
             try:
                 async with asyncio.timeout(HEARTBEAT_S):
-                    yield await self._out.get()
+                    request = await self._out.get()
             except TimeoutError:
-                yield SyncRequest(heartbeat=Heartbeat())
+                request = SyncRequest(heartbeat=Heartbeat())
+            # Not within the time limit: that would cancel whoever sends it.
+            yield request
 
     def _take(self, response: SyncResponse) -> None:
         self._counters.messages.value += 1

@@ -24,7 +24,7 @@ async def running(store: Store) -> AsyncIterator[Cache]:
     try:
         async with asyncio.timeout(10):
             await cache.ready.wait()
-            yield cache
+        yield cache
     finally:
         task.cancel()
         await asyncio.wait([task])
