@@ -28,8 +28,8 @@ from cairn.proto.v1.agent_pb2_grpc import HostServiceStub
 from cairn.proto.v1.image_pb2 import Image, UploadImageRequest, UploadImageResponse
 
 RULES = UpdateRules(
-    mutable=("labels",),
-    immutable=("name", "spec.digest", "spec.size_bytes", "spec.format", "spec.arch", "spec.replicas"),
+    mutable=("name", "labels"),
+    immutable=("spec.digest", "spec.size_bytes", "spec.format", "spec.arch", "spec.replicas"),
 )
 # How long an upload waits for a node to be ready to take it.
 RECEIVER_WAIT_S: Final = 30.0

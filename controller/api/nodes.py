@@ -38,7 +38,7 @@ from cairn.proto.v1.node_pb2 import JoinToken, Node
 
 _log = log.logger("api")
 RULES = UpdateRules(
-    mutable=("labels", "spec.cordoned", "spec.cpu_overcommit", "spec.memory_share"), immutable=("name", "spec.index")
+    mutable=("name", "labels", "spec.cordoned", "spec.cpu_overcommit", "spec.memory_share"), immutable=("spec.index",)
 )
 TOKEN_TTL_S_DEFAULT: Final = 3600
 TOKEN_TTL_S_MAX: Final = 604_800

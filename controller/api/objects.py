@@ -11,9 +11,10 @@ from cairn.controller.api.core import Core
 from cairn.controller.api.decision import Decided
 from cairn.controller.api.masks import UpdateRules
 from cairn.controller.api.nouns import Noun
+from cairn.controller.model.lifetime import put_away
 from cairn.controller.model.permits import Caller, Verb
 from cairn.controller.store.base import Record, Txn, View
-from cairn.proto.errors import NotFound
+from cairn.proto.errors import BadState, NotFound
 from cairn.proto.seams import timestamp
 from google.protobuf.message import Message
 
@@ -57,12 +58,25 @@ def updated(
     masks.copied(new, given, request.update_mask.paths, rules, f"{field}.")
     validation.labels(f"{field}.labels", new.labels)
     txn = Txn("api").check(noun.kind, old.id, record.mod_revision)
+    said = ("Updated", f"{noun.title} {old.name} was changed")
+    if new.name != old.name:
+        rename(view, caller, noun, txn, old, new)
+        said = ("Renamed", f"{noun.title} {old.name} is called {new.name} now")
     if amend is not None:
         amend(view, caller, txn, new, record)
     new.update_time.CopyFrom(timestamp(core.clock.now()))
     txn.put(noun.kind, old.id, new)
-    decided = Decided(txn, noun, old.id, old.name, old.project, events=[("Updated", f"{noun.title} {old.name} was changed")])
-    return decided, new, record
+    return Decided(txn, noun, old.id, new.name, old.project, events=[said]), new, record
+
+
+def rename(view: View, caller: Caller, noun: Noun[Any], txn: Txn, old: Any, new: Any) -> None:
+    """Move the claim of an object's name. Raises Invalid, AlreadyExists; BadState of a disk that has none for now."""
+    validation.name(f"{noun.kind.name}.name", new.name)
+    if put_away(view, old):
+        say = f"{noun.title} {old.name!r} is deleted with its VM: bring that back, or keep the disk alone, first"
+        raise BadState(noun.kind.name, old.name, say)
+    resolution.claim(txn, view, caller, noun, old.project, new.name, old.id)
+    resolution.release(txn, view, noun, old.project, old.name, old.id)
 
 
 def addressed(

@@ -25,9 +25,9 @@ from cairn.proto.v1.port_pb2 import Port
 from cairn.proto.v1.subnet_pb2 import Subnet
 
 RULES = UpdateRules(
-    mutable=("labels",),
+    mutable=("name", "labels"),
     immutable=(
-        "name", "spec.vpc", "spec.subnet", "spec.vm", "spec.owner", "spec.address", "spec.addresses", "spec.mac",
+        "spec.vpc", "spec.subnet", "spec.vm", "spec.owner", "spec.address", "spec.addresses", "spec.mac",
     ),
 )  # fmt: skip
 

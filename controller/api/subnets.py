@@ -22,7 +22,7 @@ from cairn.proto.errors import BadState
 from cairn.proto.v1 import subnet_pb2, subnet_pb2_grpc
 from cairn.proto.v1.subnet_pb2 import Subnet
 
-RULES = UpdateRules(mutable=("labels",), immutable=("name", "spec.vpc", "spec.cidr", "spec.cidr_v6", "spec.vni"))
+RULES = UpdateRules(mutable=("name", "labels"), immutable=("spec.vpc", "spec.cidr", "spec.cidr_v6", "spec.vni"))
 
 
 class SubnetService(subnet_pb2_grpc.SubnetServiceServicer):

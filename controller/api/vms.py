@@ -28,11 +28,11 @@ from cairn.proto.v1.vm_pb2 import POWER_STATE_RUNNING, POWER_STATE_STOPPED, Vm
 
 RULES = UpdateRules(
     mutable=(
-        "labels", "spec.cpus", "spec.memory_bytes", "spec.power_state", "spec.restart_policy", "spec.node_selector",
+        "name", "labels", "spec.cpus", "spec.memory_bytes", "spec.power_state", "spec.restart_policy", "spec.node_selector",
         "spec.high_availability",
     ),
     immutable=(
-        "name", "spec.image", "spec.arch", "spec.root_disk_bytes", "spec.root_volume", "spec.nics", "spec.volumes",
+        "spec.image", "spec.arch", "spec.root_disk_bytes", "spec.root_volume", "spec.nics", "spec.volumes",
         "spec.ssh_keys", "spec.user_data", "spec.node", "spec.power_generation", "spec.reboot_generation", "spec.force",
         "spec.volume_type", "spec.volumes_generation",
     ),

@@ -35,9 +35,8 @@ from cairn.proto.v1.vm_pb2 import Vm
 from cairn.proto.v1.volume_pb2 import Volume
 
 RULES = UpdateRules(
-    mutable=("labels", "spec.size_bytes", "spec.vm", "spec.delete_with_vm"),
+    mutable=("name", "labels", "spec.size_bytes", "spec.vm", "spec.delete_with_vm"),
     immutable=(
-        "name",
         "spec.type",
         "spec.image",
         "spec.boot",

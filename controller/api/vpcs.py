@@ -21,7 +21,7 @@ from cairn.proto.errors import BadState
 from cairn.proto.v1 import vpc_pb2, vpc_pb2_grpc
 from cairn.proto.v1.vpc_pb2 import Vpc
 
-RULES = UpdateRules(mutable=("labels",), immutable=("name", "spec.cidr", "spec.cidr_v6", "spec.vni"))
+RULES = UpdateRules(mutable=("name", "labels"), immutable=("spec.cidr", "spec.cidr_v6", "spec.vni"))
 
 
 class VpcService(vpc_pb2_grpc.VpcServiceServicer):

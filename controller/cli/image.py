@@ -12,7 +12,7 @@ import click
 from cairn.controller.cli.client import Session
 from cairn.controller.cli.commands import NounGroup
 from cairn.controller.cli.failures import Failure
-from cairn.controller.cli.noun import Noun, add_delete, add_label, add_list, add_show, settle
+from cairn.controller.cli.noun import Noun, add_delete, add_label, add_list, add_rename, add_show, settle
 from cairn.controller.cli.output import Column
 from cairn.controller.cli.values import PAIR, size_text, state_text
 from cairn.controller.cli.waiting import Goal
@@ -55,6 +55,7 @@ group = NounGroup("image", "What root disks start from.")
 add_list(group, NOUN)
 add_show(group, NOUN)
 add_label(group, NOUN)
+add_rename(group, NOUN)
 add_delete(group, NOUN)
 
 

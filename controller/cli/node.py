@@ -11,7 +11,7 @@ import click
 from cairn.controller.cli.client import Session
 from cairn.controller.cli.commands import NounGroup, name_argument
 from cairn.controller.cli.failures import Failure
-from cairn.controller.cli.noun import Noun, add_delete, add_label, add_list
+from cairn.controller.cli.noun import Noun, add_delete, add_label, add_list, add_rename
 from cairn.controller.cli.output import Column, Detail, Section
 from cairn.controller.cli.values import DURATION, counted, size_text, state_text
 
@@ -127,6 +127,7 @@ NOUN = Noun(
 group = NounGroup("node", "Servers that carry VMs, and tokens to join more.")
 add_list(group, NOUN)
 add_label(group, NOUN)
+add_rename(group, NOUN)
 add_delete(group, NOUN, "remove", "Let a node leave for good, once no VM, no volume and no image's only copy is on it.")
 
 

@@ -230,6 +230,20 @@ def add_undelete(group: NounGroup, noun: Noun, goal: Goal) -> None:
     group.verb("undelete", changes=True)(name_argument(noun.name)(run))
 
 
+def add_rename(group: NounGroup, noun: Noun) -> None:
+    """Add `rename NAME NEW`."""
+
+    async def run(session: Session, name: str, new_name: str) -> None:
+        def change(message: Any) -> None:
+            message.name = new_name
+
+        await noun.update(session, name, change, ["name"], None)
+
+    run.__doc__ = f"Give one {noun.title} another name. Its id stays, and so does all that refers to it."
+    run = click.argument("new_name", metavar="NEW")(run)
+    group.verb("rename", changes=True)(name_argument(noun.name)(run))
+
+
 def add_label(group: NounGroup, noun: Noun) -> None:
     """Add `label NAME --set KEY=VALUE --remove KEY`."""
 

@@ -7,7 +7,7 @@ from typing import Any
 import click
 from cairn.controller.cli.client import Session
 from cairn.controller.cli.commands import NounGroup, name_option
-from cairn.controller.cli.noun import Noun, add_delete, add_label, add_list, add_show, perform
+from cairn.controller.cli.noun import Noun, add_delete, add_label, add_list, add_rename, add_show, perform
 from cairn.controller.cli.output import Column
 from cairn.controller.cli.values import PAIR, state_text
 from cairn.controller.cli.waiting import Goal
@@ -48,6 +48,7 @@ group = NounGroup("port", "Network cards of VMs, with their addresses.")
 add_list(group, NOUN)
 add_show(group, NOUN)
 add_label(group, NOUN)
+add_rename(group, NOUN)
 add_delete(group, NOUN)
 
 

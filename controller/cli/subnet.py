@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 from cairn.controller.cli.client import Session
 from cairn.controller.cli.commands import NounGroup, name_option
-from cairn.controller.cli.noun import Noun, add_delete, add_label, add_list, add_show, perform
+from cairn.controller.cli.noun import Noun, add_delete, add_label, add_list, add_rename, add_show, perform
 from cairn.controller.cli.output import Column
 from cairn.controller.cli.values import PAIR
 
@@ -36,6 +36,7 @@ group = NounGroup("subnet", "Parts of a VPC that VMs plug into.")
 add_list(group, NOUN)
 add_show(group, NOUN)
 add_label(group, NOUN)
+add_rename(group, NOUN)
 add_delete(group, NOUN)
 
 

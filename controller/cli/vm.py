@@ -9,7 +9,17 @@ import click
 from cairn.controller.cli.client import Session
 from cairn.controller.cli.commands import NounGroup, name_argument
 from cairn.controller.cli.failures import Exit, Failure
-from cairn.controller.cli.noun import add_delete, add_label, add_list, add_show, add_simple, add_undelete, perform, settle
+from cairn.controller.cli.noun import (
+    add_delete,
+    add_label,
+    add_list,
+    add_rename,
+    add_show,
+    add_simple,
+    add_undelete,
+    perform,
+    settle,
+)
 from cairn.controller.cli.plan import decision_lines
 from cairn.controller.cli.values import PAIR, SIZE
 from cairn.controller.cli.vm_create import add_create
@@ -19,6 +29,7 @@ group = NounGroup("vm", "Virtual machines.")
 add_list(group, NOUN)
 add_show(group, NOUN)
 add_label(group, NOUN)
+add_rename(group, NOUN)
 add_simple(group, NOUN, "start", "Start a stopped VM.", RUNNING)
 add_delete(group, NOUN)
 add_undelete(group, NOUN, SETTLED)

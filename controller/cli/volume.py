@@ -8,7 +8,7 @@ import click
 from cairn.controller.cli.client import Session
 from cairn.controller.cli.commands import NounGroup, name_argument, name_option
 from cairn.controller.cli.failures import Failure
-from cairn.controller.cli.noun import Noun, add_delete, add_label, add_list, add_show, add_undelete, perform
+from cairn.controller.cli.noun import Noun, add_delete, add_label, add_list, add_rename, add_show, add_undelete, perform
 from cairn.controller.cli.output import Column
 from cairn.controller.cli.values import PAIR, SIZE, size_text, state_text
 from cairn.controller.cli.waiting import Goal
@@ -48,6 +48,7 @@ group = NounGroup("volume", "Block devices that outlive the VM they are attached
 add_list(group, NOUN)
 add_show(group, NOUN)
 add_label(group, NOUN)
+add_rename(group, NOUN)
 add_delete(group, NOUN)
 add_undelete(group, NOUN, Goal("back", SETTLED))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 from cairn.controller.cli.client import Session
 from cairn.controller.cli.commands import NounGroup
-from cairn.controller.cli.noun import Noun, add_delete, add_label, add_list, add_show, perform
+from cairn.controller.cli.noun import Noun, add_delete, add_label, add_list, add_rename, add_show, perform
 from cairn.controller.cli.output import Column
 from cairn.controller.cli.values import PAIR
 
@@ -28,6 +28,7 @@ group = NounGroup("vpc", "Address spaces of their own; the subnets of a VPC rout
 add_list(group, NOUN)
 add_show(group, NOUN)
 add_label(group, NOUN)
+add_rename(group, NOUN)
 add_delete(group, NOUN)
 
 

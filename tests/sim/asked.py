@@ -44,6 +44,8 @@ class AskedVm:
     deleted: bool = False
     # Id, name and bytes of its own disk, when that is to stay although the VM goes.
     kept_root: tuple[str, str, int] | None = None
+    # Somebody is giving it another name.
+    renaming: bool = False
     # Its revision when its power was last asked for: an older picture does not know of that.
     revision: int = 0
 

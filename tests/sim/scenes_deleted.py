@@ -1,4 +1,4 @@
-"""Scenes of the checker views: disks that go with a deleted VM are not told as attached to it."""
+"""Scenes of what becomes of names and of disks: a VM called otherwise than asked, disks of a deleted VM told as attached."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from tests.sim.stage import GIB, SCENES, VM, VOLUME, Stage, scene, vm, volume
+from tests.sim.stage import GIB, SCENES, VM, VOLUME, Stage, asked, scene, vm, volume
 
 __all__ = ["SCENES"]
 
@@ -33,3 +33,9 @@ def a_disk_of_a_deleted_vm_shown_deleted(stage: Stage) -> None:
     disk = _disk_of_the_deleted(stage)
     disk.status.state = disk.status.STATE_DELETED
     stage.said += stage.checker.listed(stage.cloud, "c1", "volume", [disk])
+
+
+@scene("as_asked", "i-1 is called other, not web")
+def a_vm_with_another_name(stage: Stage) -> None:
+    stage.commit(vm(name="other"))
+    stage.settle(asked(name="web", running=False))

@@ -167,6 +167,22 @@ def test_every_object_a_record_shows_in_is_in_the_table(change: tuple[kinds.Kind
         assert differ <= set(affected(full, kind, id)), "put back"
 
 
+NAMED = [key for key, record in records().items() if getattr(record, "name", "") and key[0] is not kinds.JOB]
+
+
+@pytest.mark.parametrize("change", NAMED, ids=lambda change: f"{change[0].name}-{change[1]}")
+def test_every_object_a_name_shows_in_is_in_the_table(change: tuple[kinds.Kind[Any], str]) -> None:
+    """Whoever is renamed looks different, and so does whoever shows its name."""
+    full, (kind, id) = picture(EXTRA), change
+    renamed: Any = kind.message()
+    renamed.CopyFrom(full.get(kind, id))
+    renamed.name = "another"
+    before, after = shown(full), shown(full.fork(Txn("api").put(kind, id, renamed)))
+    differ = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+    assert (kind.name, id) in differ
+    assert differ <= set(affected(full, kind, id))
+
+
 def test_a_running_vm() -> None:
     vm = vm_in(vm_reported(state=VmReport.STATE_RUNNING))
     assert (vm.status.state, vm.status.say, vm.status.node) == (VmStatus.STATE_RUNNING, "running on n1", "n1")

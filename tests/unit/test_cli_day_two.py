@@ -25,6 +25,7 @@ from tests.unit.test_cli_golden import fill
 # Field of the API -> (verb, option) that changes it.
 COMMANDS = {
     "labels": ("label", "--set"),
+    "name": ("rename", ""),
     "vm spec.cpus": ("resize", "--cpus"),
     "vm spec.memory_bytes": ("resize", "--memory"),
     "vm spec.power_state": ("start", ""),
@@ -56,7 +57,7 @@ def test_every_field_that_can_change_has_a_command() -> None:
         for path in rules.mutable:
             if f"{noun} {path}" in NOT_YET:
                 continue
-            verb, option = COMMANDS["labels"] if path == "labels" else COMMANDS[f"{noun} {path}"]
+            verb, option = COMMANDS[path] if path in ("labels", "name") else COMMANDS[f"{noun} {path}"]
             command = group_of(noun).commands[verb]
             assert not option or any(option in parameter.opts for parameter in command.params), f"cairn {noun} {verb} {option}"
 
@@ -74,6 +75,18 @@ def test_labels_are_set_and_removed(cloud: Cloud) -> None:  # noqa: F811
     (request,) = cloud.requests("UpdateVm")
     assert (list(request.update_mask.paths), request.vm.labels["env"]) == (["labels"], "test")
     assert run(cloud, "vm", "label", "web").code == 2
+
+
+@pytest.mark.parametrize("noun", RULES)
+def test_a_name_is_changed(cloud: Cloud, noun: str) -> None:  # noqa: F811
+    fill(cloud)
+    old = next(iter(cloud.objects[noun].values())).name
+    ran = run(cloud, noun, "rename", old, "other")
+    assert ran.code == 0, ran.err
+    (request,) = cloud.requests(f"Update{noun.capitalize()}")
+    assert list(request.update_mask.paths) == ["name"]
+    given = getattr(request, noun)
+    assert (given.id, given.name) == (next(iter(cloud.objects[noun].values())).id, "other")
 
 
 def test_a_policy_is_changed(cloud: Cloud) -> None:  # noqa: F811

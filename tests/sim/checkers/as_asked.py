@@ -33,6 +33,8 @@ class AsAsked(Checker):
         record = cloud.get("vm", vm.id)
         if record is None:
             return
+        if record.name != vm.name:
+            yield f"{vm.id} is called {record.name}, not {vm.name}"
         if not vm.running or vm.deleted:
             if guest is not None:
                 yield f"{vm.name} ({vm.id}) runs and shall not"
