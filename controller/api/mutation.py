@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+from collections.abc import Sequence
 from typing import Any, Final, TypeVar
 
 from cairn.controller.api import nouns, validation
@@ -33,7 +34,7 @@ from cairn.controller.store.base import Store, StoreError, View
 from cairn.proto import kinds
 from cairn.proto.errors import Denied, Invalid, NotFound, Refused, TryAgain
 from cairn.proto.seams import Clock, Ids, timestamp
-from cairn.proto.v1.cluster_pb2 import RequestRecord
+from cairn.proto.v1.cluster_pb2 import PlanRecord, RequestRecord
 from cairn.proto.v1.event_pb2 import Event
 from google.protobuf.message import Message
 
@@ -41,7 +42,7 @@ M = TypeVar("M", bound=Message)
 # Of the hash of who calls, in the key of a request record.
 CALLER_DIGITS: Final = 16
 # Not part of what is asked for.
-_ENVELOPE: Final = ("request_id", "validate_only", "plan_id")
+_ENVELOPE: Final = ("request_id", "validate_only", "plan_id", "count")
 
 
 def fingerprint(request: Message) -> bytes:
@@ -165,6 +166,36 @@ class Mutations:
             add(decided.txn, event, lease=self._events.current)
         return record
 
+    async def plan_several(self, caller: Caller, parts: Sequence[tuple[Any, Decide[M]]]) -> M:
+        """Answer validate_only for several: the first object as it would be, with the plan. parts: (request, decide).
+
+        Deciding does not let others run, so that all are of one picture. Raises Refused.
+        """
+
+        def checked(request: Any, decide: Decide[M]) -> Decide[M]:
+            def decided(view: View, caller: Caller) -> Decided[M]:
+                made = decide(view, caller)
+                _admit(view, caller, request, made)
+                return made
+
+            return decided
+
+        method = type(parts[0][0]).__name__.removesuffix("Request")
+        deciding = [(fingerprint(request), checked(request, decide)) for request, decide in parts]
+        try:
+            answer, records = self._planner.several(self._cache.view, caller, method, deciding)
+        except Refused:
+            answer, records = self._planner.several(await self.freshen(), caller, method, deciding)
+        await self._keep(records)
+        first: M = answer
+        return first
+
+    async def _keep(self, records: Sequence[PlanRecord]) -> None:
+        try:
+            await self._planner.keep(*records)
+        except StoreError as error:
+            raise refusal(error) from error
+
     async def _plan(self, request: Any, caller: Caller, digest: bytes, decide: Decide[M]) -> M:
         """Answer validate_only: the object as it would be, with the plan."""
         view = self._cache.view
@@ -177,10 +208,7 @@ class Mutations:
         method = type(request).__name__.removesuffix("Request")
         answer: M
         answer, plan = self._planner.plan(view, caller, method, digest, decided)
-        try:
-            await self._planner.keep(plan)
-        except StoreError as error:
-            raise refusal(error) from error
+        await self._keep([plan])
         return answer
 
 

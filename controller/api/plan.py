@@ -6,24 +6,28 @@
     store PlanRecord{merged transaction}       leased, 10 minutes
 
 Applying a plan commits exactly the stored transaction with the checks it was decided on, so it either does what was shown
-or is refused with ABORTED. Reconcilers are pure functions of a view, so planning cannot touch anything.
+or is refused with ABORTED. A plan for several is one such record each, decided on what those before it leave: what these
+write is checked by its value, since its revision is not known yet. Reconcilers are pure functions of a view, so planning
+cannot touch anything.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, TypeAlias
 
 from cairn.controller.api import nouns
-from cairn.controller.api.decision import Decided, Views
+from cairn.controller.api.decision import Decide, Decided, Views
 from cairn.controller.model.permits import Caller
 from cairn.controller.model.where import explained, where
 from cairn.controller.reconcilers.base import Reconciler
 from cairn.controller.reconcilers.placement import Placements
 from cairn.controller.reconcilers.ports import Ports
 from cairn.controller.retention import PLAN_KEEP_S, Retention
-from cairn.controller.store.base import Put, Store, Txn, View
+from cairn.controller.store.base import Gathering, Put, Store, Txn, View
+from cairn.controller.store.view import Fork
 from cairn.controller.words import several, size
 from cairn.proto import kinds
 from cairn.proto.addresses import addresses_of
@@ -97,11 +101,14 @@ class Planner:
         self._reconcilers: tuple[Reconciler, ...] = (Ports(), Placements())
         self._retention = Retention(store, PLAN_KEEP_S)
 
-    def plan(self, view: View, caller: Caller, method: str, digest: bytes, decided: Decided[Any]) -> tuple[Any, PlanRecord]:
-        """Return the object as it would be, with its plan, and the plan to keep."""
+    def plan(
+        self, view: View, caller: Caller, method: str, digest: bytes, decided: Decided[Any], *, id: str = ""
+    ) -> tuple[Any, PlanRecord]:
+        """Return the object as it would be, with its plan, and the plan to keep. id: its own, when it is one of several."""
         now = self._clock.now()
         txn, after = consequences(view, decided.txn, now, self._reconcilers)
-        plan = Plan(plan_id=self._ids.new(kinds.PLAN.id_prefix), expire_time=timestamp(now + timedelta(seconds=PLAN_KEEP_S)))
+        id = id or self._ids.new(kinds.PLAN.id_prefix)
+        plan = Plan(plan_id=id, expire_time=timestamp(now + timedelta(seconds=PLAN_KEEP_S)))
         self._describe(plan, view, after, txn, decided)
         record = PlanRecord(
             plan_id=plan.plan_id,
@@ -120,11 +127,50 @@ class Planner:
         answer.plan.CopyFrom(plan)
         return answer, record
 
-    async def keep(self, record: PlanRecord) -> None:
-        """Store a plan until it expires. Raises StoreError."""
-        lease = await self._retention.lease()
-        revision = await self._store.commit(Txn("api").create(kinds.PLAN, record.plan_id, record, lease=lease))
-        await self._views.wait_for(revision)
+    def several(
+        self, view: View, caller: Caller, method: str, parts: Sequence[tuple[bytes, Decide[Any]]]
+    ) -> tuple[Any, list[PlanRecord]]:
+        """Plan one after the other, each (digest, decide) on what those before it leave, up to the first that fits nowhere.
+
+        Return the first object, whose plan lists the parts, and the plans to keep: none when not even the first fits. Raises
+        what deciding raises.
+        """
+        after, batch = view, self._ids.new(kinds.PLAN.id_prefix)
+        left: dict[str, bytes] = {}
+        first: Any = None
+        records: list[PlanRecord] = []
+        for number, (digest, decide) in enumerate(parts, 1):
+            id = f"{batch}-{number}"
+            answer, record = self.plan(after, caller, method, digest, decide(after, caller), id=id)
+            first = answer if first is None else first
+            if not answer.status.node:
+                first.plan.say = _fitting(len(records), len(parts), answer)
+                break
+            txn = _chain(record, left)
+            if isinstance(after, Fork):
+                after.extend(txn)
+            else:
+                after = after.fork(txn)
+            left |= {key: hashlib.sha256(put.value).digest() for key, put in txn.puts.items()}
+            records.append(record)
+            first.plan.parts.add(plan_id=id, id=answer.id, name=answer.name, node=answer.status.node)
+        else:
+            first.plan.say = _fitting(len(records), len(parts), first)
+        first.plan.plan_id = batch if records else ""
+        return first, records
+
+    async def keep(self, *records: PlanRecord) -> None:
+        """Store plans until they expire. Raises StoreError."""
+        gathering = Gathering(Txn("api"))
+        for record in records:
+            lease = await self._retention.lease()
+            part = Txn("api").create(kinds.PLAN, record.plan_id, record, lease=lease)
+            if not gathering.add(part):
+                await self._store.commit(gathering.txn)
+                gathering = Gathering(Txn("api"))
+                gathering.add(part)
+        if gathering.txn:
+            await self._views.wait_for(await self._store.commit(gathering.txn))
 
     def recall(self, view: View, caller: Caller, plan_id: str, digest: bytes, touched: Touched) -> Decided[Any]:
         """Return a stored plan as a decision. Raises Moved: this caller has none; Invalid: for another request."""
@@ -139,7 +185,9 @@ class Planner:
         for key, (before, after) in touched.items():
             if txn.checks.get(key) == before:
                 txn.checks[key] = after
-        if not all(view.revision_of(*kinds.split(key)) == revision for key, revision in txn.checks.items()):
+        as_left = all(_digest(view, key) == digest for key, digest in record.message.left.items())
+        txn.checks.update({key: view.revision_of(*kinds.split(key)) for key in record.message.left})
+        if not as_left or not all(view.revision_of(*kinds.split(key)) == revision for key, revision in txn.checks.items()):
             raise Moved(f"plan {plan_id} no longer applies: something it was decided on has changed; plan again")
         txn.check(kinds.PLAN, plan_id, record.mod_revision).delete(kinds.PLAN, plan_id)
         kind, _, id = record.message.object.partition("/")
@@ -167,6 +215,28 @@ class Planner:
                 details_ = [f"on {decision.node_name or node}"]
                 plan.changes.add(action="place", kind="vm", id=decided.id, name=decided.name, details=details_)
         plan.say = plan.decision.say or _summary(plan)
+
+
+def _chain(record: PlanRecord, left: Mapping[str, bytes]) -> Txn:
+    """Return a plan's transaction; what it checks that the plans before it write is asked for by value, not by revision."""
+    message = StoredTxn.FromString(record.transaction)
+    for key in left.keys() & message.checks.keys():
+        record.left[key] = left[key]
+        del message.checks[key]
+    record.transaction = message.SerializeToString(deterministic=True)
+    return restored(message)
+
+
+def _digest(view: View, key: str) -> bytes:
+    kind, id = kinds.split(key)
+    found = view.get(kind, id)
+    return hashlib.sha256(found.SerializeToString(deterministic=True)).digest() if found is not None else b""
+
+
+def _fitting(count: int, wanted: int, last: Any) -> str:
+    if count == wanted:
+        return f"all {wanted} fit"
+    return f"{count} of {wanted} fit; {last.name}: {last.plan.say}"
 
 
 def _order(key: str) -> tuple[int, str]:

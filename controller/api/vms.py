@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, Final
 
 from cairn.controller.api import nouns, resolution, validation
 from cairn.controller.api.authorise import caller_of
 from cairn.controller.api.console import relay_console
 from cairn.controller.api.core import Core
-from cairn.controller.api.decision import Decided
+from cairn.controller.api.decision import Decide, Decided
 from cairn.controller.api.fitting import fits_somewhere
 from cairn.controller.api.masks import UpdateRules
 from cairn.controller.api.objects import addressed, mark_deleted, updated
@@ -21,11 +21,13 @@ from cairn.controller.model.restored import next_power, next_reboot
 from cairn.controller.model.where import explained
 from cairn.controller.store.base import Record, Txn, View
 from cairn.proto import kinds
-from cairn.proto.errors import AlreadyExists, BadState, NotFound
+from cairn.proto.errors import AlreadyExists, BadState, Invalid, NotFound
 from cairn.proto.seams import timestamp
 from cairn.proto.v1 import vm_pb2, vm_pb2_grpc
 from cairn.proto.v1.vm_pb2 import POWER_STATE_RUNNING, POWER_STATE_STOPPED, Vm
 
+# Decided without letting others run: some milliseconds each.
+PLANNED_MAX: Final = 50
 RULES = UpdateRules(
     mutable=(
         "name", "labels", "spec.cpus", "spec.memory_bytes", "spec.power_state", "spec.restart_policy", "spec.node_selector",
@@ -47,9 +49,24 @@ class VmService(vm_pb2_grpc.VmServiceServicer):
 
     async def CreateVm(self, request: vm_pb2.CreateVmRequest, context: Any) -> Vm:
         """Make a VM with its root volume and cards."""
+        if request.count > 1:
+            return await self._plan_several(request, caller_of(context))
         return await self._core.mutations.run(
             request, caller_of(context), lambda view, caller: create_vm(view, caller, self._core, request.vm)
         )
+
+    async def _plan_several(self, request: vm_pb2.CreateVmRequest, caller: Caller) -> Vm:
+        """Plan NAME-1 to NAME-count. Raises Invalid, and what making one would raise."""
+        if not request.validate_only:
+            raise Invalid("count", "is for plans (validate_only); make each with a call of its own and its part's plan_id")
+        if request.count > PLANNED_MAX:
+            raise Invalid("count", f"{request.count} is more than {PLANNED_MAX}, the most that are planned at once")
+
+        def deciding(part: vm_pb2.CreateVmRequest) -> Decide[Vm]:
+            return lambda view, caller: create_vm(view, caller, self._core, part.vm)
+
+        parts = [_part(request, number) for number in range(1, request.count + 1)]
+        return await self._core.mutations.plan_several(caller, [(part, deciding(part)) for part in parts])
 
     async def GetVm(self, request: vm_pb2.GetVmRequest, context: Any) -> Vm:
         """Return one."""
@@ -174,6 +191,13 @@ class VmService(vm_pb2_grpc.VmServiceServicer):
         """Relay the serial console of its node's agent."""
         async for response in relay_console(self._core, caller_of(context), requests):
             yield response
+
+
+def _part(request: vm_pb2.CreateVmRequest, number: int) -> vm_pb2.CreateVmRequest:
+    """Return what asks for one of several."""
+    part = vm_pb2.CreateVmRequest(vm=request.vm)
+    part.vm.name = f"{request.vm.name}-{number}"
+    return part
 
 
 def _copy(record: Record[Any]) -> Vm:

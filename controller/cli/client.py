@@ -111,7 +111,7 @@ class Session:
         if not request.request_id:
             request.request_id = self.ids.uuid()
         if "validate_only" in fields:
-            request.validate_only, request.plan_id = self.settings.plan, self.settings.plan_id
+            request.validate_only, request.plan_id = self.settings.plan, request.plan_id or self.settings.plan_id
         elif self.settings.plan or self.settings.plan_id:
             raise Failure("this cannot be planned: the API has no plan for it; leave --plan out", usage=True)
 

@@ -21,6 +21,29 @@ def show_plan(output: Output, answer: Any) -> None:
         raise Failure(f"as things are it would run nowhere: {plan.decision.say or plan.say}")
 
 
+def show_several(output: Output, answer: Any, wanted: int) -> None:
+    """Print the plan for several VMs. Failure unless all of them fit."""
+    plan = answer.plan
+    if output.human:
+        output.lines(several_lines(plan, wanted))
+    else:
+        output.one(plan, lambda _plan: ())
+    if len(plan.parts) < wanted:
+        raise Failure(f"as things are {len(plan.parts)} of {wanted} VMs would run")
+
+
+def several_lines(plan: Any, wanted: int) -> Iterator[str]:
+    """Yield where each would go, and how to carry it out."""
+    yield plan.say
+    width = max((len(part.name) for part in plan.parts), default=0)
+    for part in plan.parts:
+        yield f"  {part.name:<{width}}  on {part.node}"
+    if plan.plan_id:
+        count = f" and --count {len(plan.parts)}" if len(plan.parts) < wanted else ""
+        again = f"--plan-id {plan.plan_id}{count}"
+        yield f"plan {plan.plan_id}; repeat the command with {again} instead of --plan to do exactly this"
+
+
 def plan_lines(plan: Any) -> Iterator[str]:
     """Yield a plan as text: the sentence, the changes with their details, the decision, and how to carry it out."""
     if plan.say:

@@ -13,6 +13,7 @@ from cairn.controller.cli.commands import NounGroup, name_option
 from cairn.controller.cli.failures import Failure
 from cairn.controller.cli.noun import perform
 from cairn.controller.cli.output import Progress
+from cairn.controller.cli.plan import show_several
 from cairn.controller.cli.values import PAIR, SIZE
 from cairn.controller.cli.vm_noun import NOUN, RUNNING, STOPPED
 from cairn.controller.cli.waiting import wait_for
@@ -51,13 +52,18 @@ async def create(session: Session, name: str, count: int, label: Sequence[tuple[
     if count == 1:
         await perform(session, NOUN, _request(session, name, label, spec), goal)
         return
-    if session.settings.plan or session.settings.plan_id:
-        raise Failure("a plan is for one VM: leave --count out", usage=True)
-    gate = asyncio.Semaphore(CREATING_AT_ONCE)
+    if session.settings.plan:
+        show_several(session.output, await session.call("vm", _request(session, name, label, spec, count=count)), count)
+        return
+    batch = session.settings.plan_id
+    # The parts of a plan are applied in their order: each stands on what those before it left.
+    gate = asyncio.Semaphore(1 if batch else CREATING_AT_ONCE)
 
     async def one(each: str, progress: Progress) -> Any:
         async with gate:
-            vm = await session.call("vm", _request(session, each, label, spec))
+            request = _request(session, each, label, spec)
+            request.plan_id = f"{batch}-{each.rpartition('-')[2]}" if batch else ""
+            vm = await session.call("vm", request)
         if not session.settings.wait:
             return vm
         return await wait_for(session, NOUN, vm, goal, lambda say: progress.update(f"VM {each}: {say}"))
@@ -76,10 +82,10 @@ def add_create(group: NounGroup) -> None:
     group.verb("create", changes=True)(create)
 
 
-def _request(session: Session, name: str, label: Sequence[tuple[str, str]], spec: VmSpec) -> Any:
+def _request(session: Session, name: str, label: Sequence[tuple[str, str]], spec: VmSpec, *, count: int = 0) -> Any:
     from cairn.proto.v1.vm_pb2 import CreateVmRequest, Vm
 
-    return CreateVmRequest(vm=Vm(name=name, project=session.project, labels=dict(label), spec=spec))
+    return CreateVmRequest(vm=Vm(name=name, project=session.project, labels=dict(label), spec=spec), count=count)
 
 
 def spec_of(

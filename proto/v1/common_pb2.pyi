@@ -102,6 +102,7 @@ class Plan(_message.Message):
     CHANGES_FIELD_NUMBER: _builtins.int
     DECISION_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
     plan_id: _builtins.str
     """Pass it to the real call to apply exactly this plan; refused with ABORTED when something moved."""
     say: _builtins.str
@@ -114,6 +115,10 @@ class Plan(_message.Message):
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlannedPart]:
+        """Of a plan for several: one each, in their order; apply them in this order. It ends before the first that does not fit."""
+
     def __init__(
         self,
         *,
@@ -122,14 +127,46 @@ class Plan(_message.Message):
         changes: _abc.Iterable[Global___PlannedChange] | None = ...,
         decision: Global___Decision | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
+        parts: _abc.Iterable[Global___PlannedPart] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "decision", b"decision", "expire_time", b"expire_time", "plan_id", b"plan_id", "say", b"say"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "decision", b"decision", "expire_time", b"expire_time", "parts", b"parts", "plan_id", b"plan_id", "say", b"say"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Plan: _TypeAlias = Plan  # noqa: Y015
+
+@_typing.final
+class PlannedPart(_message.Message):
+    """One object of a plan for several."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLAN_ID_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    plan_id: _builtins.str
+    id: _builtins.str
+    name: _builtins.str
+    node: _builtins.str
+    """Name of the node it is placed on."""
+    def __init__(
+        self,
+        *,
+        plan_id: _builtins.str = ...,
+        id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        node: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "name", b"name", "node", b"node", "plan_id", b"plan_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlannedPart: _TypeAlias = PlannedPart  # noqa: Y015
 
 @_typing.final
 class PlannedChange(_message.Message):
