@@ -75,12 +75,17 @@ class CreateVmRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     PLAN_ID_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """UUID; the same id within 24 h returns the first answer, never a second object."""
     validate_only: _builtins.bool
     """Answer with the plan only."""
     plan_id: _builtins.str
     """Apply exactly this plan, or ABORTED."""
+    count: _builtins.int
+    """With validate_only: plan so many, called NAME-1, NAME-2 and on, each on what those before it leave. Answered with the first,
+    whose plan has all in `parts`; each part is applied by its own call.
+    """
     @_builtins.property
     def vm(self) -> Global___Vm: ...
     def __init__(
@@ -90,10 +95,11 @@ class CreateVmRequest(_message.Message):
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
         plan_id: _builtins.str = ...,
+        count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["vm", b"vm"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["plan_id", b"plan_id", "request_id", b"request_id", "validate_only", b"validate_only", "vm", b"vm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "plan_id", b"plan_id", "request_id", b"request_id", "validate_only", b"validate_only", "vm", b"vm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

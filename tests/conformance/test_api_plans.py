@@ -133,3 +133,64 @@ async def test_plans_of_deletes_and_power(world: World) -> None:
     gone = await world.api.vpcs.DeleteVpc(DeleteVpcRequest(id="spare", plan_id=planned.plan.plan_id))
     assert gone.name == "spare"
     assert await world.count(kinds.VPC) == 1
+
+
+def several(count: int, **spec: Any) -> CreateVmRequest:
+    return CreateVmRequest(vm=vm("web", **spec), validate_only=True, count=count)
+
+
+def part_of(number: int, plan_id: str, **spec: Any) -> CreateVmRequest:
+    return CreateVmRequest(vm=vm(f"web-{number}", **spec), plan_id=plan_id)
+
+
+async def test_a_plan_for_several_sees_itself_and_is_made_exactly_so(world: World) -> None:
+    planned = (await world.api.vms.CreateVm(several(5, memory_bytes=2 * GIB))).plan
+    assert planned.say == "all 5 fit"
+    assert [part.name for part in planned.parts] == [f"web-{number}" for number in range(1, 6)]
+    assert {part.node for part in planned.parts} == {"n1", "n2"}, "each sees what those before it take"
+    assert await world.count(kinds.VM) == 0
+    addresses = set()
+    for number, part in enumerate(planned.parts, 1):
+        assert part.plan_id == f"{planned.plan_id}-{number}"
+        made = await world.api.vms.CreateVm(part_of(number, part.plan_id, memory_bytes=2 * GIB))
+        assert (made.id, made.name, made.status.node) == (part.id, part.name, part.node)
+        addresses |= {nic.address for nic in made.status.nics}
+    assert len(addresses) == 5
+    assert not await world.reconcile(), "nothing is left to be decided"
+
+
+async def test_a_plan_for_several_ends_where_no_node_fits(world: World) -> None:
+    """Two nodes: as many as fit are planned, and said why not the next."""
+    planned = (await world.api.vms.CreateVm(several(20, memory_bytes=3 * GIB))).plan
+    count = len(planned.parts)
+    assert 2 <= count < 20
+    assert planned.say.startswith(f"{count} of 20 fit; web-{count + 1}: no node fits")
+    for number, part in enumerate(planned.parts, 1):
+        await world.api.vms.CreateVm(part_of(number, part.plan_id, memory_bytes=3 * GIB))
+    other = CreateVmRequest(vm=vm("db", memory_bytes=3 * GIB), validate_only=True, count=3)
+    none = (await world.api.vms.CreateVm(other)).plan
+    assert (len(none.parts), none.plan_id) == (0, "")
+    assert none.say.startswith("0 of 3 fit")
+
+
+async def test_parts_of_a_plan_stand_on_each_other(world: World) -> None:
+    """Before those it stands on, or when somebody else takes room between two: ABORTED."""
+    planned = (await world.api.vms.CreateVm(several(4))).plan
+    third, fourth = (part_of(number, planned.parts[number - 1].plan_id) for number in (3, 4))
+    assert await code_of(world.api.vms.CreateVm(third)) is grpc.StatusCode.ABORTED
+    for number in (1, 2):
+        await world.api.vms.CreateVm(part_of(number, planned.parts[number - 1].plan_id))
+    await world.api.vms.CreateVm(third)
+    for number in range(2):
+        await world.vm(f"other-{number}")
+        await world.reconcile()
+    assert await code_of(world.api.vms.CreateVm(fourth)) is grpc.StatusCode.ABORTED
+    assert await world.count(kinds.VM) == 5
+
+
+async def test_a_count_is_for_plans_and_bounded(world: World) -> None:
+    real = CreateVmRequest(vm=vm("web"), count=2)
+    assert await code_of(world.api.vms.CreateVm(real)) is grpc.StatusCode.INVALID_ARGUMENT
+    assert await code_of(world.api.vms.CreateVm(several(1000))) is grpc.StatusCode.INVALID_ARGUMENT
+    await world.vm("web-3")
+    assert await code_of(world.api.vms.CreateVm(several(3))) is grpc.StatusCode.ALREADY_EXISTS

@@ -136,8 +136,29 @@ def test_plan_asks_only_and_does_not_wait(cloud: Cloud) -> None:  # noqa: F811
     assert "plan-1" in run(cloud, *CREATE, "--plan").out
     assert run(cloud, *CREATE, "--plan", "-o", "json").json["plan_id"] == "plan-1"
     assert all(request.validate_only for request in cloud.requests("CreateVm"))
-    assert run(cloud, *CREATE, "--plan", "--count", "2").code == 2
     assert not cloud.requests("WatchVms")
+
+
+def test_several_are_planned_as_one_and_made_part_by_part(cloud: Cloud) -> None:  # noqa: F811
+    answer = Vm()
+    answer.plan.plan_id, answer.plan.say = "plan-1", "2 of 3 fit; web-3: no node fits"
+    for number in (1, 2):
+        answer.plan.parts.add(plan_id=f"plan-1-{number}", name=f"web-{number}", node=f"n{number}")
+    cloud.scripts["CreateVm"].append(lambda _request: answer)
+    ran = run(cloud, *CREATE, "--plan", "--count", "3")
+    assert ran.code == 1, "not all of them would run"
+    assert "web-2  on n2" in ran.out
+    assert "--plan-id plan-1 and --count 2" in ran.out
+    (request,) = cloud.requests("CreateVm")
+    assert (request.count, request.validate_only) == (3, True)
+
+    async def run_it(created: Any) -> None:
+        await cloud.advance("vm", created.id, "RUNNING", "running on n1")
+
+    cloud.after_create["vm"] = run_it
+    assert run(cloud, *CREATE, "--plan-id", "plan-1", "--count", "2").code == 0
+    made = [(each.vm.name, each.plan_id, each.count) for each in cloud.requests("CreateVm")[1:]]
+    assert made == [("web-1", "plan-1-1", 0), ("web-2", "plan-1-2", 0)]
 
 
 def test_several_are_made_at_once_and_failures_are_told_apart(cloud: Cloud) -> None:  # noqa: F811
