@@ -47,11 +47,14 @@ from cairn.proto.rpc import FileCredentials, GrpcTransport, StaticCredentials, a
 from cairn.proto.seams import Clock, Disk, Ids, SystemClock, SystemDisk, SystemIds, Transport
 from cairn.proto.v1.agent_pb2 import Hello
 from cairn.proto.v1.agent_pb2_grpc import add_HostServiceServicer_to_server
-from cairn.storage.base import ImageStore, VolumeDriver
+from cairn.storage.base import ImageStore, StorageError, VolumeDriver
 from cairn.storage.drivers import Drivers
+from cairn.storage.owner import Owner
 
 # The first facts should be in the hello, but a dead hypervisor must not keep the node silent.
 FACTS_TIMEOUT_S = 30.0
+# How often console logs are looked at.
+TRIM_S = 60.0
 SERVICE = "cairn.v1.HostService"
 
 
@@ -80,7 +83,8 @@ class Agent:
         version: str = "",
     ) -> None:
         self._version = version or agent_version()
-        files = files or GuestFolders(config.state_path / "seeds", config.state_path / "console")
+        state = config.state_path
+        self._files = files = files or GuestFolders(state / "seeds", state / "console", guests_owner(config))
         self.membership, self._config, self._transport = membership, config, transport
         self.drivers, self._extend = Drivers(volumes), extend
         self.ledger = Ledger(disk)
@@ -149,6 +153,7 @@ class Agent:
         await self._server.start()
         self._spawn(self.loop.run(), "loop")
         self._spawn(self._talk(), "talk")
+        self._spawn(self._trim_for_ever(), "trim")
         log.logger("agent").info("started", node=self.membership.node, endpoint=self._endpoint, held=self.ledger.held)
 
     async def wait(self) -> None:
@@ -180,6 +185,15 @@ class Agent:
         async with asyncio.TaskGroup() as group:
             group.create_task(self.facts.run(), name="facts")
             group.create_task(self.sync.run(), name="sync")
+
+    async def _trim_for_ever(self) -> None:
+        """Bound what guests' files grow to."""
+        while True:
+            await asyncio.sleep(TRIM_S)
+            try:
+                await self._files.trim()
+            except StorageError as error:
+                log.logger("agent").warning("trim_failed", error=str(error))
 
     def _hello(self) -> Hello:
         return Hello(
@@ -270,8 +284,19 @@ def _machine(config: Config) -> tuple[Sequence[VolumeDriver], ImageStore, Invent
     from cairn.hardware.inventory.linux import LinuxInventory
     from cairn.storage.local import LocalImages, LocalVolumes
 
-    config.pool_path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return [LocalVolumes(config.pool_path)], LocalImages(config.pool_path), LinuxInventory()
+    owner = guests_owner(config)
+    for folder in (config.state_path, config.pool_path):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        owner.enter(folder)
+    return [LocalVolumes(config.pool_path, owner)], LocalImages(config.pool_path, owner), LinuxInventory()
+
+
+def guests_owner(config: Config) -> Owner:
+    """Return whose guests' processes are. Raises ConfigError."""
+    try:
+        return Owner.named(config.guest_user)
+    except StorageError as error:
+        raise ConfigError(f"guest_user: {error}") from error
 
 
 def find_underlay_mtu(vtep: str) -> int:

@@ -41,6 +41,8 @@ class Config:
     pki_dir: str = "/etc/cairn/pki"
     # Where volumes and images are kept; empty: state_dir.
     pool_dir: str = ""
+    # User that guests' processes run as, as qemu.conf says; empty: the agent's own.
+    guest_user: str = ""
     hypervisor: str = "libvirt"
     hypervisor_uri: str = "qemu:///system"
     # host:port of the metrics (HTTPS, client certificate needed); empty: none.

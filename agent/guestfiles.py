@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from cairn.proto.v1.agent_pb2 import DesiredVm
+from cairn.storage.owner import PRIVATE, Owner
+from cairn.storage.pool import attempt, in_thread
 from cairn.storage.seed import remove_seed, write_seed
+
+# A console log is cut when it is larger; so much of its end is kept beside it.
+LOG_BYTES_MAX: Final = 4 << 20
+KEPT_BYTES: Final = 1 << 20
 
 
 class GuestFiles(Protocol):
@@ -32,14 +39,19 @@ class GuestFiles(Protocol):
         """Delete what was made for a guest; absent: no error."""
         ...
 
+    async def trim(self) -> None:
+        """Bound what grows by itself."""
+        ...
+
 
 class GuestFolders:
-    """Two folders of the file system, readable by their owner only."""
+    """Two folders of the file system, whose files this process and guests' read. owner: whose the latter are."""
 
-    def __init__(self, seeds: Path, consoles: Path) -> None:
-        self._seeds, self._consoles = seeds, consoles
+    def __init__(self, seeds: Path, consoles: Path, owner: Owner | None = None) -> None:
+        self._seeds, self._consoles, self._owner = seeds, consoles, owner or Owner()
         for folder in (seeds, consoles):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._owner.enter(folder)
 
     def seed(self, id: str) -> str:
         """Return the path of the ISO."""
@@ -55,13 +67,50 @@ class GuestFolders:
         return found | {path.stem for path in self._consoles.glob("i-*.log")}
 
     async def write_seed(self, vm: DesiredVm) -> None:
-        """Make the ISO."""
-        await write_seed(Path(self.seed(vm.id)), vm)
+        """Make the ISO, and the log the hypervisor appends to, which it could not make in our folder."""
+        log = Path(self.console_log(vm.id))
+        with attempt(f"making the console log of {vm.id}"):
+            await in_thread(self._make_log, log)
+        await write_seed(Path(self.seed(vm.id)), vm, self._owner)
+
+    def _make_log(self, path: Path) -> None:
+        path.touch(mode=PRIVATE)
+        self._owner.give(path)
+
+    async def trim(self) -> None:
+        """Cut what is too large: the hypervisor goes on at the new end."""
+        with attempt("trimming console logs"):
+            await in_thread(self._trim)
+
+    def _trim(self) -> None:
+        for path in self._consoles.glob("i-*.log"):
+            try:
+                trim_log(path)
+            except FileNotFoundError:
+                # Its guest was removed at this moment.
+                continue
 
     async def remove(self, id: str) -> None:
         """Delete ISO and log."""
         await remove_seed(Path(self.seed(id)))
         await remove_seed(Path(self.console_log(id)))
+        await remove_seed(Path(f"{self.console_log(id)}.old"))
+
+
+def trim_log(path: Path) -> bool:
+    """Cut a log that has grown beyond LOG_BYTES_MAX: its end goes to "<log>.old"; return whether it was cut.
+
+    What is written between copying and cutting is lost, a moment of output in some MiB. The writer must append (O_APPEND).
+    """
+    if path.stat().st_size <= LOG_BYTES_MAX:
+        return False
+    with path.open("r+b") as log:
+        log.seek(-KEPT_BYTES, os.SEEK_END)
+        old = Path(f"{path}.old")
+        old.touch(mode=PRIVATE)
+        old.write_bytes(log.read(KEPT_BYTES))
+        log.truncate(0)
+    return True
 
 
 class FakeGuestFiles:
@@ -89,3 +138,6 @@ class FakeGuestFiles:
     async def remove(self, id: str) -> None:
         """Forget it."""
         self.held.pop(id, None)
+
+    async def trim(self) -> None:
+        """Nothing grows."""

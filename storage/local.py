@@ -20,6 +20,7 @@ from cairn.proto.v1.image_pb2 import ImageFormat
 from cairn.proto.v1.node_pb2 import StoragePool
 from cairn.storage import qemu_img
 from cairn.storage.base import Attachment, BadImage, Image, NoSuchImage, PoolFull, StorageError, Volume, starts_over
+from cairn.storage.owner import Owner
 from cairn.storage.pool import (
     BACKING,
     IMAGE_FILE,
@@ -55,8 +56,8 @@ class _Locks:
 class LocalImages:
     """Images of a pool; implements ImageStore."""
 
-    def __init__(self, pool_dir: Path) -> None:
-        self._pool = Pool(pool_dir)
+    def __init__(self, pool_dir: Path, owner: Owner | None = None) -> None:
+        self._pool = Pool(pool_dir, owner)
         self._locks = _Locks()
 
     async def list(self) -> list[Image]:
@@ -89,7 +90,7 @@ class LocalImages:
                     found, virtual = check_image(head, size_bytes, format)
                     if found == ImageFormat.IMAGE_FORMAT_QCOW2:
                         await qemu_img.check(str(partial), virtual)
-                    await in_thread(publish, partial, path)
+                    await in_thread(publish, partial, path, self._pool.owner.lend)
             except (BadImage, PoolFull) as error:
                 await in_thread(remove, partial)
                 if offset and isinstance(error, BadImage):
@@ -158,8 +159,8 @@ class LocalVolumes:
 
     name = "local"
 
-    def __init__(self, pool_dir: Path) -> None:
-        self._pool = Pool(pool_dir)
+    def __init__(self, pool_dir: Path, owner: Owner | None = None) -> None:
+        self._pool = Pool(pool_dir, owner)
         self._locks = _Locks()
 
     async def facts(self) -> StoragePool:
@@ -199,7 +200,7 @@ class LocalVolumes:
                 backing = await in_thread(_backing, self._pool, volume)
                 try:
                     await qemu_img.create(str(new), _whole_sectors(volume.size_bytes), **backing)
-                    await in_thread(publish, new, path)
+                    await in_thread(publish, new, path, self._pool.owner.give)
                 except BaseException:
                     await in_thread(remove, new)
                     raise

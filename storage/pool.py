@@ -25,6 +25,7 @@ from typing import ParamSpec, TypeVar
 
 from cairn.proto.v1.node_pb2 import StoragePool
 from cairn.storage.base import PoolFull, StorageError
+from cairn.storage.owner import Owner
 from cairn.storage.qcow2 import HEAD_BYTES
 
 DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
@@ -42,7 +43,8 @@ T = TypeVar("T")
 class Pool:
     """One folder, on one file system."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, owner: Owner | None = None) -> None:
+        self.owner = owner or Owner()
         self.folder = folder
         self.images = folder / "images"
         self.volumes = folder / "volumes"
@@ -51,6 +53,18 @@ class Pool:
         for path in (self.images, self.volumes):
             if path.is_symlink():
                 raise StorageError(f"{path} is a symbolic link; a pool keeps its files in itself", retryable=False)
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Give guests' processes what is theirs, also of a pool from before they had a user of their own."""
+        for folder in (self.folder, self.images, self.volumes):
+            self.owner.enter(folder)
+        for path in self.images.iterdir():
+            if IMAGE_FILE.fullmatch(path.name):
+                self.owner.lend(path)
+        for path in self.volumes.iterdir():
+            if VOLUME_FILE.fullmatch(path.name):
+                self.owner.give(path)
 
     def image(self, digest: str) -> Path:
         """Return where an image's bytes are. Raises StorageError when the digest is not one."""
@@ -151,9 +165,9 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def publish(temporary: Path, path: Path) -> None:
-    """Give finished bytes their name: mode 0600, fsync, rename, fsync of the folder."""
-    temporary.chmod(0o600)
+def publish(temporary: Path, path: Path, own: Callable[[Path], None]) -> None:
+    """Give finished bytes their owner and mode (Owner.give, Owner.lend) and their name: fsync, rename, fsync of the folder."""
+    own(temporary)
     sync_file(temporary)
     temporary.replace(path)
     sync_folder(path.parent)

@@ -18,6 +18,7 @@ from typing import Final
 import yaml
 from cairn.proto.v1.agent_pb2 import DesiredVm
 from cairn.storage.base import StorageError
+from cairn.storage.owner import Owner
 from cairn.storage.pool import attempt, in_thread, publish, remove
 
 _COMMAND: Final = ("genisoimage", "-quiet", "-volid", "cidata", "-joliet", "-rock")
@@ -46,18 +47,23 @@ def build_seed(vm: DesiredVm) -> dict[str, bytes]:
     }
 
 
-async def write_seed(path: Path, vm: DesiredVm) -> bool:
-    """Make the ISO at path, mode 0600, atomically; return False when it held exactly this already. Raises StorageError."""
+async def write_seed(path: Path, vm: DesiredVm, owner: Owner | None = None) -> bool:
+    """Make the ISO at path, mode 0600, atomically; return False when it held exactly this already. Raises StorageError.
+
+    owner: whose guests' processes are.
+    """
+    own = (owner or Owner()).give
     files = build_seed(vm)
     mark = _mark(files)
     with attempt(f"writing the seed of {vm.id}"):
         if await in_thread(_mark_of, path) == mark:
+            await in_thread(own, path)
             return False
         folder = path.with_name(f".{path.name}.new")
         try:
             await in_thread(_lay_out, folder, files)
             await _make_iso(folder / "seed.iso", folder / "files", mark)
-            await in_thread(publish, folder / "seed.iso", path)
+            await in_thread(publish, folder / "seed.iso", path, own)
         finally:
             await in_thread(shutil.rmtree, folder, ignore_errors=True)
     return True

@@ -47,10 +47,12 @@ max_clients = 50
 max_workers = 20
 """
 
+# user: root, as a lab's pools lie in folders of whoever runs it (a home, pytest's own: mode 0700), which no other user
+# enters. The Ansible role has the distribution's unprivileged user; tests/conformance/test_guest_user.py boots a guest so.
 # security_driver and namespaces: none, as the lab's hosts are containers themselves. stdio_handler: no virtlogd.
 QEMU_CONF = """\
-user = "root"
-group = "root"
+user = "{user}"
+group = "{group}"
 dynamic_ownership = 0
 remember_owner = 0
 security_driver = "none"
@@ -74,6 +76,8 @@ class Libvirtd:
     folder: Path
     hostname: str
     address: str
+    user: str = "root"
+    group: str = "root"
 
     @property
     def socket(self) -> Path:
@@ -107,7 +111,7 @@ class Libvirtd:
             Path(source).mkdir(parents=True, exist_ok=True, mode=0o755)
         identity = uuid.uuid5(uuid.NAMESPACE_DNS, self.hostname)
         (self.folder / "etc" / "libvirtd.conf").write_text(LIBVIRTD_CONF.format(uuid=identity))
-        (self.folder / "etc" / "qemu.conf").write_text(QEMU_CONF.format(address=self.address))
+        (self.folder / "etc" / "qemu.conf").write_text(QEMU_CONF.format(address=self.address, user=self.user, group=self.group))
         kept, own = kept_capabilities(), self.folder / "cache" / "qemu" / "capabilities"
         if kept.is_dir() and not own.exists():
             shutil.copytree(kept, own)
@@ -173,9 +177,9 @@ def warm(scratch: Path) -> None:
 
 
 @contextmanager
-def running(folder: Path, name: str) -> Iterator[tuple[Libvirtd, Host]]:
+def running(folder: Path, name: str, user: str = "root", group: str = "root") -> Iterator[tuple[Libvirtd, Host]]:
     """Run one libvirtd in a host of its own, in a network namespace called `name`; everything of it ends with the block."""
-    settings = Libvirtd(folder / "libvirt", name, NO_ADDRESS)
+    settings = Libvirtd(folder / "libvirt", name, NO_ADDRESS, user, group)
     host = Host(name, settings.address, folder / "host", name)
     settings.write()
     host.services["libvirtd"] = {"argv": settings.argv()}

@@ -146,3 +146,13 @@ def test_secrets_are_never_in_a_command_line_or_a_log() -> None:
                     assert "no_log: true" in task, f"{path}: {task}"
             for argv in argvs(yaml.safe_load(path.read_text())):
                 assert "agent_token" not in str(argv), f"{path}: {argv}"
+
+
+def test_guests_run_as_a_user_who_owns_nothing_else() -> None:
+    config = agent_config.parse(tomllib.loads(render("agent", "agent.toml.j2")))
+    options = dict(re.findall(r"^(\w+) = (.+)$", render("agent", "qemu.conf.j2"), re.MULTILINE))
+    assert options["user"] == f'"{config.guest_user}"' == '"libvirt-qemu"'
+    assert options["group"] == '"kvm"'
+    assert options["dynamic_ownership"] == "0", "the agent says whose a file is"
+    tasks = (ANSIBLE / "roles" / "agent" / "tasks" / "main.yml").read_text()
+    assert '{path: /var/lib/cairn, mode: "0711"}' in tasks, "it passes through"
