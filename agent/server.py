@@ -5,8 +5,11 @@ Who calls is in its certificate. Bytes are taken only for an image this node was
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from typing import Any, Final
+from contextlib import aclosing
+from typing import Any, Final, cast
 
 from cairn.agent import console
 from cairn.agent.hypervisor.base import Hypervisor
@@ -28,6 +31,11 @@ from cairn.proto.v1.agent_pb2_grpc import HostServiceServicer
 from cairn.storage.base import BadImage, ImageStore, NoSuchImage, PoolFull, StorageError
 
 CHUNK_BYTES_MAX: Final = 2 << 20
+DIGEST: Final = re.compile("sha256:[0-9a-f]{64}")
+# No image is larger.
+OFFSET_MAX: Final = 1 << 50
+# Images one caller reads at once.
+READERS_MAX: Final = 16
 
 
 class HostServer(HostServiceServicer):
@@ -43,17 +51,32 @@ class HostServer(HostServiceServicer):
     ) -> None:
         self._identify, self._store, self._images = identify, store, images
         self._ledger, self._hypervisor = ledger, hypervisor
+        # Who reads how many images at this moment.
+        self._readers: Counter[str] = Counter()
 
     async def GetBlob(self, request: GetBlobRequest, context: Any) -> AsyncIterator[GetBlobResponse]:
         """Send an image's bytes from an offset."""
-        self._admit(context, "controller", "node")
+        caller = self._admit(context, "controller", "node")
+        if not DIGEST.fullmatch(request.digest):
+            raise Invalid("digest", "is not sha256: and 64 hex digits")
+        if not 0 <= request.offset <= OFFSET_MAX:
+            raise Invalid("offset", f"is not in 0..{OFFSET_MAX}")
+        if self._readers[caller.uri] >= READERS_MAX:
+            # Each holds a file and a chunk, however slowly it reads.
+            raise TryAgain(f"{caller.uri} reads {READERS_MAX} images here already")
+        self._readers[caller.uri] += 1
         try:
-            async for chunk in self._store.get(request.digest, request.offset):
-                yield GetBlobResponse(chunk=chunk)
+            async with aclosing(cast("Any", self._store.get(request.digest, request.offset))) as chunks:
+                async for chunk in chunks:
+                    yield GetBlobResponse(chunk=chunk)
         except NoSuchImage as error:
             raise NotFound("image", request.digest, str(error)) from error
         except StorageError as error:
             raise TryAgain(str(error)) from error
+        finally:
+            self._readers[caller.uri] -= 1
+            if not self._readers[caller.uri]:
+                del self._readers[caller.uri]
 
     async def PutBlob(self, request_iterator: AsyncIterator[PutBlobRequest], context: Any) -> PutBlobResponse:
         """Take an image's bytes."""
@@ -89,10 +112,11 @@ class HostServer(HostServiceServicer):
         logger("server").info("image_received", key=key, size_bytes=image.size_bytes)
         return PutBlobResponse(virtual_size_bytes=image.virtual_size_bytes, format=image.format)
 
-    def _admit(self, context: Any, *kinds: str) -> None:
+    def _admit(self, context: Any, *kinds: str) -> Identity:
         caller = self._identify(context)
         if caller.kind not in kinds:
             raise Denied(f"a {caller.kind} may not do this on a node")
+        return caller
 
 
 async def _bytes(requests: AsyncIterator[PutBlobRequest]) -> AsyncIterator[bytes]:

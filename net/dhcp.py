@@ -8,6 +8,7 @@ broadcast flag): nothing is flooded in a subnet. A UDP socket cannot do that, so
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 from collections.abc import Callable, Iterator
@@ -268,6 +269,9 @@ class DhcpServer:
             # The queue is full: the client asks again.
             return
         except OSError as error:
+            if error.errno == errno.ENOBUFS:
+                # The same in the kernel's words; whose queue it is must not end the answers to all others.
+                return
             raise NetError(f"answer DHCP on {self.device}: {error}") from error
 
     def close(self) -> None:

@@ -8,7 +8,8 @@ tie to the guest's TAP. A guest sees its own data only; everything else is 404.
     /nocloud/meta-data, user-data, network-config, vendor-data    for cloud-init's `ds=nocloud;s=http://169.254.169.254/nocloud/`
 
 HTTP/1.1 (RFC 9112), the part that GET and HEAD without a body need. A guest is not trusted: header size, time, requests per
-connection and connections per guest are limited. Requests that came through a proxy (X-Forwarded-For) are refused, as on
+connection, connections and requests a second per guest are limited, and a connection that is over is gone, also when the guest
+never reads what it asked for. Requests that came through a proxy (X-Forwarded-For) are refused, as on
 EC2: they are usually made on behalf of somebody else.
 """
 
@@ -33,6 +34,11 @@ _HEADER_BYTES_MAX: Final = 8192
 _REQUESTS_MAX: Final = 100
 _CONNECTIONS_MAX: Final = 16
 _TIMEOUT_S: Final = 10.0
+# Requests a second of one guest, and how many at once: cloud-init makes some dozens when it begins.
+_RATE: Final = 20.0
+_BURST: Final = 200.0
+# Guests whose budget is remembered though it is whole again.
+_BUDGETS_MAX: Final = 1024
 
 Tree = Mapping[str, "Tree | bytes"]
 
@@ -193,28 +199,62 @@ def _response(status: HTTPStatus, body: bytes, *, keep_alive: bool, head_only: b
     return headers.encode() + (b"" if head_only else body)
 
 
+class Budgets:
+    """How much each guest may still ask for: a token bucket each."""
+
+    def __init__(self, rate: float = _RATE, burst: float = _BURST) -> None:
+        self._rate, self._burst = rate, burst
+        # Source -> (tokens, as of when).
+        self._left: dict[str, tuple[float, float]] = {}
+
+    def __len__(self) -> int:
+        return len(self._left)
+
+    def take(self, source: str, now_s: float) -> bool:
+        """Take one; False: there is none left."""
+        if len(self._left) > _BUDGETS_MAX:
+            self._left = {each: held for each, held in self._left.items() if self._now(held, now_s) < self._burst}
+        tokens = self._now(self._left.get(source, (self._burst, now_s)), now_s)
+        self._left[source] = (max(0.0, tokens - 1), now_s)
+        return tokens >= 1
+
+    def _now(self, held: tuple[float, float], now_s: float) -> float:
+        tokens, since_s = held
+        return min(self._burst, tokens + (now_s - since_s) * self._rate)
+
+
 class MetadataServer:
     """Serves one VPC's guests. guest_of: source address -> Guest, or None."""
 
     def __init__(self, guest_of: Callable[[str], Guest | None]) -> None:
         self._guest_of = guest_of
         self._connections: Counter[str] = Counter()
+        self._budgets = Budgets()
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection to its end."""
-        source = str(writer.get_extra_info("peername")[0])
+        peer = writer.get_extra_info("peername")
+        if peer is None:
+            # It has gone already.
+            writer.transport.abort()
+            return
+        source = str(peer[0])
         self._connections[source] += 1
         try:
             if self._connections[source] <= _CONNECTIONS_MAX:
                 await self._converse(reader, writer, source)
-        except (ConnectionError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            writer.close()
+            async with asyncio.timeout(_TIMEOUT_S):
+                await writer.wait_closed()
+        except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             # The guest went away, dawdled or talked nonsense: it gets nothing more.
             return
         finally:
+            # Closing would wait for ever for a guest that does not read; nothing happens to one that is closed.
+            writer.transport.abort()
             self._connections[source] -= 1
             if not self._connections[source]:
                 del self._connections[source]
-            writer.close()
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, source: str) -> None:
         for _ in range(_REQUESTS_MAX):
@@ -222,6 +262,8 @@ class MetadataServer:
                 head = await reader.readuntil(b"\r\n\r\n")
                 keep_alive = False
                 try:
+                    if not self._budgets.take(source, asyncio.get_running_loop().time()):
+                        raise BadRequest(HTTPStatus.TOO_MANY_REQUESTS)
                     request = parse_request(head)
                     keep_alive = request.keep_alive
                     response = self._answer(request, source)

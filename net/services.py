@@ -201,7 +201,12 @@ class NodeGuestServices:
         network = self._facts.wanted.networks.get(vpc)
         if port is None or subnet is None or network is None:
             return None
-        return dhcp.lease_for(port, subnet, network, self._first_vpc(port))
+        try:
+            return dhcp.lease_for(port, subnet, network, self._first_vpc(port))
+        except ValueError as error:
+            # A card without an IPv4 address, say: whoever asks for it must not end the answers to all others.
+            self._log.debug("no lease", port=port.id, error=str(error))
+            return None
 
     def _first_vpc(self, port: DesiredPort) -> str:
         """Return the VPC of its guest's first card; empty when this is it, or nothing is known of the guest."""
