@@ -33,7 +33,7 @@ class Members:
 
     name = "members"
     reads: tuple[AnyKind, ...] = (kinds.CONTROLLER, kinds.CONTROLLER_MEMBER)
-    writes: tuple[AnyKind, ...] = (kinds.CONTROLLER_MEMBER, kinds.EVENT)
+    writes: tuple[AnyKind, ...] = (kinds.CONTROLLER_MEMBER,)
 
     def __init__(self) -> None:
         # Controller -> since when its session is gone.

@@ -13,6 +13,7 @@ from cairn.controller.api import nouns, resolution
 from cairn.controller.api.nouns import Noun
 from cairn.proto import kinds
 from cairn.proto.v1 import image_pb2, node_pb2, port_pb2, subnet_pb2, vm_pb2, volume_pb2, vpc_pb2
+from cairn.proto.v1.event_pb2 import ListEventsRequest
 from cairn.proto.v1.port_pb2 import Port, PortSpec
 from cairn.proto.v1.volume_pb2 import Volume, VolumeSpec
 from google.protobuf.field_mask_pb2 import FieldMask
@@ -74,7 +75,8 @@ async def test_a_name_moves_and_the_object_stays(world: World, noun: Noun[Any]) 
     assert held is not None
     assert held.id == before.id
     assert world.cache.view.get(kinds.NAME, resolution.claim_id(noun, project, old)) is None
-    said = [event.message for event in world.cache.view.all(kinds.EVENT) if event.object == before.id]
+    listed = await world.api.events.ListEvents(ListEventsRequest(filter=f'object = "{before.id}"', project="-"))
+    said = [event.message for event in listed.events]
     assert f"{noun.title} {old} is called other now" in said
     assert (await rename(world, noun, before.id, old)).name == old, "and back, by id"
 
