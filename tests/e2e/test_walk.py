@@ -25,7 +25,11 @@ def test_two_guests_on_two_nodes_ping_each_other_and_route(lab: Lab, vms: list[s
     ping_from(lab, "left", address(right))
     ping_from(lab, "right", address(left))
     ping_from(lab, "left", address(routed))
-    assert "hello from right" in lab.console("left", f"wget -qO- http://{address(right)}/", until="hello from")
+    assert "hello from right" in lab.console("left", f"wget -qO- http://{address(right)}/", until="hello from right")
+    # By name: the search domain, the resolver at the gateway, and what left's node was told of right.
+    assert "hello from right" in lab.console("left", "wget -qO- http://right/", until="hello from right")
+    said = lab.console("left", "nslookup right.demo.cairn.internal; echo en''d", until="end")
+    assert address(right) in said
     said = lab.console("left", "wget -qO- http://169.254.169.254/latest/meta-data/hostname; echo; echo en''d", until="end")
     assert "left" in said
     for name in ("left", "right", "routed"):
