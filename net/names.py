@@ -54,6 +54,13 @@ class Names:
         """Return what the guest is called that has an address, in the text it was told in; "": nobody has it."""
         return next((named.hostname for named in self._by_address.get((vpc, address), {}).values()), "")
 
+    def everything(self) -> dict[str, dict[str, frozenset[str]]]:
+        """Return VPC -> hostname -> addresses."""
+        found: dict[str, dict[str, frozenset[str]]] = {}
+        for vpc, hostname in self._by_name:
+            found.setdefault(vpc, {})[hostname] = frozenset(self.addresses(vpc, hostname))
+        return found
+
     def __len__(self) -> int:
         """How many cards have a name."""
         return len(self._held)

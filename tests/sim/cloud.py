@@ -77,6 +77,8 @@ class Host:
     peers: Mapping[str, frozenset[str]] = field(default_factory=dict)
     # VPCs whose rules somebody damaged.
     damaged: frozenset[str] = frozenset()
+    # Asks what guests are told names mean there now: VPC id -> name -> addresses. None: nobody can tell.
+    names: Callable[[], Mapping[str, Mapping[str, frozenset[str]]]] | None = None
     # VM id -> keys and user data in its seed image.
     seeds: Mapping[str, tuple[tuple[str, ...], bytes]] = field(default_factory=dict)
     # VM ids with a seed image or console log.

@@ -18,7 +18,7 @@ from cairn.agent.hypervisor.events import Notices
 from cairn.agent.hypervisor.fake import FakeHost
 from cairn.agent.ledger import NAME as LEDGER
 from cairn.net import fake as net_fake
-from cairn.net.fake import FakeNetHost
+from cairn.net.fake import FakeGuestServices, FakeNetHost
 from cairn.proto.v1.agent_pb2 import DesiredVm
 from cairn.proto.v1.node_pb2 import NodeFacts
 from cairn.storage.fake import FakePool
@@ -170,6 +170,8 @@ class Machine:
         # Guest -> its process and the configuration it was started with: a new one counts from the next start.
         self._started: dict[str, tuple[Any, Any]] = {}
         self.effects = 0
+        # Of the agent that runs, or ran last.
+        self.services = FakeGuestServices()
         self.host = FakeHost(taps=self.net.taps, boot_s=2.0, shutdown_s=3.0, notices=notices, on_grow=self.pool.grow)
         self.disk.durable_changed = lambda: self.accepted(self)
         self._reader = LedgerReader()
@@ -229,6 +231,7 @@ class Machine:
             forwards={vpc: {port: each.vtep for port, each in net.forwards.items()} for vpc, net in networks.items()},
             subnets={vpc: frozenset(subnet.id for subnet in net.network.subnets) for vpc, net in networks.items()},
             peers={vpc: frozenset(peer.vtep for peer in net.network.peers) for vpc, net in networks.items()},
+            names=lambda: self.services.names.everything(),
             damaged=frozenset(vpc for vpc, net in networks.items() if not net.complete),
             seeds={id: _told(content) for id, content in self.files.items()},
             files=frozenset(self.files),

@@ -44,6 +44,9 @@ from tests.sim.stage import (
 __all__ = ["SCENES"]
 
 
+NAMES = {"vm1": frozenset({"10.0.0.2"}), "vm2": frozenset({"10.0.0.3"})}
+
+
 def _two_nodes(stage: Stage) -> None:
     """A VM on each of two nodes, in one subnet; all records of it."""
     stage.commit(image(), content(), vpc(), subnet())
@@ -82,6 +85,7 @@ def _host(number: int, at: str, **other: Any) -> dict[str, Any]:
         "forwards": {VPC: {f"nic-{there['n']}": there["vtep"]}},
         "subnets": {VPC: frozenset({SUBNET})},
         "peers": {VPC: frozenset({there["vtep"]})},
+        "names": lambda: {VPC: dict(NAMES)},
         **other,
     }
 
@@ -119,6 +123,10 @@ _disagrees("a_port_unbound", r"ports of rtr-1 on n1: missing \['nic-1'\]", ports
 _disagrees("a_way_missing", "n1 knows the ways {} in rtr-1", forwards={VPC: {}})
 _disagrees("a_way_to_nowhere", "n1 knows the ways", forwards={VPC: {"nic-2": "elsewhere"}})
 _disagrees("a_peer_missing", "peers in rtr-1 on n1", peers={VPC: frozenset()})
+_disagrees("a_name_missing", "n1 tells guests the names", names=lambda: {VPC: {"vm1": NAMES["vm1"]}})
+_disagrees("a_name_of_one_gone", "n1 tells guests the names", names=lambda: {VPC: {**NAMES, "old": frozenset({"10.0.0.9"})}})
+_disagrees("a_name_elsewhere", "n1 tells guests the names", names=lambda: {VPC: {**NAMES, "vm2": frozenset({"10.0.0.9"})}})
+_disagrees("names_of_a_network_gone", "in rtr-9, n1 tells", names=lambda: {VPC: NAMES, "rtr-9": NAMES})
 _disagrees("a_subnet_missing", "subnets of rtr-1 on n1", subnets={VPC: frozenset()})
 _disagrees("a_network_missing", "networks on n1", ports={}, forwards={}, subnets={}, peers={})
 _disagrees("rules_flushed", "rules of rtr-1 on n1 are damaged", damaged=frozenset({VPC}))

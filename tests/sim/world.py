@@ -375,6 +375,7 @@ class World:
 
     def _agent(self, name: str, label: str, clock: SimClock) -> Agent:
         machine, ids = self.machines[name], SimIds(f"{self.seed}/{label}")
+        services = machine.services = FakeGuestServices()
         config = AgentConfig(name=name, listen=f"{name}:7446", vtep=machine.vtep, underlay_mtu=1500)
         return Agent(
             config,
@@ -386,7 +387,7 @@ class World:
             [FakeVolumes(machine.pool), FakeSharedVolumes(self.tank, machine.pool)],
             FakeImages(machine.pool),
             FakeDataplane(machine.net, machine.net_knobs, latency_s=0.01),
-            FakeGuestServices(),
+            services,
             SimInventory(machine.threads, machine.memory_bytes),
             membership=Membership(machine.id, self.endpoints),
             files=FakeGuestFiles(machine.files),

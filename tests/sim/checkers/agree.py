@@ -82,6 +82,7 @@ class Agree(Checker):
             yield from _differ(host, f"peers in {vpc}", set(others.values()), host.peers[vpc])
             subnets = {id for id, subnet in cloud.all("subnet").items() if subnet.spec.vpc == vpc}
             yield from _differ(host, f"subnets of {vpc}", subnets, host.subnets[vpc])
+        yield from _names(cloud, host, {vpc: meshes[vpc] for vpc in present})
 
     def _reports(self, cloud: Cloud, host: Host) -> Iterator[str]:
         if cloud.get("node_session", host.node) is None:
@@ -176,3 +177,19 @@ def _port(cloud: Cloud, host: Host, id: str, report: Any) -> Iterator[str]:
 
 
 _REPORTED: Mapping[str, Any] = {"vm": _vm, "volume": _volume, "image": _image, "port": _port}
+
+
+def _names(cloud: Cloud, host: Host, meshes: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
+    """Guests find every guest of their VPC, and nobody who is gone. meshes: VPC -> its cards."""
+    if host.names is None:
+        return
+    wanted: dict[str, dict[str, frozenset[str]]] = {}
+    for vpc, seats in meshes.items():
+        called = wanted.setdefault(vpc, {})
+        for id in seats:
+            name = cloud.get("vm", rules.card_of(cloud.get("port", id))).name
+            called[name] = called.get(name, frozenset()) | frozenset(cloud.get("port_binding", id).addresses)
+    told = host.names()
+    for vpc in sorted(wanted.keys() | told.keys()):
+        if told.get(vpc, {}) != wanted.get(vpc, {}):
+            yield f"in {vpc}, {host.name} tells guests the names {dict(told.get(vpc, {}))}, they are {wanted.get(vpc, {})}"
