@@ -29,6 +29,7 @@ from cairn.agent.guests import Guests
 from cairn.agent.hypervisor.base import Hypervisor
 from cairn.agent.identity import Files, JoinError, Membership, Renewal
 from cairn.agent.images import Images
+from cairn.agent.journal import SLOW_S
 from cairn.agent.ledger import Ledger
 from cairn.agent.loop import NodeLoop, Units
 from cairn.agent.metrics import MetricsServer
@@ -89,6 +90,7 @@ class Agent:
         self.drivers, self._extend = Drivers(volumes), extend
         self.ledger = Ledger(disk)
         self.reports = Reports(clock)
+        self.ledger.watch(self._tell_slow_disk)
         self.world = World(hypervisor, self.drivers, images, dataplane, files)
         self.networks = Networks(dataplane, services, self.world, self.ledger, self.reports)
         self.guests = Guests(
@@ -155,6 +157,13 @@ class Agent:
         self._spawn(self._talk(), "talk")
         self._spawn(self._trim_for_ever(), "trim")
         log.logger("agent").info("started", node=self.membership.node, endpoint=self._endpoint, held=self.ledger.held)
+
+    def _tell_slow_disk(self) -> None:
+        say = (
+            f"its disk has been writing the ledger for {SLOW_S:.0f} s: what it is told meanwhile is acted on after"
+            " that; guests that run are not affected, unless their disks are there too"
+        )
+        self.reports.event("", "DiskSlow", say, warning=True)
 
     async def wait(self) -> None:
         """Return when it was stopped; raise what broke it."""

@@ -16,6 +16,7 @@ import struct
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
@@ -27,6 +28,8 @@ COMPACT_BYTES_MIN: Final = 1 << 20
 COMPACT_FACTOR: Final = 4
 # No frame is larger: a length beyond it is garbage.
 FRAME_BYTES_MAX: Final = 8 << 20
+# A write that takes longer is told of.
+SLOW_S: Final = 3.0
 _HEAD: Final = struct.Struct(">II")
 T = TypeVar("T")
 
@@ -59,6 +62,15 @@ class Journal:
         self._writer: asyncio.Task[None] | None = None
         self._size_bytes = 0
         self._sound = True
+        # Loop time at which the write began that runs now; None: none does.
+        self._since_s: float | None = None
+        # Called once for each write that takes long, while it does.
+        self.slow: Callable[[], None] = _ignore
+
+    def waits_s(self, now_s: float) -> float:
+        """Return for how long the disk has been busy with the write that runs at that loop time; 0: none does."""
+        since_s = self._since_s
+        return now_s - since_s if since_s is not None else 0.0
 
     async def load(self, replay: Callable[[bytes], None], cut: bytes) -> bool:
         """Replay every whole frame, and make them durable: who wrote them may have been killed before they were.
@@ -156,13 +168,26 @@ class Journal:
         before = [] if anew or self._sound else self._whole()
         content = b"".join(map(_frame, before + payloads))
         if anew or not self._sound:
-            await self._disk.replace(self._name, content)
+            with self._watched():
+                await self._disk.replace(self._name, content)
             self._size_bytes, self._sound = len(content), True
             return
         self._sound = False
-        await self._disk.append(self._name, content)
+        with self._watched():
+            await self._disk.append(self._name, content)
         self._sound = True
         self._size_bytes += len(content)
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Tell when a write takes long."""
+        loop = asyncio.get_running_loop()
+        self._since_s, timer = loop.time(), loop.call_later(SLOW_S, self.slow)
+        try:
+            yield
+        finally:
+            timer.cancel()
+            self._since_s = None
 
     async def _compact_if_large(self) -> None:
         if self._size_bytes < COMPACT_BYTES_MIN or self._size_bytes <= COMPACT_FACTOR * self._live_bytes():
@@ -171,6 +196,10 @@ class Journal:
             await self._put(self._whole(), anew=True)
         except OSError as error:
             logger("ledger").warning("compaction_failed", error=str(error), size_bytes=self._size_bytes)
+
+
+def _ignore() -> None:
+    return None
 
 
 def _end(entry: Entry[Any], future: asyncio.Future[Any]) -> None:

@@ -124,6 +124,14 @@ class Ledger:
         durable = await self._journal.load(self._replay, _CUT)
         self.synced = self.synced and durable
 
+    def watch(self, slow: Callable[[], None]) -> None:
+        """Have it told, once for each write, that the disk takes longer than SLOW_S for it."""
+        self._journal.slow = slow
+
+    def waits_s(self, now_s: float) -> float:
+        """Return for how long the disk has been busy with the write that runs at that loop time; 0: none does."""
+        return self._journal.waits_s(now_s)
+
     async def close(self) -> None:
         """Write nothing more."""
         await self._journal.close()

@@ -33,6 +33,10 @@ class AgentCollector(Collector):
             "sync_connected": ("1 while a controller's snapshot was accepted on the open stream.", agent.sync.synced.is_set()),
             "sync_silence_seconds": ("For how long no controller has been heard.", agent.now_s() - agent.sync.heard_s),
             "held_revision": ("Store revision of the newest accepted change.", agent.ledger.held[1]),
+            "ledger_wait_seconds": (
+                "For how long the disk has been busy with the write of the ledger that runs now; 0: none does.",
+                agent.ledger.waits_s(agent.now_s()),
+            ),
             "desired_objects": ("Objects this node must hold.", len(agent.ledger.desired)),
             "queue_depth": ("Keys due or handled now.", agent.loop.work.depth + agent.loop.pulls.depth),
             "resident_memory_bytes": ("Memory of this process.", _resident_bytes()),

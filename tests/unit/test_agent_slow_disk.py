@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from cairn.agent import sync
+from cairn.agent import journal, sync
 from cairn.proto.pki import Authority
 from cairn.proto.seams import SystemDisk
 from cairn.proto.v1.agent_pb2 import VmReport
@@ -51,6 +51,7 @@ async def test_heartbeats_go_on_while_the_ledgers_disk_takes_its_time(
             raise OSError(5, "no heartbeats came")
 
     monkeypatch.setattr(sync, "HEARTBEAT_S", 0.05)
+    monkeypatch.setattr(journal, "SLOW_S", 0.2)
     machine = Machine(disk=SystemDisk(tmp_path / "ledger"))
     machine.hold_image()
     controller = Controller({})
@@ -66,7 +67,11 @@ async def test_heartbeats_go_on_while_the_ledgers_disk_takes_its_time(
         beats = controller.beats
         await until("heartbeats", lambda: controller.beats >= beats + 3, 15)
         assert not machine.pool.volumes, "nothing is acted on"
+        assert agent.ledger.waits_s(agent.now_s()) > 0.0
+        await until("it to be told", lambda: controller.events, 15)
+        assert [event.reason for event in controller.events] == ["DiskSlow"], "once"
         assert not agent.ledger.desired
         may_end.set()
         await until("running", lambda: controller.state() == VmReport.STATE_RUNNING, 20)
+        assert agent.ledger.waits_s(agent.now_s()) == 0.0
         assert len(controller.hellos) == 1

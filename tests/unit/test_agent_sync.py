@@ -23,6 +23,7 @@ from cairn.proto.pki import Authority, Identity
 from cairn.proto.rpc import GrpcTransport, StaticCredentials, peer_identity
 from cairn.proto.seams import SystemClock, SystemIds
 from cairn.proto.v1.agent_pb2 import (
+    AgentEvent,
     BlobSource,
     Bookmark,
     ConsoleRequest,
@@ -69,6 +70,7 @@ class Controller(AgentServiceServicer):
     told: list[str] = field(default_factory=list)
     callers: set[str] = field(default_factory=set)
     beats: int = 0
+    events: list[AgentEvent] = field(default_factory=list)
     outbox: asyncio.Queue[SyncResponse | None] = field(default_factory=asyncio.Queue)
 
     async def Sync(self, request_iterator: Any, context: Any) -> AsyncIterator[SyncResponse]:
@@ -95,6 +97,8 @@ class Controller(AgentServiceServicer):
                 case "report":
                     self.reports[request.report.key] = request.report
                     self.told.append(request.report.key)
+                case "event":
+                    self.events.append(request.event)
                 case "heartbeat" if not self.deaf:
                     self.beats += 1
                     await self.outbox.put(SyncResponse(bookmark=Bookmark(version=self.version)))
