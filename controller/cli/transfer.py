@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 import urllib.error
@@ -86,22 +87,33 @@ async def upload(session: Session, image: Any, path: Path, show: Show) -> Any:
 
     whole = image.spec.size_bytes
     sent = 0
+    unread: list[OSError] = []
 
     async def parts() -> AsyncIterator[UploadImageRequest]:
         nonlocal sent
         sent = 0
         yield UploadImageRequest(image=image.id)
-        with path.open("rb") as file:
-            while chunk := file.read(CHUNK_BYTES):
-                yield UploadImageRequest(chunk=chunk)
-                sent += len(chunk)
-                show(progress_text("uploading", sent, whole))
+        try:
+            with path.open("rb") as file:
+                while chunk := file.read(CHUNK_BYTES):
+                    yield UploadImageRequest(chunk=chunk)
+                    sent += len(chunk)
+                    show(progress_text("uploading", sent, whole))
+        except OSError as error:
+            unread.append(error)
+            raise
 
     patience = Patience(session)
     furthest = 0
     while True:
         try:
             return await session.stub("image").UploadImage(parts())
+        except asyncio.CancelledError as error:
+            # gRPC gives a call up on this side when what is to be sent cannot be made.
+            if not unread:
+                raise
+            say = f"cannot read {path}: {unread[0].strerror}"
+            raise Failure(say, next="the same command goes on with it once it can be read") from error
         except AioRpcError as error:
             if sent > furthest:
                 patience, furthest = Patience(session), sent

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cairn.controller.cli import transfer
 from cairn.controller.cli.disk_image import inspect
 from cairn.controller.cli.failures import Failure
 from cairn.proto.errors import TryAgain
@@ -178,6 +179,25 @@ def test_an_upload_that_breaks_is_sent_again(cloud: Cloud, tmp_path: Path) -> No
     assert ran.code == 0, ran.err
     assert len(cloud.requests("UploadImage")) == 3
     assert cloud.uploaded == path.read_bytes()
+
+
+def test_a_file_that_cannot_be_read_any_more_is_told(
+    cloud: Cloud,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    checked = transfer.checked_digest
+
+    def then_gone(path: Path, *arguments: Any) -> str:
+        digest = checked(path, *arguments)
+        path.unlink()
+        return digest
+
+    monkeypatch.setattr(transfer, "checked_digest", then_gone)
+    file = raw(tmp_path / "r")
+    ran = run(cloud, "image", "import", "demo", "--file", str(file))
+    assert ran.code == 1
+    assert f"cannot read {file}: No such file or directory" in ran.err
 
 
 def test_an_interrupted_import_goes_on(cloud: Cloud, tmp_path: Path) -> None:  # noqa: F811
