@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from cairn.agent import networks, unknown
@@ -74,6 +75,7 @@ class NodeLoop:
         self.handling_s = 0.0
         reports.listener = self._reported
         units.unknowns.forgotten = self.accepted
+        units.networks.again = partial(self.work.wake_after, networks.KEY)
 
     async def run(self) -> None:
         """Serve what the ledger holds and all that comes, until cancelled."""
@@ -203,9 +205,10 @@ class NodeLoop:
     async def _hear_dataplane(self) -> None:
         while True:
             try:
-                async for _key in self._dataplane.events():
-                    self._world.mark(Part.NETWORKS)
-                    self.work.wake(networks.KEY)
+                async for key in self._dataplane.events():
+                    if not self._units.networks.is_starting(key):
+                        self._world.mark(Part.NETWORKS)
+                        self.work.wake(networks.KEY)
             except DriverError as error:
                 logger("loop").warning("events_lost", source="dataplane", error=str(error))
             await asyncio.sleep(LISTEN_AGAIN_S)

@@ -7,7 +7,8 @@ Passes never overlap; who asks while one runs shares the next. After a pass its 
 succeeded is bound) and checked by a second look that nobody waits for: a guest's start does not pay for it.
 
 A guest that was just started waits for its card: when the last pass had nothing left to do for what is wanted now, its TAP is
-put into its bridge by itself, without another look at everything; else, or if that fails, in a pass.
+put into its bridge by itself, without another look at everything; else, or if that fails, in a pass. A moment later everything
+is looked at, once for each start.
 
 A TAP is moved only once the start that made it has returned (net/plan.py: started_taps). The starts of this process are
 known by `begin_start` and `end_start`; those of a predecessor are over.
@@ -16,7 +17,7 @@ known by `begin_start` and `end_start`; those of a predecessor are over.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import TypeVar
 
 from cairn.agent.hypervisor.base import DomainState
@@ -71,6 +72,8 @@ class Networks:
         self._wide = True
         # Something was done since the kernel was read.
         self._drifted = False
+        # Has a pass run that much later.
+        self.again: Callable[[float], None] = _ignore
         # The last pass left nothing to do for what is wanted now, but cards that are not there yet.
         self._clean = False
         self._errors: dict[str, NetError] = {}
@@ -136,6 +139,11 @@ class Networks:
         """Whether a guest's TAP is in its bridge, as of the last pass."""
         return port in self._bound
 
+    def is_starting(self, key: str) -> bool:
+        """Whether a key ("port/...") is that of a card whose guest is just being started: of its TAP there is no news."""
+        port = self._ports.get(key.partition("/")[2]) if key.startswith("port/") else None
+        return port is not None and port.tap in self._starting
+
     def begin_start(self, taps: Iterable[str]) -> None:
         """The hypervisor is about to make these TAPs: leave them alone."""
         self._starting.update(taps)
@@ -146,7 +154,8 @@ class Networks:
         self._starting.difference_update(taps)
         if made:
             self._started.update(taps)
-        self._world.mark(Part.NETWORKS)
+        else:
+            self._world.mark(Part.NETWORKS)
 
     async def bind(self, ports: Iterable[str]) -> None:
         """Bind what a start has just made; NetError when one of the ports is not bound after it."""
@@ -167,10 +176,10 @@ class Networks:
         allowed = self._clean and not self._services_stale and len(wanted) == len(ports)
         if not (allowed and all(port.tap in self._started and self._is_programmed(port) for port in wanted)):
             return False
-        self._world.mark(Part.NETWORKS)
+        self._belief, self._drifted = None, True
         results = await self._dataplane.apply([BindPort(port) for port in wanted])
-        self._world.mark(Part.NETWORKS)
         self.actions += len(wanted)
+        self.again(CHECK_AFTER_S)
         self._bound |= {port.id for port, result in zip(wanted, results, strict=True) if result.error is None}
         self._report()
         return self._bound.issuperset(ports)
@@ -327,6 +336,10 @@ class Networks:
                 state = PortReport.STATE_ACTIVE if id in self._bound else PortReport.STATE_READY
             body = PortReport(state=state, error=str(error) if error is not None else "")
             self._reports.put(Report(key=held.key, version=held.version, port=body))
+
+
+def _ignore(_after_s: float) -> None:
+    return None
 
 
 def _with_peers(network: DesiredNetwork, peers: Mapping[str, DesiredPeer]) -> DesiredNetwork:
