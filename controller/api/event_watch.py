@@ -19,9 +19,10 @@ from cairn.controller.api.selection import Selection
 from cairn.controller.api.stored import parsed, selected
 from cairn.controller.api.watch import BOOKMARK_EVERY_S, Told
 from cairn.controller.model.permits import Caller
+from cairn.controller.outage import refusal
 from cairn.controller.store.base import Batch, Compacted, Record, Store, Unavailable
 from cairn.proto import kinds
-from cairn.proto.errors import OutOfRange, TryAgain
+from cairn.proto.errors import OutOfRange
 from cairn.proto.v1.common_pb2 import ChangeType
 from cairn.proto.v1.event_pb2 import Event, WatchEventsRequest, WatchEventsResponse
 
@@ -79,8 +80,10 @@ class EventWatches:
             return {}
         try:
             items, _ = await self._store.read(_PREFIX, start=gone[0], end=gone[-1] + "\0", revision=batch.revision - 1)
-        except (Compacted, Unavailable) as error:
-            raise TryAgain(f"the store does not answer: {error}") from error
+        except Compacted as error:
+            raise OutOfRange("these changes are no longer kept: list again and watch from there") from error
+        except Unavailable as error:
+            raise refusal(error) from error
         read = ((item.key.removeprefix(_PREFIX), parsed(kinds.EVENT, item.key, item.value)) for item in items)
         return {id: event for id, event in read if event is not None}
 
@@ -105,7 +108,7 @@ class _Batches:
         except Compacted as error:
             raise OutOfRange("these changes are no longer kept: list again and watch from there") from error
         except Unavailable as error:
-            raise TryAgain(f"the store does not answer: {error}") from error
+            raise refusal(error) from error
 
     async def close(self) -> None:
         """Follow no longer."""
