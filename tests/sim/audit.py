@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, Final
 
 from cairn.proto.pki import Identity
-from cairn.proto.v1 import image_pb2, job_pb2, node_pb2, port_pb2, subnet_pb2, vm_pb2, volume_pb2, vpc_pb2
+from cairn.proto.v1 import event_pb2, image_pb2, job_pb2, node_pb2, port_pb2, subnet_pb2, vm_pb2, volume_pb2, vpc_pb2
+from cairn.proto.v1.event_pb2_grpc import EventServiceStub
 from cairn.proto.v1.image_pb2_grpc import ImageServiceStub
 from cairn.proto.v1.job_pb2_grpc import JobServiceStub
 from cairn.proto.v1.node_pb2_grpc import NodeServiceStub
@@ -31,6 +32,7 @@ _LISTS: Final[dict[str, tuple[Any, str, Any, str]]] = {
     "image": (ImageServiceStub, "ListImages", image_pb2.ListImagesRequest(), "images"),
     "job": (JobServiceStub, "ListJobs", job_pb2.ListJobsRequest(), "jobs"),
     "node": (NodeServiceStub, "ListNodes", node_pb2.ListNodesRequest(), "nodes"),
+    "event": (EventServiceStub, "ListEvents", event_pb2.ListEventsRequest(), "events"),
 }
 
 
@@ -48,7 +50,11 @@ async def listed(client: SimClient) -> dict[str, list[Any]]:
         asked = type(request)()
         asked.CopyFrom(request)
         asked.page_size, asked.project = PAGE, ALL_PROJECTS
-        answer = await client.call(service, method, asked)
-        assert not answer.next_page_token, f"more than {PAGE} of {kind}"
-        found[kind] = list(getattr(answer, field))
+        found[kind] = []
+        while True:
+            answer = await client.call(service, method, asked)
+            found[kind] += getattr(answer, field)
+            if not answer.next_page_token:
+                break
+            asked.page_token = answer.next_page_token
     return found

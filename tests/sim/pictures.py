@@ -15,6 +15,8 @@ FILTERS: Final[Mapping[tuple[str, str], Callable[[Any], bool]]] = {
     ("vm", "status.state=RUNNING"): lambda vm: vm.status.state == VmStatus.STATE_RUNNING,
     ("vm", "status.state!=RUNNING"): lambda vm: vm.status.state != VmStatus.STATE_RUNNING,
     ("vm", "delete_time:*"): lambda vm: vm.HasField("delete_time"),
+    ("event", ""): lambda _: True,
+    ("event", "warning=true"): lambda event: event.warning,
     ("volume", ""): lambda _: True,
     ("volume", 'status.vm_name=""'): lambda volume: not volume.status.vm_name,
 }

@@ -21,6 +21,7 @@ from tests.sim.stage import (
     node,
     place,
     placement,
+    said,
     scene,
     vm,
     volume,
@@ -92,5 +93,13 @@ def a_volume_erased(stage: Stage) -> None:
 
 @scene("destroyed", "removed image sha256:1, which is kept there")
 def an_image_removed(stage: Stage) -> None:
+    _made(stage)
+    stage.commit(said(f"image/{IMAGE}"))
+    stage.host(definitions=defined(), volumes={VOLUME: GIB}, by="n1")
+
+
+@scene("destroyed")
+def the_bytes_of_an_image_it_has_not_heard_of_yet(stage: Stage) -> None:
+    """They were another's, which was deleted."""
     _made(stage)
     stage.host(definitions=defined(), volumes={VOLUME: GIB}, by="n1")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from cairn.proto.v1.event_pb2 import Event
 from cairn.proto.v1.vm_pb2 import Vm, VmStatus
 
 from tests.sim.asked import Asked
@@ -48,6 +49,14 @@ def one_that_was_never_told(stage: Stage) -> None:
 @scene("pictures", "believes 'running on n1' of i-1, c1 says 'running on n2'")
 def an_old_sentence(stage: Stage) -> None:
     _compared(stage, _picture(_vm()), _vm("running on n2"))
+
+
+@scene("pictures", "who watches events with 'warning=true' misses \\['ev-2'\\] and believes in \\[\\]")
+def an_event_that_was_never_told(stage: Stage) -> None:
+    told, untold, other = (Event(id=f"ev-{number}", warning=number < 3, message="told") for number in (1, 2, 3))
+    picture = Picture("event", "warning=true", complete=True, shown={told.id: told})
+    stage.settle(Asked(pictures=[picture]))
+    stage.said += stage.checker.listed(stage.cloud, "c1", "event", [told, untold, other])
 
 
 @scene("pictures", "has not been told of the state it began with")

@@ -40,7 +40,7 @@ class Destroyed(Checker):
             if not _volume_may_go(cloud, node, id):
                 yield f"the agent of {host.name} erased volume {id}, which is to be there"
         for digest in sorted(before.images - host.images):
-            if _is_kept(cloud, node, digest):
+            if _is_kept(cloud, host, digest):
                 yield f"the agent of {host.name} removed image {digest}, which is kept there"
 
 
@@ -56,9 +56,11 @@ def _volume_may_go(cloud: Cloud, node: str, id: str) -> bool:
     return volume.spec.delete_with_vm and cloud.get("purge", volume.spec.vm) is not None
 
 
-def _is_kept(cloud: Cloud, node: str, digest: str) -> bool:
+def _is_kept(cloud: Cloud, host: Host, digest: str) -> bool:
+    """Whether a node is to keep an image, and knows: the same bytes may have been another's, whose end it hears of first."""
     for id, image in cloud.all("image").items():
-        content = cloud.get("image_content", id)
-        if image.spec.digest == digest and content is not None and node in content.nodes:
+        content, key = cloud.get("image_content", id), f"image/{id}"
+        told = key in host.ledger or cloud.get("observed", f"{host.node}/{key}") is not None
+        if image.spec.digest == digest and content is not None and host.node in content.nodes and told:
             return True
     return False

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from cairn.proto.v1.event_pb2 import Event
+
 from tests.sim.asked import Asked
 from tests.sim.checkers.base import Checker
 from tests.sim.cloud import Cloud
@@ -37,4 +39,9 @@ class Pictures(Checker):
                 yield f"{what} misses {missing} and believes in {more}, by {who}'s list"
             for id in sorted(wanted.keys() & picture.shown.keys()):
                 if wanted[id] != picture.shown[id]:
-                    yield f"{what} believes {picture.shown[id].status.say!r} of {id}, {who} says {wanted[id].status.say!r}"
+                    yield f"{what} believes {_said(picture.shown[id])!r} of {id}, {who} says {_said(wanted[id])!r}"
+
+
+def _said(object: Any) -> str:
+    """Return the sentence of an object, or of an event."""
+    return str(object.message if isinstance(object, Event) else object.status.say)

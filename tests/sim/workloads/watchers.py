@@ -10,7 +10,8 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from cairn.proto.v1 import vm_pb2, volume_pb2
+from cairn.proto.v1 import event_pb2, vm_pb2, volume_pb2
+from cairn.proto.v1.event_pb2_grpc import EventServiceStub
 from cairn.proto.v1.vm_pb2_grpc import VmServiceStub
 from cairn.proto.v1.volume_pb2_grpc import VolumeServiceStub
 
@@ -25,6 +26,7 @@ PAUSE_S, PAUSE_S_MAX = 0.2, 6.0
 ENDLESS = 10**9
 _WATCHES: dict[str, tuple[Any, str, Any]] = {
     "vm": (VmServiceStub, "WatchVms", vm_pb2.WatchVmsRequest),
+    "event": (EventServiceStub, "WatchEvents", event_pb2.WatchEventsRequest),
     "volume": (VolumeServiceStub, "WatchVolumes", volume_pb2.WatchVolumesRequest),
 }
 
