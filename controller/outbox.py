@@ -19,7 +19,7 @@ from cairn.controller.nodespec import desired, own_keys, unsure, with_peers
 from cairn.controller.presence import Presence
 from cairn.controller.shared import NOTHING, Shared, difference
 from cairn.controller.store.base import View
-from cairn.proto.capabilities import BEFORE_CAPABILITIES, CHANGES, desired_kind
+from cairn.proto.capabilities import BEFORE_CAPABILITIES, CARDS, CHANGES, desired_kind, without_cards
 from cairn.proto.v1.agent_pb2 import Bookmark, Changes, Desired, Remove, SyncResponse, Upsert, Version
 
 Opened = Callable[[str, Desired], Desired | None]
@@ -53,6 +53,7 @@ class Outbox:
         self._node = node
         known = frozenset(capabilities) or BEFORE_CAPABILITIES
         self._whole, self._peers = CHANGES in known, desired_kind("peer") in known
+        self._cards = CARDS in known
         # Beginnings of shared keys that its agent knows.
         self._known = tuple(f"{kind}/" for kind in ("forward", "peer") if desired_kind(kind) in known)
         # Key -> hash of what was sent last, of the node's own objects.
@@ -149,6 +150,9 @@ class Outbox:
 
     def messages(self, parcel: Parcel, version: Version, *, complete: bool) -> Iterator[SyncResponse]:
         """Yield what to send. complete: with it, everything up to the version has been sent."""
+        if not self._cards:
+            # Parsed and made again for each such node, as long as there are any.
+            parcel = Parcel([_without_cards(each) for each in parcel.upserts], parcel.removes, parcel.own)
         if not self._whole:
             yield from _single(parcel, version, complete=complete)
             return
@@ -164,6 +168,12 @@ class Outbox:
                     complete=complete and number == count - 1,
                 )
             )
+
+
+def _without_cards(content: bytes) -> bytes:
+    upsert = Upsert.FromString(content)
+    upsert.object.CopyFrom(without_cards(upsert.object))
+    return upsert.SerializeToString(deterministic=True)
 
 
 def _lots(upserts: list[bytes]) -> Iterator[list[bytes]]:

@@ -196,7 +196,7 @@ class FakeNetHost:
                 have = self._network(forward.vpc)
                 if forward.subnet not in {subnet.id for subnet in have.network.subnets}:
                     raise NetError(f"{action.key}: no subnet {forward.subnet}")
-                have.forwards[forward.port] = forward
+                have.forwards[forward.port] = _shown(forward)
             case RemoveForward(forward=forward):
                 if (found := self.networks.get(forward.vpc)) is not None:
                     found.forwards.pop(forward.port, None)
@@ -243,6 +243,15 @@ class FakeNetHost:
         have.moved[port.tap] = self.taps.indexes[port.tap]
         have.ports[port.id] = port
         have.bound.add(port.id)
+
+
+def _shown(forward: DesiredForward) -> DesiredForward:
+    """Return what the kernel shows of a forward: no name, and nothing of a release to come."""
+    result = DesiredForward()
+    result.CopyFrom(forward)
+    result.hostname = ""
+    result.DiscardUnknownFields()
+    return result
 
 
 class FakeDataplane:

@@ -144,6 +144,8 @@ def normal(network: DesiredNetwork) -> DesiredNetwork:
     result = DesiredNetwork()
     result.CopyFrom(network)
     result.domain = ""
+    # Those of a release to come: messages are equal when their unknown fields are, and the kernel shows none.
+    result.DiscardUnknownFields()
     peers, subnets = sorted(result.peers, key=lambda p: p.transit_address), sorted(result.subnets, key=lambda s: s.id)
     del result.peers[:], result.subnets[:]
     result.subnets.extend(subnets)

@@ -213,6 +213,7 @@ class Resolver:
             self._server = await asyncio.start_server(self._connected, sock=self._listener, limit=_DATAGRAM_BYTES_MAX)
         except OSError as error:
             self._udp.close()
+            self._listener.close()
             raise NetError(f"serve names: {error}") from error
         asyncio.get_running_loop().add_reader(self._udp.fileno(), self._readable)
 
@@ -222,7 +223,7 @@ class Resolver:
         self._udp.close()
         if self._server is not None:
             self._server.close()
-        for task in self._tasks:
+        for task in list(self._tasks):
             task.cancel()
         self._bounds.forget(self._vpc)
 
@@ -277,6 +278,10 @@ class Resolver:
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection to its end."""
         address = str(writer.get_extra_info("peername")[0])
+        if (task := asyncio.current_task()) is not None:
+            # Ended with the network: its socket would keep the namespace.
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
         try:
             with self._bounds.connected((self._vpc, address)) as may:
                 if may:

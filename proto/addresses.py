@@ -21,6 +21,10 @@ class Addressed(Protocol):
         """As of any message."""
         ...
 
+    def DiscardUnknownFields(self) -> None:
+        """As of any message."""
+        ...
+
     @property
     def addresses(self) -> MutableSequence[str]:
         """The addresses."""
@@ -42,9 +46,13 @@ def set_addresses(message: Addressed, addresses: Iterable[str]) -> None:
 
 
 def current(message: A) -> A:
-    """Return a message as this release means it: its addresses, and nothing in the field of the release before."""
+    """Return a message as this release means it: its addresses, nothing in the field of the release before, nor of one to come.
+
+    Messages are equal when their unknown fields are, and the kernel shows none of those.
+    """
     result = type(message)()
     result.CopyFrom(message)
+    result.DiscardUnknownFields()
     result.addresses[:] = addresses_of(message)
     result.address = ""
     return result

@@ -33,6 +33,10 @@ VM_ROLES: Final = "vm:roles"
 # Telling which volumes a guest has open.
 OPEN_VOLUMES: Final = "report:open-volumes"
 
+# Addresses of both families and names of cards, and the domain of networks. Who does not know them compares what it was told
+# with what is in its kernel, finds a difference in fields it cannot read, and programs the same for ever: it is sent none.
+CARDS: Final = "cards"
+
 # What agents knew that do not say what they know.
 BEFORE_CAPABILITIES: Final = frozenset(
     (*map(desired_kind, ("image", "volume", "network", "port", "forward", "vm")), volume_type(LOCAL_POOL))
@@ -47,6 +51,7 @@ OF_THIS_RELEASE: Final = frozenset(
         ABSENT_IMAGES,
         VM_ROLES,
         OPEN_VOLUMES,
+        CARDS,
     )
 )
 
@@ -69,3 +74,23 @@ def needed(object: Desired) -> frozenset[str]:
     if object.image.absent:
         more.add(ABSENT_IMAGES)
     return frozenset((desired_kind(kind), *map(volume_type, types), *more))
+
+
+def without_cards(object: Desired) -> Desired:
+    """Return an object as an agent is sent it that does not know CARDS: with the single address of each card."""
+    result = Desired()
+    result.CopyFrom(object)
+    match object.WhichOneof("object"):
+        case "network":
+            result.network.domain = ""
+        case "port":
+            del result.port.addresses[:]
+        case "forward":
+            del result.forward.addresses[:]
+            result.forward.hostname = ""
+        case "vm":
+            for nic in result.vm.nics:
+                del nic.addresses[:]
+        case _:
+            return object
+    return result

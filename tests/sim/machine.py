@@ -256,7 +256,9 @@ class Machine:
                 continue
             vm = self._started[id][1]
             cards = tuple(
-                Card(nic.port, nic.subnet, ",".join(nic.addresses), nic.mac) for nic in vm.nics if nic.tap in live.taps
+                Card(nic.port, nic.subnet, ",".join(nic.addresses) or nic.address, nic.mac)
+                for nic in vm.nics
+                if nic.tap in live.taps
             )
             found.append(Guest(id, not live.paused, vm.cpus, vm.memory_bytes, cards, tuple(live.disks)))
         return found

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cairn.controller.store.base import Put, Txn
 from cairn.proto import kinds
-from cairn.proto.v1.agent_pb2 import SyncRequest, SyncResponse
+from cairn.proto.v1.agent_pb2 import Desired, SyncRequest, SyncResponse, Upsert
 
 from tests.sim.checkers.base import Violation
 
@@ -60,6 +60,11 @@ class Releases:
             kind = response.upsert.object.WhichOneof("object") if what == "upsert" else ""
             if what == "changes" or (kind and kind not in _FIRST):
                 self._loop.fail(Violation("releases", f"{to} is of an older release, and was sent {kind or what} by {host}"))
+            if later := _later(response.upsert.object):
+                say = f"{to} is of an older release, and was sent {later} in {response.upsert.key} by {host}"
+                self._loop.fail(Violation("releases", say))
+        elif method.endswith("/Sync") and host in self.newer:
+            data = _novel(SyncResponse.FromString(data)).SerializeToString()
         return data + NOVELTY if host in self.newer else data
 
     def commits(self, name: str, txn: Txn) -> Txn:
@@ -68,6 +73,31 @@ class Releases:
             return txn
         puts = {key: Put(put.value + (b"" if NOVELTY in put.value else NOVELTY), put.lease) for key, put in txn.puts.items()}
         return replace(txn, puts={**puts, f"{kinds.ROOT}{KIND}/{name}": Put(NOVELTY)} if puts else puts)
+
+
+def _later(object: Desired) -> str:
+    """Return the name of a field that the first agents did not know: they program what differs in it for ever."""
+    cards = [object.port, object.forward, *object.vm.nics]
+    if any(card.addresses for card in cards):
+        return "addresses"
+    return "hostname" if object.forward.hostname else "domain" if object.network.domain else ""
+
+
+def _novel(response: SyncResponse) -> SyncResponse:
+    """Write fields nobody here knows into all objects of a message."""
+    if response.HasField("upsert"):
+        _written(response.upsert)
+    for at, content in enumerate(response.changes.upserts if response.HasField("changes") else ()):
+        upsert = Upsert.FromString(content)
+        _written(upsert)
+        response.changes.upserts[at] = upsert.SerializeToString(deterministic=True)
+    return response
+
+
+def _written(upsert: Upsert) -> None:
+    kind = upsert.object.WhichOneof("object")
+    if kind is not None:
+        getattr(upsert.object, kind).MergeFromString(NOVELTY)
 
 
 def noted(ledger: bytes) -> bytes:

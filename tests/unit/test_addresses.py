@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
 from cairn.agent.kept import stays
 from cairn.controller.model.damage import findings
-from cairn.controller.nodespec import node_objects
+from cairn.controller.nodespec import node_objects, own_keys
+from cairn.controller.outbox import Outbox
 from cairn.controller.presence import Presence
 from cairn.controller.reconcilers.placement import Placements
 from cairn.controller.reconcilers.ports import Ports
@@ -17,8 +19,9 @@ from cairn.net.fake import FakeDataplane, FakeNetHost
 from cairn.net.plan import plan
 from cairn.proto import kinds
 from cairn.proto.addresses import addresses_of, canonical, claim_key, current, first_ipv4, set_addresses
+from cairn.proto.capabilities import CARDS, OF_THIS_RELEASE
 from cairn.proto.ids import mac_of, tap_of
-from cairn.proto.v1.agent_pb2 import Desired, DesiredForward, DesiredNetwork, DesiredPort, Upsert
+from cairn.proto.v1.agent_pb2 import Desired, DesiredForward, DesiredNetwork, DesiredPort, SyncResponse, Upsert, Version
 from cairn.proto.v1.port_pb2 import AddressClaim, PortBinding
 
 from tests.unit.cloud_kit import Cloud
@@ -155,3 +158,48 @@ def test_a_forward_stays_until_one_of_its_addresses_is_anothers() -> None:
     other.addresses.append(SIX)
     desired["forward/rtr-1/nic-3"] = Upsert(object=Desired(forward=other))
     assert not stays("forward/rtr-1/nic-2", desired, unknown)
+
+
+def test_an_agent_that_does_not_know_them_is_sent_none_of_it() -> None:
+    """It would find them missing in its kernel, and program the same for ever."""
+    cloud, _ = world()
+    presence, node = Presence(cloud.view), "node-0000000a"
+    for knows, whole in ((OF_THIS_RELEASE, True), (OF_THIS_RELEASE - {CARDS}, False), ((), False)):
+        outbox = Outbox(node, knows)
+        outbox.touch(own_keys(cloud.view, presence, node))
+        parcel = outbox.take(cloud.view, presence)
+        told = {each.key: each.object for each in upserts(outbox.messages(parcel, Version(revision=1), complete=True))}
+        forward = told["forward/rtr-0000home/nic-00000two"].forward
+        cards = [told["port/nic-00000one"].port, told["vm/i-00000one"].vm.nics[0], forward]
+        assert [bool(card.addresses) for card in cards] == [whole] * 3
+        assert all(card.address for card in cards)
+        assert (forward.hostname, told["network/rtr-0000home"].network.domain) == (
+            ("two", "home.cairn.internal") if whole else ("", "")
+        )
+
+
+def upserts(messages: Iterable[SyncResponse]) -> Iterator[Upsert]:
+    for message in messages:
+        if message.HasField("upsert"):
+            yield message.upsert
+        yield from (Upsert.FromString(each) for each in message.changes.upserts)
+
+
+# A field 2047 of type string (protobuf's wire format: tag, length, bytes).
+LATER = b"\xfa\x7f\x05later"
+
+
+def test_fields_of_a_release_to_come_are_nothing_to_program() -> None:
+    network, forward = (
+        DesiredNetwork(vpc="rtr-00000001", mtu=1450),
+        DesiredForward(addresses=[FOUR], mac=mac_of("nic-00000002")),
+    )
+    forward.port, forward.vpc, forward.subnet = "nic-00000002", network.vpc, "vxnet-00000001"
+    network.subnets.add(id=forward.subnet, vni=1, cidr="10.1.1.0/24", gateway="10.1.1.1")
+    host = FakeNetHost()
+    for action in plan(Wanted({network.vpc: network}, {}, {forward.port: forward}), host.observe()):
+        host.perform(action)
+    told, way = DesiredNetwork.FromString(network.SerializeToString()), DesiredForward.FromString(forward.SerializeToString())
+    for message in (told, told.subnets[0], way):
+        message.MergeFromString(LATER)
+    assert plan(Wanted({network.vpc: told}, {}, {forward.port: current(way)}), host.observe()) == []

@@ -386,7 +386,7 @@ def receive(outbox: Outbox, view: View, presence: Presence, held: dict[str, Desi
 
 
 def as_before(objects: dict[str, Desired]) -> dict[str, Desired]:
-    """The same objects for an agent that has peers in its networks."""
+    """The same objects for an agent that has peers in its networks, and cards with an address and no name."""
     result = {
         key: Desired.FromString(object.SerializeToString()) for key, object in objects.items() if not object.HasField("peer")
     }
@@ -396,6 +396,13 @@ def as_before(objects: dict[str, Desired]) -> dict[str, Desired]:
             result[f"network/{peer.vpc}"].network.peers.add(
                 node=peer.node, vtep=peer.vtep, transit_address=peer.transit_address, router_mac=peer.router_mac
             )
+    for object in result.values():
+        for part, fields in (("network", ("domain",)), ("port", ("addresses",)), ("forward", ("addresses", "hostname"))):
+            if object.HasField(part):
+                for field in fields:
+                    getattr(object, part).ClearField(field)
+        for nic in object.vm.nics if object.HasField("vm") else ():
+            nic.ClearField("addresses")
     return result
 
 
