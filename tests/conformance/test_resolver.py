@@ -168,3 +168,20 @@ async def test_who_is_no_guest_of_it_hears_nothing(resolv_conf: Path) -> None:
             return False
 
         assert await here.inside(A, unheard)
+
+
+async def test_a_connection_ends_with_its_network(resolv_conf: Path) -> None:
+    """It would hold the namespace until it idles out."""
+    async with site(resolv_conf) as here:
+        await named(here)
+        held = await here.inside(A, lambda: socket.create_connection((GATEWAY, 53), timeout=5))
+        wire = dns.message.make_query("db.", "A").to_wire()
+
+        def ask_there() -> bytes:
+            held.sendall(len(wire).to_bytes(2, "big") + wire)
+            return held.recv(2000)
+
+        assert len(await here.inside(A, ask_there)) > 12
+        await here.services.update(Wanted(), {})
+        assert await here.inside(A, lambda: held.recv(1)) == b""
+        held.close()
