@@ -245,9 +245,6 @@ async def _first_end(*parts: Any) -> None:
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
-            if task.cancelled():
-                # Not by us: what the stream sends failed, or its channel was closed under it.
-                raise Disconnected("the stream was given up on this side")
             task.result()
     finally:
         for task in tasks:
