@@ -5,7 +5,8 @@ forwards hold nothing: they stay only as long as a guest that stays, or is desir
 guest's records keeps its guest running with its addresses, its DHCP and its metadata.
 
 Forwards and peers lead to guests of other nodes: whether those still exist is for the controller to say, so they go with its
-word. Only a restored store (a new epoch) may know less than there is: then those stay that nothing desired contradicts.
+word. Only a restored store (a new epoch) may know less than there is: then those stay that nothing desired contradicts, until
+it says that all nodes were heard and everything is decided.
 """
 
 from __future__ import annotations
@@ -59,12 +60,16 @@ def concerned(changed: Desired, unknown: Objects) -> list[str]:
     return networks + [key for key, held in unknown.items() if _places(held.object.forward) & _places(card)]
 
 
-def left_over(before: Objects, unknown: Objects, desired: Objects, *, restored: bool) -> dict[str, Upsert]:
-    """Return what is unknown after a snapshot. restored: it is the first of a store made from a backup."""
+def left_over(before: Objects, unknown: Objects, desired: Objects, *, restored: bool, settled: bool) -> dict[str, Upsert]:
+    """Return what is unknown after a snapshot.
+
+    restored: it is the first of a store made from a backup; settled: everything is decided that such a store does not know.
+    """
     left = {**unknown, **before}
     found = {key: each for key, each in left.items() if key not in desired}
     if not restored:
-        found = {key: each for key, each in found.items() if key in unknown or not leads_elsewhere(each.object)}
+        stay = unknown.keys() if not settled else frozenset[str]()
+        found = {key: each for key, each in found.items() if key in stay or not leads_elsewhere(each.object)}
     while gone := [key for key in found if not stays(key, desired, found)]:
         for key in gone:
             del found[key]

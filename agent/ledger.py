@@ -33,7 +33,7 @@ from cairn.agent.doubt import doubted, is_guest, taken_back
 from cairn.agent.journal import Entry, Journal
 from cairn.agent.kept import concerned, leads_elsewhere, left_over, stays
 from cairn.agent.last_word import is_absent, overrules
-from cairn.proto.keys import covers
+from cairn.proto.keys import UNSETTLED, covers
 from cairn.proto.seams import Disk
 from cairn.proto.v1.agent_pb2 import Desired, SyncResponse, Upsert, Version
 
@@ -202,7 +202,7 @@ class Ledger:
         objects |= {key: each for key, each in before.items() if key not in objects and covers(names, key)}
         doubts = self._doubts_of(objects, at)
         objects |= {key: before[key] for key in doubts}
-        unknown = left_over(before, self._unknown, objects, restored=at[0] > self.held[0])
+        unknown = left_over(before, self._unknown, objects, restored=at[0] > self.held[0], settled=UNSETTLED not in names)
         notes = {key: note for key, note in self._notes.items() if key in objects or key in unknown}
         removed = {key: each for key, each in before.items() if key not in objects and is_absent(each.object)}
         removed = _newest({**{key: each for key, each in self._removed.items() if key not in objects}, **removed})

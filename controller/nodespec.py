@@ -28,7 +28,7 @@ from cairn.controller.model.capabilities import lacking
 from cairn.controller.model.nodes import hash_of
 from cairn.controller.model.owners import hostname_of, vm_of
 from cairn.controller.model.readable import CannotTell, Readable
-from cairn.controller.model.restored import is_restored
+from cairn.controller.model.restored import is_restored, settled
 from cairn.controller.model.seats import transit_of
 from cairn.controller.model.slots import slots
 from cairn.controller.model.unreadable import all_unreadable
@@ -52,6 +52,7 @@ from cairn.proto import kinds
 from cairn.proto.addresses import addresses_of, set_addresses
 from cairn.proto.capabilities import ABSENT_IMAGES
 from cairn.proto.ids import GUEST_DOMAIN, LOCAL_POOL, mac_of, router_mac, tap_of, transit_address
+from cairn.proto.keys import UNSETTLED
 from cairn.proto.kinds import AnyKind, Kind
 from cairn.proto.v1.agent_pb2 import (
     VM_ROLE_UNSPECIFIED,
@@ -102,8 +103,11 @@ def node_objects(view: View, presence: Presence, node: str, kept: set[str] | Non
 
 
 def unsure(view: View) -> frozenset[str]:
-    """Return what any node may have to hold because of records that nobody can read: keys where they are known, else kinds."""
-    found: set[str] = set()
+    """Return what any node may have to hold because of records that nobody can read, or that a restored store lacks.
+
+    Keys where they are known, else kinds; UNSETTLED for what is to be decided after a restore.
+    """
+    found: set[str] = set() if settled(view) else {UNSETTLED}
     for kind, id, unreadable in all_unreadable(view):
         if not unreadable.kept:
             found |= {text.format(id=id) for text in _LEADS_TO.get(kind, ())}

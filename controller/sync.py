@@ -28,6 +28,7 @@ from cairn.controller.events import Leases, tell
 from cairn.controller.metrics import SyncMetrics
 from cairn.controller.model.happening import EventSpec
 from cairn.controller.model.nodes import node_name
+from cairn.controller.model.restored import SETTLING
 from cairn.controller.node_reports import MESSAGE_BYTES_MAX, Reports, Told
 from cairn.controller.node_session import Session
 from cairn.controller.nodespec import unsure
@@ -143,7 +144,8 @@ class SyncService(AgentServiceServicer):
         for node in dict.fromkeys(node for vpc in touched.vpcs for node in self._presence.nodes(vpc)):
             if node in self._streams:
                 self._streams[node].touch_shared(touched.vpcs)
-        if (now := unsure(self.cache.view)) != self._unsure:
+        doubtful = self._unsure or self.cache.view.harmed or not SETTLING.isdisjoint(kind for kind, _ in records)
+        if doubtful and (now := unsure(self.cache.view)) != self._unsure:
             self._unsure = now
             for stream in self._streams.values():
                 stream.check_unsure()

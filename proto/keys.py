@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Container
+from typing import Final
+
+# Among the names a node is to keep: what a restored store does not know of other nodes is not decided about everywhere yet.
+UNSETTLED: Final = "restored/"
 
 
 def kind_of(key: str) -> str:

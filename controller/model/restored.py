@@ -15,6 +15,8 @@ from cairn.proto.v1.agent_pb2 import VmReport
 from cairn.proto.v1.vm_pb2 import Vm
 
 CLUSTER_ID: Final = "self"
+# What a change of may settle, or unsettle, what a restore has left open.
+SETTLING: Final[frozenset[Kind[Any]]] = frozenset({kinds.CLUSTER, kinds.NODE, kinds.NODE_HEARD, kinds.UNKNOWN})
 
 
 def is_restored(view: View, kind: Kind[Any], id: str) -> bool:
@@ -31,6 +33,15 @@ def unheard(view: View) -> list[str]:
     if cluster is None or not cluster.HasField("restored"):
         return []
     return sorted(node for node in view.ids(kinds.NODE) if not _has_spoken(view, node, cluster.epoch))
+
+
+def settled(view: View) -> bool:
+    """Tell whether it is known of every guest whether it is to be: no restore, or all nodes have spoken, and all is decided."""
+    cluster = view.get(kinds.CLUSTER, CLUSTER_ID)
+    if cluster is None or not cluster.HasField("restored"):
+        return True
+    undecided = any(id.partition("/")[2].startswith("vm/") for id in view.ids(kinds.UNKNOWN))
+    return not undecided and not unheard(view)
 
 
 def heard(view: View, node: str) -> bool:

@@ -593,7 +593,8 @@ class Bookmark(_message.Message):
     @_builtins.property
     def kept(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """At a snapshot's end: keys, or kinds ("forward/"), of which the controller cannot tell now whether the node must hold them:
-        what it holds under them stays desired as it was.
+        what it holds under them stays desired as it was. "restored/": what nodes know better than a restored store is not
+        decided about everywhere yet, so ways to guests of other nodes stay as well; without it they go.
         """
 
     def __init__(

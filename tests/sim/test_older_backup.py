@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from cairn.proto.v1.cluster_pb2 import ForgetUnknownRequest
 
 from tests.sim import cast
+from tests.sim.older_backup import Operator
 from tests.sim.play import play
 from tests.sim.story import FAULT, Event, Size, Story, draw_story
 
@@ -36,3 +39,18 @@ def test_a_backup_has_no_spoiled_record() -> None:
     )
     struck = play(Story("spoiled_backup", size, events)).result["struck"]
     assert (struck["unreadable"], struck["older_backup"]) == (1, 1)
+
+
+def test_ways_to_guests_that_were_forgotten_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guests made since the backup run on, and are reached from other nodes, until somebody lets them go."""
+
+    async def forget(self: Operator, known: Any) -> None:
+        self._excuse(known.key.partition("/")[2])
+        await self._tried("ForgetUnknown", ForgetUnknownRequest(node=known.node, key=known.key))
+
+    monkeypatch.setattr(Operator, "_one", forget)
+    size = Size(controllers=1, nodes=3, users=1, rounds=1, faults=1, duration_s=40.0)
+    before = [Event(2.0 + number, "u1", "create_vm", (f"kept-u1-{number}", 1, 128)) for number in range(3)]
+    since = [Event(16.0 + number, "u1", "create_vm", (f"made-u1-{number}", 1, 128)) for number in range(3)]
+    story = Story("forgotten_guests", size, (*before, Event(14.0, FAULT, "older_backup", (0, 0)), *since))
+    assert play(story).result["struck"]["older_backup"] == 1

@@ -10,6 +10,7 @@ from cairn.agent.app import Agent
 from cairn.agent.ledger import Ledger
 from cairn.agent.verdict import Note, noted
 from cairn.proto.ids import mac_of
+from cairn.proto.keys import UNSETTLED
 from cairn.proto.v1.agent_pb2 import (
     Desired,
     DesiredForward,
@@ -293,6 +294,18 @@ async def test_forwards_stay_only_when_the_store_may_know_less(epoch: int, stays
         taken[PORT].port.address = "10.1.1.9"
         await ledger.accept_snapshot(Version(epoch=epoch, revision=10), upserts({**vm_objects(), **taken}, 10, epoch))
         assert FORWARD not in ledger.unknown, "its address is somebody else's now"
+
+
+async def test_forwards_a_restored_store_lacks_go_once_everything_is_decided() -> None:
+    machine = Machine()
+    ledger = await ledger_of(machine)
+    await ledger.accept_snapshot(Version(epoch=1, revision=5), upserts({**vm_objects(), FORWARD: forward()}, 5))
+    await ledger.accept_snapshot(Version(epoch=2, revision=9), upserts(vm_objects(), 9, 2), [UNSETTLED])
+    await ledger.accept_snapshot(Version(epoch=2, revision=10), upserts(vm_objects(), 10, 2), [UNSETTLED])
+    assert FORWARD in (await ledger_of(machine)).unknown, "connecting again decides nothing"
+    await ledger.accept_snapshot(Version(epoch=2, revision=11), upserts(vm_objects(), 11, 2))
+    assert FORWARD not in ledger.unknown
+    assert FORWARD not in (await ledger_of(machine)).unknown
 
 
 def test_a_note_of_a_newer_release_is_read_and_kept() -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from cairn.controller.model.beyond import beyond
 from cairn.controller.model.restored import is_restored, next_power, next_reboot
-from cairn.controller.nodespec import desired
+from cairn.controller.nodespec import desired, unsure
 from cairn.controller.presence import Presence
 from cairn.controller.reconcilers.placement import Placements
 from cairn.controller.reconcilers.ports import Ports
 from cairn.proto import kinds
+from cairn.proto.keys import UNSETTLED
 from cairn.proto.v1.agent_pb2 import Desired, DesiredVm, DesiredVolume, NodeHeard, Observed, Report, Unknown, VmReport
 from cairn.proto.v1.cluster_pb2 import Cluster
 from cairn.proto.v1.node_pb2 import NodeCapacity
@@ -49,6 +50,20 @@ def test_a_record_is_of_the_backup_until_somebody_writes_it() -> None:
     assert not is_told_restored(cloud, node, f"vm/{vm}")
     assert is_told_restored(cloud, node, f"volume/{volume}")
     assert not is_restored(cloud.view, kinds.VM, "i-nobody")
+
+
+def test_ways_to_guests_elsewhere_may_go_once_all_nodes_spoke_and_all_is_decided() -> None:
+    cloud, node, _ = placed()
+    assert UNSETTLED not in unsure(cloud.view), "nothing was restored"
+    restore(cloud)
+    assert UNSETTLED in unsure(cloud.view), "its node has not spoken"
+    cloud.put(kinds.NODE_HEARD, node, NodeHeard(node=node, epoch=2))
+    assert UNSETTLED not in unsure(cloud.view)
+    unknown = f"{node}/vm/i-00000009"
+    cloud.put(kinds.UNKNOWN, unknown, Unknown(key="vm/i-00000009", desired=Desired(vm=DesiredVm(id="i-00000009"))))
+    assert UNSETTLED in unsure(cloud.view), "whether that guest is to be is not decided"
+    cloud.delete(kinds.UNKNOWN, unknown)
+    assert UNSETTLED not in unsure(cloud.view)
 
 
 def test_a_start_after_a_restore_is_newer_than_any_its_node_has_answered() -> None:

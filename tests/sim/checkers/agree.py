@@ -33,7 +33,7 @@ class Agree(Checker):
                 continue
             yield from self._disks(cloud, host)
             yield from self._guests(cloud, host)
-            yield from self._networks(cloud, host)
+            yield from networks(cloud, host)
             yield from self._reports(cloud, host)
 
     def emptied(self, cloud: Cloud) -> Iterator[str]:
@@ -66,24 +66,6 @@ class Agree(Checker):
             if defined != attached:
                 yield f"{id} is defined on {host.name} with {sorted(defined)}, attached are {sorted(attached)}"
 
-    def _networks(self, cloud: Cloud, host: Host) -> Iterator[str]:
-        meshes = {vpc: rules.seats(cloud, vpc) for vpc in cloud.all("vpc")}
-        present = {vpc for vpc, seats in meshes.items() if host.node in seats.values()}
-        yield from _differ(host, "networks", present, host.ports)
-        yield from (f"the rules of {vpc} on {host.name} are damaged" for vpc in sorted(host.damaged))
-        for vpc in sorted(present & host.ports.keys()):
-            seats = meshes[vpc]
-            others = {node: _vtep(cloud, node) for node in seats.values() if node != host.node}
-            live = {card.port for guest in host.guests.values() for card in guest.cards}
-            yield from _differ(host, f"ports of {vpc}", live & seats.keys(), host.ports[vpc])
-            ways = {port: others[node] for port, node in seats.items() if node in others}
-            if host.forwards[vpc] != ways:
-                yield f"{host.name} knows the ways {dict(host.forwards[vpc])} in {vpc}, they are {ways}"
-            yield from _differ(host, f"peers in {vpc}", set(others.values()), host.peers[vpc])
-            subnets = {id for id, subnet in cloud.all("subnet").items() if subnet.spec.vpc == vpc}
-            yield from _differ(host, f"subnets of {vpc}", subnets, host.subnets[vpc])
-        yield from _names(cloud, host, {vpc: meshes[vpc] for vpc in present})
-
     def _reports(self, cloud: Cloud, host: Host) -> Iterator[str]:
         if cloud.get("node_session", host.node) is None:
             yield f"{host.name} is not connected"
@@ -99,6 +81,26 @@ class Agree(Checker):
         yield from _differ(host, "reports", wanted, said)
         for key in sorted(wanted & said.keys()):
             yield from _REPORTED[key.partition("/")[0]](cloud, host, key.partition("/")[2], said[key])
+
+
+def networks(cloud: Cloud, host: Host) -> Iterator[str]:
+    """Tell how a node's networks are not as the records say."""
+    meshes = {vpc: rules.seats(cloud, vpc) for vpc in cloud.all("vpc")}
+    present = {vpc for vpc, seats in meshes.items() if host.node in seats.values()}
+    yield from _differ(host, "networks", present, host.ports)
+    yield from (f"the rules of {vpc} on {host.name} are damaged" for vpc in sorted(host.damaged))
+    for vpc in sorted(present & host.ports.keys()):
+        seats = meshes[vpc]
+        others = {node: _vtep(cloud, node) for node in seats.values() if node != host.node}
+        live = {card.port for guest in host.guests.values() for card in guest.cards}
+        yield from _differ(host, f"ports of {vpc}", live & seats.keys(), host.ports[vpc])
+        ways = {port: others[node] for port, node in seats.items() if node in others}
+        if host.forwards[vpc] != ways:
+            yield f"{host.name} knows the ways {dict(host.forwards[vpc])} in {vpc}, they are {ways}"
+        yield from _differ(host, f"peers in {vpc}", set(others.values()), host.peers[vpc])
+        subnets = {id for id, subnet in cloud.all("subnet").items() if subnet.spec.vpc == vpc}
+        yield from _differ(host, f"subnets of {vpc}", subnets, host.subnets[vpc])
+    yield from _names(cloud, host, {vpc: meshes[vpc] for vpc in present})
 
 
 def _pool(cloud: Cloud) -> Iterator[str]:

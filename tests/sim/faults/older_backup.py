@@ -17,9 +17,11 @@ from typing import Final
 import grpc.aio
 from cairn.proto import kinds
 from cairn.proto.backup import Reader
-from cairn.proto.v1.cluster_pb2 import Cluster
+from cairn.proto.v1 import cluster_pb2
 
 from tests.sim import cast, older_backup
+from tests.sim.checkers.agree import networks
+from tests.sim.cloud import Cloud
 from tests.sim.story import FAULT, Event, Size
 from tests.sim.world import World
 
@@ -79,6 +81,7 @@ async def _restore(world: World, content: bytes, crash_steps: tuple[int, ...]) -
     operator = older_backup.Operator(world, world.referee.asked)
     await operator.decide()
     _judge(world, before, boots, volumes)
+    await world.until("nodes to have the networks that the records say", lambda: not _strays(world), PATIENCE_S)
     await operator.delete_all()
     records = [(item.key, item.value) for item in world.backend.scan("", "", 0, 0)]
     world.referee.begin_anew(cast.all_checkers(), world.backend.revision, records)
@@ -97,6 +100,14 @@ async def _put_in_place(world: World, content: bytes, crash_steps: tuple[int, ..
     await restoring
     world.loop.snuff_fuses()
     world.restart_all()
+
+
+def _strays(world: World) -> list[str]:
+    """Return how networks are not as the records say, once everything is decided: ways to guests that were forgotten, too."""
+    world.look()
+    cloud = Cloud(hosts=world.referee.cloud.hosts)
+    cloud.commit(world.backend.revision, [(item.key, item.value) for item in world.backend.scan("", "", 0, 0)])
+    return [say for host in cloud.hosts.values() for say in networks(cloud, host)]
 
 
 def _judge(world: World, before: Guests, boots: Mapping[str, int], volumes: Guests) -> None:
@@ -124,10 +135,10 @@ async def _load(world: World, number: int) -> None:
             await asyncio.sleep(0.1)
 
 
-def _cluster(world: World) -> Cluster:
+def _cluster(world: World) -> cluster_pb2.Cluster:
     item = world.backend.find(kinds.CLUSTER.key("self"))
     assert item is not None
-    return Cluster.FromString(item.value)
+    return cluster_pb2.Cluster.FromString(item.value)
 
 
 def _backed_up(content: bytes) -> set[str]:
