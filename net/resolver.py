@@ -31,9 +31,12 @@ PORT: Final = 53
 _BURST: Final = 32
 _BACKLOG: Final = 64
 _DATAGRAM_BYTES_MAX: Final = 65_535
-# Of one guest: questions a second, and as many at once after a silence.
-RATE: Final = 200.0
-RATE_BURST: Final = 400.0
+# Of one guest, and of all of a node: questions a second, and as many at once after a silence. One is about a quarter of a
+# millisecond of the agent's loop, which has other things to do.
+RATE: Final = 100.0
+RATE_BURST: Final = 300.0
+RATE_TOTAL: Final = 1000.0
+RATE_TOTAL_BURST: Final = 2000.0
 # Questions that wait for the node's resolvers: of one guest, of all.
 WAITING_MAX: Final = 32
 WAITING_TOTAL_MAX: Final = 256
@@ -81,15 +84,18 @@ class Bounds:
 
     def __init__(self) -> None:
         self._tokens: dict[tuple[str, str], tuple[float, float]] = {}
+        self._tokens_of_all = (RATE_TOTAL_BURST, 0.0)
         self._waiting: Counter[tuple[str, str]] = Counter()
         self._connected: Counter[tuple[str, str]] = Counter()
 
     def may_ask(self, guest: tuple[str, str], now_s: float) -> bool:
         """Take one question's worth of a guest's allowance; False: it has none left."""
-        tokens, then_s = self._tokens.get(guest, (RATE_BURST, now_s))
-        tokens = min(RATE_BURST, tokens + (now_s - then_s) * RATE)
-        self._tokens[guest] = (max(0.0, tokens - 1.0), now_s)
-        return tokens >= 1.0
+        own = _refilled(self._tokens.get(guest, (RATE_BURST, now_s)), now_s, RATE, RATE_BURST)
+        of_all = _refilled(self._tokens_of_all, now_s, RATE_TOTAL, RATE_TOTAL_BURST)
+        may = own >= 1.0 and of_all >= 1.0
+        # What is refused costs the others nothing.
+        self._tokens[guest], self._tokens_of_all = (own - may, now_s), (of_all - may, now_s)
+        return may
 
     @contextmanager
     def waiting(self, guest: tuple[str, str]) -> Iterator[bool]:
@@ -108,6 +114,11 @@ class Bounds:
     def forget(self, vpc: str) -> None:
         """Forget the allowances of a network that is gone."""
         self._tokens = {guest: held for guest, held in self._tokens.items() if guest[0] != vpc}
+
+
+def _refilled(held: tuple[float, float], now_s: float, rate: float, burst: float) -> float:
+    tokens, then_s = held
+    return min(burst, tokens + (now_s - then_s) * rate)
 
 
 @contextmanager

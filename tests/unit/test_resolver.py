@@ -184,6 +184,14 @@ def test_a_guest_asks_so_much_and_others_are_not_the_worse_for_it() -> None:
     assert bounds.may_ask(greedy, 1000.5)
 
 
+def test_all_guests_together_ask_so_much() -> None:
+    bounds = Bounds()
+    asked = sum(bounds.may_ask(("rtr-1", f"10.1.1.{guest}"), 5000.0) for _ in range(200) for guest in range(30))
+    assert asked == resolver.RATE_TOTAL_BURST
+    assert not bounds.may_ask(("rtr-2", "10.1.1.2"), 5000.0)
+    assert bounds.may_ask(("rtr-2", "10.1.1.2"), 5000.1)
+
+
 def test_so_many_wait_and_no_more() -> None:
     bounds, entered = Bounds(), list[Any]()
     for guest in range(20):
