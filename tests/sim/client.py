@@ -189,9 +189,9 @@ class SimClient:
         """Delete one, for good or for a while."""
         return await self.call(VmServiceStub, "DeleteVm", vm_pb2.DeleteVmRequest(id=id, purge=purge))
 
-    async def undelete_vm(self, id: str) -> Vm:
-        """Bring it back."""
-        vm: Vm = await self.call(VmServiceStub, "UndeleteVm", vm_pb2.UndeleteVmRequest(id=id))
+    async def undelete_vm(self, id: str, name: str = "") -> Vm:
+        """Bring it back. name: another one, when somebody has its own."""
+        vm: Vm = await self.call(VmServiceStub, "UndeleteVm", vm_pb2.UndeleteVmRequest(id=id, name=name))
         return vm
 
     async def vm(self, id: str, revision: int = 0) -> Vm:

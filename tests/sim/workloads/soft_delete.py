@@ -89,8 +89,11 @@ async def _delete(user: User, vm: AskedVm) -> None:
 
 
 async def _undelete(user: User, vm: AskedVm) -> None:
-    await user.client.undelete_vm(vm.id)
-    vm.deleted = False
+    back = await user.attempt(user.client.undelete_vm(vm.id), Code.ALREADY_EXISTS)
+    if back is None:
+        # Somebody was given its name since.
+        back = await user.client.undelete_vm(vm.id, f"back-{vm.id[2:]}")
+    vm.deleted, vm.name = False, back.name
     vm.switch(on=vm.power_on)
 
 
