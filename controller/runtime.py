@@ -52,6 +52,8 @@ _log = logger("runtime")
 # Keys decided before others may run.
 GROUP_MAX: Final = 64
 SLICE_S: Final = 0.01
+# The same, when there is nothing but a scan: those of all reconcilers come in one turn of the loop, and callers wait behind them.
+SCAN_SLICE_S: Final = 0.004
 SCAN_S: Final = 60.0
 # When a key is looked at again that waits for a record to be readable: its change wakes it at once.
 UNREADABLE_AGAIN_S: Final = 30.0
@@ -279,7 +281,7 @@ class Loop:
     def _decide(self) -> Group:
         """Decide about keys until the transaction is full. Never awaits."""
         loop, now = asyncio.get_running_loop(), self._clock.now()
-        until_s = loop.time() + SLICE_S
+        until_s = loop.time() + (SLICE_S if len(self._queue) else SCAN_SLICE_S)
         group = Group(self.name)
         view: View = self._follow(self._cache.view)
         for looked, key in enumerate(self._queue.take(), 1):

@@ -67,6 +67,10 @@ class Readable:
         """Return how many ids have that value in an index."""
         return self._view.count_by(kind, index, value)
 
+    def values(self, kind: Kind[M], index: str) -> Iterable[str]:
+        """Return the values there are in an index, in no order."""
+        return self._view.values(kind, index)
+
     def pinned(self, kind: Kind[M], ids: Iterable[str]) -> Iterator[Record[M]]:
         """Yield those of these records that are there, as they all are at the call."""
         return self._view.pinned(kind, ids)

@@ -56,6 +56,11 @@ _OF_NODES: Final[tuple[AnyKind, ...]] = (
 REPORTS_MAX: Final = 100
 
 
+def _nodes_of(view: View, kind: AnyKind) -> Iterable[str]:
+    """Return the nodes there are records of: there may be hundreds of a node."""
+    return view.values(kind, "node") if kind in (kinds.OBSERVED, kinds.UNKNOWN) else view.ids(kind)
+
+
 class Garbage:
     """What was deleted is erased once its retention is over and no node holds any of it."""
 
@@ -98,7 +103,7 @@ class Garbage:
         """Everything that could have to go."""
         for kind in _LOOKED_AT:
             yield from (f"{kind.name}/{id}" for id in list(view.ids(kind)))
-        nodes = dict.fromkeys(id.partition("/")[0] for kind in _OF_NODES[1:] for id in view.ids(kind))
+        nodes = dict.fromkeys(id for kind in _OF_NODES[1:] for id in _nodes_of(view, kind))
         yield from (f"node/{node}" for node in nodes if view.get(kinds.NODE, node) is None)
 
     def shard(self, key: str) -> str:

@@ -108,10 +108,8 @@ class Placements:
             self._claimed |= {id: _taken(view, kind, id) for id in view.ids(kind)}
         yield from [id for id in view.ids(kinds.NODE_CLAIMS) if _orphaned(view, id)]
         yield from dict.fromkeys((*view.ids(kinds.VM), *view.ids(kinds.PLACEMENT)))
-        for id in list(view.ids(kinds.VOLUME_PLACEMENT)):
-            volume = view.get(kinds.VOLUME, id)
-            if volume is None or not volume.spec.vm:
-                yield id
+        free = set(view.by(kinds.VOLUME, "vm", ""))
+        yield from [id for id in view.ids(kinds.VOLUME_PLACEMENT) if id in free or not view.revision_of(kinds.VOLUME, id)]
 
     def shard(self, key: str) -> str:  # noqa: ARG002 - one for all
         """One controller places: others would only conflict with it, over the claims of the nodes they all choose from."""

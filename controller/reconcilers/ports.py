@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime
 from ipaddress import IPv4Address
+from itertools import chain
 from typing import Final
 
 from cairn.controller.model.happening import EventSpec
@@ -59,12 +60,8 @@ class Ports:
     def all_keys(self, view: View) -> Iterable[str]:
         """All subnets, and those that are gone and still have bindings or claims."""
         self._books.renew()
-        found = dict.fromkeys(view.ids(kinds.SUBNET))
-        found.update(dict.fromkeys(id.partition("/")[0] for id in view.ids(kinds.ADDRESS)))
-        for id in view.ids(kinds.PORT_BINDING):
-            if not view.revision_of(kinds.PORT, id) and (binding := view.get(kinds.PORT_BINDING, id)) is not None:
-                found[binding.subnet] = None
-        return found
+        held = (view.values(kind, "subnet") for kind in (kinds.ADDRESS, kinds.PORT_BINDING))
+        return dict.fromkeys((*view.ids(kinds.SUBNET), *chain.from_iterable(held)))
 
     def shard(self, key: str) -> str:
         """By the subnet."""

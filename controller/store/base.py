@@ -434,6 +434,10 @@ class View(Protocol):
         """Return how many ids have that value in an index, without naming them."""
         ...
 
+    def values(self, kind: Kind[M], index: str) -> Iterable[str]:
+        """Return the values there are in an index, in no order; maybe some that no record has any more. O(values)."""
+        ...
+
     def pinned(self, kind: Kind[M], ids: Iterable[str]) -> Iterator[Record[M]]:
         """Yield those of these records that are there, as they all are at the call, also when the picture moves on."""
         ...

@@ -171,6 +171,10 @@ class Table:
         ids = self._indexes[index].get(value, ())
         return 1 if isinstance(ids, str) else len(ids)
 
+    def values(self, index: str) -> Iterable[str]:
+        """Return the values there are."""
+        return self._indexes[index].keys()
+
     def __contains__(self, id: str) -> bool:
         return id in self._rows
 
@@ -252,6 +256,10 @@ class LiveView:
     def count_by(self, kind: Kind[M], index: str, value: str) -> int:
         """Return how many ids have that value in an index."""
         return self.table(kind).count_by(index, value)
+
+    def values(self, kind: Kind[M], index: str) -> Iterable[str]:
+        """Return the values there are in an index, in no order."""
+        return self.table(kind).values(index)
 
     def pinned(self, kind: Kind[M], ids: Iterable[str]) -> Iterator[Record[M]]:
         """Yield those of these records that are there as they are now, also when the picture moves on meanwhile."""
@@ -380,6 +388,12 @@ class Fork:
         before = sum(old is not None and value in extract(id, old) for id in changed for old in (self._parent.get(kind, id),))
         after = sum(slot is not None and value in extract(id, slot.message(kind)) for id, slot in changed.items())
         return self._parent.count_by(kind, index, value) - before + after
+
+    def values(self, kind: Kind[M], index: str) -> Iterable[str]:
+        """Return the values there are in an index, in no order; those that the transaction took away, too."""
+        extract, changed = INDEXES[kind.name][index], self._changed.get(kind.name, {})
+        came = (value for id, slot in changed.items() if slot is not None for value in extract(id, slot.message(kind)))
+        return dict.fromkeys((*self._parent.values(kind, index), *came))
 
     def pinned(self, kind: Kind[M], ids: Iterable[str]) -> Iterator[Record[M]]:
         """Yield those of these records that are there as they are now."""

@@ -81,6 +81,7 @@ def everything(view: View) -> dict[str, Any]:
             for value in VALUES:
                 wanted = f"vm/{value}" if index == "owner" and value else value
                 shown[f"{kind.name} by {index}={value}"] = view.by(kind, index, wanted)
+                assert view.count_by(kind, index, wanted) == 0 or wanted in view.values(kind, index)
                 shown[f"{kind.name} count by {index}={value}"] = view.count_by(kind, index, wanted)
     return shown
 
