@@ -52,7 +52,7 @@ _log = logger("runtime")
 # Keys decided before others may run.
 GROUP_MAX: Final = 64
 SLICE_S: Final = 0.01
-# The same, when there is nothing but a scan: those of all reconcilers come in one turn of the loop, and callers wait behind them.
+# The same when there is nothing but a scan: those of all reconcilers come in one turn of the loop, and callers wait for that.
 SCAN_SLICE_S: Final = 0.004
 SCAN_S: Final = 60.0
 # When a key is looked at again that waits for a record to be readable: its change wakes it at once.
