@@ -27,6 +27,7 @@ from typing import Any, Final, Protocol
 from cairn.controller.events import RECORDS, Leases, bytes_of, tell
 from cairn.controller.metrics import RuntimeMetrics
 from cairn.controller.model.happening import EventSpec
+from cairn.controller.model.restored import is_under_way
 from cairn.controller.model.unreadable import touched
 from cairn.controller.queue import BACKOFF_S_MAX, Queue
 from cairn.controller.reconcilers.base import Follower, Outcome, Reconciler
@@ -181,12 +182,12 @@ class Loop:
 
     async def run(self) -> None:
         """Run until cancelled."""
-        with self._cache.subscribe((*self._reconciler.reads, kinds.CONTROLLER)) as changes:
+        with self._cache.subscribe((*self._reconciler.reads, kinds.CONTROLLER, kinds.CLUSTER)) as changes:
             await self._cache.ready.wait()
             while True:
                 await self._pace()
                 self._prepare(changes)
-                if self._queue:
+                if self._queue and not is_under_way(self._cache.view):
                     self.idle = False
                     await self._round()
                 else:
@@ -213,7 +214,7 @@ class Loop:
     def _absorb(self, changes: Changes | None) -> None:
         if changes is None:
             return
-        if changes.relisted or any(kind is kinds.CONTROLLER for kind, _ in changes.records):
+        if changes.relisted or any(kind in (kinds.CONTROLLER, kinds.CLUSTER) for kind, _ in changes.records):
             self._scan_at_s, self._rescan = 0.0, True
         for kind, id in changes.records:
             if kind in self._reconciler.reads:
@@ -246,9 +247,10 @@ class Loop:
         self._scan_at_s = min(self._scan_at_s, asyncio.get_running_loop().time() + BACKOFF_S_MAX)
 
     async def _wait(self, changes: Subscription) -> None:
-        """Return when something changed or is due."""
+        """Return when something changed or is due; during a restore, when something changed."""
+        due_s = None if is_under_way(self._cache.view) else min(self._scan_at_s, self._queue.next_s())
         try:
-            async with asyncio.timeout_at(min(self._scan_at_s, self._queue.next_s())):
+            async with asyncio.timeout_at(due_s):
                 self._absorb(await anext(changes))
         except TimeoutError:
             return

@@ -77,6 +77,12 @@ def _shown(view: View, record: Unknown) -> UnknownObject:
 def adopt_vm(view: View, caller: Caller, core: Core, request: AdoptVmRequest) -> Decided[Vm]:
     """Decide what makes the records say of a VM what its node says. Raises Refused."""
     record = _told(view, caller, request.node, f"{kinds.VM.name}/{request.id}")
+    if _is_known_again(view, record):
+        # Whatever was changed since then is newer than what its node told.
+        known = view.record(kinds.VM, request.id)
+        assert known is not None
+        txn, told = Txn("api").check(kinds.VM, request.id, known.mod_revision), known.message
+        return Decided(txn, nouns.VM, told.id, told.name, told.project)
     if not record.desired.vm.absent:
         return Adoption(view, caller, core, record).vm()
     vm = view.get(kinds.VM, request.id)
@@ -90,7 +96,7 @@ def adopt_volume(view: View, caller: Caller, core: Core, request: AdoptVolumeReq
     """The same of a volume."""
     record = _told(view, caller, request.node, f"{kinds.VOLUME.name}/{request.id}")
     if record.desired.volume.absent:
-        return delete_volume(view, caller, core, DeleteVolumeRequest(id=request.id, purge=True))
+        return delete_volume(view, caller, core, DeleteVolumeRequest(id=request.id, purge=True), gone=True)
     return Adoption(view, caller, core, record).volume()
 
 
@@ -99,6 +105,8 @@ async def forget(core: Core, caller: Caller, request: ForgetUnknownRequest) -> s
     for _ in range(ATTEMPTS_MAX):
         view = await core.mutations.freshen()
         record = _told(view, caller, request.node, request.key, Verb.FORGET)
+        if _is_known_again(view, record):
+            raise NotFound("node", request.node, f"the records know {title(record)} again: its node hears of it in a moment")
         id, name = f"{record.node}/{record.key}", title(record)
         if record.contested:
             kind, _, object = record.key.partition("/")
@@ -130,6 +138,6 @@ def _told(view: View, caller: Caller, node: str, key: str, verb: Verb = Verb.ADO
     """Return what a node told. Raises NotFound."""
     id = resolution.find(view, caller, nouns.NODE, "", node, field="node").message.id
     record = view.get(kinds.UNKNOWN, f"{id}/{key}")
-    if record is None or not permits(view, caller, verb, record) or _is_known_again(view, record):
+    if record is None or not permits(view, caller, verb, record):
         raise NotFound("node", node, f"{node_name(view, id)} says nothing of {key} that the records do not know")
     return record

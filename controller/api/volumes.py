@@ -129,15 +129,19 @@ class VolumeService(volume_pb2_grpc.VolumeServiceServicer):
             yield response
 
 
-def delete_volume(view: View, caller: Caller, core: Core, request: volume_pb2.DeleteVolumeRequest) -> Decided[Volume]:
-    """Decide a volume's deletion. Raises Refused."""
+def delete_volume(
+    view: View, caller: Caller, core: Core, request: volume_pb2.DeleteVolumeRequest, *, gone: bool = False
+) -> Decided[Volume]:
+    """Decide a volume's deletion. gone: its bytes are, so a VM that is deleted need not let go of it. Raises Refused."""
     record = addressed(view, caller, nouns.VOLUME, request, verb=Verb.DELETE, deleted=True)
     refuse_if_deleted(record, nouns.VOLUME, purge=request.purge)
     resolution.check_etag("etag", record, request.etag, required=False, title="volume")
     volume = Volume()
     volume.CopyFrom(record.message)
-    holder = holder_of(view, volume)
-    if holder is not None:
+    holder, txn = holder_of(view, volume), Txn("api")
+    if holder is not None and gone and holder.HasField("delete_time"):
+        _let_go(view, txn, volume, holder)
+    elif holder is not None:
         name = name_for(view, caller, kinds.VM, holder.id)
         how = f"detach it first: `cairn volume detach {volume.name}`"
         if volume.spec.boot and not holder.HasField("delete_time"):
@@ -145,7 +149,7 @@ def delete_volume(view: View, caller: Caller, core: Core, request: volume_pb2.De
         raise BadState("volume", volume.name, f"volume {volume.name!r} is attached to VM {name!r}: {how}")
     volume.spec.vm, volume.spec.boot = "", False
     mark_deleted(core, volume, purge=request.purge)
-    txn = Txn("api").check(kinds.VOLUME, volume.id, record.mod_revision).put(kinds.VOLUME, volume.id, volume)
+    txn.check(kinds.VOLUME, volume.id, record.mod_revision).put(kinds.VOLUME, volume.id, volume)
     resolution.release(txn, view, nouns.VOLUME, volume.project, volume.name, volume.id)
     said = [("Deleted", f"volume {volume.name} was deleted")]
     return Decided(txn, nouns.VOLUME, volume.id, volume.name, volume.project, events=said)
@@ -242,19 +246,25 @@ def detach(view: View, caller: Caller, txn: Txn, volume: Volume, holder: Vm) -> 
 
     A root disk leaves only a deleted VM, and is a data volume from then on (UndeleteVm takes it back when it is free).
     """
+    if not holder.HasField("delete_time") and volume.spec.boot:
+        raise BadState("volume", volume.name, f"volume {volume.name!r} is the root disk of its VM and cannot be detached")
     if holder.HasField("delete_time"):
-        if view.get(kinds.PURGE, holder.id) is not None:
-            raise BadState("volume", volume.name, f"volume {volume.name!r} is being erased with VM {holder.name!r}")
-        # Whoever erases the VM and its disks has not begun.
-        txn.check(kinds.PURGE, holder.id, 0)
         try:
             resolution.claim(txn, view, caller, nouns.VOLUME, volume.project, volume.name, volume.id)
         except AlreadyExists:
             # Somebody took it since the VM was deleted: it goes by its id.
             volume.name = volume.id
             resolution.claim(txn, view, caller, nouns.VOLUME, volume.project, volume.name, volume.id)
-    elif volume.spec.boot:
-        raise BadState("volume", volume.name, f"volume {volume.name!r} is the root disk of its VM and cannot be detached")
+    _let_go(view, txn, volume, holder)
+
+
+def _let_go(view: View, txn: Txn, volume: Volume, holder: Vm) -> None:
+    """Write a VM without a volume, and have the volume say so. Raises BadState: both are being erased."""
+    if holder.HasField("delete_time"):
+        if view.get(kinds.PURGE, holder.id) is not None:
+            raise BadState("volume", volume.name, f"volume {volume.name!r} is being erased with VM {holder.name!r}")
+        # Whoever erases the VM and its disks has not begun.
+        txn.check(kinds.PURGE, holder.id, 0)
     vm = Vm()
     vm.CopyFrom(holder)
     vm.spec.volumes[:] = [id for id in vm.spec.volumes if id != volume.id]

@@ -19,6 +19,12 @@ CLUSTER_ID: Final = "self"
 SETTLING: Final[frozenset[Kind[Any]]] = frozenset({kinds.CLUSTER, kinds.NODE, kinds.NODE_HEARD, kinds.UNKNOWN})
 
 
+def is_under_way(view: View) -> bool:
+    """Tell whether a restore is putting records in place: what there is now was never true together."""
+    cluster = view.get(kinds.CLUSTER, CLUSTER_ID)
+    return cluster is not None and cluster.HasField("restore")
+
+
 def is_restored(view: View, kind: Kind[Any], id: str) -> bool:
     """Tell whether a record is as the last restore has it: nobody has written it since."""
     cluster = view.get(kinds.CLUSTER, CLUSTER_ID)

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import grpc
 import pytest
+from cairn.controller.model.where import where
 from cairn.controller.store.base import Txn
 from cairn.controller.store.memory import MemoryStore
 from cairn.proto import kinds
-from cairn.proto.v1.agent_pb2 import Desired, DesiredVolume, Unknown
-from cairn.proto.v1.cluster_pb2 import AdoptVolumeRequest
+from cairn.proto.v1.agent_pb2 import Desired, DesiredVm, DesiredVolume, Unknown
+from cairn.proto.v1.cluster_pb2 import AdoptVmRequest, AdoptVolumeRequest, ForgetUnknownRequest
+from cairn.proto.v1.vm_pb2 import DeleteVmRequest, UndeleteVmRequest
 
 from tests.conformance.api_world import GIB, World, world_on
 
@@ -38,3 +40,35 @@ async def test_a_volume_that_was_adopted_a_moment_ago_is_adopted(world: World) -
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await world.api.cluster.AdoptVolume(AdoptVolumeRequest(node="n2", id=VOLUME))
     assert "by the records it is elsewhere" in str(refused.value.details())
+
+
+async def test_the_root_disk_of_a_deleted_vm_that_was_erased_since_the_backup(world: World) -> None:
+    """The VM waits for its retention by the records, its node has erased its disk by explicit word: that is adopted at once."""
+    made = await world.vm("old")
+    await world.api.vms.DeleteVm(DeleteVmRequest(id="old"))
+    root = made.spec.root_volume
+    node = next(iter(world.cache.view.ids(kinds.NODE)))
+    told = Unknown(key=f"volume/{root}", node=node, contested=True, desired=Desired(volume=DesiredVolume(id=root, absent=True)))
+    await world.commit(Txn("sync").put(kinds.UNKNOWN, f"{node}/volume/{root}", told))
+    adopted = await world.api.cluster.AdoptVolume(AdoptVolumeRequest(node=node, id=root))
+    assert adopted.HasField("delete_time")
+    assert not adopted.spec.vm
+    assert adopted.purge_time == adopted.delete_time
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await world.api.vms.UndeleteVm(UndeleteVmRequest(id="old"))
+    assert "root disk" in str(refused.value.details())
+
+
+async def test_what_the_records_know_again_is_neither_adopted_over_nor_forgotten(world: World) -> None:
+    """Its node has not heard yet that it was adopted: a change since is newer, and `node forget` would erase it."""
+    made = await world.vm("web")
+    await world.reconcile()
+    node = where(world.cache.view, made.id).runs_on
+    told = Unknown(key=f"vm/{made.id}", node=node, desired=Desired(vm=DesiredVm(id=made.id, cpus=7, memory_bytes=GIB)))
+    await world.commit(Txn("sync").put(kinds.UNKNOWN, f"{node}/vm/{made.id}", told))
+    adopted = await world.api.cluster.AdoptVm(AdoptVmRequest(node=node, id=made.id))
+    assert adopted.spec.cpus == made.spec.cpus
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await world.api.cluster.ForgetUnknown(ForgetUnknownRequest(node=node, key=f"vm/{made.id}"))
+    assert refused.value.code() is grpc.StatusCode.NOT_FOUND
+    assert not list(world.cache.view.ids(kinds.ERASURE))

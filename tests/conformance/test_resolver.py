@@ -10,17 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
-from cairn.net.base import Wanted
-from cairn.net.names import Named
-
-pytest.importorskip("dns.message", reason="dnspython is not installed: make dev")
-
 import dns.exception
 import dns.message
 import dns.query
 import dns.rcode
 import dns.rrset
+import pytest
+from cairn.net.base import Wanted
+from cairn.net.names import Named
 
 from tests.conformance.net_kit import missing
 from tests.conformance.test_dataplane_services import ONE, TWIN, TWO, A, Site, site

@@ -5,17 +5,14 @@ from __future__ import annotations
 import random
 from typing import Any
 
-import pytest
-from cairn.net.names import Named, Names
-
-pytest.importorskip("dns.message", reason="dnspython is not installed: make dev")
-
 import dns.flags
 import dns.message
 import dns.rcode
 import dns.rdataclass
 import dns.rdatatype
 import dns.rrset
+import pytest
+from cairn.net.names import Named, Names
 from cairn.net.questions import QUERY_BYTES_MAX, Query, Zone, judged
 
 VPC = "rtr-0000000a"

@@ -9,14 +9,11 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-pytest.importorskip("dns.message", reason="dnspython is not installed: make dev")
-
 import dns.flags
 import dns.message
 import dns.rcode
 import dns.rrset
+import pytest
 from cairn.net import resolver
 from cairn.net.questions import Query, Zone, judged
 from cairn.net.resolver import Bounds, Forwarder, NodeServers

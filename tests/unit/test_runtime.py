@@ -25,7 +25,7 @@ from cairn.controller.store.memory import MemoryBackend, MemoryStore
 from cairn.proto import kinds
 from cairn.proto.kinds import AnyKind
 from cairn.proto.seams import SystemClock, SystemIds
-from cairn.proto.v1.cluster_pb2 import ControllerSession
+from cairn.proto.v1.cluster_pb2 import Cluster, ControllerSession
 from cairn.proto.v1.volume_pb2 import Purge, Volume
 from prometheus_client import CollectorRegistry
 
@@ -245,6 +245,20 @@ async def test_changes_that_come_one_after_the_other_gather() -> None:
             await asyncio.sleep(0.0005)
         await at.marked(*(f"vol-{number:08}" for number in range(200)))
         assert len(at.store.commits) < 120, "a commit each would be 200"
+
+
+async def test_nothing_is_decided_on_records_that_are_being_put_in_place() -> None:
+    """What there is in the midst of a restore was never true together."""
+    marker, under_way = Marker(), Cluster(name="blue", epoch=2)
+    under_way.restore.SetInParent()
+    async with running(marker) as at:
+        await at.store.commit(Txn("peers").put(kinds.CLUSTER, "self", under_way))
+        await at.until(lambda: at.cache.view.get(kinds.CLUSTER, "self") is not None)
+        await at.volume("vol-00000001")
+        await at.until(lambda: at.cache.view.count(kinds.VOLUME) == 1 and at.runtime.idle)
+        assert not marker.looked
+        await at.store.commit(Txn("peers").put(kinds.CLUSTER, "self", Cluster(name="blue", epoch=2)))
+        await at.marked("vol-00000001")
 
 
 async def test_again_after() -> None:
