@@ -201,7 +201,7 @@ class Ledger:
         objects = objects | {key: known for key in overruled if (known := self._known(key)) is not None}
         objects |= {key: each for key, each in before.items() if key not in objects and covers(names, key)}
         doubts = self._doubts_of(objects, at)
-        objects |= {key: before[key] for key in doubts}
+        objects |= {key: before[key] for key in sorted(doubts)}
         unknown = left_over(before, self._unknown, objects, restored=at[0] > self.held[0], settled=UNSETTLED not in names)
         notes = {key: note for key, note in self._notes.items() if key in objects or key in unknown}
         removed = {key: each for key, each in before.items() if key not in objects and is_absent(each.object)}

@@ -56,7 +56,7 @@ class Unknowns:
         found = {key: self._unknown(key) for key in remembered if self._is_here(key)}
         found |= {key: self._unknown(key) for key in sorted(self._strangers())}
         found |= {key: self._contested(key) for key in self._ledger.overruled}
-        found |= {key: self._doubted(key) for key in self._ledger.doubted}
+        found |= {key: self._doubted(key) for key in sorted(self._ledger.doubted)}
         self._tell_doubt()
         self._reports.put_unknown(found, epoch=self._ledger.held[0])
         return Again()

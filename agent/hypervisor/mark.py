@@ -75,9 +75,13 @@ class Mark:
         return dataclasses.replace(self, boots=self.boots + 1, boot_time=now, rebooted_generation=self.reboot_generation)
 
     def reset(self, now: float) -> Mark:
-        """Return the mark of a domain that the hypervisor has reset; it may do so several times for one beginning."""
-        if self.boot_time > self.start_time and 0 <= now - self.boot_time < ONE_BOOT_S:
-            return dataclasses.replace(self, rebooted_generation=self.reboot_generation)
+        """Return the mark of a domain that the hypervisor has reset; it may do so several times for one beginning.
+
+        One that was asked for since the last is another beginning, however soon it comes.
+        """
+        answered = self.rebooted_generation == self.reboot_generation
+        if answered and self.boot_time > self.start_time and 0 <= now - self.boot_time < ONE_BOOT_S:
+            return self
         return self.rebooted(now)
 
     def element(self) -> ET.Element:

@@ -237,7 +237,8 @@ class SimStore:
         self.backend, self.faults, self.name = backend, faults or StoreFaults(), name
         self._rng, self._trace = rng, trace
         self._leases: list[SimLease] = []
-        self._watches: set[asyncio.Event] = set()
+        # In their order: a set of objects has another in each run.
+        self._watches: dict[asyncio.Event, None] = {}
         # What this client's process really commits, being of another release.
         self.really: Callable[[Txn], Txn] = lambda txn: txn
         self._closed = self._cut = False
@@ -323,7 +324,7 @@ class SimStore:
         """Yield every batch after that revision."""
         await self._reach()
         wake = asyncio.Event()
-        self._watches.add(wake)
+        self._watches[wake] = None
         self.backend.add_watcher(wake)
         try:
             while True:
@@ -339,7 +340,7 @@ class SimStore:
                 if self._closed:
                     raise Unavailable("this client is closed")
         finally:
-            self._watches.discard(wake)
+            self._watches.pop(wake, None)
             self.backend.remove_watcher(wake)
 
     async def lease(self, ttl_s: float) -> SimLease:
@@ -418,11 +419,11 @@ class SimStore:
             self.backend.compact(self.backend.revision)
         while self.lost and not self._closed:
             waking = asyncio.Event()
-            self._watches.add(waking)
+            self._watches[waking] = None
             try:
                 await waking.wait()
             finally:
-                self._watches.discard(waking)
+                self._watches.pop(waking, None)
 
     def _commit_later(self, txn: Txn) -> None:
         def arrive() -> None:
