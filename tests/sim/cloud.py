@@ -6,6 +6,7 @@ backend and from the machines; against real servers from etcd, libvirt and the k
 
 from __future__ import annotations
 
+import json
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Mapping
@@ -197,7 +198,8 @@ class LedgerReader:
     """Reads a ledger's bytes: key -> version, and the newest version. A reader of our own, for agent/ledger.py's format.
 
     Frames of length and CRC-32 (two big-endian 32-bit numbers); a payload begins with M (SyncResponse), S (Version), U (Upsert
-    of what is unknown, and stays), or a letter that says nothing about what the node may hold.
+    of what is unknown, and stays), F (keys that were unknown and are not here any more), or a letter that says nothing about
+    what the node may hold.
     """
 
     def __init__(self) -> None:
@@ -228,6 +230,9 @@ class LedgerReader:
         elif kind == b"U":
             known = Upsert.FromString(body)
             self.keys.setdefault(known.key, _position(known.version))
+        elif kind == b"F":
+            for key in json.loads(body):
+                self.keys.pop(key, None)
         elif kind == b"M":
             message = SyncResponse.FromString(body)
             if message.HasField("upsert"):

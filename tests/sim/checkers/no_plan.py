@@ -46,7 +46,9 @@ class NoPlan(Checker):
     def host_changed(self, cloud: Cloud, node: str) -> Iterator[str]:
         """Nothing is done."""
         if self._resting and node in self._were and self._now(cloud, node) != self._were[node]:
-            yield f"{cloud.name_of(node)} did something though all was at rest"
+            (effects, boots, keys), before = self._now(cloud, node), self._were[node]
+            what = f"{effects - before[0]} effects, {boots - before[1]} boots, keys {sorted(keys ^ before[2])}"
+            yield f"{cloud.name_of(node)} did something though all was at rest: {what}"
 
     def accepted(self, cloud: Cloud, node: str) -> Iterator[str]:
         """Nothing is told to a node that it did not know."""
