@@ -26,6 +26,7 @@ from typing import Final, Protocol
 
 from cairn.controller.model.happening import EventSpec
 from cairn.controller.model.jobs import status_of, under_way, whole
+from cairn.controller.model.readable import CannotTell, Readable
 from cairn.controller.reconcilers.base import NOTHING, Outcome
 from cairn.controller.store.base import Txn, View
 from cairn.proto import kinds
@@ -35,6 +36,8 @@ from cairn.proto.v1.job_pb2 import Job, JobStatus
 
 DONE: Final = "done"
 FAILED: Final = "failed"
+# When a job is looked at again that waits for a record to be readable.
+UNREADABLE_AGAIN_S: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +181,10 @@ class Jobs:
         if reason:
             step = Step(f"stopping: {reason}", next=machine.stop, fail=reason)
         else:
-            step = getattr(machine, name)(view, job, now)
+            try:
+                step = getattr(machine, name)(Readable(view), job, now)
+            except CannotTell as error:
+                return Outcome(None, f"waits: {error}", again_after_s=UNREADABLE_AGAIN_S)
             if step.fail:
                 step = Step(f"stopping: {step.fail}", next=machine.stop, fail=step.fail, txn=step.txn, events=step.events)
             elif step.next and step.next not in state.goes:

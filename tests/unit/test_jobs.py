@@ -216,6 +216,25 @@ def test_the_image_is_deleted_meanwhile(state: str) -> None:
     assert job.run() == ("done" if state == "replicate" else "failed")
 
 
+@pytest.mark.parametrize("state", ["choose", "upload", "replicate"])
+def test_an_image_that_cannot_be_read_is_not_deleted(state: str) -> None:
+    """A controller that started just now has never been able to read it: its import waits, and goes on."""
+    job = Import(nodes=0 if state == "choose" else 3)
+    job.run()
+    if state == "replicate":
+        job.ready(job.nodes[2])
+        job.run()
+    image = job.cloud.edit(kinds.IMAGE, job.image)
+    job.cloud.view.table(kinds.IMAGE).delete(job.image)
+    job.cloud.view.table(kinds.IMAGE).keep(job.image, job.cloud.view.revision, "garbage")
+    outcome = job.jobs.reconcile(job.cloud.view, JOB, job.cloud.now)
+    assert outcome.txn is None
+    assert "cannot be read" in outcome.say
+    assert outcome.again_after_s
+    job.cloud.put(kinds.IMAGE, job.image, image)
+    assert job.run() == state
+
+
 def test_deadline_is_looked_at_in_time() -> None:
     job = Import(nodes=0)
     job.cloud.now += timedelta(minutes=10)
