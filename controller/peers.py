@@ -13,6 +13,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from cairn.controller.model.restored import CLUSTER_ID
 from cairn.controller.store.base import Conflict, Indeterminate, Lease, LeaseLost, Store, Txn, Unavailable
 from cairn.controller.store.cache import Cache
 from cairn.proto import kinds
@@ -22,7 +23,6 @@ from cairn.proto.v1.cluster_pb2 import Cluster, ControllerSession
 
 _log = logger("peers")
 WRITER: Final = "peers"
-CLUSTER_ID: Final = "self"
 SESSION_TTL_S: Final = 6.0
 RETRY_S: Final = 0.5
 FAREWELL_S: Final = 2.0

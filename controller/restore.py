@@ -22,7 +22,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from cairn.controller.backup import cluster_record, is_kept, pages, parts_of
-from cairn.controller.standing import CLUSTER_ID, CLUSTER_KEY
+from cairn.controller.model.restored import CLUSTER_ID
+from cairn.controller.standing import CLUSTER_KEY
 from cairn.controller.store.base import Conflict, Indeterminate, Item, Put, Store, Txn, Unavailable
 from cairn.proto import kinds
 from cairn.proto.backup import Damaged, Reader

@@ -19,6 +19,7 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 from typing import Final, Protocol, runtime_checkable
 
+from cairn.controller.model.restored import CLUSTER_ID, is_under_way
 from cairn.controller.store.base import (
     OPERATIONS_MAX,
     Batch,
@@ -39,7 +40,6 @@ from cairn.proto.v1.agent_pb2 import Version
 from cairn.proto.v1.cluster_pb2 import Cluster
 
 _log = logger("standing")
-CLUSTER_ID: Final = "self"
 CLUSTER_KEY: Final = kinds.CLUSTER.key(CLUSTER_ID)
 UNDER_WAY: Final = "the cluster is being restored from a backup; nothing is served until `cairn cluster restore` is done"
 _REMEDY: Final = "`cairn cluster restore FILE` with the newest backup makes them believe the store again"
@@ -83,7 +83,7 @@ class Standing:
         """Return why nobody may decide or serve now, None when all is well."""
         if self.went_back is not None:
             return BadState("cluster", "", back_say(*self.went_back))
-        if self.cluster().HasField("restore"):
+        if is_under_way(self._cache.view):
             return TryAgain(UNDER_WAY)
         return None
 

@@ -9,11 +9,12 @@ from typing import Any, cast
 
 from cairn.agent.sync import unpacked
 from cairn.controller.metrics import SyncMetrics
+from cairn.controller.model.restored import CLUSTER_ID
 from cairn.controller.nodespec import node_objects
 from cairn.controller.presence import Presence
 from cairn.controller.reconcilers.placement import Placements
 from cairn.controller.reconcilers.ports import Ports
-from cairn.controller.standing import CLUSTER_ID, Standing
+from cairn.controller.standing import Standing
 from cairn.controller.store.base import Txn
 from cairn.controller.store.cache import Cache
 from cairn.controller.store.memory import MemoryBackend, MemoryStore

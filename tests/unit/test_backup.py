@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from cairn.controller import restore
 from cairn.controller.backup import backup
-from cairn.controller.standing import CLUSTER_ID, CLUSTER_KEY, FencedStore, Standing
+from cairn.controller.model.restored import CLUSTER_ID
+from cairn.controller.standing import CLUSTER_KEY, FencedStore, Standing
 from cairn.controller.store.base import Conflict, Indeterminate, Put, Txn, Unavailable
 from cairn.controller.store.cache import Cache
 from cairn.controller.store.memory import MemoryBackend, MemoryStore

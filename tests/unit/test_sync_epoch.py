@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cairn.controller.standing import CLUSTER_ID
+from cairn.controller.model.restored import CLUSTER_ID
 from cairn.controller.store.base import Txn
 from cairn.proto import kinds
 from cairn.proto.errors import BadState, TryAgain
