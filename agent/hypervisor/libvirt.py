@@ -200,11 +200,13 @@ class LibvirtHypervisor:
                 domain.reboot(libvirt.VIR_DOMAIN_REBOOT_ACPI_POWER_BTN)
             with self._marking:
                 mark = _mark(domain)
-                # It may have begun anew, and been noted, already.
-                answered = reboot_generation if self._heard_count[id] > heard else mark.rebooted_generation
-                _write_mark(
-                    domain, dataclasses.replace(mark, reboot_generation=reboot_generation, rebooted_generation=answered)
+                # Reset, it may have begun anew, and been noted, already.
+                begun = force and self._heard_count[id] > heard
+                answered = reboot_generation if begun else mark.rebooted_generation
+                changed = dataclasses.replace(
+                    mark, reboot_generation=reboot_generation, rebooted_generation=answered, forced=force
                 )
+                _write_mark(domain, changed)
 
         await self._on(id, "reboot", act)
 

@@ -21,6 +21,8 @@ TAG: Final = f"{{{NAMESPACE}}}vm"
 
 # Resets that follow one another as closely as this are one beginning of a guest.
 ONE_BOOT_S: Final = 5.0
+# So soon after a beginning no guest has heard a button and obeyed it: what resets is the firmware, once more.
+DEAF_S: Final = 2.0
 
 ET.register_namespace(PREFIX, NAMESPACE)
 
@@ -51,6 +53,8 @@ class Mark:
     boots: int = 0
     boot_time: float = 0.0
     rebooted_generation: int = 0
+    # The reboot asked for last is a reset, which no guest can ignore.
+    forced: bool = False
 
     def redefined(self, spec: DomainSpec, digest: str) -> Mark:
         """Return the mark for a new configuration of the same VM: what the domain went through stays."""
@@ -63,6 +67,7 @@ class Mark:
             power_generation=power_generation,
             reboot_generation=reboot_generation,
             rebooted_generation=reboot_generation,
+            forced=False,
             phase=Phase.STARTING,
             exit=ExitCause.NONE,
             start_time=now,
@@ -77,10 +82,12 @@ class Mark:
     def reset(self, now: float) -> Mark:
         """Return the mark of a domain that the hypervisor has reset; it may do so several times for one beginning.
 
-        One that was asked for since the last is another beginning, however soon it comes.
+        A reset that was asked for since the last is another beginning, however soon it comes; what a guest does that was only
+        asked to reboot is one after DEAF_S.
         """
-        answered = self.rebooted_generation == self.reboot_generation
-        if answered and self.boot_time > self.start_time and 0 <= now - self.boot_time < ONE_BOOT_S:
+        asked = self.rebooted_generation != self.reboot_generation
+        window_s = 0.0 if asked and self.forced else DEAF_S if asked else ONE_BOOT_S
+        if self.boot_time > self.start_time and 0 <= now - self.boot_time < window_s:
             return self
         return self.rebooted(now)
 
@@ -103,6 +110,8 @@ class Mark:
         if self.boots:
             attributes["boots"], attributes["boot_time"] = str(self.boots), f"{self.boot_time:.3f}"
             attributes["rebooted_generation"] = str(self.rebooted_generation)
+        if self.forced:
+            attributes["forced"] = "1"
         return ET.Element(TAG, attributes)
 
     def bare(self) -> str:
@@ -133,4 +142,5 @@ def find_mark(domain: ET.Element) -> Mark | None:
         boots=int(element.get("boots", "1" if float(start_time) else "0")),
         boot_time=float(element.get("boot_time", start_time)),
         rebooted_generation=int(element.get("rebooted_generation", reboot_generation)),
+        forced=element.get("forced") == "1",
     )

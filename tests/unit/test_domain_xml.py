@@ -158,14 +158,19 @@ def test_several_resets_at_once_are_one_beginning() -> None:
     once = dataclasses.replace(mark, reboot_generation=1).reset(1001.0)
     assert (once.boots, once.boot_time, once.rebooted_generation) == (2, 1001.0, 1)
     assert once.reset(1001.4).reset(1003.0) == once
-    again = dataclasses.replace(once, reboot_generation=2).reset(1003.0)
-    assert (again.boots, again.rebooted_generation) == (3, 2), "what was asked meanwhile is another"
+    forced = dataclasses.replace(once, reboot_generation=2, forced=True)
+    again = forced.reset(1001.1)
+    assert (again.boots, again.rebooted_generation) == (3, 2), "what was reset meanwhile is another"
+    asked = dataclasses.replace(once, reboot_generation=2)
+    assert asked.reset(1001.1) == asked, "no guest obeys so soon: the firmware resets once more"
+    obeyed = asked.reset(1003.5)
+    assert (obeyed.boots, obeyed.rebooted_generation) == (3, 2)
     assert once.reset(1010.0).boots == 3
 
 
 def test_the_mark_is_read_as_it_was_written() -> None:
     mark = Mark("i-0000001a", "a <b> & 'c'", 4, "d1", 5, 6, Phase.STOPPING, ExitCause.CRASHED, 1_800_000_000.125)
-    mark = dataclasses.replace(mark, boots=3, boot_time=1_800_000_009.5, rebooted_generation=5)
+    mark = dataclasses.replace(mark, boots=3, boot_time=1_800_000_009.5, rebooted_generation=5, forced=True)
     tree = ET.fromstring("<domain><name>i-0000001a</name><metadata/></domain>")
     metadata = tree.find("metadata")
     assert metadata is not None
