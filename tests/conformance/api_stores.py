@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
@@ -18,12 +18,6 @@ STORES = [
     pytest.param("etcd", marks=[pytest.mark.etcd, pytest.mark.skipif(not available(), reason="no etcd on this machine")]),
 ]
 DELETES_MAX = 100
-
-
-def etcd_member(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Run one member; for a session's fixture."""
-    with Cluster(tmp_path_factory.mktemp("api-etcd"), count=1) as cluster:
-        yield cluster
 
 
 @asynccontextmanager

@@ -8,7 +8,7 @@ import socket
 import ssl
 import sys
 import urllib.request
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -31,17 +31,11 @@ from cairn.proto.v1.vm_pb2 import GetVmRequest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from tests.conformance.api_stores import etcd_member
 from tests.conformance.api_world import ShiftedClock, Stubs, World
 from tests.lab.etcd import Cluster, available
 
 DEADLINE_S = 20.0
 needs_etcd = pytest.mark.skipif(not available(), reason="no etcd on this machine")
-
-
-@pytest.fixture(scope="session")
-def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    yield from etcd_member(tmp_path_factory)
 
 
 async def eventually(what: str, probe: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -21,9 +21,8 @@ from cairn.proto.v1.common_pb2 import ChangeType
 from cairn.proto.v1.event_pb2 import Event, ListEventsRequest, WatchEventsRequest
 from cairn.proto.v1.project_pb2 import Project
 
-from tests.conformance.api_stores import STORES, etcd_member, made_store
+from tests.conformance.api_stores import STORES, made_store
 from tests.conformance.api_world import World, world_on
-from tests.lab.etcd import Cluster
 
 UPSERT, DELETE, BOOKMARK = ChangeType.CHANGE_TYPE_UPSERT, ChangeType.CHANGE_TYPE_DELETE, ChangeType.CHANGE_TYPE_BOOKMARK
 ELSEWHERE = "prj-elsewhere"
@@ -42,11 +41,6 @@ class Counting:
         items, revision = await self._store.read(prefix, **more)
         self.records += len(items)
         return items, revision
-
-
-@pytest.fixture(scope="session")
-def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    yield from etcd_member(tmp_path_factory)
 
 
 @pytest.fixture(params=STORES)

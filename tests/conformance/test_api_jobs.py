@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
@@ -13,14 +13,8 @@ from cairn.proto import kinds
 from cairn.proto.v1.common_pb2 import ChangeType
 from cairn.proto.v1.job_pb2 import CancelJobRequest, GetJobRequest, Job, JobStatus, ListJobsRequest, WatchJobsRequest
 
-from tests.conformance.api_stores import STORES, etcd_member, made_store
+from tests.conformance.api_stores import STORES, made_store
 from tests.conformance.api_world import World, world_on
-from tests.lab.etcd import Cluster
-
-
-@pytest.fixture(scope="session")
-def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    yield from etcd_member(tmp_path_factory)
 
 
 @pytest.fixture(params=STORES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +36,8 @@ from cairn.proto.v1.vpc_pb2 import DeleteVpcRequest, Vpc
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.rpc import error_details_pb2
 
-from tests.conformance.api_stores import STORES, etcd_member, made_store
+from tests.conformance.api_stores import STORES, made_store
 from tests.conformance.api_world import GIB, MIB, World, vm, world_on
-from tests.lab.etcd import Cluster
-
-
-@pytest.fixture(scope="session")
-def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    yield from etcd_member(tmp_path_factory)
 
 
 @pytest.fixture(params=STORES)

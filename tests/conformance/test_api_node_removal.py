@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -33,19 +33,13 @@ from cairn.proto.v1.node_pb2 import (
 from cairn.proto.v1.vm_pb2 import CreateVmRequest, DeleteVmRequest
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from tests.conformance.api_stores import STORES, etcd_member, made_store
+from tests.conformance.api_stores import STORES, made_store
 from tests.conformance.api_world import MIB, World, vm, world_on
-from tests.lab.etcd import Cluster
 
 STATE = grpc.StatusCode.FAILED_PRECONDITION
 DENIED = grpc.StatusCode.PERMISSION_DENIED
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
 ABORTED = grpc.StatusCode.ABORTED
-
-
-@pytest.fixture(scope="session")
-def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    yield from etcd_member(tmp_path_factory)
 
 
 @pytest.fixture(params=STORES)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,8 @@ from cairn.proto import kinds
 from cairn.proto.v1.vm_pb2 import CreateVmRequest, DeleteVmRequest, ExplainVmRequest, GetVmRequest, StopVmRequest
 from cairn.proto.v1.vpc_pb2 import CreateVpcRequest, DeleteVpcRequest, Vpc, VpcSpec
 
-from tests.conformance.api_stores import STORES, etcd_member, made_store
+from tests.conformance.api_stores import STORES, made_store
 from tests.conformance.api_world import GIB, World, vm, world_on
-from tests.lab.etcd import Cluster
-
-
-@pytest.fixture(scope="session")
-def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    yield from etcd_member(tmp_path_factory)
 
 
 @pytest.fixture(params=STORES)

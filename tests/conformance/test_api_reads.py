@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,8 @@ from cairn.proto.v1.vm_pb2 import DeleteVmRequest, GetVmRequest, ListVmsRequest,
 from cairn.proto.v1.volume_pb2 import CreateVolumeRequest, ListVolumesRequest, Volume, WatchVolumesRequest
 from cairn.proto.v1.vpc_pb2 import CreateVpcRequest, DeleteVpcRequest, ListVpcsRequest, Vpc, VpcSpec
 
-from tests.conformance.api_stores import STORES, etcd_member, made_store
+from tests.conformance.api_stores import STORES, made_store
 from tests.conformance.api_world import MIB, Stubs, World, world_on
-from tests.lab.etcd import Cluster
-
-
-@pytest.fixture(scope="session")
-def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    yield from etcd_member(tmp_path_factory)
 
 
 @pytest.fixture(params=STORES)

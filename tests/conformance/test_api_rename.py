@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +18,15 @@ from cairn.proto.v1.port_pb2 import Port, PortSpec
 from cairn.proto.v1.volume_pb2 import Volume, VolumeSpec
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from tests.conformance.api_stores import STORES, etcd_member, made_store
+from tests.conformance.api_stores import STORES, made_store
 from tests.conformance.api_world import MIB, World, vm, world_on
 from tests.conformance.test_api_refusals import refused
-from tests.lab.etcd import Cluster
 
 PROTOS = {
     "image": image_pb2, "vpc": vpc_pb2, "subnet": subnet_pb2, "port": port_pb2, "volume": volume_pb2, "vm": vm_pb2,
     "node": node_pb2,
 }  # fmt: skip
 RENAMED = [nouns.BY_KIND[kind] for kind in PROTOS]
-
-
-@pytest.fixture(scope="session")
-def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    yield from etcd_member(tmp_path_factory)
 
 
 @pytest.fixture(params=STORES)

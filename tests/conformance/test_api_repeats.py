@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,14 +18,8 @@ from cairn.proto.v1.vm_pb2 import DeleteVmRequest, UndeleteVmRequest
 from cairn.proto.v1.volume_pb2 import CreateVolumeRequest, DeleteVolumeRequest, UpdateVolumeRequest, Volume, VolumeSpec
 from cairn.proto.v1.vpc_pb2 import CreateVpcRequest, DeleteVpcRequest, Vpc, VpcSpec
 
-from tests.conformance.api_stores import STORES, etcd_member, made_store
+from tests.conformance.api_stores import STORES, made_store
 from tests.conformance.api_world import MIB, World, image, world_on
-from tests.lab.etcd import Cluster
-
-
-@pytest.fixture(scope="session")
-def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    yield from etcd_member(tmp_path_factory)
 
 
 @pytest.fixture(params=STORES)

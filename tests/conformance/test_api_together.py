@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,8 @@ from cairn.proto.v1.vpc_pb2 import CreateVpcRequest, Vpc, VpcSpec
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.rpc.error_details_pb2 import QuotaFailure
 
-from tests.conformance.api_stores import STORES, etcd_member, made_store
+from tests.conformance.api_stores import STORES, made_store
 from tests.conformance.api_world import World, vm, world_on
-from tests.lab.etcd import Cluster
 
 
 class Counted:
@@ -67,11 +66,6 @@ class Counted:
         if fault == "lost answer":
             raise Indeterminate("the answer was lost")
         return revision
-
-
-@pytest.fixture(scope="session")
-def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    yield from etcd_member(tmp_path_factory)
 
 
 @pytest.fixture(params=STORES)
