@@ -134,7 +134,7 @@ class FakeNetHost:
     def inside(self, vpc: str) -> set[str]:
         """TAPs that are in a VPC's namespace now."""
         have = self.networks.get(vpc)
-        return {t for t, index in have.moved.items() if self.taps.indexes.get(t) == index} if have else set()
+        return {tap for tap in have.moved if self._is_inside(have, tap)} if have else set()
 
     def waiting(self) -> set[str]:
         """TAPs in the node's own namespace."""
@@ -150,7 +150,11 @@ class FakeNetHost:
 
     def _flows(self, vpc: str, port: str) -> bool:
         have = self.networks[vpc]
-        return port in have.bound and have.ports[port].tap in self.inside(vpc)
+        return port in have.bound and self._is_inside(have, have.ports[port].tap)
+
+    def _is_inside(self, have: _FakeNetwork, tap: str) -> bool:
+        moved = have.moved.get(tap)
+        return moved is not None and self.taps.indexes.get(tap) == moved
 
     def observe(self) -> Observed:
         """Tell all that is there."""
