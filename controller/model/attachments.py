@@ -8,7 +8,8 @@ no guest anywhere has it open *and* the node of the VM it was taken from has ans
 attach and detach; reports say it back, so that what a node said before it heard of the change proves nothing. What a node that
 is silent said last still counts: its guests run on.
 
-Agents of older releases list nothing: of them the wish is believed, as before. (Of one that is not connected: a guest that runs
+Agents of older releases list nothing. Of them the wish to attach is believed; that a volume was let go of is so once they say
+that the guest is as the VM's record asks, which releases before could say too. (Of one that is not connected: a guest that runs
 has its root disk at least.)
 """
 
@@ -107,11 +108,20 @@ def _freed(view: View, volume: Volume) -> Attachment:
         seen = _seen(view, node, id)
         if seen is None and _is_told(view, vm):
             return Attachment(Hold.DETACHING, f"waits for {_of(view, node)} to say whether VM {vm.name} has it")
-        if seen is None or is_absent(vm, seen) or _says_nothing(view, node, seen):
-            continue
-        if seen.state != VmReport.STATE_ABSENT and seen.volumes_generation < volume.spec.former_generation:
+        if seen is not None and not _has_answered(view, node, vm, seen, volume.spec.former_generation):
             return Attachment(Hold.DETACHING, f"waits for {_of(view, node)} to say that VM {vm.name} let go of it")
     return Attachment(Hold.FREE)
+
+
+def _has_answered(view: View, node: str, vm: Vm, seen: VmReport, generation: int) -> bool:
+    """Tell whether a node said what it did after it had heard of a detachment.
+
+    That it removed an earlier life of the VM is no answer: the guest of this one may have been started with the volume since.
+    """
+    if is_absent(vm, seen) or seen.volumes_generation >= generation:
+        return True
+    # An older agent does not count attachments; that the guest is as asked since the VM's record last changed it says.
+    return _says_nothing(view, node, seen) and seen.spec_revision >= view.revision_of(kinds.VM, vm.id)
 
 
 def _is_told(view: View, vm: Vm) -> bool:

@@ -1,6 +1,7 @@
 """Processes of another release than this one, as their neighbours see them.
 
-An agent of an older release says in its Hello nothing of what it knows, and must be sent nothing that came later. A process
+An agent of an older release says in its Hello nothing of what it knows, and must be sent nothing that came later; of a guest
+it says nothing of which volumes it has open. A process
 of a newer one writes fields this release does not know into all it sends and stores, records of a kind nobody here knows, and
 more into the notes of its ledger; protobuf keeps such fields, and so must whoever writes a record back. Going back to this
 release leaves all of that behind for it to read.
@@ -46,8 +47,8 @@ class Releases:
         if not method.endswith("/Sync") or host not in self.older | self.newer:
             return data
         request = SyncRequest.FromString(data)
-        if host in self.older and request.HasField("hello"):
-            request.hello.ClearField("capabilities")
+        if host in self.older:
+            _earlier(request)
         elif request.HasField("hello"):
             request.hello.capabilities.append(f"desired:{KIND}")
         return request.SerializeToString() + (NOVELTY if host in self.newer else b"")
@@ -73,6 +74,15 @@ class Releases:
             return txn
         puts = {key: Put(put.value + (b"" if NOVELTY in put.value else NOVELTY), put.lease) for key, put in txn.puts.items()}
         return replace(txn, puts={**puts, f"{kinds.ROOT}{KIND}/{name}": Put(NOVELTY)} if puts else puts)
+
+
+def _earlier(request: SyncRequest) -> None:
+    """Leave out what an older agent does not know to say."""
+    if request.HasField("hello"):
+        request.hello.ClearField("capabilities")
+    if request.report.HasField("vm"):
+        for field in ("open_volumes", "volume_troubles", "volumes_generation"):
+            request.report.vm.ClearField(field)
 
 
 def _later(object: Desired) -> str:

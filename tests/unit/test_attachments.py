@@ -187,8 +187,22 @@ def test_a_removed_vm_has_let_go() -> None:
     assert site.state == S.STATE_AVAILABLE
 
 
+def test_what_a_node_said_of_an_earlier_life_proves_nothing() -> None:
+    """Brought back, started with the volume, and detached from it before the node had said anything of this life."""
+    site = Site()
+    site.cloud.report(site.node, f"vm/{VM}", state=VmReport.STATE_ABSENT)
+    vm = site.cloud.edit(kinds.VM, VM)
+    vm.spec.power_generation += 1
+    site.cloud.put(kinds.VM, VM, vm)
+    site.attach()
+    site.detach()
+    assert (site.state, site.shown().say) == (S.STATE_DETACHING, "waits for n1 to say that VM web let go of it")
+    site.says(open=[ROOT])
+    assert site.state == S.STATE_AVAILABLE
+
+
 @pytest.mark.parametrize("connected", [True, False])
-def test_of_an_agent_that_lists_nothing_the_wish_is_believed(connected: bool) -> None:
+def test_of_an_agent_that_lists_nothing_the_wish_to_attach_is_believed(connected: bool) -> None:
     site = Site()
     site.cloud.connect(site.node, knows=[])
     if not connected:
@@ -196,7 +210,22 @@ def test_of_an_agent_that_lists_nothing_the_wish_is_believed(connected: bool) ->
     site.says(open=[], generation=0)
     site.attach()
     assert site.state == S.STATE_ATTACHED
+
+
+@pytest.mark.parametrize("connected", [True, False])
+def test_an_agent_that_lists_nothing_lets_go_by_saying_that_the_guest_is_as_asked(connected: bool) -> None:
+    """The volume was said to be free as soon as somebody wished it, while the guest had it open."""
+    site = Site()
+    site.cloud.connect(site.node, knows=[])
+    site.attach()
+    before = site.cloud.view.revision_of(kinds.VM, VM)
+    site.says(open=[], generation=0, spec_revision=before)
     site.detach()
+    if not connected:
+        site.cloud.delete(kinds.NODE_SESSION, site.node)
+    assert site.state == S.STATE_DETACHING
+    assert site.shown().say.endswith("to say that VM web let go of it")
+    site.says(open=[], generation=0, spec_revision=site.cloud.view.revision_of(kinds.VM, VM))
     assert site.state == S.STATE_AVAILABLE
 
 
