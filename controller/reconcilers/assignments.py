@@ -182,6 +182,8 @@ def _assign(view: View, key: str, held: Record[Assignment] | None, node: str, wh
     txn = Txn("assignments").check(kinds.ASSIGNMENT, key, held.mod_revision if held is not None else 0)
     txn.put(kinds.ASSIGNMENT, key, after).check(kinds.NODE, node, view.revision_of(kinds.NODE, node))
     txn.check(work.about, id, view.revision_of(work.about, id))
+    # Chosen among those that are connected: it is, and still knows what it said it knows.
+    txn.check(kinds.NODE_SESSION, node, view.revision_of(kinds.NODE_SESSION, node))
     object, name = view.get(work.about, id), node_name(view, node)
     say = f"{name} {work.doing} {object.name if object is not None else id} now"
     if held is None or object is None:

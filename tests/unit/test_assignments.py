@@ -186,6 +186,19 @@ def test_two_deciders_conflict() -> None:
         cloud.commit(second)
 
 
+def test_work_is_not_given_to_a_node_that_went_away_meanwhile() -> None:
+    cloud, _, _ = shared()
+    cloud.delete(kinds.NODE, held(cloud).node)
+    txn = Assignments().reconcile(cloud.view, WORK, cloud.now).txn
+    assert txn is not None
+    chosen = Assignment.FromString(txn.puts[kinds.ASSIGNMENT.key(WORK)].value).node
+    cloud.delete(kinds.NODE_SESSION, chosen)
+    with pytest.raises(Conflict):
+        cloud.commit(txn)
+    cloud.settle(ALL)
+    assert held(cloud).node != chosen
+
+
 def test_a_shared_volume_is_erased_on_the_word_of_who_administers_it_now() -> None:
     cloud, nodes, vm = shared()
     lost = held(cloud).node
