@@ -13,6 +13,7 @@ from cairn.controller.api.vms import delete_vm
 from cairn.controller.api.volumes import delete_volume
 from cairn.controller.model.nodes import node_name
 from cairn.controller.model.permits import Caller, Verb, permits
+from cairn.controller.model.readable import CannotTell, Readable
 from cairn.controller.model.where import volume_node, where
 from cairn.controller.store.base import Conflict, Indeterminate, Txn, View
 from cairn.controller.unknowns import absent, title
@@ -125,7 +126,17 @@ async def forget(core: Core, caller: Caller, request: ForgetUnknownRequest) -> s
 
 
 def _is_known_again(view: View, record: Unknown) -> bool:
-    """Tell whether the records say by now that its node holds it: a VM adopted a moment ago, or a volume with it."""
+    """Tell whether the records say by now that its node holds it: a VM adopted a moment ago, or a volume with it.
+
+    Raises TryAgain when one of them cannot be read.
+    """
+    try:
+        return _is_held(Readable(view), record)
+    except CannotTell as why:
+        raise TryAgain(f"whether the records know {title(record)} again cannot be told: {why}") from why
+
+
+def _is_held(view: View, record: Unknown) -> bool:
     kind, _, id = record.key.partition("/")
     if record.contested:
         return False

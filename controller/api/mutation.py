@@ -19,7 +19,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Final, TypeVar
 
-from cairn.controller.api import nouns, validation
+from cairn.controller.api import nouns, resolution, validation
 from cairn.controller.api.commits import Commits
 from cairn.controller.api.decision import Decide, Decided, Views
 from cairn.controller.api.freshness import Freshness
@@ -218,7 +218,7 @@ def _answer(view: View, call: Call, first: RequestRecord) -> Any:
 
 
 def _answer_again(view: View, caller: Caller, first: RequestRecord, digest: bytes) -> Any:
-    """Answer a repeated call. Raises Invalid, NotFound."""
+    """Answer a repeated call. Raises Invalid, NotFound; TryAgain when its object cannot be read."""
     if first.fingerprint != digest:
         raise Invalid("request_id", f"{first.request_id} was used for another request; take a new one")
     kind, _, id = first.object.partition("/")
@@ -226,6 +226,7 @@ def _answer_again(view: View, caller: Caller, first: RequestRecord, digest: byte
     found = noun.of(view, id)
     if found is None and first.HasField("answer"):
         return noun.kind.message.FromString(first.answer)
+    resolution.refuse_unreadable(view, noun, id)
     if found is None or not permits(view, caller, Verb.SEE, found):
         raise NotFound(noun.kind.name, id, f"{noun.title} {id} was made by this request and has been erased since")
     return found

@@ -92,10 +92,16 @@ def _refuse_unreadable(view: View, noun: Noun[M], project: str, text: str) -> No
     """Do not call missing what is there and cannot be read. Raises TryAgain."""
     claim = view.get(kinds.NAME, claim_id(noun, project, text))
     for id in (text, claim.id if claim is not None else ""):
-        if id in view.unreadable(noun.kind):
-            raise TryAgain(f"the record of {noun.title} {text!r} cannot be read; `cairn cluster fsck` lists what is damaged")
+        refuse_unreadable(view, noun, id, text)
     if claim_id(noun, project, text) in view.unreadable(kinds.NAME):
         raise TryAgain(f"who has the name {text!r} cannot be read; `cairn cluster fsck` lists what is damaged")
+
+
+def refuse_unreadable(view: View, noun: Noun[Any], id: str, text: str = "") -> None:
+    """Do not call an object gone whose record is there and cannot be read. Raises TryAgain."""
+    if id in view.unreadable(noun.kind):
+        say = f"the record of {noun.title} {text or id!r} cannot be read; `cairn cluster fsck` lists what is damaged"
+        raise TryAgain(say)
 
 
 def _deleted(view: View, noun: Noun[M], project: str, name: str) -> Record[Any] | None:

@@ -18,9 +18,10 @@ from cairn.controller.api.projects import ensure_default_project
 from cairn.controller.api.services import add_enrolment, add_services
 from cairn.controller.reconcilers.placement import Placements
 from cairn.controller.reconcilers.ports import Ports
-from cairn.controller.store.base import Conflict, Store, Txn
+from cairn.controller.store.base import Conflict, Put, Store, Txn
 from cairn.controller.store.cache import Cache
 from cairn.proto import kinds
+from cairn.proto.kinds import AnyKind
 from cairn.proto.pki import CONTROLLER_SERVER_NAME, Authority, Identity
 from cairn.proto.rpc import GrpcTransport, StaticCredentials
 from cairn.proto.sealing import KEY_BYTES, Seals
@@ -157,6 +158,11 @@ class World:
 
     async def commit(self, txn: Txn) -> None:
         await self.cache.wait_for(await self.store.commit(txn))
+
+    async def spoil(self, kind: AnyKind, id: str) -> None:
+        """Make a record one that nobody has ever been able to read."""
+        await self.commit(Txn("test", deletes={kind.key(id)}))
+        await self.commit(Txn("test", puts={kind.key(id): Put(b"\xff\xff\xff\xff")}))
 
     async def node(self, name: str, *, threads: int = 4, memory_bytes: int = 8 * GIB, disk_bytes: int = 100 * GIB) -> str:
         """Add a node that is connected."""

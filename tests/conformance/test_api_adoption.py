@@ -71,4 +71,10 @@ async def test_what_the_records_know_again_is_neither_adopted_over_nor_forgotten
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await world.api.cluster.ForgetUnknown(ForgetUnknownRequest(node=node, key=f"vm/{made.id}"))
     assert refused.value.code() is grpc.StatusCode.NOT_FOUND
+    # Nor is what may be known and cannot be read.
+    await world.spoil(kinds.PLACEMENT, made.id)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await world.api.cluster.ForgetUnknown(ForgetUnknownRequest(node=node, key=f"vm/{made.id}"))
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert f"placement {made.id} cannot be read" in str(refused.value.details())
     assert not list(world.cache.view.ids(kinds.ERASURE))

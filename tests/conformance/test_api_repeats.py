@@ -166,3 +166,15 @@ async def test_a_repeated_undelete_and_update_act_once(world: World) -> None:
     assert (await world.api.volumes.UpdateVolume(update)).id == volume
     assert not world.cache.view.get(kinds.VOLUME, other).labels  # type: ignore[union-attr]
     assert not world.cache.view.get(kinds.VM, second).HasField("delete_time")  # type: ignore[union-attr]
+
+
+async def test_what_a_request_made_and_cannot_be_read_is_not_called_erased(world: World) -> None:
+    request = CreateVolumeRequest(
+        volume=Volume(name="data", spec=VolumeSpec(size_bytes=MIB)), request_id="6f7a3ad2-0f0d-4f6f-8e55-2a3a5f2d9c01"
+    )
+    made = await world.api.volumes.CreateVolume(request)
+    await world.spoil(kinds.VOLUME, made.id)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await world.api.volumes.CreateVolume(request)
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert "cannot be read" in str(refused.value.details())
