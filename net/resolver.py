@@ -288,7 +288,12 @@ class Resolver:
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection to its end."""
-        address = str(writer.get_extra_info("peername")[0])
+        peer = writer.get_extra_info("peername")
+        if peer is None:
+            # It has gone already.
+            writer.transport.abort()
+            return
+        address = str(peer[0])
         if (task := asyncio.current_task()) is not None:
             # Ended with the network: its socket would keep the namespace.
             self._tasks.add(task)
@@ -297,11 +302,15 @@ class Resolver:
             with self._bounds.connected((self._vpc, address)) as may:
                 if may:
                     await self._converse(reader, writer, address)
-        except (ConnectionError, TimeoutError, asyncio.IncompleteReadError):
+                writer.close()
+                async with asyncio.timeout(_IDLE_S):
+                    await writer.wait_closed()
+        except (OSError, asyncio.IncompleteReadError):
             # The guest went away, dawdled or talked nonsense: it gets nothing more.
             return
         finally:
-            writer.close()
+            # Closing would wait for ever for a guest that does not read; nothing happens to one that is closed.
+            writer.transport.abort()
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, address: str) -> None:
         for _ in range(_QUESTIONS_MAX):

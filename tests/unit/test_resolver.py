@@ -203,3 +203,71 @@ def test_so_many_wait_and_no_more() -> None:
             context.__exit__(None, None, None)
     with bounds.waiting(("rtr-1", "10.1.1.0")) as may:
         assert may
+
+
+class Talkative(Forwarder):
+    """Has much to say to each question."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda: ())
+
+    async def answer(self, query: Query) -> bytes:
+        return bytes(60_000)
+
+
+@asynccontextmanager
+async def serving(forwarder: Forwarder) -> AsyncIterator[tuple[resolver.Resolver, int, list[asyncio.StreamWriter]]]:
+    """A resolver on this machine, its TCP port, and the connections it has had."""
+    udp, tcp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM), socket.socket()
+    for own in (udp, tcp):
+        own.setblocking(False)
+        own.bind(("127.0.0.1", 0))
+    tcp.listen()
+    had = list[asyncio.StreamWriter]()
+
+    class Watched(resolver.Resolver):
+        async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            had.append(writer)
+            await super()._connected(reader, writer)
+
+    made = Watched("rtr-1", (udp, tcp), lambda _: ZONE, forwarder, Bounds())
+    await made.start()
+    try:
+        yield made, int(tcp.getsockname()[1]), had
+    finally:
+        made.close()
+
+
+async def greedy_guest(port: int) -> socket.socket:
+    """A guest that asks for megabytes over one connection and reads none of it."""
+    guest, asked = socket.socket(), dns.message.make_query("example.org.", "TXT").to_wire()
+    guest.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    guest.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(guest, ("127.0.0.1", port))
+    await asyncio.get_running_loop().sock_sendall(guest, (len(asked).to_bytes(2, "big") + asked) * 100)
+    return guest
+
+
+async def test_a_guest_that_asks_over_tcp_and_never_reads_leaves_no_connection_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Closing alone would wait for it as long as it likes: a descriptor each, until the agent has none left."""
+    monkeypatch.setattr(resolver, "_IDLE_S", 0.3)
+    async with serving(Talkative()) as (_, port, had):
+        guest = await greedy_guest(port)
+        async with asyncio.timeout(10):
+            while not had or had[0].transport.get_extra_info("socket").fileno() >= 0:
+                await asyncio.sleep(0.01)
+        guest.close()
+
+
+async def test_no_guest_keeps_a_network_that_is_gone_by_not_reading() -> None:
+    async with serving(Talkative()) as (_, port, had):
+        guest = await greedy_guest(port)
+        async with asyncio.timeout(10):
+            while not had or not had[0].transport.get_write_buffer_size():
+                await asyncio.sleep(0.01)
+    async with asyncio.timeout(5):
+        while had[0].transport.get_extra_info("socket").fileno() >= 0:
+            await asyncio.sleep(0.01)
+    guest.close()
