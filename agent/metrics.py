@@ -6,11 +6,10 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
-from wsgiref.simple_server import WSGIServer
 
 from cairn.agent.identity import Files
-from cairn.proto.rpc import split_endpoint
-from prometheus_client import CollectorRegistry, start_http_server
+from cairn.proto.metrics import HttpsMetrics
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -65,7 +64,7 @@ class MetricsServer:
     """Serves until closed; `reload` takes up a renewed certificate."""
 
     def __init__(self, agent: Agent, address: str, files: Files) -> None:
-        self._address, self._files = split_endpoint(address), files
+        self._address, self._files = address, files
         self._registry = CollectorRegistry()
         self._registry.register(AgentCollector(agent))
         self._server = self._start()
@@ -77,21 +76,11 @@ class MetricsServer:
 
     def close(self) -> None:
         """Stop serving."""
-        self._server.shutdown()
-        self._server.server_close()
+        self._server.close()
 
-    def _start(self) -> WSGIServer:
-        host, port = self._address
-        server, _thread = start_http_server(
-            port,
-            addr=host,
-            registry=self._registry,
-            certfile=str(self._files.cert),
-            keyfile=str(self._files.key),
-            client_cafile=str(self._files.ca),
-            client_auth_required=True,
-        )
-        return server
+    def _start(self) -> HttpsMetrics:
+        files = self._files
+        return HttpsMetrics(self._address, self._registry, cert=files.cert, key=files.key, ca=files.ca)
 
 
 def _resident_bytes() -> int:

@@ -51,13 +51,14 @@ from cairn.controller.store.etcd import EtcdStore
 from cairn.controller.sync import SyncService
 from cairn.proto import kinds, log
 from cairn.proto.errors import Refused, TryAgain
+from cairn.proto.metrics import HttpsMetrics
 from cairn.proto.pki import Authority, PkiError
 from cairn.proto.rpc import FileCredentials, GrpcTransport, add_health_and_reflection, split_endpoint
 from cairn.proto.sealing import SealError, Seals
 from cairn.proto.seams import Clock, Ids, SystemClock, SystemIds, Transport
 from cairn.proto.v1 import agent_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckResponse
-from prometheus_client import CollectorRegistry, Gauge, PlatformCollector, ProcessCollector, start_http_server
+from prometheus_client import CollectorRegistry, Gauge, PlatformCollector, ProcessCollector
 
 _log = log.logger("controller")
 PROBE_S: Final = 2.0
@@ -288,29 +289,20 @@ class MetricsServer:
 
     def __init__(self, config: Config, registry: CollectorRegistry) -> None:
         self._config, self._registry = config, registry
-        self._server: Any = None
+        self._server: HttpsMetrics | None = None
 
     def start(self) -> None:
         """Serve, with the certificate that is there now. Raises OSError."""
         self.stop()
         if not self._config.metrics_listen:
             return
-        host, port = split_endpoint(self._config.metrics_listen)
-        self._server, _ = start_http_server(
-            port,
-            host,
-            self._registry,
-            certfile=self._config.cert,
-            keyfile=self._config.key,
-            client_cafile=self._config.ca,
-            client_auth_required=True,
-        )
+        files = {"cert": Path(self._config.cert), "key": Path(self._config.key), "ca": Path(self._config.ca)}
+        self._server = HttpsMetrics(self._config.metrics_listen, self._registry, **files)
 
     def stop(self) -> None:
         """Stop serving."""
         if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
+            self._server.close()
             self._server = None
 
 

@@ -7,6 +7,7 @@ import fcntl
 import http.client
 import socket
 import ssl
+import threading
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from cairn.agent.app import Agent, main
 from cairn.agent.config import ConfigError, load, parse
 from cairn.agent.identity import Files
 from cairn.agent.metrics import MetricsServer
-from cairn.proto import pki
+from cairn.proto import metrics, pki
 from cairn.proto.pki import Authority, Identity
 from cairn.proto.seams import SystemClock, SystemIds
 from click.testing import CliRunner
@@ -139,6 +140,28 @@ async def test_metrics_are_for_holders_of_a_certificate(tmp_path: Path, ca: Auth
     finally:
         server.close()
         await agent.stop()
+
+
+async def test_who_says_nothing_keeps_neither_metrics_nor_a_renewal_waiting(
+    tmp_path: Path, ca: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was greeted in the thread that accepts, and what closed the server, the agent's loop, waited for that thread."""
+    monkeypatch.setattr(metrics, "TIMEOUT_S", 2.0)
+    machine, files = Machine(), make_member(ca, tmp_path)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = MetricsServer(machine.agent(), f"127.0.0.1:{port}", files)
+    context = ssl.create_default_context(cadata=ca.cert_pem.decode())
+    context.load_cert_chain(files.cert, files.key)
+    with socket.create_connection(("127.0.0.1", port)) as silent:
+        assert "cairn_agent_held_revision" in await asyncio.to_thread(scrape, port, context)
+        closing = threading.Thread(target=server.close, daemon=True)
+        closing.start()
+        await asyncio.to_thread(closing.join, 5)
+        assert not closing.is_alive()
+        silent.settimeout(10)
+        assert silent.recv(1) == b"", "it is dropped"
 
 
 def test_facts_are_told_when_they_changed() -> None:
