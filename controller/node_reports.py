@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Container, Sequence
+from datetime import datetime
 from typing import Any, Final
 
 from cairn.controller.events import RECORDS, Leases, add, bytes_of, event_id, tell
@@ -31,6 +32,7 @@ from cairn.controller.store.base import (
 )
 from cairn.controller.store.cache import Cache
 from cairn.proto import kinds
+from cairn.proto.capabilities import ABSENT_IMAGES
 from cairn.proto.keys import covers
 from cairn.proto.kinds import AnyKind
 from cairn.proto.log import logger
@@ -52,6 +54,8 @@ _FAILED: Final = {
     "image": ImageReport.STATE_FAILED,
     "port": PortReport.STATE_FAILED,
 }
+# Of an image that an older agent need not hold.
+_UNTOLD: Final = "was held; this release of the agent does not say whether it still is"
 
 
 class Told:
@@ -183,10 +187,7 @@ class Reports:
                 return
             lot.reports[key] = report
         for key in self._gone:
-            id, part = f"{self._node}/{key}", Txn(WRITER)
-            if newest_revision(view, kinds.OBSERVED, id):
-                _over(view, part, kinds.OBSERVED, id).delete(kinds.OBSERVED, id)
-            if not lot.add(part):
+            if not lot.add(self._without(view, key, now)):
                 return
             lot.gone.append(key)
         if self._facts is not None:
@@ -204,6 +205,24 @@ class Reports:
             if not lot.add(part):
                 return
             lot.events[id] = part
+
+    def _without(self, view: View, key: str, now: datetime) -> Txn:
+        """Return what removes a report; of an image at an agent that cannot be told `absent`, what makes it say nothing.
+
+        The agent may have been told `absent` before it was put back to its release, and will be no older one day: until one
+        has said ABSENT, it is to be told (nodespec.py).
+        """
+        id, txn = f"{self._node}/{key}", Txn(WRITER)
+        if not newest_revision(view, kinds.OBSERVED, id):
+            return txn
+        if not key.startswith(f"{kinds.IMAGE.name}/") or ABSENT_IMAGES in self._session.message.capabilities:
+            return _over(view, txn, kinds.OBSERVED, id).delete(kinds.OBSERVED, id)
+        before = view.get(kinds.OBSERVED, id)
+        if before is None or before.report.image.say == _UNTOLD:
+            return txn
+        report = Report(key=key, version=before.report.version, image=ImageReport(say=_UNTOLD))
+        observed = Observed(key=key, node=self._node, report=report, observe_time=timestamp(now))
+        return _over(view, txn, kinds.OBSERVED, id).put(kinds.OBSERVED, id, observed)
 
     async def _tell(self, lot: _Lot) -> None:
         """Put the events of a lot under a lease, and write those that tell of its reports. Raises Unavailable."""

@@ -191,8 +191,13 @@ def _reports(view: View) -> Found:
         kind = kinds.BY_NAME.get(key.partition("/")[0])
         if not view.revision_of(kinds.NODE, node) and node not in view.unreadable(kinds.NODE):
             yield Finding(check="report", object=f"observed/{id}", say=f"node {node} is not there")
-        elif kind is not None and not _is_record(view, kind, key.partition("/")[2]) and view.get(kinds.ERASURE, id) is None:
+        elif kind is not None and not _is_record(view, kind, key.partition("/")[2]) and not _is_erased(view, id):
             yield Finding(check="report", object=f"observed/{id}", say=f"{key} has no record")
+
+
+def _is_erased(view: View, id: str) -> bool:
+    """Tell whether what a node reports of was deleted, and may be there until the node has removed it."""
+    return any(view.get(kinds.ERASURE, each) is not None for each in (id, f"-/{id.partition('/')[2]}"))
 
 
 def _is_record(view: View, kind: AnyKind, id: str) -> bool:

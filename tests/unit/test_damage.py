@@ -10,7 +10,7 @@ from cairn.controller.model.damage import findings
 from cairn.controller.reconcilers.placement import Placements
 from cairn.controller.reconcilers.ports import Ports
 from cairn.proto import kinds
-from cairn.proto.v1.agent_pb2 import Observed, Report, Unknown
+from cairn.proto.v1.agent_pb2 import Erasure, Observed, Report, Unknown
 from cairn.proto.v1.cluster_pb2 import NameClaim
 from cairn.proto.v1.job_pb2 import JobStatus
 from cairn.proto.v1.port_pb2 import AddressClaim
@@ -106,3 +106,13 @@ def test_what_cannot_be_read_is_not_called_missing(kind: Any) -> None:
     for id in list(cloud.view.ids(kind)):
         spoil(kind, id)(cloud)
     assert not [each for each in found(cloud) if each[0] == "reference"]
+
+
+@pytest.mark.parametrize("node", [NODE, "-"])
+def test_what_was_deleted_and_is_still_there_is_no_damage(node: str) -> None:
+    """An image's bytes that a volume is a copy of stay until that goes, though its record went at once."""
+    cloud, key = made(), "image/img-gone"
+    put(kinds.OBSERVED, f"{NODE}/{key}", Observed(node=NODE, key=key, report=Report(key=key)))(cloud)
+    assert ("report", f"observed/{NODE}/{key}") in found(cloud)
+    put(kinds.ERASURE, f"{node}/{key}", Erasure(node=node, key=key))(cloud)
+    assert ("report", f"observed/{NODE}/{key}") not in found(cloud)
