@@ -12,13 +12,14 @@
       TryAgain                   UNAVAILABLE          + RetryInfo                   retryable
       OutOfRange                 OUT_OF_RANGE         + ErrorInfo                   compacted revision: list again
 
-All but TryAgain and Moved are permanent: repeating the same call gives the same answer.
+All but TryAgain and Moved are permanent: repeating the same call gives the same answer. For that, what hangs on the state of
+other objects (LASTING) is remembered under the request's id (docs/decisions/0029).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar, cast
+from typing import Final, cast
 
 import grpc
 import grpc.aio
@@ -32,7 +33,7 @@ STATUS_DETAILS_KEY = "grpc-status-details-bin"
 class Refused(Exception):
     """Base: `say` is the sentence the caller sees."""
 
-    code: ClassVar[grpc.StatusCode] = grpc.StatusCode.UNKNOWN
+    code: grpc.StatusCode = grpc.StatusCode.UNKNOWN
 
     def __init__(self, say: str) -> None:
         super().__init__(say)
@@ -159,6 +160,23 @@ class TryAgain(Refused):
         info = error_details_pb2.RetryInfo()
         info.retry_delay.FromMilliseconds(500)
         return [info]
+
+
+class Repeated(Refused):
+    """A refusal told before, of the same request."""
+
+    def __init__(self, status: status_pb2.Status) -> None:
+        super().__init__(status.message)
+        self.code, self._status = _CODES.get(status.code, grpc.StatusCode.UNKNOWN), status
+
+    def status(self) -> status_pb2.Status:
+        """Return what was told."""
+        return self._status
+
+
+# Refusals that the same call would be spared once other objects have changed.
+LASTING: Final = (NotFound, AlreadyExists, BadState, Exhausted)
+_CODES: Final = {int(code.value[0]): code for code in grpc.StatusCode}
 
 
 def status_of(error: grpc.aio.AioRpcError) -> status_pb2.Status:

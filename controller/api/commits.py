@@ -6,6 +6,7 @@
               Conflict: something moved; the same calls on a view as fresh as the store, in smaller groups
               Indeterminate: it may have happened; each call's own request record will tell
               Unavailable: refused, by its kind (outage.py)
+    refuse    a refusal that may be repeated is recorded under its request's id before it is told, as an answer is
     repeats   whoever asked the same before has a request record. It is not in the view: the transaction that creates it again
               conflicts, and then (or when a call would be refused) the store is asked for it. Those written here lately are
               remembered, which answers most repeats at once.
@@ -37,6 +38,7 @@ from cairn.controller.store.base import (
     LeaseLost,
     Store,
     TooBig,
+    Txn,
     Unavailable,
     View,
 )
@@ -61,7 +63,7 @@ Answer = Callable[[View, Call, RequestRecord], Any]
 
 
 class Commits:
-    """See the module. answer: shows the object of a request's record."""
+    """See the module. leases: first that of request records; answer: shows the object of a request's record."""
 
     def __init__(
         self, store: Store, cache: Views, freshness: Freshness, ids: Ids, leases: Sequence[Retention], answer: Answer
@@ -143,17 +145,29 @@ class Commits:
         self._waiting = others + self._waiting
         if group.taken:
             await self._commit(group)
-        for call, why in group.refused:
-            await self._refuse(call, why)
+        await self._refuse(group.refused)
 
     async def _commit(self, group: Group) -> None:
         calls = [taken.call for taken in group.taken]
+        revision = await self._stored(group.txn, calls)
+        if not revision:
+            return
         try:
-            revision = await self._store.commit(group.txn)
-            self._cache.committed(group.txn, revision)
             await self._freshness.caught_up(revision)
+        except Refused as error:
+            _fail(calls, error)
+            return
+        self._limit, self._conflicts = min(2 * self._limit, GROUP_MAX), 0
+        self._crowd = min(len(group.taken) + len(self._waiting), GROUP_MAX)
+        for taken in group.taken:
+            self._committed(taken, revision)
+
+    async def _stored(self, txn: Txn, calls: list[Call]) -> int:
+        """Commit what some calls ask for; return the revision, 0 when it was not: they were refused, or wait again."""
+        try:
+            revision = await self._store.commit(txn)
         except Conflict as error:
-            await self._moved(group, set(error.keys))
+            await self._moved(calls, set(error.keys))
         except LeaseLost:
             for lease in self._leases:
                 lease.forget()
@@ -170,10 +184,9 @@ class Commits:
         except TooBig as error:
             _fail(calls, Exhausted("transaction", f"this changes too much at once: {error}"))
         else:
-            self._limit, self._conflicts = min(2 * self._limit, GROUP_MAX), 0
-            self._crowd = min(len(group.taken) + len(self._waiting), GROUP_MAX)
-            for taken in group.taken:
-                self._committed(taken, revision)
+            self._cache.committed(txn, revision)
+            return revision
+        return 0
 
     def _committed(self, taken: Taken, revision: int) -> None:
         call, decided, record = taken.call, taken.decided, taken.record
@@ -196,15 +209,15 @@ class Commits:
             if not call.answer.done():
                 call.answer.set_result(answer)
 
-    async def _moved(self, group: Group, keys: set[str]) -> None:
+    async def _moved(self, calls: list[Call], keys: set[str]) -> None:
         """Look again, on a fresh view, in smaller groups; whose request's record was there is a repeat."""
-        for taken in group.taken:
-            taken.call.doubtful |= kinds.REQUEST.key(taken.call.request) in keys
-        self._limit = max(1, len(group.taken) // 2)
+        for call in calls:
+            call.doubtful |= kinds.REQUEST.key(call.request) in keys
+        self._limit = max(1, len(calls) // 2)
         self._conflicts += 1
         # Two controllers that conflict in step would go on doing so.
         await asyncio.sleep(BACKOFF_S * min(self._conflicts, 10) * self._ids.jitter())
-        self._again([taken.call for taken in group.taken])
+        self._again(calls)
 
     def _again(self, calls: list[Call]) -> None:
         """Put calls back, to be decided on a view as fresh as the store; not for ever."""
@@ -215,8 +228,26 @@ class Commits:
         _fail(worn, TryAgain("too many others change the same objects; try again"))
         self._waiting = [call for call in calls if call not in worn] + self._waiting
 
-    async def _refuse(self, call: Call, why: Exception) -> None:
-        """Refuse a call, unless it was answered before: then its first answer is its answer."""
+    async def _refuse(self, refused: Sequence[tuple[Call, Exception]]) -> None:
+        """Refuse calls, except those that were answered before: then the first answer is the answer."""
+        txn, recorded = Txn("api"), list[tuple[Call, Exception, RequestRecord]]()
+        for call, why in refused:
+            record = call.refuse(why) if isinstance(why, Refused) and not call.answer.done() else None
+            if record is None:
+                await self._refuse_unrecorded(call, why)
+            elif kinds.REQUEST.key(call.request) in txn.puts:
+                # One request that came twice: the second is answered as the first.
+                call.doubtful = True
+                self._again([call])
+            else:
+                txn.create(kinds.REQUEST, call.request, record, lease=self._leases[0].current)
+                recorded.append((call, why, record))
+        if recorded and await self._stored(txn, [call for call, _, _ in recorded]):
+            for call, why, record in recorded:
+                self._remember(call.request, record)
+                _fail([call], why)
+
+    async def _refuse_unrecorded(self, call: Call, why: Exception) -> None:
         try:
             if not isinstance(why, Refused) or not call.repeatable or not await self._repeated(call):
                 _fail([call], why)

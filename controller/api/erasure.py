@@ -17,16 +17,16 @@ call (or deleting it again) finishes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar, cast
 
 from cairn.controller.api import resolution
 from cairn.controller.api.core import Core
-from cairn.controller.api.decision import Decide, Decided
+from cairn.controller.api.decision import Decided
 from cairn.controller.api.nouns import Noun
 from cairn.controller.model.permits import Caller, Verb
 from cairn.controller.store.base import Conflict, Indeterminate, Record, Txn, Unavailable, View
 from cairn.proto import kinds, log
-from cairn.proto.errors import NotFound, Refused, TryAgain
+from cairn.proto.errors import LASTING, Refused, TryAgain
 from cairn.proto.kinds import AnyKind
 from cairn.proto.seams import timestamp
 from google.protobuf.message import Message
@@ -64,9 +64,9 @@ class Erasure(Generic[M]):
             return answer
         try:
             before, marked = await self._mark(caller, request)
-        except NotFound as error:
+        except LASTING as error:
             # Unless it is answered meanwhile; what somebody makes under that name from now on is not meant.
-            return await self._core.mutations.run(request, caller, _refuse(error))
+            return cast("M", await self._core.mutations.refuse(request, caller, error))
         name = getattr(marked.message, "name", "")
         touched = {self._noun.kind.key(self._id(marked)): (before.mod_revision, marked.mod_revision)}
 
@@ -80,9 +80,11 @@ class Erasure(Generic[M]):
         try:
             self._in_use(self._core.cache.view, caller, marked)
             return await self._core.mutations.run(request, caller, decide, touched)
-        except Refused:
+        except Refused as error:
             await self._unmark(marked)
-            raise
+            if not isinstance(error, LASTING):
+                raise
+            return cast("M", await self._core.mutations.refuse(request, caller, error))
 
     def _in_use(self, view: View, caller: Caller, record: Record[M]) -> None:
         """Refuse while something refers to the record, or that cannot be told. Raises Refused."""
@@ -166,12 +168,3 @@ class Erasure(Generic[M]):
         if written is None:
             raise TryAgain(f"{self._noun.title} {message.name!r} is being deleted by someone else; try again")
         return written
-
-
-def _refuse(error: Refused) -> Decide[Any]:
-    """Return what decides nothing but that refusal."""
-
-    def decide(_view: View, _caller: Caller) -> Decided[Any]:
-        raise error
-
-    return decide

@@ -37,6 +37,8 @@ class Call:
 
     decide: Callable[[View], Decided[Any]]
     complete: Callable[[Decided[Any]], RequestRecord]
+    # The record of its refusal; None: it is not remembered.
+    refuse: Callable[[Refused], RequestRecord | None]
     # Id of its request record.
     request: str
     digest: bytes

@@ -7,8 +7,9 @@
 
 Invariant: each committed mutation has a RequestRecord, created in the same transaction. So whatever happens to the
 controller between commit and answer, the repeated call (to any controller) finds it. A refusal is believed only on a view
-as fresh as the store: what the caller made a moment ago through another controller counts. Rejected: remembering answers in
-memory only (lost with the process), locks per name (held by the dead).
+as fresh as the store: what the caller made a moment ago through another controller counts. One that hangs on the state of
+other objects has a RequestRecord, too, so that a late repetition of what was refused is refused (decision 0029). Rejected:
+remembering answers in memory only (lost with the process), locks per name (held by the dead).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
 from cairn.controller.api import nouns, resolution, validation
@@ -26,21 +27,25 @@ from cairn.controller.api.freshness import Freshness
 from cairn.controller.api.group import Call
 from cairn.controller.api.plan import Planner, Touched
 from cairn.controller.events import add, event_id
-from cairn.controller.model.permits import Caller, Verb, permits
+from cairn.controller.model.permits import Caller, Verb, may_act, permits
 from cairn.controller.model.unreadable import touched
 from cairn.controller.outage import refusal
 from cairn.controller.retention import EVENT_KEEP_S, REQUEST_KEEP_S, Retention
 from cairn.controller.store.base import Store, StoreError, View
 from cairn.proto import kinds
-from cairn.proto.errors import Denied, Invalid, NotFound, Refused, TryAgain
+from cairn.proto.errors import LASTING, Denied, Invalid, NotFound, Refused, Repeated, TryAgain
 from cairn.proto.seams import Clock, Ids, timestamp
 from cairn.proto.v1.cluster_pb2 import PlanRecord, RequestRecord
 from cairn.proto.v1.event_pb2 import Event
 from google.protobuf.message import Message
+from google.rpc.status_pb2 import Status
 
 M = TypeVar("M", bound=Message)
 # Of the hash of who calls, in the key of a request record.
 CALLER_DIGITS: Final = 16
+# Of a refusal that is remembered: whole, or only this much of its sentence.
+REFUSAL_BYTES_MAX: Final = 4 << 10
+REFUSAL_CHARACTERS_MAX: Final = 1000
 # Not part of what is asked for.
 _ENVELOPE: Final = ("request_id", "validate_only", "plan_id", "count")
 
@@ -101,10 +106,23 @@ class Mutations:
             _admit(view, caller, request, made)
             return made
 
+        answer: M = await self._call(request, caller, digest, decided)
+        return answer
+
+    async def refuse(self, request: Any, caller: Caller, why: Refused) -> Any:
+        """Refuse a mutation for good; return its answer when it was answered before. Raises Refused."""
+
+        def decided(_view: View) -> Decided[Any]:
+            raise why
+
+        return await self._call(request, caller, fingerprint(request), decided)
+
+    async def _call(self, request: Any, caller: Caller, digest: bytes, decided: Callable[[View], Decided[Any]]) -> Any:
         request_id = request.request_id.lower() or self._ids.uuid()
         call = Call(
             decide=decided,
             complete=lambda made: self._complete(request, request_id, digest, caller, made),
+            refuse=lambda why: self._refusal(request, digest, caller, why),
             request=request_key(caller, request_id),
             digest=digest,
             caller=caller,
@@ -112,8 +130,7 @@ class Mutations:
             answer=asyncio.get_running_loop().create_future(),
         )
         first = self._commits.remembered(call.request)
-        answer: M = _answer(self._cache.view, call, first) if first is not None else await self._commits.run(call)
-        return answer
+        return _answer(self._cache.view, call, first) if first is not None else await self._commits.run(call)
 
     async def again(self, request: Any, caller: Caller) -> Any:
         """Return the answer of an earlier call with this request's id, None when this is the first. Raises Refused.
@@ -165,6 +182,24 @@ class Mutations:
             )
             add(decided.txn, event, lease=self._events.current)
         return record
+
+    def _refusal(self, request: Any, digest: bytes, caller: Caller, why: Refused) -> RequestRecord | None:
+        """Return what is remembered of a refusal; None: nothing."""
+        if not request.request_id or not isinstance(why, LASTING) or not may_act(caller):
+            return None
+        status = why.status()
+        if status.ByteSize() > REFUSAL_BYTES_MAX:
+            status = type(status)(code=status.code, message=status.message[:REFUSAL_CHARACTERS_MAX])
+        return RequestRecord(
+            request_id=request.request_id.lower(),
+            method=type(request).__name__.removesuffix("Request"),
+            fingerprint=digest,
+            # Of nothing: to a controller of the release before it is a request whose object is gone.
+            object=f"{kinds.VM.name}/",
+            create_time=timestamp(self._clock.now()),
+            caller=caller.uri,
+            refusal=status.SerializeToString(deterministic=True),
+        )
 
     async def plan_several(self, caller: Caller, parts: Sequence[tuple[Any, Decide[M]]]) -> M:
         """Answer validate_only for several: the first object as it would be, with the plan. parts: (request, decide).
@@ -218,9 +253,11 @@ def _answer(view: View, call: Call, first: RequestRecord) -> Any:
 
 
 def _answer_again(view: View, caller: Caller, first: RequestRecord, digest: bytes) -> Any:
-    """Answer a repeated call. Raises Invalid, NotFound; TryAgain when its object cannot be read."""
+    """Answer a repeated call. Raises Invalid, NotFound, Repeated; TryAgain when its object cannot be read."""
     if first.fingerprint != digest:
         raise Invalid("request_id", f"{first.request_id} was used for another request; take a new one")
+    if first.HasField("refusal"):
+        raise Repeated(Status.FromString(first.refusal))
     kind, _, id = first.object.partition("/")
     noun = nouns.BY_KIND[kind]
     found = noun.of(view, id)

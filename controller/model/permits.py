@@ -86,6 +86,11 @@ def permits(view: View, caller: Caller, verb: Verb, record: Message) -> bool:
     return False
 
 
+def may_act(caller: Caller) -> bool:
+    """Tell whether a caller may do anything that is refused for the state of things: others leave nothing behind."""
+    return caller.kind in _UNRESTRICTED
+
+
 def visible(view: View, caller: Caller, kind: Kind[M], id: str) -> M | None:
     """Return a record the caller may see; None: it is not there, or not for him. For sentences that tell of other objects."""
     found = view.get(kind, id)

@@ -742,6 +742,7 @@ class RequestRecord(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     ANSWER_FIELD_NUMBER: _builtins.int
     CALLER_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     method: _builtins.str
     fingerprint: _builtins.bytes
@@ -752,6 +753,8 @@ class RequestRecord(_message.Message):
     """The answer itself, when the object went with the transaction."""
     caller: _builtins.str
     """Who asked, as in his certificate: "cairn://user/alice". The id is his alone."""
+    refusal: _builtins.bytes
+    """A google.rpc.Status, when it was refused; object is "<kind>/" then."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -764,14 +767,20 @@ class RequestRecord(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         answer: _builtins.bytes | None = ...,
         caller: _builtins.str = ...,
+        refusal: _builtins.bytes | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_answer", b"_answer", "answer", b"answer", "create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_answer", b"_answer", "_refusal", b"_refusal", "answer", b"answer", "create_time", b"create_time", "refusal", b"refusal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_answer", b"_answer", "answer", b"answer", "caller", b"caller", "create_time", b"create_time", "fingerprint", b"fingerprint", "method", b"method", "object", b"object", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_answer", b"_answer", "_refusal", b"_refusal", "answer", b"answer", "caller", b"caller", "create_time", b"create_time", "fingerprint", b"fingerprint", "method", b"method", "object", b"object", "refusal", b"refusal", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__answer: _TypeAlias = _typing.Literal["answer"]  # noqa: Y015
     _WhichOneofArgType__answer: _TypeAlias = _typing.Literal["_answer", b"_answer"]  # noqa: Y015
+    _WhichOneofReturnType__refusal: _TypeAlias = _typing.Literal["refusal"]  # noqa: Y015
+    _WhichOneofArgType__refusal: _TypeAlias = _typing.Literal["_refusal", b"_refusal"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__answer) -> _WhichOneofReturnType__answer | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__refusal) -> _WhichOneofReturnType__refusal | None: ...
 
 Global___RequestRecord: _TypeAlias = RequestRecord  # noqa: Y015
 

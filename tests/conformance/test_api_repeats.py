@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ import grpc
 import pytest
 from cairn.controller.store.base import Txn
 from cairn.proto import kinds
+from cairn.proto.errors import status_of
 from cairn.proto.kinds import Kind
 from cairn.proto.v1.image_pb2 import CreateImageRequest, DeleteImageRequest
 from cairn.proto.v1.node_pb2 import DeleteNodeRequest
@@ -178,3 +180,55 @@ async def test_what_a_request_made_and_cannot_be_read_is_not_called_erased(world
         await world.api.volumes.CreateVolume(request)
     assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
     assert "cannot be read" in str(refused.value.details())
+
+
+async def test_what_was_refused_for_the_state_of_things_is_refused_again(world: World) -> None:
+    """A late repetition of it was carried out once the state allowed it, long after its caller had gone another way."""
+    first, second, third = (world.ids.uuid() for _ in range(3))
+    delete = DeleteVpcRequest(id="home", request_id=first)
+    for _ in range(2):
+        await refused(world.api.vpcs.DeleteVpc(delete), grpc.StatusCode.FAILED_PRECONDITION, "still has 1 subnet")
+    await world.api.subnets.DeleteSubnet(DeleteSubnetRequest(id="blue"))
+    await refused(world.api.vpcs.DeleteVpc(delete), grpc.StatusCode.FAILED_PRECONDITION, "still has 1 subnet")
+    again = CreateVpcRequest(vpc=Vpc(name="home", spec=VpcSpec(cidr="10.9.0.0/16")), request_id=second)
+    await refused(world.api.vpcs.CreateVpc(again), grpc.StatusCode.ALREADY_EXISTS, "'home' exists already")
+    await world.api.vpcs.DeleteVpc(DeleteVpcRequest(id="home", request_id=third))
+    await refused(world.api.vpcs.CreateVpc(again), grpc.StatusCode.ALREADY_EXISTS, "'home' exists already")
+    await refused(world.api.vpcs.DeleteVpc(DeleteVpcRequest(id="home")), grpc.StatusCode.NOT_FOUND, "does not exist")
+    other = CreateVpcRequest(vpc=Vpc(name="away", spec=VpcSpec(cidr="10.9.0.0/16")), request_id=second)
+    await refused(world.api.vpcs.CreateVpc(other), grpc.StatusCode.INVALID_ARGUMENT, "was used for another request")
+    assert await world.count(kinds.VPC) == 0
+
+
+async def test_a_refusal_that_is_told_again_says_all_it_said(world: World) -> None:
+    request = CreateVpcRequest(vpc=Vpc(name="home", spec=VpcSpec(cidr="10.9.0.0/16")), request_id=world.ids.uuid())
+    said = []
+    for _ in range(2):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await world.api.vpcs.CreateVpc(request)
+        said.append(status_of(caught.value))
+    assert said[0] == said[1]
+    assert said[0].details, "which object it was about"
+
+
+async def test_what_hangs_on_nothing_else_leaves_no_record(world: World) -> None:
+    before = await world.count(kinds.REQUEST)
+    bad = CreateVpcRequest(vpc=Vpc(name="V", spec=VpcSpec(cidr="10.9.0.0/16")), request_id=world.ids.uuid())
+    await refused(world.api.vpcs.CreateVpc(bad), grpc.StatusCode.INVALID_ARGUMENT, "vpc.name")
+    stale = DeleteVpcRequest(id="home", etag="0", request_id=world.ids.uuid())
+    await refused(world.api.vpcs.DeleteVpc(stale), grpc.StatusCode.ABORTED, "")
+    await refused(world.api.vpcs.DeleteVpc(DeleteVpcRequest(id="nope")), grpc.StatusCode.NOT_FOUND, "nope")
+    assert await world.count(kinds.REQUEST) == before
+
+
+async def test_of_a_refused_request_that_comes_twice_at_once_both_are_refused(world: World) -> None:
+    request = DeleteVpcRequest(id="home", request_id=world.ids.uuid())
+    calls = [refused(world.api.vpcs.DeleteVpc(request), grpc.StatusCode.FAILED_PRECONDITION, "subnet") for _ in range(3)]
+    await asyncio.gather(*calls)
+
+
+async def refused(call: Any, code: grpc.StatusCode, words: str) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    say = str(caught.value.details())
+    assert (caught.value.code(), words in say) == (code, True), say

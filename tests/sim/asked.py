@@ -108,6 +108,8 @@ class Asked:
     erased: dict[str, None] = field(default_factory=dict)
     # Request id -> id of the object it was answered with: the same id must be answered the same.
     answers: dict[str, str] = field(default_factory=dict)
+    # Request id -> why it was refused, for the state of things: it must not be carried out later.
+    refused: dict[str, str] = field(default_factory=dict)
     contests: dict[str, Contest] = field(default_factory=dict)
     # Sentences about answers that contradicted each other.
     contradictions: list[str] = field(default_factory=list)

@@ -23,8 +23,6 @@ END: Final = None
 Code = grpc.StatusCode
 # Bytes of one message, as proto/rpc.py tells gRPC on both sides.
 MESSAGE_BYTES_MAX: Final = 4 << 20
-# How a call may have ended whose request is sent again.
-_REPEATED: Final = (Code.OK, Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.CANCELLED)
 
 
 @dataclass(frozen=True)
@@ -415,10 +413,7 @@ class ClientCall:
             self._perhaps_again(data)
 
     def _perhaps_again(self, data: bytes) -> None:
-        """A proxy between may send the request a second time, to any controller, and keep the answer to itself.
-
-        Not once it has seen a refusal: a refusal is not remembered, so what was refused may be granted the second time.
-        """
+        """A proxy between may send the request a second time, to any controller, and keep the answer to itself."""
         connection, method = self._connection, self.method
         if connection is None or not connection.network.strikes("duplicate", connection.network.faults.duplicate):
             return
@@ -426,8 +421,7 @@ class ClientCall:
 
         def arrive() -> None:
             there = [each for each in network.listeners.values() if _like(each, connection.listener)]
-            refused = self._status is not None and self._status.code not in _REPEATED
-            if there and not refused:
+            if there:
                 network.note(f"once more {method}")
                 again = Connection(network, *connection.hosts, connection.caller, network.random.choice(there))
                 ServerCall(again, self, method, self._timeout_s, mute=True).repeat(data)

@@ -32,6 +32,17 @@ PASSING: Final = frozenset(
     }
 )
 
+# Refusals for the state of things, and what is said to who asks again after what he had made was erased.
+LASTING: Final = frozenset(
+    {
+        grpc.StatusCode.NOT_FOUND,
+        grpc.StatusCode.ALREADY_EXISTS,
+        grpc.StatusCode.FAILED_PRECONDITION,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+    }
+)
+ERASED: Final = "was made by this request and has been erased since"
+
 
 def of_full_store(error: grpc.aio.AioRpcError) -> bool:
     """Tell whether a call was refused because nothing can be written for now."""
@@ -43,8 +54,17 @@ def of_full_store(error: grpc.aio.AioRpcError) -> bool:
 class SimClient:
     """See the module. Methods return the answer or raise AioRpcError for a permanent refusal."""
 
-    def __init__(self, transport: Any, endpoints: Sequence[str], ids: Any, note: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        transport: Any,
+        endpoints: Sequence[str],
+        ids: Any,
+        note: Callable[[str], None],
+        refused: dict[str, str] | None = None,
+    ) -> None:
+        """refused: where to write down which requests were refused, by id, and why."""
         self._transport, self._endpoints, self._ids, self._note = transport, tuple(endpoints), ids, note
+        self._refused = {} if refused is None else refused
         # Calls that have not been answered yet.
         self.waiting = 0
 
@@ -59,7 +79,12 @@ class SimClient:
         if "request_id" in request.DESCRIPTOR.fields_by_name and not request.request_id:
             request.request_id = self.request_id()
         begin = lambda channel: getattr(service(channel), method)(request, timeout=CALL_S)  # noqa: E731
-        return await self._repeat(method, begin, first=first, final=final)
+        try:
+            return await self._repeat(method, begin, first=first, final=final)
+        except grpc.aio.AioRpcError as error:
+            if getattr(request, "request_id", "") and error.code() in LASTING and ERASED not in str(error.details()):
+                self._refused[request.request_id] = f"{method} {error.code().name} {error.details()}"
+            raise
 
     async def _repeat(
         self,

@@ -175,7 +175,7 @@ class World:
         """Return a new client of the API, a user with that name."""
         ids = SimIds(f"{self.seed}/client/{name}")
         transport = SimTransport(self.network, f"user-{name}", Identity("user", name), ids)
-        return SimClient(transport, self.endpoints, ids, self.note)
+        return SimClient(transport, self.endpoints, ids, self.note, self.referee.asked.refused)
 
     def stranger(self, name: str) -> SimTransport:
         """Return what a server has that is no node yet."""

@@ -40,3 +40,7 @@ class Answers(Checker):
             record = records.get(request)
             if record is not None and record.object.partition("/")[2] != object:
                 yield f"request {request} was answered with {object}, its record says {record.object}"
+        for request, why in asked.refused.items():
+            record = records.get(request)
+            if record is not None and not record.HasField("refusal"):
+                yield f"request {request} was refused ({why}), and was carried out: {record.object}"
