@@ -262,6 +262,18 @@ def answered_with_another(stage: Stage) -> None:
     stage.settle(Asked(answers={"r": VM}))
 
 
+@scene("answers")
+def refused_and_remembered(stage: Stage) -> None:
+    stage.commit(("request", "u/r", RequestRecord(object="vm/", refusal=b"status")))
+    stage.settle(Asked(refused={"r": "FAILED_PRECONDITION", "never recorded": "NOT_FOUND"}))
+
+
+@scene("answers", "request r was refused .*, and was carried out: vm/i-1")
+def refused_and_carried_out(stage: Stage) -> None:
+    stage.commit(("request", "u/r", RequestRecord(object="vm/i-1")))
+    stage.settle(Asked(refused={"r": "FAILED_PRECONDITION"}))
+
+
 @scene("answers", "contradiction")
 def contradicted(stage: Stage) -> None:
     stage.settle(Asked(contradictions=["a contradiction"]))
