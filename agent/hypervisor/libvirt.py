@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import libvirt
+import structlog
 from cairn.agent.hypervisor import domain_xml
 from cairn.agent.hypervisor.base import (
     ConsoleStream,
@@ -40,6 +41,8 @@ from cairn.proto.v1.node_pb2 import HypervisorFacts
 
 DETACH_TIMEOUT_S: Final = 15.0
 DETACH_POLL_S: Final = 0.1
+# Reboots that could not be noted yet, the newest.
+HEARD_MAX: Final = 1000
 _OFF: Final = frozenset({libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_CRASHED, libvirt.VIR_DOMAIN_NOSTATE})
 _CAUSES: Final = {
     libvirt.VIR_DOMAIN_SHUTOFF_SHUTDOWN: ExitCause.GUEST,
@@ -77,6 +80,9 @@ _UNDEFINE: Final = (
 )
 
 
+log = structlog.get_logger(__name__)
+
+
 class LibvirtHypervisor:
     """Hypervisor over one libvirtd, by default this machine's."""
 
@@ -91,7 +97,7 @@ class LibvirtHypervisor:
         # One change of a mark at a time: each is read, changed, written, in one of the connection's threads.
         self._marking = threading.Lock()
         # (domain name, wall-clock time) of reboots that were heard of and are not in a mark yet.
-        self._heard: deque[tuple[str, float]] = deque()
+        self._heard: deque[tuple[str, float]] = deque(maxlen=HEARD_MAX)
         # Domain name -> how many reboots were heard of.
         self._heard_count: Counter[str] = Counter()
 
@@ -111,7 +117,10 @@ class LibvirtHypervisor:
         def act(connection: Any) -> list[Domain]:
             with self._marking:
                 self._note_reboots(connection)
-            return _list(connection, self._marking)
+            found = _list(connection, self._marking)
+            for name in list(self._heard_count.keys() - {domain.id for domain in found}):
+                del self._heard_count[name]
+            return found
 
         return await self._connection.call("list domains", act)
 
@@ -121,13 +130,16 @@ class LibvirtHypervisor:
         self._notices.tell(name)
 
     def _note_reboots(self, connection: Any) -> None:
-        """Write into marks what was heard of reboots. Under the lock of marks."""
-        while self._heard:
-            name, at = self._heard[0]
-            domain = _found(connection, name)
-            if domain is not None and (mark := find_mark(_tree(domain, libvirt.VIR_DOMAIN_XML_INACTIVE))) is not None:
-                _write_mark(domain, mark.reset(at))
-            self._heard.popleft()
+        """Write into marks what was heard of reboots; what cannot be written yet is kept. Under the lock of marks."""
+        left: dict[str, list[float]] = {}
+        try:
+            while self._heard:
+                name, at = self._heard[0]
+                if name in left or not _note_reboot(connection, name, at):
+                    left.setdefault(name, []).append(at)
+                self._heard.popleft()
+        finally:
+            self._heard.extendleft((name, at) for name, times in left.items() for at in reversed(times))
 
     async def define(self, spec: DomainSpec) -> None:
         """Define or redefine; the mark keeps what the domain went through."""
@@ -348,7 +360,7 @@ def _observe(domain: Any) -> Domain | None:
     cause = _cause(mark, reason) if off else ExitCause.NONE
     # While a start is under way the reason is still that of the end before.
     if off and cause is not mark.exit and mark.phase is not Phase.STARTING:
-        _write_mark(domain, dataclasses.replace(mark, exit=cause))
+        _write_seen(domain, dataclasses.replace(mark, exit=cause))
     return Domain(
         id=mark.id,
         state=seen,
@@ -368,14 +380,38 @@ def _observe(domain: Any) -> Domain | None:
     )
 
 
+def _write_seen(domain: Any, mark: Mark) -> bool:
+    """Write what was seen of a domain; False: not now. One whose mark cannot be written (no room left for configurations, a
+    process that hangs and holds libvirt's lock of it) must not hide the others: it is seen again at the next look."""
+    try:
+        _write_mark(domain, mark)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            raise
+        log.warning("mark not written", vm=mark.id, error=str(error))
+        return False
+    return True
+
+
+def _note_reboot(connection: Any, name: str, at: float) -> bool:
+    """Write a reboot into the mark of a domain, if it is there and ours; False: not now."""
+    domain = _found(connection, name)
+    mark = find_mark(_tree(domain, libvirt.VIR_DOMAIN_XML_INACTIVE)) if domain is not None else None
+    return mark is None or _write_seen(domain, mark.reset(at))
+
+
 def _disk_errors(domain: Any, shown: ET.Element) -> tuple[tuple[str, str], ...]:
-    """Return the volumes that failed, each with a few words."""
+    """Return the volumes that failed, each with a few words; none: its process, which is asked, is stuck or has ended."""
     targets = {
         target.get("dev", ""): volume
         for volume, element in domain_xml.disk_elements(shown).items()
         if (target := element.find("target")) is not None
     }
-    failed: dict[str, int] = domain.diskErrors()
+    try:
+        failed: dict[str, int] = domain.diskErrors()
+    except libvirt.libvirtError as error:
+        log.info("disk errors unknown", vm=domain.name(), error=str(error))
+        return ()
     return tuple((targets.get(target, target), _DISK_ERRORS.get(error, "failed")) for target, error in sorted(failed.items()))
 
 
