@@ -1,6 +1,7 @@
 """Images this node must hold: pulled from other nodes' agents, or waited for until a controller uploads them.
 
-A pull goes on where it ended, from whichever source answers; the store verifies the bytes before anybody can use them.
+A pull goes on where it ended, from whichever source answers; the store verifies the bytes before anybody can use them. One
+that is damaged here is pulled anew; a source whose bytes are not right is passed over.
 Bytes go only when the image was said to be `absent` and nothing else here is made of them: what nobody mentions is told as
 unknown (unknown.py). Halves of what nobody wants are swept: they are nobody's image yet.
 """
@@ -46,7 +47,7 @@ class Images:
         if desired.absent:
             return await self._remove(key, desired)
         await self._world.refresh(Part.IMAGES)
-        if desired.digest not in self._world.images and desired.sources:
+        if not self._is_held(desired.digest) and desired.sources:
             await self._pull(key, desired)
         await self._conclude(key, desired)
         return Again()
@@ -80,6 +81,10 @@ class Images:
         self._report(key, ImageReport(state=ImageReport.STATE_ABSENT, say="removed"))
         return Again()
 
+    def _is_held(self, digest: str) -> bool:
+        image = self._world.images.get(digest)
+        return image is not None and image.is_sound
+
     def _images(self) -> list[DesiredImage]:
         """Return the images that are desired here, or were last: what is unknown stays."""
         held = (*self._ledger.desired.values(), *self._ledger.unknown.values())
@@ -103,16 +108,20 @@ class Images:
         return Again()
 
     async def _pull(self, key: str, desired: DesiredImage) -> None:
-        failures = []
+        failures, bad = [], list[BadImage]()
         for source in desired.sources:
             try:
                 await self._pull_from(key, desired, source)
                 return
-            except BadImage:
-                raise
+            except BadImage as error:
+                # Its copy may be damaged, and the next one's not.
+                bad.append(error)
+                failures.append(f"{source.endpoint}: {error}")
             except (grpc.aio.AioRpcError, TimeoutError) as error:
                 failures.append(f"{source.endpoint}: {_reason(error)}")
                 logger("images").warning("pull_failed", key=key, source=source.endpoint, error=_reason(error))
+        if bad and len(bad) == len(desired.sources):
+            raise bad[0]
         say = f"image {desired.id} could not be fetched from {'; '.join(failures)}"
         self._report(key, ImageReport(state=ImageReport.STATE_FETCHING, say="trying again", error=say))
         raise StorageError(say)
@@ -144,11 +153,11 @@ class Images:
     async def _conclude(self, key: str, desired: DesiredImage) -> None:
         await self._world.refresh(Part.IMAGES)
         image = self._world.images.get(desired.digest)
-        if image is not None:
+        if image is not None and image.is_sound:
             self._report(key, _ready(image))
             return
         held_bytes = await self._store.partial_bytes(desired.digest)
-        say = "waits for its upload"
+        say = "waits for its upload" if image is None else "its file is damaged; waits for a node that has it, or its upload"
         self._report(key, ImageReport(state=ImageReport.STATE_FETCHING, say=say, held_bytes=held_bytes))
 
     def _desired(self, key: str) -> DesiredImage | None:

@@ -79,12 +79,20 @@ class Volume:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """An image as observed. size_bytes: of the file as uploaded; virtual_size_bytes: the disk a guest sees."""
+    """An image as observed. size_bytes: of the file as uploaded; virtual_size_bytes: the disk a guest sees.
+
+    virtual_size_bytes 0: it is damaged; listed so that it is seen and can be removed, refused where it is used, and put anew.
+    """
 
     digest: str
     size_bytes: int
     virtual_size_bytes: int
     format: ImageFormat.ValueType
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether volumes can be made of it, as far as its head tells."""
+        return self.virtual_size_bytes > 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,7 +77,7 @@ class LocalImages:
         path, partial = self._pool.image(digest), self._pool.partial(digest)
         async with self._locks.of(digest):
             held = await in_thread(_image, self._pool, digest)
-            if held:
+            if held and held.is_sound:
                 return _same(held, size_bytes, format)
             storing = f"storing image {digest}"
             with attempt(storing):
@@ -266,7 +266,11 @@ def _image(pool: Pool, digest: str) -> Image | None:
     if found is None:
         return None
     head, status = found
-    format, virtual = check_image(head, status.st_size, ImageFormat.IMAGE_FORMAT_UNSPECIFIED)
+    try:
+        format, virtual = check_image(head, status.st_size, ImageFormat.IMAGE_FORMAT_UNSPECIFIED)
+    except BadImage:
+        # One damaged file must not hide the others.
+        return Image(digest, status.st_size, 0, ImageFormat.IMAGE_FORMAT_UNSPECIFIED)
     return Image(digest, status.st_size, virtual, format)
 
 
@@ -354,6 +358,8 @@ def _backing(pool: Pool, volume: DesiredVolume) -> dict[str, str]:
     image = _image(pool, volume.image_digest)
     if image is None:
         raise NoSuchImage(f"volume {volume.id} starts from image {volume.image_digest}, which is not held here (yet)")
+    if not image.is_sound:
+        raise StorageError(f"volume {volume.id} starts from image {volume.image_digest}, which is damaged here")
     if volume.size_bytes < image.virtual_size_bytes:
         say = f"volume {volume.id} of {volume.size_bytes} bytes is smaller than its image's disk of {image.virtual_size_bytes}"
         raise StorageError(say, retryable=False)

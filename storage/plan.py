@@ -62,11 +62,12 @@ def plan(
 
     A volume is deleted only when it is desired `absent`: one that nobody mentions holds user data and stays. A volume whose
     image is not here yet waits: its creation comes with the plan made after the fetch. An image, too, is deleted only when it
-    is desired `absent`, and no other image or volume needs its bytes.
+    is desired `absent`, and no other image or volume needs its bytes. A damaged one is fetched anew.
     """
     wanted = sorted(desired_volumes, key=lambda volume: volume.id)
     held = {volume.id: volume for volume in volumes}
-    digests = {image.digest for image in images}
+    there = {image.digest: image.is_sound for image in images}
+    digests = {digest for digest, is_sound in there.items() if is_sound}
     listed = sorted(desired_images, key=lambda image: image.id, reverse=True)
     fetch = {image.digest: image for image in listed if not image.absent}
     unwanted = {image.digest for image in listed if image.absent}
@@ -83,5 +84,7 @@ def plan(
             actions.append(GrowVolume(volume.id, volume.size_bytes))
     needed = {held[id].image_digest for id in held if id not in gone}
     needed |= {volume.image_digest for volume in wanted if not volume.absent}
-    actions += [DeleteImage(digest) for digest in sorted((digests & unwanted) - fetch.keys() - needed)]
+    actions += [
+        DeleteImage(digest) for digest in sorted((there.keys() & unwanted) - fetch.keys() - needed)
+    ]
     return actions

@@ -189,6 +189,23 @@ async def test_a_damaged_volume_is_seen_and_hides_no_other(world: World, pool: P
     await world.images.delete(digest)
 
 
+async def test_a_damaged_image_is_seen_hides_no_other_and_is_put_anew(world: World, pool: Path) -> None:
+    first, second = bytes(MIB), b"\1" * MIB
+    broken, sound = await put(world.images, first, RAW), await put(world.images, second, RAW)
+    (pool / "images" / broken.removeprefix("sha256:")).write_bytes(b"")
+    held = {each.digest: each.is_sound for each in await world.images.list()}
+    assert held == {broken: False, sound: True}
+    await world.volumes.create(volume(1, 16 * MIB, sound))
+    with pytest.raises(StorageError, match="damaged") as refused:
+        await world.volumes.create(volume(2, 16 * MIB, broken))
+    assert refused.value.retryable
+    assert await put(world.images, first, RAW) == broken
+    assert all(each.is_sound for each in await world.images.list())
+    (pool / "images" / broken.removeprefix("sha256:")).write_bytes(b"")
+    await world.images.delete(broken)
+    assert [each.digest for each in await world.images.list()] == [sound]
+
+
 PUT_FOR_EVER = """
 import asyncio, sys
 from pathlib import Path

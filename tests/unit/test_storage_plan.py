@@ -45,6 +45,13 @@ def test_two_records_with_the_same_bytes_are_fetched_once() -> None:
     assert plan([second, first], [], [], []) == [FetchImage(first)]
 
 
+def test_a_damaged_image_is_fetched_anew_and_nothing_is_made_of_it() -> None:
+    damaged = Image(A, 100, 0, ImageFormat.IMAGE_FORMAT_UNSPECIFIED)
+    wanted, child = DesiredImage(id="img-00000001", digest=A), DesiredVolume(id="vol-00000001", size_bytes=1, image_digest=A)
+    assert plan([wanted], [child], [damaged], []) == [FetchImage(wanted)]
+    assert plan([DesiredImage(id="img-00000001", digest=A, absent=True)], [], [damaged], []) == [DeleteImage(A)]
+
+
 digests = st.sampled_from([A, B, ""])
 ids = st.sampled_from([f"vol-0000000{n}" for n in range(4)])
 desired_volumes = st.dictionaries(ids, st.tuples(st.booleans(), st.integers(1, 5), digests)).map(
