@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Final, Protocol
 
 from cairn.proto.v1.agent_pb2 import DesiredVm
 from cairn.storage.owner import PRIVATE, Owner
-from cairn.storage.pool import attempt, in_thread
+from cairn.storage.pool import FULL_ERRNOS, attempt, in_thread
 from cairn.storage.seed import remove_seed, write_seed
 
 # A console log is cut when it is larger; so much of its end is kept beside it.
 LOG_BYTES_MAX: Final = 4 << 20
 KEPT_BYTES: Final = 1 << 20
+# A guest's seed, being made or made, its log, and the end of the log before.
+_FILE: Final = re.compile(r"\.?(i-[0-9a-z]+)\.(?:iso|iso\.new|log|log\.old)")
 
 
 class GuestFiles(Protocol):
@@ -62,9 +65,14 @@ class GuestFolders:
         return str(self._consoles / f"{id}.log")
 
     async def list(self) -> set[str]:
-        """Return whose files are there."""
-        found = {path.stem for path in self._seeds.glob("i-*.iso")}
-        return found | {path.stem for path in self._consoles.glob("i-*.log")}
+        """Return whose files are there, also what a killed predecessor left half-made or half-removed. StorageError."""
+        with attempt("listing the files of guests"):
+            return await in_thread(self._list)
+
+    def _list(self) -> set[str]:
+        # Not glob: newer Pythons' takes a folder that cannot be read for an empty one.
+        names = [path.name for folder in (self._seeds, self._consoles) if folder.exists() for path in folder.iterdir()]
+        return {found[1] for name in names if (found := _FILE.fullmatch(name))}
 
     async def write_seed(self, vm: DesiredVm) -> None:
         """Make the ISO, and the log the hypervisor appends to, which it could not make in our folder."""
@@ -83,15 +91,21 @@ class GuestFolders:
             await in_thread(self._trim)
 
     def _trim(self) -> None:
+        """Trim all; one that cannot be leaves the others no less bounded. Raises the first error."""
+        errors: list[OSError] = []
         for path in self._consoles.glob("i-*.log"):
             try:
                 trim_log(path)
             except FileNotFoundError:
                 # Its guest was removed at this moment.
                 continue
+            except OSError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
     async def remove(self, id: str) -> None:
-        """Delete ISO and log."""
+        """Delete ISO and log, and what was left half-made."""
         await remove_seed(Path(self.seed(id)))
         await remove_seed(Path(self.console_log(id)))
         await remove_seed(Path(f"{self.console_log(id)}.old"))
@@ -106,10 +120,24 @@ def trim_log(path: Path) -> bool:
         return False
     with path.open("r+b") as log:
         log.seek(-KEPT_BYTES, os.SEEK_END)
-        old = Path(f"{path}.old")
-        old.touch(mode=PRIVATE)
-        old.write_bytes(log.read(KEPT_BYTES))
+        old, end = Path(f"{path}.old"), log.read(KEPT_BYTES)
+        is_kept = _kept(old, end)
         log.truncate(0)
+        # Where there was no room, there is now.
+        if not is_kept and not _kept(old, end):
+            old.unlink(missing_ok=True)
+    return True
+
+
+def _kept(path: Path, content: bytes) -> bool:
+    """Write a file; False: there was no room."""
+    try:
+        path.touch(mode=PRIVATE)
+        path.write_bytes(content)
+    except OSError as error:
+        if error.errno not in FULL_ERRNOS:
+            raise
+        return False
     return True
 
 

@@ -267,6 +267,8 @@ def _image(pool: Pool, digest: str) -> Image | None:
         return None
     head, status = found
     try:
+        if not head:
+            raise BadImage("its first bytes cannot be read")
         format, virtual = check_image(head, status.st_size, ImageFormat.IMAGE_FORMAT_UNSPECIFIED)
     except BadImage:
         # One damaged file must not hide the others.

@@ -84,7 +84,5 @@ def plan(
             actions.append(GrowVolume(volume.id, volume.size_bytes))
     needed = {held[id].image_digest for id in held if id not in gone}
     needed |= {volume.image_digest for volume in wanted if not volume.absent}
-    actions += [
-        DeleteImage(digest) for digest in sorted((there.keys() & unwanted) - fetch.keys() - needed)
-    ]
+    actions += [DeleteImage(digest) for digest in sorted((there.keys() & unwanted) - fetch.keys() - needed)]
     return actions

@@ -184,7 +184,10 @@ def remove(path: Path) -> bool:
 
 
 def head_of(path: Path) -> tuple[bytes, os.stat_result] | None:
-    """Return the first bytes and the stat of a regular file; None when there is none (a link is none)."""
+    """Return the first bytes and the stat of a regular file; None when there is none (a link is none).
+
+    No bytes: its disk cannot read them. The file is there, and damaged; of all others that says nothing.
+    """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
@@ -195,9 +198,18 @@ def head_of(path: Path) -> tuple[bytes, os.stat_result] | None:
         found = os.fstat(handle)
         if not stat.S_ISREG(found.st_mode):
             return None
-        return os.pread(handle, HEAD_BYTES, 0), found
+        return _read_head(handle), found
     finally:
         os.close(handle)
+
+
+def _read_head(handle: int) -> bytes:
+    try:
+        return os.pread(handle, HEAD_BYTES, 0)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return b""
 
 
 async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -59,7 +60,7 @@ async def write_seed(path: Path, vm: DesiredVm, owner: Owner | None = None) -> b
         if await in_thread(_mark_of, path) == mark:
             await in_thread(own, path)
             return False
-        folder = path.with_name(f".{path.name}.new")
+        folder = _folder_of(path)
         try:
             await in_thread(_lay_out, folder, files)
             await _make_iso(folder / "seed.iso", folder / "files", mark)
@@ -70,9 +71,16 @@ async def write_seed(path: Path, vm: DesiredVm, owner: Owner | None = None) -> b
 
 
 async def remove_seed(path: Path) -> None:
-    """Delete a seed; absent: no error."""
+    """Delete a seed, and what of it a killed writer left; absent: no error."""
     with attempt(f"removing the seed {path}"):
+        with suppress(FileNotFoundError):
+            await in_thread(shutil.rmtree, _folder_of(path))
         await in_thread(remove, path)
+
+
+def _folder_of(path: Path) -> Path:
+    """Return where a seed is while it is made: what is in it is a secret, too."""
+    return path.with_name(f".{path.name}.new")
 
 
 def _network(vm: DesiredVm) -> dict[str, object]:

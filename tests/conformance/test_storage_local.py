@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import subprocess
@@ -187,6 +188,26 @@ async def test_a_damaged_volume_is_seen_and_hides_no_other(world: World, pool: P
         await world.images.delete(digest)
     await world.volumes.delete("vol-00000001")
     await world.images.delete(digest)
+
+
+async def test_a_disk_that_cannot_read_one_head_hides_no_other(
+    world: World, pool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = await put(world.images, bytes(MIB), RAW)
+    for number in (1, 2):
+        await world.volumes.create(volume(number))
+    bad = {path.stat().st_ino for path in (pool / "volumes/vol-00000001.qcow2", pool / "images" / digest[7:])}
+    read = os.pread
+
+    def unreadable(handle: int, size: int, offset: int) -> bytes:
+        if os.fstat(handle).st_ino in bad:
+            raise OSError(errno.EIO, "Input/output error")
+        return read(handle, size, offset)
+
+    monkeypatch.setattr(os, "pread", unreadable)
+    assert [held.size_bytes for held in await world.volumes.list()] == [0, 16 * MIB]
+    assert [held.size_bytes for held in await world.volumes.observe(["vol-00000001", "vol-00000002"])] == [0, 16 * MIB]
+    assert [held.is_sound for held in await world.images.list()] == [False]
 
 
 async def test_a_damaged_image_is_seen_hides_no_other_and_is_put_anew(world: World, pool: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cairn.agent import guestfiles
 from cairn.agent.app import guests_owner
 from cairn.agent.config import Config, ConfigError
 from cairn.agent.guestfiles import KEPT_BYTES, LOG_BYTES_MAX, GuestFolders, trim_log
@@ -83,3 +86,67 @@ async def test_logs_are_trimmed_and_removed_with_their_guest(tmp_path: Path) -> 
     assert await files.list() == {"i-00000001", "i-00000002"}
     await files.remove("i-00000001")
     assert [path.name for path in (tmp_path / "console").iterdir()] == ["i-00000002.log"]
+
+
+async def test_what_a_killed_agent_left_of_a_guest_is_seen_and_removed(tmp_path: Path) -> None:
+    """The folder a seed is made in holds a guest's user data; the end of its last log what it printed."""
+    files = GuestFolders(tmp_path / "seeds", tmp_path / "console")
+    making = tmp_path / "seeds" / ".i-00000001.iso.new" / "files"
+    making.mkdir(parents=True)
+    (making / "user-data").write_text("a secret")
+    (tmp_path / "console" / "i-00000002.log.old").write_bytes(b"printed")
+    (tmp_path / "console" / "by hand").write_bytes(b"nobody's")
+    assert await files.list() == {"i-00000001", "i-00000002"}
+    for id in ("i-00000001", "i-00000002"):
+        await files.remove(id)
+    assert [path.name for path in tmp_path.rglob("*") if not path.is_dir()] == ["by hand"]
+    assert await files.list() == set()
+
+
+async def test_a_folder_that_cannot_be_read_is_no_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = GuestFolders(tmp_path / "seeds", tmp_path / "console")
+
+    def broken(_path: Path) -> Iterator[Path]:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "iterdir", broken)
+    with pytest.raises(StorageError, match="listing the files of guests"):
+        await files.list()
+
+
+async def test_one_log_that_cannot_be_cut_leaves_the_others_no_less_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = GuestFolders(tmp_path / "seeds", tmp_path / "console")
+    logs = [Path(files.console_log(f"i-0000000{n}")) for n in range(1, 4)]
+    for log in logs:
+        log.write_bytes(b"a" * (LOG_BYTES_MAX + 1))
+    seen: list[Path] = []
+
+    def cut(path: Path) -> bool:
+        seen.append(path)
+        if len(seen) == 1:
+            raise OSError(errno.EIO, "Input/output error")
+        return trim_log(path)
+
+    monkeypatch.setattr(guestfiles, "trim_log", cut)
+    with pytest.raises(StorageError, match="trimming console logs"):
+        await files.trim()
+    assert sorted(log.stat().st_size for log in logs) == [0, 0, LOG_BYTES_MAX + 1]
+
+
+def test_a_log_is_cut_where_there_is_no_room_to_keep_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is what fills the disk; once it is cut there is room."""
+    log = tmp_path / "i-00000001.log"
+    log.write_bytes(b"a" * LOG_BYTES_MAX + b"the end")
+    write = Path.write_bytes
+
+    def full(path: Path, content: bytes) -> int:
+        if log.stat().st_size:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert trim_log(log)
+    assert log.stat().st_size == 0
+    assert Path(f"{log}.old").read_bytes().endswith(b"the end")
