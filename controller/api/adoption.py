@@ -252,7 +252,7 @@ class Adoption:
                 continue
             volume = Volume()
             volume.CopyFrom(record.message)
-            free(volume, vm.id, vm.spec.volumes_generation)
+            free(self._view, volume, vm)
             self._api.check(kinds.VOLUME, id, record.mod_revision).put(kinds.VOLUME, id, volume)
 
     # --- the place -------------------------------------------------------------------------------------------------------

@@ -230,7 +230,7 @@ def delete_vm(view: View, caller: Caller, core: Core, request: vm_pb2.DeleteVmRe
             continue
         volume = type(held.message)()
         volume.CopyFrom(held.message)
-        free(volume, vm.id, vm.spec.volumes_generation)
+        free(view, volume, vm)
         txn.check(kinds.VOLUME, id, held.mod_revision).put(kinds.VOLUME, id, volume)
     said = [("Deleted", f"VM {vm.name} was deleted")]
     return Decided(txn, nouns.VM, vm.id, vm.name, vm.project, events=said)

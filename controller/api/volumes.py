@@ -269,12 +269,7 @@ def _let_go(view: View, txn: Txn, volume: Volume, holder: Vm) -> None:
     vm.CopyFrom(holder)
     vm.spec.volumes[:] = [id for id in vm.spec.volumes if id != volume.id]
     vm.spec.volumes_generation += 1
-    before = view.get(kinds.VOLUME, volume.id)
-    if before is None or is_let_go(view, before):
-        free(volume, vm.id, vm.spec.volumes_generation)
-    else:
-        # The one it was taken from before has not let go yet: that is still the one to be waited for.
-        free(volume, before.spec.former_vm, before.spec.former_generation)
+    free(view, volume, vm)
     txn.check(kinds.VM, vm.id, view.revision_of(kinds.VM, vm.id)).put(kinds.VM, vm.id, vm)
 
 
@@ -300,11 +295,14 @@ def reattach_root(view: View, caller: Caller, txn: Txn, vm: Vm) -> None:
     txn.check(kinds.VOLUME, root.id, record.mod_revision).put(kinds.VOLUME, root.id, taken)
 
 
-def free(volume: Volume, vm: str, generation: int) -> None:
-    """Have a volume say that it is attached to nothing, and which VM may not have let go of it yet."""
+def free(view: View, volume: Volume, vm: Vm) -> None:
+    """Have a volume say that it is attached to nothing, and who may not have let go yet. vm: as it is going to be."""
     # A root disk is a data volume from then on.
     volume.spec.vm, volume.spec.slot, volume.spec.boot = "", 0, False
-    volume.spec.former_vm, volume.spec.former_generation = vm, generation
+    before = view.get(kinds.VOLUME, volume.id)
+    # If the one it was taken from before has not let go yet, that is still the one to be waited for.
+    if before is None or is_let_go(view, before):
+        volume.spec.former_vm, volume.spec.former_generation = vm.id, vm.spec.volumes_generation
 
 
 def refuse_if_deleted(record: Record[Any], noun: nouns.Noun[Any], *, purge: bool) -> None:

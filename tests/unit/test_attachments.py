@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from cairn.controller.api import nouns
 from cairn.controller.api.dependents import affected
+from cairn.controller.api.nouns import DEFAULT_PROJECT, DEFAULT_PROJECT_ID
+from cairn.controller.api.vms import delete_vm
 from cairn.controller.api.volumes import attach, detach
 from cairn.controller.model.permits import Caller
 from cairn.controller.model.slots import free_slot, slots
@@ -18,7 +21,8 @@ from cairn.controller.reconcilers.ports import Ports
 from cairn.controller.store.base import Txn
 from cairn.proto import kinds
 from cairn.proto.v1.agent_pb2 import VmReport, VolumeReport, VolumeTrouble
-from cairn.proto.v1.vm_pb2 import POWER_STATE_STOPPED
+from cairn.proto.v1.project_pb2 import Project
+from cairn.proto.v1.vm_pb2 import POWER_STATE_STOPPED, DeleteVmRequest
 from cairn.proto.v1.volume_pb2 import VolumeStatus
 
 from tests.unit.cloud_kit import GIB, Cloud
@@ -373,11 +377,21 @@ def test_a_node_that_has_not_answered_has_not_let_go_of_a_shared_volume() -> Non
     assert tank.told(1)
 
 
-def test_who_got_it_in_between_is_not_waited_for_instead() -> None:
+@pytest.mark.parametrize("deleted", [False, True])
+def test_who_got_it_in_between_is_not_waited_for_instead(deleted: bool) -> None:
+    """Two nodes would have written to it: who was never told of it has nothing to let go of."""
     tank = Tank()
     tank.move(0, on=False)
     tank.move(1, on=True)
-    tank.move(1, on=False)
+    if deleted:
+        tank.cloud.put(kinds.PROJECT, DEFAULT_PROJECT_ID, Project(id=DEFAULT_PROJECT_ID, name=DEFAULT_PROJECT))
+        core: Any = SimpleNamespace(clock=SimpleNamespace(now=lambda: tank.cloud.now))
+        decided = delete_vm(tank.cloud.view, CALLER, core, DeleteVmRequest(id=tank.vms[1]))
+        tank.cloud.commit(decided.txn)
+        tank.cloud.undelete_vm(tank.vms[1])
+        tank.settle()
+    else:
+        tank.move(1, on=False)
     assert tank.cloud.edit(kinds.VOLUME, DATA).spec.former_vm == tank.vms[0]
     tank.says(1, [])
     tank.move(1, on=True)
