@@ -85,12 +85,16 @@ async def killed_by_hand(world: World, node: str, index: int) -> None:
 
 
 async def undefined_by_hand(world: World, node: str, index: int) -> None:
-    """A guest's configuration is removed, and the guest with it."""
+    """A guest's configuration is removed, and the guest with it; that it had gone off by itself may be lost with it."""
     machine = world.machines[node]
     id = pick(sorted(machine.host.guests), index)
-    if id is not None:
-        await _by_hand(world, machine).undefine(id)
-        world.network.count("undefined_by_hand")
+    if id is None:
+        return
+    vm = world.referee.asked.vms.get(id)
+    if vm is not None and vm.power_on and machine.host.guests[id].live is None:
+        vm.running = vm.may_be_off = True
+    await _by_hand(world, machine).undefine(id)
+    world.network.count("undefined_by_hand")
 
 
 async def started_by_hand(world: World, node: str, index: int) -> None:
