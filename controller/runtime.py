@@ -3,18 +3,22 @@
 One loop per reconciler:
 
     absorb    changes of the view become keys; a key waits at most once
-    decide    synchronously, key after key, each on a fork that contains the decisions before it; merged into one transaction
-    commit    done: the next group is decided on a view that contains it
+    gather    decide, key after key, each on a fork that contains the commit in flight and the decisions before it; merged into
+              one transaction, until that is full or may be sent
+    send      one transaction at a time flies; what is gathered meanwhile is sent when it has landed (gathered.py)
+    land      committed: what was gathered on top of it gets its revision
               Conflict: something moved; the same keys at once, on a view as fresh as the store, in smaller groups
               Indeterminate: it may have happened; the same, as the view will tell
               Unavailable: the keys wait, longer each time
+              after all but the first, what was gathered on top is thrown away, and its keys are looked at again: also those
+              for which there was nothing to do
     scan      all keys, at the start, now and then, and when the set of controllers changes: the same code path,
               in slices behind what changed
 
-Deciding never awaits, so the view stands still meanwhile. One group of a reconciler is in flight at a time: a key is never
-decided twice at once, and decisions of one controller do not conflict with each other; groups are what makes that fast. A
-key whose deciding fails (a bug) is logged, counted and tried again later; it stops nobody else. Rejected: a task per key
-(same-moment decisions on one node's claims would conflict with each other), locks.
+Gathering never awaits, so the view stands still within a slice of it; between two slices it moves, and what a group stands on
+may be gone: the store refuses it. Decisions of one controller do not conflict with each other; groups are what makes that
+fast. A key whose deciding fails (a bug) is logged, counted and tried again later; it stops nobody else. Rejected: a task per
+key (same-moment decisions on one node's claims would conflict with each other), locks.
 """
 
 from __future__ import annotations
@@ -24,17 +28,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any, Final, Protocol
 
-from cairn.controller.events import RECORDS, Leases, bytes_of, tell
+from cairn.controller.events import RECORDS, Leases, tell
+from cairn.controller.gathered import GROUP_MAX, Flight, Group
 from cairn.controller.metrics import RuntimeMetrics
-from cairn.controller.model.happening import EventSpec
-from cairn.controller.model.restored import is_under_way
+from cairn.controller.model.restored import CLUSTER_ID, is_under_way
 from cairn.controller.model.unreadable import touched
 from cairn.controller.queue import BACKOFF_S_MAX, Queue
 from cairn.controller.reconcilers.base import Follower, Outcome, Reconciler
 from cairn.controller.store.base import (
     Changed,
     Conflict,
-    Gathering,
     Indeterminate,
     LeaseLost,
     Store,
@@ -50,8 +53,6 @@ from cairn.proto.log import logger
 from cairn.proto.seams import Clock, Ids
 
 _log = logger("runtime")
-# Keys decided before others may run.
-GROUP_MAX: Final = 64
 SLICE_S: Final = 0.01
 # The same when there is nothing but a scan: those of all reconcilers come in one turn of the loop, and callers wait for that.
 SCAN_SLICE_S: Final = 0.004
@@ -60,7 +61,7 @@ SCAN_S: Final = 60.0
 UNREADABLE_AGAIN_S: Final = 30.0
 CONFLICT_S: Final = 0.002
 # A loop that has just committed lets so much time pass for others' changes to gather, unless a transaction is full already.
-PACE_S: Final = 0.003
+PACE_S: Final = 0.001
 CONFLICT_S_MAX: Final = 0.1
 
 
@@ -85,32 +86,6 @@ def check_writers(reconciler: Reconciler, txn: Txn) -> None:
             raise Unlawful(f"{reconciler.name} may not write {key}")
         if kind not in reconciler.writes:
             raise Unlawful(f"{reconciler.name} wrote {key} but does not list {kind.name} in `writes`")
-
-
-class Group:
-    """Decisions to commit together."""
-
-    def __init__(self, writer: str) -> None:
-        self._gathering = Gathering(Txn(writer))
-        self.txn = self._gathering.txn
-        self.keys: list[str] = []
-        self.events: list[EventSpec] = []
-        self.again: dict[str, float] = {}
-        self.say = ""
-
-    def add(self, key: str, txn: Txn, outcome: Outcome) -> bool:
-        """Take a decision in, with its events; False when there is no room for it. Raises TooBig: there never will be."""
-        if not self._gathering.add(txn, puts=RECORDS * len(outcome.events), put_bytes=bytes_of(outcome.events)):
-            if not self.keys:
-                events = len(outcome.events)
-                raise TooBig(f"{txn.size} operations, {txn.size_bytes} bytes and {events} events do not fit one transaction")
-            return False
-        self.keys.append(key)
-        self.events += outcome.events
-        self.say = outcome.say
-        if outcome.again_after_s is not None:
-            self.again[key] = outcome.again_after_s
-        return True
 
 
 class Runtime:
@@ -165,7 +140,11 @@ class Loop:
         self._queue = Queue(ids)
         self._limit = GROUP_MAX
         self._conflicts = 0
-        # What changed since the reconciler was last led to a view.
+        # Sent, and not known to be committed; gathered to be sent next; both laid over the view, None: there is neither.
+        self._flight: Flight | None = None
+        self._group: Group | None = None
+        self._fork: Fork | None = None
+        # What differs between the view as it is and the one that the reconciler was last led to.
         self._unfollowed: dict[Changed, None] = {}
         self._scan_at_s = 0.0
         self._committed_s = float("-inf")
@@ -184,21 +163,28 @@ class Loop:
         """Run until cancelled."""
         with self._cache.subscribe((*self._reconciler.reads, kinds.CONTROLLER, kinds.CLUSTER)) as changes:
             await self._cache.ready.wait()
-            while True:
-                await self._pace()
-                self._prepare(changes)
-                if self._queue and not is_under_way(self._cache.view):
-                    self.idle = False
-                    await self._round()
-                else:
-                    self.idle = True
-                    await self._wait(changes)
+            try:
+                while True:
+                    self._prepare(changes)
+                    await self._step(changes)
+            finally:
+                if self._flight is not None:
+                    self._flight.landing.cancel()
+                    await asyncio.wait([self._flight.landing])
 
-    async def _pace(self) -> None:
-        """Let changes gather when they come one after the other: each transaction costs as much as the decisions in it."""
-        rest_s = self._committed_s + PACE_S - asyncio.get_running_loop().time()
-        if rest_s > 0 and len(self._queue) < self._limit:
-            await asyncio.sleep(rest_s)
+    async def _step(self, changes: Subscription) -> None:
+        """Do one thing: see what became of the flight, send what is gathered, gather more, or wait."""
+        if self._flight is not None and self._flight.landing.done():
+            await self._land(self._flight)
+        elif self._flight is None and self._group is not None and self._ready_s() <= asyncio.get_running_loop().time():
+            self._send(self._group, changes)
+        elif self._queue and not is_under_way(self._cache.view) and not self._full():
+            self.idle = False
+            self._gather()
+            await asyncio.sleep(0)
+        else:
+            self.idle = self._flight is None and self._group is None
+            await self._wait(changes)
 
     def _prepare(self, changes: Subscription) -> None:
         """Turn what happened into keys; afterwards the view is exactly what we were told about."""
@@ -246,56 +232,48 @@ class Loop:
         self._count_errors.inc()
         self._scan_at_s = min(self._scan_at_s, asyncio.get_running_loop().time() + BACKOFF_S_MAX)
 
+    def _full(self) -> bool:
+        return self._group is not None and self._group.full(self._limit)
+
+    def _ready_s(self) -> float:
+        """Return when what is gathered may be sent: each transaction costs as much as the decisions in it."""
+        return 0.0 if self._full() else self._committed_s + PACE_S
+
     async def _wait(self, changes: Subscription) -> None:
-        """Return when something changed or is due; during a restore, when something changed."""
-        due_s = None if is_under_way(self._cache.view) else min(self._scan_at_s, self._queue.next_s())
+        """Return when something changed, landed or is due; nothing is due during a restore."""
+        due_s = None
+        if not is_under_way(self._cache.view):
+            sent_s = self._ready_s() if self._group is not None and self._flight is None else float("inf")
+            due_s = min(self._scan_at_s, self._queue.next_s(), sent_s)
         try:
             async with asyncio.timeout_at(due_s):
-                self._absorb(await anext(changes))
+                await changes.stirred()
         except TimeoutError:
             return
 
-    async def _round(self) -> None:
-        """Decide about some keys and commit."""
-        group = self._decide()
-        if not group.keys:
-            await asyncio.sleep(0)
-            return
-        try:
-            await self._commit(group)
-        except (Conflict, LeaseLost) as error:
-            if isinstance(error, LeaseLost):
-                self._leases.forget()
-            else:
-                self._count_conflicts.inc()
-            await self._again(group)
-        except Indeterminate as error:
-            _log.warning("commit_in_doubt", reconciler=self.name, keys=group.keys, error=str(error))
-            await self._again(group)
-        except Unavailable as error:
-            _log.warning("store_unavailable", reconciler=self.name, keys=len(group.keys), error=str(error))
-            self._back_off(group.keys)
-        except ValueError as error:
-            _log.exception("commit_refused", reconciler=self.name, keys=group.keys, error=str(error))
-            self._count_errors.inc(len(group.keys))
-            self._back_off(group.keys)
-
-    def _decide(self) -> Group:
-        """Decide about keys until the transaction is full. Never awaits."""
+    def _gather(self) -> None:
+        """Decide about keys until the transaction is full, on what the flight before leaves. Never awaits."""
         loop, now = asyncio.get_running_loop(), self._clock.now()
         until_s = loop.time() + (SLICE_S if len(self._queue) else SCAN_SLICE_S)
-        group = Group(self.name)
-        view: View = self._follow(self._cache.view)
+        live = self._cache.view
+        group = self._group or Group(self.name, live.revision_of(kinds.CLUSTER, CLUSTER_ID))
+        view: View = self._follow(self._fork or live)
         for looked, key in enumerate(self._queue.take(), 1):
             decided = self._look(group, view, key, now)
             if decided is None:
                 self._queue.put_back([key])
                 break
             if decided:
-                view = self._after(view, decided)
-            if len(group.keys) >= self._limit or looked >= GROUP_MAX or loop.time() > until_s:
+                view = self._after(decided)
+            elif self._fork is not None:
+                group.trusting.append(key)
+            if group.full(self._limit) or looked >= GROUP_MAX or loop.time() > until_s:
                 break
-        return group
+        if group.keys:
+            self._group = group
+        elif self._flight is not None:
+            # They need nothing if that lands.
+            self._flight.group.trusting += group.trusting
 
     def _look(self, group: Group, view: View, key: str, now: datetime) -> Txn | None:
         """Decide about one key; return what the group has taken in, an empty one for nothing, None when there is no room."""
@@ -319,28 +297,22 @@ class Loop:
             self._failed(key, error)
             return nothing
 
-    def _after(self, view: View, txn: Txn) -> View:
+    def _after(self, txn: Txn) -> View:
         """Return the view with a decision laid over it, and lead the reconciler there."""
-        if isinstance(view, Fork):
-            view.extend(txn)
+        if self._fork is None:
+            self._fork = Fork(self._cache.view, txn)
         else:
-            view = view.fork(txn)
-        self._follow_fork(view, txn)
-        return view
+            self._fork.extend(txn)
+        if self._follower is not None:
+            self._follower.follow(self._fork, [kinds.split(key) for key in (*txn.puts, *txn.deletes)])
+        return self._fork
 
     def _follow(self, view: View) -> View:
-        """Lead the reconciler to the newest view, also back from the forks of the last group."""
+        """Lead the reconciler to the newest view, also back from what was laid over it."""
         if self._follower is not None:
             self._follower.follow(view, list(self._unfollowed))
         self._unfollowed.clear()
         return view
-
-    def _follow_fork(self, view: View, txn: Txn) -> None:
-        """Lead the reconciler to a fork, and note what it has to look at again on the way back."""
-        if self._follower is not None:
-            written = [kinds.split(key) for key in (*txn.puts, *txn.deletes)]
-            self._unfollowed.update(dict.fromkeys(written))
-            self._follower.follow(view, written)
 
     def _outcome(self, view: View, key: str, now: datetime) -> Outcome | None:
         """Ask the reconciler; None when it failed."""
@@ -363,14 +335,46 @@ class Loop:
         self._count_errors.inc()
         self._queue.back_off(asyncio.get_running_loop().time(), key)
 
-    async def _commit(self, group: Group) -> None:
+    def _send(self, group: Group, changes: Subscription) -> None:
+        """Let the group fly; those decided from now on stand on it."""
+        self._group = None
+        self._flight = Flight(group, asyncio.create_task(self._commit(group), name=f"commit of {self.name}"))
+        self._flight.landing.add_done_callback(lambda _: changes.stir())
+
+    async def _commit(self, group: Group) -> int:
+        """Commit a group; return its revision once the view shows it."""
         loop = asyncio.get_running_loop()
         if group.events:
             lease = await self._leases.lease(RECORDS * len(group.events))
             tell(group.txn, group.events, now=self._clock.now(), ids=self._ids, lease=lease)
+        if self._cache.view.revision_of(kinds.CLUSTER, CLUSTER_ID) != group.fence:
+            # A restore may have come and gone since it was decided: the store would not know (standing.py).
+            raise Conflict([kinds.CLUSTER.key(CLUSTER_ID)])
         started_s = loop.time()
         revision = await self._store.commit(group.txn)
         self._commit_seconds.observe(loop.time() - started_s)
+        self._cache.committed(group.txn, revision)
+        await self._cache.wait_for(revision)
+        return revision
+
+    async def _land(self, flight: Flight) -> None:
+        """See what became of a flight. When it failed, what was decided on top of it is thrown away first."""
+        group, above = flight.group, self._group
+        self._flight, self._fork = None, None
+        self._unfollowed.update(dict.fromkeys(group.written()))
+        if flight.landing.exception() is None:
+            self._landed(group, flight.landing.result())
+            if above is not None:
+                above.stands_on(group.txn, flight.landing.result())
+                self._fork = Fork(self._cache.view, above.txn)
+            return
+        if above is not None:
+            self._group = None
+            self._unfollowed.update(dict.fromkeys(above.written()))
+            self._queue.put_back(above.looked())
+        await self._failed_flight(group, flight.landing)
+
+    def _landed(self, group: Group, revision: int) -> None:
         self._count_commits.inc()
         self._count_decisions.inc(len(group.keys))
         self._limit, self._conflicts = min(self._limit * 2, GROUP_MAX), 0
@@ -378,10 +382,30 @@ class Loop:
             self._queue.succeeded(key)
         say = group.say if len(group.keys) == 1 else f"{group.say}; and {len(group.keys) - 1} more"
         _log.info("committed", reconciler=self.name, keys=group.keys[:5], say=say, revision=revision)
-        await self._cache.wait_for(revision)
-        now_s = self._committed_s = loop.time()
+        now_s = self._committed_s = asyncio.get_running_loop().time()
         for key, after_s in group.again.items():
             self._queue.at(now_s + after_s, key)
+
+    async def _failed_flight(self, group: Group, landing: asyncio.Task[int]) -> None:
+        """Look at the keys of a group that was not committed again: at once, or after a while."""
+        try:
+            landing.result()
+        except (Conflict, LeaseLost) as error:
+            if isinstance(error, LeaseLost):
+                self._leases.forget()
+            else:
+                self._count_conflicts.inc()
+            await self._again(group)
+        except Indeterminate as error:
+            _log.warning("commit_in_doubt", reconciler=self.name, keys=group.keys, error=str(error))
+            await self._again(group)
+        except Unavailable as error:
+            _log.warning("store_unavailable", reconciler=self.name, keys=len(group.keys), error=str(error))
+            self._back_off(group)
+        except ValueError as error:
+            _log.exception("commit_refused", reconciler=self.name, keys=group.keys, error=str(error))
+            self._count_errors.inc(len(group.keys))
+            self._back_off(group)
 
     async def _again(self, group: Group) -> None:
         """Look at the same keys on a view as fresh as the store, in smaller groups."""
@@ -393,11 +417,12 @@ class Loop:
             await self._cache.wait_for(await self._store.revision())
         except Unavailable as error:
             _log.warning("store_unavailable", reconciler=self.name, keys=len(group.keys), error=str(error))
-            self._back_off(group.keys)
+            self._back_off(group)
             return
-        self._queue.put_back(group.keys)
+        self._queue.put_back(group.looked())
 
-    def _back_off(self, keys: Sequence[str]) -> None:
+    def _back_off(self, group: Group) -> None:
         now_s = asyncio.get_running_loop().time()
-        for key in keys:
+        self._queue.put_back(group.trusting)
+        for key in group.keys:
             self._queue.back_off(now_s, key)

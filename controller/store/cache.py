@@ -110,6 +110,16 @@ class Subscription:
     def __aiter__(self) -> Self:
         return self
 
+    async def stirred(self) -> None:
+        """Return once something is queued, or somebody calls `stir`."""
+        if not self._queue:
+            self._wake.clear()
+            await self._wake.wait()
+
+    def stir(self) -> None:
+        """Wake who waits, though nothing changed."""
+        self._wake.set()
+
     async def __anext__(self) -> Changes:
         while not self._queue:
             if self._closed:

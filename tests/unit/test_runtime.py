@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -39,8 +39,16 @@ class Faulty(MemoryStore):
         super().__init__(backend)
         self.faults: list[str] = []
         self.commits: list[Txn] = []
+        # Commits wait for it before they happen, and are counted as they come.
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.sent = 0
+        # Done once, between a commit and its answer.
+        self.between: Callable[[], Awaitable[object]] | None = None
 
     async def commit(self, txn: Txn) -> int:
+        self.sent += 1
+        await self.gate.wait()
         fault = self.faults.pop(0) if self.faults else ""
         if fault == "conflict":
             raise Conflict(["/somebody/else"])
@@ -52,6 +60,9 @@ class Faulty(MemoryStore):
             raise Indeterminate("no answer")
         revision = await super().commit(txn)
         self.commits.append(txn)
+        if self.between is not None:
+            between, self.between = self.between, None
+            await between()
         if fault == "lost answer":
             raise Indeterminate("no answer")
         return revision
