@@ -8,6 +8,7 @@ runtime and the API check both at every commit (controller/store/base.py: Txn). 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 from cairn.proto.v1 import (
@@ -139,6 +140,7 @@ ID_PREFIXES: Final = frozenset(kind.id_prefix for kind in ALL if kind.id_prefix)
 BY_NAME: Final[dict[str, Kind[Message]]] = {kind.name: kind for kind in ALL}
 
 
+@lru_cache(maxsize=2048)
 def split(key: str) -> tuple[Kind[Message], str]:
     """Return (kind, id) of a key; KeyError for a key that is not ours."""
     if not key.startswith(ROOT):

@@ -34,6 +34,7 @@ Amounts: TypeAlias = NDArray[np.int64]
 ROW_KINDS: Final = (
     kinds.NODE, kinds.NODE_FACTS, kinds.NODE_SESSION, kinds.NODE_CLAIMS, kinds.POOL_CLAIMS, kinds.NODE_HEARD, kinds.UNKNOWN,
 )  # fmt: skip
+_NOTHING: Final = NodeCapacity()
 _LOCAL: Final = f"{LOCAL_POOL}/"
 
 
@@ -71,10 +72,14 @@ class Candidates:
         self.archs: dict[str, Mask] = {}
         # Which agents know what (proto/capabilities.py).
         self.known: dict[str, Mask] = {}
+        self.rows: NDArray[np.intp] = np.arange(count)
         self.cpus: Amounts = np.zeros(count, np.int64)
         self.cpus_free: Amounts = np.zeros(count, np.int64)
         self.memory_bytes: Amounts = np.zeros(count, np.int64)
         self.memory_free_bytes: Amounts = np.zeros(count, np.int64)
+        # Of all there is, the share that is free, and that one CPU or one byte is (of nothing: one is all).
+        self.cpus_share, self.cpu_share = np.zeros(count), np.ones(count)
+        self.memory_share, self.byte_share = np.zeros(count), np.ones(count)
         self.disk_bytes: Amounts = np.zeros(count, np.int64)
         self.disk_free_bytes: Amounts = np.zeros(count, np.int64)
         self.hashes: NDArray[np.uint64] = np.zeros(count, np.uint64)
@@ -170,6 +175,7 @@ class Candidates:
         _mark(self.known, row, capabilities(view, id), len(self))
         most = capacity(node, facts) if facts is not None else NodeCapacity()
         self.cpus[row], self.memory_bytes[row], self.disk_bytes[row] = most.cpus, most.memory_bytes, most.disk_bytes
+        self.cpu_share[row], self.byte_share[row] = 1 / max(1, most.cpus), 1 / max(1, most.memory_bytes)
         self._fill_reach(row, facts)
         self._fill_claims(view, row)
 
@@ -185,9 +191,11 @@ class Candidates:
 
     def _fill_claims(self, view: View, row: int) -> None:
         claims = view.get(kinds.NODE_CLAIMS, self.ids[row]) or NodeClaims()
-        more = beyond(view, self.ids[row])
+        more = beyond(view, self.ids[row]) if view.count(kinds.UNKNOWN) else _NOTHING
         self.cpus_free[row] = self.cpus[row] - claims.cpus - more.cpus
         self.memory_free_bytes[row] = self.memory_bytes[row] - claims.memory_bytes - more.memory_bytes
+        self.cpus_share[row] = self.cpus_free[row] * self.cpu_share[row]
+        self.memory_share[row] = self.memory_free_bytes[row] * self.byte_share[row]
         self.disk_free_bytes[row] = self.disk_bytes[row] - pool_claimed(view, _LOCAL + self.ids[row]) - more.disk_bytes
 
 

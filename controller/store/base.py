@@ -195,9 +195,8 @@ class Txn:
 
     def merge(self, other: Txn) -> Self:
         """Add a transaction decided on the state this one leaves: its checks of keys written here are dropped."""
-        written = self.puts.keys() | self.deletes
         for key, revision in other.checks.items():
-            if key not in written:
+            if key not in self.puts and key not in self.deletes:
                 self.checks.setdefault(key, revision)
         for key, put in other.puts.items():
             self.puts[key] = put
@@ -255,20 +254,22 @@ class Gathering:
 
     def add(self, part: Txn, *, puts: int = 0, put_bytes: int = 0) -> bool:
         """Merge a part, with room for so many records to be put later, of so many bytes with keys; False: there is no room."""
-        if not self.fits(part, puts=puts, put_bytes=put_bytes):
+        size_bytes = self.size_bytes + part.size_bytes + put_bytes + puts * _FRAME_BYTES
+        if not self._fits(part, puts, size_bytes):
             return False
         self.txn.merge(part)
         self.puts += puts
-        self.size_bytes += part.size_bytes + put_bytes + puts * _FRAME_BYTES
+        self.size_bytes = size_bytes
         return True
 
-    def fits(self, part: Txn, *, puts: int = 0, put_bytes: int = 0) -> bool:
-        """Tell whether it could be added."""
-        written = self.txn.puts.keys() | self.txn.deletes
-        checks = len(self.txn.checks) + sum(key not in self.txn.checks and key not in written for key in part.checks)
-        writes = len(written) + sum(key not in written for key in (*part.puts, *part.deletes))
-        size_bytes = self.size_bytes + part.size_bytes + put_bytes + puts * _FRAME_BYTES
-        return max(checks, writes + self.puts + puts) <= OPERATIONS_MAX and size_bytes <= TXN_BYTES_MAX
+    def _fits(self, part: Txn, puts: int, size_bytes: int) -> bool:
+        # Sets are not united: this is asked for each part, of a whole that is large.
+        had, puts_had, deletes_had = self.txn.checks, self.txn.puts, self.txn.deletes
+        checks = [key for key in part.checks if key not in had and key not in puts_had and key not in deletes_had]
+        writes = [key for key in (*part.puts, *part.deletes) if key not in puts_had and key not in deletes_had]
+        if len(had) + len(checks) > OPERATIONS_MAX or size_bytes > TXN_BYTES_MAX:
+            return False
+        return len(puts_had) + len(deletes_had) + len(writes) + self.puts + puts <= OPERATIONS_MAX
 
 
 class Lease(Protocol):
