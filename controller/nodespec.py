@@ -25,7 +25,6 @@ from typing import Final, TypeVar
 from cairn.controller.model.assigned import VOLUME_WORK, assigned_to, assignment
 from cairn.controller.model.attachments import is_let_go
 from cairn.controller.model.capabilities import lacking
-from cairn.controller.model.nodes import hash_of
 from cairn.controller.model.owners import hostname_of, vm_of
 from cairn.controller.model.readable import CannotTell, Readable
 from cairn.controller.model.restored import is_restored, settled
@@ -56,7 +55,6 @@ from cairn.proto.keys import UNSETTLED
 from cairn.proto.kinds import AnyKind, Kind
 from cairn.proto.v1.agent_pb2 import (
     VM_ROLE_UNSPECIFIED,
-    BlobSource,
     Desired,
     DesiredImage,
     DesiredNetwork,
@@ -82,7 +80,6 @@ _RESTORABLE: Final[dict[str, AnyKind]] = {kind.name: kind for kind in (kinds.VM,
 # VXLAN over IPv4 (RFC 7348): 14 + 20 + 8 + 8 bytes.
 VXLAN_OVERHEAD: Final = 50
 MTU_MAX: Final = 1500
-SOURCES_MAX: Final = 8
 
 
 def node_objects(view: View, presence: Presence, node: str, kept: set[str] | None = None) -> dict[str, Desired]:
@@ -314,31 +311,19 @@ def _image(view: View, presence: Presence, node: str, id: str) -> Desired | None
     image, content = view.get(kinds.IMAGE, id), view.get(kinds.IMAGE_CONTENT, id)
     if image is None:
         return None
-    replicas = list(content.nodes) if content is not None else []
-    if node not in replicas and all(_erased(view, volume) for volume in presence.copies(id, node)):
+    kept = content is not None and node in content.nodes
+    if not kept and all(_erased(view, volume) for volume in presence.copies(id, node)):
         return None
     spec = image.spec
     result = DesiredImage(id=id, digest=spec.digest, size_bytes=spec.size_bytes, format=spec.format)
     if not _holds(view, node, id):
-        result.sources.extend(_sources(view, node, id, replicas))
+        result.sources.extend(presence.sources(id, node))
     return Desired(image=result)
 
 
 def _holds(view: View, node: str, image: str) -> bool:
     observed = view.get(kinds.OBSERVED, f"{node}/image/{image}")
     return observed is not None and observed.report.image.state == ImageReport.STATE_READY
-
-
-def _sources(view: View, node: str, image: str, replicas: list[str]) -> list[BlobSource]:
-    """Return a few nodes that hold an image and are connected: its keepers first, then others, not the same for each asker."""
-    found: list[tuple[bool, int, BlobSource]] = []
-    for id in view.by(kinds.OBSERVED, "key", f"image/{image}"):
-        holder = id.partition("/")[0]
-        session = view.get(kinds.NODE_SESSION, holder)
-        if holder != node and session is not None and session.endpoint and _holds(view, holder, image):
-            source = BlobSource(node=holder, endpoint=session.endpoint)
-            found.append((holder not in replicas, hash_of(f"{node}{holder}"), source))
-    return [source for _, _, source in sorted(found, key=lambda each: each[:2])[:SOURCES_MAX]]
 
 
 def _network(view: View, presence: Presence, node: str, vpc: str) -> Desired | None:

@@ -20,10 +20,11 @@ from cairn.controller.model.owners import hostname_of, ports_of, vm_of
 from cairn.controller.model.seats import Seat, Transit, seat_of, transit_of
 from cairn.controller.model.where import vms_on, volume_node, volume_pool, where
 from cairn.controller.shared import NOTHING, Shared, forward_of, peer_of
+from cairn.controller.sources import Sources
 from cairn.controller.store.base import Changed, View
 from cairn.proto import kinds
 from cairn.proto.kinds import AnyKind
-from cairn.proto.v1.agent_pb2 import Desired, ImageReport
+from cairn.proto.v1.agent_pb2 import BlobSource, Desired, ImageReport
 
 # Records taken in before others may run.
 STEP: Final = 100
@@ -71,8 +72,9 @@ class Presence:
         # Image -> node -> volumes there that are copies of it.
         self._copies: dict[str, dict[str, set[str]]] = {}
         self._replicas: dict[str, tuple[str, ...]] = {}
-        # Image -> nodes that hold it.
+        # Image -> nodes that hold it; and those of them that can be asked for it.
         self._ready: dict[str, set[str]] = {}
+        self._sources: dict[str, Sources] = {}
         self._transits: dict[str, Transit] = {}
         self._endpoints: dict[str, str] = {}
         self._subnets: dict[str, str] = {}
@@ -119,6 +121,12 @@ class Presence:
     def copies(self, image: str, node: str) -> Iterable[str]:
         """Return the volumes on a node that are copies of an image."""
         return self._copies.get(image, {}).get(node, ())
+
+    def sources(self, image: str, asker: str) -> list[BlobSource]:
+        """Return a few nodes that hold an image and are connected, in the order in which a node is to ask them."""
+        sources = self._sources.get(image)
+        nodes = sources.of(asker) if sources is not None else []
+        return [BlobSource(node=node, endpoint=self._endpoints[node]) for node in nodes]
 
     def follow(self, view: View, changed: Iterable[Changed]) -> Touched:
         """Move to a view; return what may be different now."""
@@ -315,6 +323,8 @@ class Presence:
         self._replicas.pop(id, None)
         if content is not None:
             self._replicas[id] = tuple(content.nodes)
+        if id in self._sources:
+            self._sources[id].keep(self._replicas.get(id, ()))
         self._on_image(view, id, affected, ports)
 
     def _image_changed(self, id: str, affected: Affected) -> None:
@@ -322,10 +332,22 @@ class Presence:
         for node in {*self._replicas.get(id, ()), *self._copies.get(id, ())}:
             affected[node].add(f"image/{id}")
 
-    def _sources_changed(self, id: str, affected: Affected) -> None:
-        """Every node that is to hold an image and pulls it: whoever has it is told of no sources."""
-        for node in {*self._replicas.get(id, ()), *self._copies.get(id, ())}.difference(self._ready.get(id, ())):
-            affected[node].add(f"image/{id}")
+    def _source_changed(self, image: str, node: str, affected: Affected) -> None:
+        """A node holds an image, or not any more, or is reached elsewhere: those that pull it and are told of that node."""
+        sources = self._sources.setdefault(image, Sources())
+        if not len(sources):
+            sources.keep(self._replicas.get(image, ()))
+        # Whoever has it is told of no sources.
+        lacking = {*self._replicas.get(image, ()), *self._copies.get(image, ())}.difference(self._ready.get(image, ()), (node,))
+        told = set(sources.told(node, lacking)) if node in sources else set[str]()
+        sources.remove(node)
+        if node in self._endpoints and node in self._ready.get(image, ()):
+            sources.add(node)
+            told.update(sources.told(node, lacking))
+        if not len(sources):
+            del self._sources[image]
+        for each in told:
+            affected[each].add(f"image/{image}")
 
     def _on_observed(self, view: View, id: str, affected: Affected, ports: dict[str, None]) -> None:
         node, kind, object = [*id.split("/", 2), "", ""][:3]
@@ -347,7 +369,7 @@ class Presence:
         else:
             _discard(self._ready, object, node)
         affected[node].add(f"image/{object}")
-        self._sources_changed(object, affected)
+        self._source_changed(object, node, affected)
 
     # --- what nodes hold without being told --------------------------------------------------------------------------------
 
@@ -387,7 +409,7 @@ class Presence:
             self._endpoints[id] = endpoint
         for image, nodes in self._ready.items():
             if id in nodes:
-                self._sources_changed(image, affected)
+                self._source_changed(image, id, affected)
 
 
 def _discard(table: dict[str, set[str]], key: str, value: str) -> None:
