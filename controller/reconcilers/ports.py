@@ -71,6 +71,8 @@ class Ports:
         """Serve the ports of one subnet."""
         txn = Txn(self.name)
         book = self._books.at(view, key)
+        if not book.whole:
+            return Outcome(None, f"{key} is being read", again_after_s=0.0)
         freed = _free(txn, view, key, book)
         subnet = view.record(kinds.SUBNET, key)
         waiting = _waiting(view, book) if subnet is not None else []
@@ -78,8 +80,8 @@ class Ports:
         if subnet is not None and waiting and freed < PORTS_MAX:
             served, events = _serve(txn, view, subnet, waiting[: PORTS_MAX - freed], book)
         if not txn:
-            return NOTHING
-        more = freed >= PORTS_MAX or len(waiting) > PORTS_MAX - freed
+            return NOTHING if book.read else Outcome(None, f"{key} is being read again", again_after_s=0.0)
+        more = not book.read or freed >= PORTS_MAX or len(waiting) > PORTS_MAX - freed
         say = f"{several(served, 'address')} given".replace("addresss", "addresses") + f", {freed} freed in {key}"
         return Outcome(txn, say, again_after_s=0.0 if more else None, events=events)
 

@@ -223,14 +223,15 @@ class Cloud:
         return outcome
 
     def settle(self, reconcilers: Sequence[Reconciler], rounds: int = 50) -> None:
-        """Decide about everything until nobody has anything to write."""
+        """Decide about everything until nobody has anything to write, or to look at again at once."""
         for _ in range(rounds):
             wrote = False
             for reconciler in reconcilers:
                 if isinstance(reconciler, Follower):
                     reconciler.follow(self.view, self.changed)
                 for key in sorted(set(reconciler.all_keys(self.view))):
-                    wrote |= bool(self.decide(reconciler, key).txn)
+                    outcome = self.decide(reconciler, key)
+                    wrote |= bool(outcome.txn) or outcome.again_after_s == 0
                     if isinstance(reconciler, Follower):
                         reconciler.follow(self.view, self.changed)
             if not wrote:

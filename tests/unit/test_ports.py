@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+from cairn.controller.reconcilers import port_books
 from cairn.controller.reconcilers.ports import PORTS_MAX, Ports
 from cairn.controller.runtime import check_writers
 from cairn.controller.store.base import OPERATIONS_MAX, Conflict, Txn, View
@@ -174,7 +175,8 @@ TestInterleaved.settings = settings(max_examples=30, stateful_step_count=40, dea
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_led_from_view_to_fork_and_back_it_decides_as_one_that_looks_at_all(seed: int) -> None:
+def test_led_from_view_to_fork_and_back_it_decides_as_one_that_looks_at_all(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(port_books, "STEP", (200, 3, 1)[seed % 3])
     draw, cloud, led = random.Random(seed), Cloud(), Ports()
     vpc = cloud.vpc("v")
     subnets = [cloud.subnet(f"s{number}", vpc, cidr) for number, cidr in enumerate(CIDRS)]
@@ -201,6 +203,8 @@ def test_led_from_view_to_fork_and_back_it_decides_as_one_that_looks_at_all(seed
         view: View = cloud.view
         touched = list[tuple[Any, str]]()
         for subnet in draw.sample(subnets, 2):
+            while not led._books.at(view, subnet).read:
+                continue
             outcome, other = led.reconcile(view, subnet, NOW), Ports().reconcile(view, subnet, NOW)
             assert outcome == other, f"step {step}"
             if outcome.txn is None:
@@ -216,3 +220,80 @@ def test_led_from_view_to_fork_and_back_it_decides_as_one_that_looks_at_all(seed
                 led.follow(cloud.view, [*touched, *cloud.take()])
                 view = cloud.view
         led.follow(cloud.view, touched)
+
+
+def large(count: int) -> tuple[Cloud, str]:
+    """A subnet with so many cards, all of them with addresses."""
+    cloud = Cloud()
+    subnet = cloud.subnet("blue", cloud.vpc("v", "10.0.0.0/8"), "10.1.0.0/16")
+    for number in range(count):
+        cloud.port(f"p{number}", subnet)
+    cloud.settle([Ports()], rounds=200)
+    cloud.take()
+    return cloud, subnet
+
+
+def test_a_large_subnet_is_read_in_steps_first_and_at_each_scan(monkeypatch: pytest.MonkeyPatch) -> None:
+    cloud, subnet = large(500)
+    asked, get = [0], type(cloud.view).get
+    monkeypatch.setattr(type(cloud.view), "get", lambda *given: asked.__setitem__(0, asked[0] + 1) or get(*given))
+    led = Ports()
+    led.follow(cloud.view, ())
+    for scan in range(3):
+        assert set(led.all_keys(cloud.view)) == {subnet}
+        looks = 0
+        while True:
+            asked[0], looks = 0, looks + 1
+            outcome = led.reconcile(cloud.view, subnet, NOW)
+            assert asked[0] <= 6 * port_books.STEP, f"scan {scan}"
+            if outcome.again_after_s is None:
+                break
+        # Ports, their bindings, claims, and what the book has of those.
+        assert 1000 // port_books.STEP < looks <= 1 + 2000 // port_books.STEP, f"scan {scan}"
+
+
+def test_while_a_subnet_is_read_again_it_is_served() -> None:
+    cloud, subnet = large(300)
+    led = Ports()
+    led.follow(cloud.view, ())
+    while led.reconcile(cloud.view, subnet, NOW).again_after_s is not None:
+        continue
+    list(led.all_keys(cloud.view))
+    cloud.port("late", subnet)
+    led.follow(cloud.view, cloud.take())
+    outcome = led.reconcile(cloud.view, subnet, NOW)
+    assert outcome.txn is not None
+    assert outcome.again_after_s == 0, "the rest is yet to be read"
+
+
+def test_what_nobody_tells_of_is_found_by_the_scan_of_a_large_subnet() -> None:
+    cloud, subnet = large(300)
+    led = Ports()
+    led.follow(cloud.view, ())
+    while led.reconcile(cloud.view, subnet, NOW).again_after_s is not None:
+        continue
+    lost = cloud.stored(kinds.PORT_BINDING, "nic-00000p77")
+    cloud.delete(kinds.PORT, "nic-00000p77")
+    cloud.delete(kinds.PORT_BINDING, "nic-00000p77")
+    led.follow(cloud.view, cloud.take())
+    claim = f"{subnet}/{lost.address}"
+    assert led.reconcile(cloud.view, subnet, NOW).txn is None, "nothing says whose address it was"
+    list(led.all_keys(cloud.view))
+    for _ in range(20):
+        outcome = led.reconcile(cloud.view, subnet, NOW)
+        if outcome.txn is not None:
+            break
+    assert outcome.txn is not None
+    assert kinds.ADDRESS.key(claim) in outcome.txn.deletes
+
+
+def test_books_nobody_looks_at_are_forgotten() -> None:
+    cloud, subnet = large(3)
+    led = Ports()
+    led.follow(cloud.view, ())
+    led.reconcile(cloud.view, subnet, NOW)
+    for _ in range(2):
+        list(led.all_keys(cloud.view))
+    assert not led._books._books
+    led.follow(cloud.view, [(kinds.PORT, f"nic-{number}") for number in range(100)])
+    assert len(led._books._changed) == 0
