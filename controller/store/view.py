@@ -315,8 +315,6 @@ class Fork:
             self._changed.setdefault(kind.name, {})[id] = None
         for key, put in txn.puts.items():
             kind, id = split(key)
-            if not kind.cached:
-                continue
             before = self.record(kind, id)
             created = self._revision if before is None else before.create_revision
             self._changed.setdefault(kind.name, {})[id] = Slot(put.value, self._revision, created)
