@@ -18,6 +18,7 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -45,6 +46,8 @@ _QUESTIONS_MAX: Final = 100
 _IDLE_S: Final = 10.0
 # resolv.conf(5) says at most three servers.
 _SERVERS_MAX: Final = 3
+# Guests whose allowance is remembered though it is whole again.
+_ALLOWANCES_MAX: Final = 1024
 _TRY_S: Final = 2.0
 _TRIES_MAX: Final = 3
 # Packets looked at while one answer is waited for.
@@ -76,7 +79,17 @@ class NodeServers:
 
 def _servers(text: str) -> tuple[str, ...]:
     words = (line.split() for line in text.splitlines())
-    return tuple(line[1] for line in words if len(line) >= 2 and line[0] == "nameserver")[:_SERVERS_MAX]
+    named = (line[1] for line in words if len(line) >= 2 and line[0] == "nameserver")
+    return tuple(each for each in named if _is_address(each))[:_SERVERS_MAX]
+
+
+def _is_address(text: str) -> bool:
+    """Whether it is an address: a name would have to be looked up first, and all of the agent would wait for that."""
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 class Bounds:
@@ -90,6 +103,9 @@ class Bounds:
 
     def may_ask(self, guest: tuple[str, str], now_s: float) -> bool:
         """Take one question's worth of a guest's allowance; False: it has none left."""
+        if len(self._tokens) > _ALLOWANCES_MAX:
+            held = self._tokens.items()
+            self._tokens = {who: each for who, each in held if _refilled(each, now_s, RATE, RATE_BURST) < RATE_BURST}
         own = _refilled(self._tokens.get(guest, (RATE_BURST, now_s)), now_s, RATE, RATE_BURST)
         of_all = _refilled(self._tokens_of_all, now_s, RATE_TOTAL, RATE_TOTAL_BURST)
         may = own >= 1.0 and of_all >= 1.0

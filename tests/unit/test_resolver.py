@@ -165,6 +165,8 @@ def test_the_nodes_resolvers_are_read_again_when_they_change(tmp_path: Path) -> 
     assert servers() == ()
     path.write_text("# by hand\nsearch example.org\nnameserver 192.0.2.1\nnameserver\noptions edns0\nnameserver 2001:db8::1\n")
     assert servers() == ("192.0.2.1", "2001:db8::1")
+    path.write_text("nameserver dns.example.org\nnameserver fe80::1%eth0\n")
+    assert servers() == ("fe80::1%eth0",), "a name would be looked up, by the loop"
     path.write_text("".join(f"nameserver 192.0.2.{n}\n" for n in range(9)))
     assert servers() == ("192.0.2.0", "192.0.2.1", "192.0.2.2")
     path.unlink()
@@ -179,6 +181,13 @@ def test_a_guest_asks_so_much_and_others_are_not_the_worse_for_it() -> None:
     assert sum(bounds.may_ask(greedy, 1000.5) for _ in range(5000)) == resolver.RATE / 2
     bounds.forget("rtr-1")
     assert bounds.may_ask(greedy, 1000.5)
+
+
+def test_allowances_of_those_who_came_once_are_forgotten() -> None:
+    bounds = Bounds()
+    for number in range(5000):
+        assert bounds.may_ask(("rtr-1", f"10.0.{number >> 8}.{number & 255}"), 1000.0 + number)
+    assert len(bounds._tokens) <= resolver._ALLOWANCES_MAX + 1
 
 
 def test_all_guests_together_ask_so_much() -> None:
