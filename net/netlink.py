@@ -166,6 +166,11 @@ class NetlinkDataplane:
                     return await self._threads.run(name, lambda: self._perform_blocking(name, batch))
             except NetError as error:
                 return [error] * len(batch)
+            except ValueError as error:
+                # No address, no id, or of a family not carried: what one asks for must not end the pass of all others.
+                wrapped = NetError(f"{_say(batch[0])}: {error}", retryable=False)
+                wrapped.__cause__ = error
+                return [wrapped] * len(batch)
             except (OSError, RulesError, devices.NetlinkError) as error:
                 number = getattr(error, "errno", None) or getattr(error, "code", None)
                 if number == errno.EEXIST and asyncio.get_running_loop().time() < deadline:
