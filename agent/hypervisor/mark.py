@@ -126,7 +126,7 @@ def find_mark(domain: ET.Element) -> Mark | None:
     element = domain.find(f"metadata/{TAG}")
     if element is None or element.get("id", "") != domain.findtext("name"):
         return None
-    cause = element.get("exit", "none").upper()
+    cause, phase = element.get("exit", "none").upper(), element.get("phase", "")
     start_time, reboot_generation = element.get("start_time", "0"), element.get("reboot_generation", "0")
     return Mark(
         id=element.get("id", ""),
@@ -135,7 +135,8 @@ def find_mark(domain: ET.Element) -> Mark | None:
         digest=element.get("digest", ""),
         power_generation=int(element.get("power_generation", "0")),
         reboot_generation=int(reboot_generation),
-        phase=Phase(element.get("phase", "")),
+        # What a newer release calls something is nothing we have begun.
+        phase=Phase(phase) if phase in {each.value for each in Phase} else Phase.NONE,
         exit=ExitCause[cause] if cause in ExitCause.__members__ else ExitCause.NONE,
         start_time=float(start_time),
         # A domain started by a release that did not count was booted once, and did what it was asked.

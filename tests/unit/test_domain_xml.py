@@ -185,6 +185,10 @@ def test_the_mark_is_read_as_it_was_written() -> None:
     older = find_mark(tree)
     assert older is not None
     assert (older.boots, older.boot_time, older.rebooted_generation) == (1, mark.start_time, 6), "one boot, and it did as asked"
+    element.set("phase", "of a release to come")
+    newer = find_mark(tree)
+    assert newer is not None
+    assert newer.phase is Phase.NONE, "one that cannot be read would hide every guest of the node"
     name.text = "somebody-elses-copy"
     assert find_mark(tree) is None, "a clone under another name is not ours"
 
