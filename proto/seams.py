@@ -169,14 +169,19 @@ class SystemDisk:
         path = self.root / name
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         temporary = path.with_name(path.name + ".new")
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
-            with os.fdopen(handle, "wb", closefd=False) as file:
-                file.write(content)
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-        temporary.replace(path)
+            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            try:
+                with os.fdopen(handle, "wb", closefd=False) as file:
+                    file.write(content)
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+            temporary.replace(path)
+        except OSError:
+            # Half a file would keep the last free bytes of a full disk from what is appended.
+            temporary.unlink(missing_ok=True)
+            raise
         self._sync_folder(path.parent)
 
     def _append(self, name: str, content: bytes) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -165,6 +167,22 @@ async def test_on_a_real_disk(tmp_path: Path) -> None:
     assert not (await loaded(SystemDisk(tmp_path / "ledger"))).trusted, "also after the next restart"
     await again.accept_snapshot(at(7), [])
     assert (await loaded(SystemDisk(tmp_path / "ledger"))).trusted
+
+
+async def test_a_full_disk_is_left_no_fuller_by_a_file_that_could_not_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a file beside the ledger would take the last bytes that its appends need."""
+    disk = SystemDisk(tmp_path)
+    await disk.replace(NAME, b"whole")
+
+    def full(_handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        await disk.replace(NAME, b"larger" * 1000)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {NAME: b"whole"}
 
 
 changes = st.lists(
