@@ -5,6 +5,7 @@ Who calls is in its certificate. Bytes are taken only for an image this node was
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -34,6 +35,8 @@ CHUNK_BYTES_MAX: Final = 2 << 20
 DIGEST: Final = re.compile("sha256:[0-9a-f]{64}")
 # No image is larger.
 OFFSET_MAX: Final = 1 << 50
+# Somebody who uploads and says nothing for this long is given up: others may have the same bytes to send.
+SILENCE_S: Final = 300.0
 # Images one caller reads at once.
 READERS_MAX: Final = 16
 
@@ -120,9 +123,18 @@ class HostServer(HostServiceServicer):
 
 
 async def _bytes(requests: AsyncIterator[PutBlobRequest]) -> AsyncIterator[bytes]:
-    async for request in requests:
+    while (request := await _next(requests)) is not None:
         if request.WhichOneof("part") != "chunk":
             raise Invalid("chunk", "only chunks may follow the first message")
         if len(request.chunk) > CHUNK_BYTES_MAX:
             raise Invalid("chunk", f"at most {CHUNK_BYTES_MAX} bytes")
         yield request.chunk
+
+
+async def _next(requests: AsyncIterator[PutBlobRequest]) -> PutBlobRequest | None:
+    """Return what comes next; None: nothing. StorageError when nothing came for long: what did come is kept."""
+    try:
+        async with asyncio.timeout(SILENCE_S):
+            return await anext(requests, None)
+    except TimeoutError as error:
+        raise StorageError(f"nothing came for {SILENCE_S:.0f} s; the upload can be repeated, and goes on there") from error

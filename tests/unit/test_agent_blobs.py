@@ -1,7 +1,8 @@
-"""GetBlob under attack: nonsense is refused as such, and one caller cannot hold all files of a node open."""
+"""Blobs under attack: nonsense is refused as such, one caller cannot hold all files of a node open, nor an upload for ever."""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import random
 from collections.abc import AsyncIterator
@@ -9,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cairn.agent import server as host_server
 from cairn.agent.server import READERS_MAX, HostServer
 from cairn.proto.errors import Denied, Invalid, NotFound, Refused, TryAgain
 from cairn.proto.pki import Identity
-from cairn.proto.v1.agent_pb2 import GetBlobRequest
+from cairn.proto.v1.agent_pb2 import GetBlobRequest, PutBlobRequest
+from cairn.storage.base import StorageError
 from cairn.storage.local import LocalImages
 
 CONTENT = bytes(range(256)) * 4096
@@ -71,3 +74,23 @@ async def test_one_caller_holds_so_many_files_open_and_others_read_on(server: Ho
 async def test_whoever_is_no_node_gets_nothing(server: HostServer) -> None:
     with pytest.raises(Denied):
         await begun(server, Identity("user", "alice"))
+
+
+async def test_an_upload_that_says_nothing_for_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It holds the lock of its bytes, which others may have to send, too."""
+    monkeypatch.setattr(host_server, "SILENCE_S", 0.05)
+
+    async def stalled() -> AsyncIterator[PutBlobRequest]:
+        yield PutBlobRequest(chunk=b"first")
+        await asyncio.Event().wait()
+
+    taken: list[bytes] = []
+
+    async def take() -> None:
+        async for chunk in host_server._bytes(stalled()):
+            taken.append(chunk)
+
+    with pytest.raises(StorageError, match="nothing came for") as error:
+        await asyncio.wait_for(take(), 10)
+    assert error.value.retryable
+    assert taken == [b"first"]
