@@ -20,6 +20,9 @@ import structlog
 from cairn.agent.hypervisor.base import HypervisorError, NoSuchDomain
 
 WORKERS: Final = 8
+# A call that takes longer is given up, though its thread cannot be; so many threads may be stuck besides the workers.
+GIVE_UP_S: Final = 120.0
+STUCK_MAX: Final = 64
 KEEPALIVE_INTERVAL_S: Final = 5
 KEEPALIVE_COUNT: Final = 3
 RETRY_FIRST_S: Final = 0.1
@@ -81,7 +84,8 @@ class Connection:
         self._on_event = on_event
         self._on_connect = on_connect
         self._on_reboot = on_reboot
-        self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="libvirt")
+        self._pool = ThreadPoolExecutor(WORKERS + STUCK_MAX, thread_name_prefix="libvirt")
+        self._turns = asyncio.Semaphore(WORKERS)
         self._current: Any = None
         self._registrations: dict[Any, list[int]] = {}
         self._opening = asyncio.Lock()
@@ -90,11 +94,17 @@ class Connection:
         self._closed = False
 
     async def call(self, what: str, act: Callable[[Any], T]) -> T:
-        """Run act(virConnect) in a thread. HypervisorError says `what` was attempted; nothing is repeated by itself."""
+        """Run act(virConnect) in a thread. HypervisorError says `what` was attempted; nothing is repeated by itself.
+
+        libvirt waits for a guest's process without an end, and the guest that hangs is the one whose power is to be cut: who
+        waits is told so after GIVE_UP_S, and what it waited for may still happen.
+        """
         self.keep()
         connection = await self._get(what)
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, act, connection)
+            async with self._turns:
+                work = asyncio.get_running_loop().run_in_executor(self._pool, act, connection)
+                return await _within(work, what)
         except libvirt.libvirtError as error:
             if not _is_alive(connection):
                 self._forget(connection)
@@ -190,6 +200,23 @@ class Connection:
                 act()
             except libvirt.libvirtError as error:
                 log.debug("libvirt disconnect", error=str(error))
+
+
+async def _within(work: asyncio.Future[T], what: str) -> T:
+    """Return what a thread's work returns. HypervisorError when it takes longer than GIVE_UP_S: then it goes on, unheard."""
+    try:
+        done, _ = await asyncio.wait({work}, timeout=GIVE_UP_S)
+    finally:
+        if not work.done():
+            work.add_done_callback(_ended_late)
+    if not done:
+        raise HypervisorError(f"{what}: no answer within {GIVE_UP_S:.0f} s; does its guest's process hang?")
+    return work.result()
+
+
+def _ended_late(work: asyncio.Future[Any]) -> None:
+    error = None if work.cancelled() else work.exception()
+    log.info("libvirt answered late", error=str(error or ""))
 
 
 def _is_alive(connection: Any) -> bool:

@@ -130,6 +130,11 @@ class LibvirtWorld:
         pid = (self.settings.folder / "run" / "qemu" / f"{id}.pid").read_text().strip()
         self.host.run("kill", "-9", pid)
 
+    def hang(self, id: str) -> None:
+        """Its process does nothing more, and does not end."""
+        pid = (self.settings.folder / "run" / "qemu" / f"{id}.pid").read_text().strip()
+        self.host.run("kill", "-STOP", pid)
+
     def restart_daemon(self) -> None:
         old = self.host.pid_of("libvirtd")
         self.host.kill("libvirtd")

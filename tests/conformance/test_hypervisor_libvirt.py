@@ -12,6 +12,7 @@ import pytest
 
 pytest.importorskip("libvirt")
 
+from cairn.agent.hypervisor import connection
 from cairn.agent.hypervisor.base import DomainState, ExitCause, Hypervisor, HypervisorError
 from cairn.agent.hypervisor.libvirt import LibvirtHypervisor
 from cairn.agent.hypervisor.serial import SerialConsole
@@ -25,6 +26,7 @@ from tests.conformance.hypervisor_kit import (
     libvirt_world,
     needs_libvirt,
     next_event,
+    observed,
     read_until,
     real_host,
     spec,
@@ -103,6 +105,27 @@ async def test_many_calls_at_once_share_a_few_threads(world: LibvirtWorld, drive
     assert all([domain.id for domain in answer] == ids for answer in answers)
     await asyncio.gather(*(driver.undefine(id) for id in ids))
     assert await driver.list() == []
+
+
+@needs_libvirt
+@pytest.mark.libvirt
+async def test_a_guest_whose_process_hangs_can_be_cut_off(
+    world: LibvirtWorld, driver: Hypervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libvirt waits for its answer to the power button without an end; whoever waited for libvirt could never cut its power."""
+    await driver.define(spec(world, WEB))
+    await driver.start(WEB, power_generation=1, reboot_generation=0)
+    await driver.resume(WEB)
+    world.hang(WEB)
+    monkeypatch.setattr(connection, "GIVE_UP_S", 3.0)
+    with pytest.raises(HypervisorError, match="no answer within 3 s"):
+        await driver.stop(WEB, force=False)
+    monkeypatch.setattr(connection, "GIVE_UP_S", 120.0)
+    seen = await observed(driver, WEB)
+    assert seen is not None
+    assert seen.is_on
+    await driver.stop(WEB, force=True)
+    await domain_when(driver, WEB, lambda domain: domain.state is DomainState.SHUT_OFF)
 
 
 @needs_libvirt
