@@ -70,13 +70,14 @@ class Images:
 
     async def _remove(self, key: str, desired: DesiredImage) -> Again:
         """Remove an image that must not be here; tell what still keeps its bytes."""
-        await self.collect()
+        kept = await self._collect()
         await self._world.refresh(Part.IMAGES, Part.VOLUMES)
         others = [each.id for each in self._images() if each.digest == desired.digest and not each.absent]
         copies = [each.id for each in self._world.volumes.values() if each.image_digest == desired.digest]
         if desired.digest in self._world.images and not others:
             say = f"kept while {', '.join(copies)} is a copy of it" if copies else "being removed"
-            self._report(key, ImageReport(state=ImageReport.STATE_READY, say=say))
+            error = kept.get(desired.digest, "")
+            self._report(key, ImageReport(state=ImageReport.STATE_READY, say=error or say, error=error))
             return Again(after_s=REMOVE_AGAIN_S)
         self._report(key, ImageReport(state=ImageReport.STATE_ABSENT, say="removed"))
         return Again()
@@ -92,8 +93,14 @@ class Images:
 
     async def collect(self, _key: str = "") -> Again:
         """Remove images that must be absent, unless a volume is a copy of them, and halves of what nobody wants."""
+        await self._collect()
+        return Again()
+
+    async def _collect(self) -> dict[str, str]:
+        """Do that; return the digests that could not be removed, and why: one that cannot keeps none of the others."""
+        kept: dict[str, str] = {}
         if not (self._ledger.synced and self._ledger.trusted):
-            return Again()
+            return kept
         async with self._collecting:
             await self._world.refresh(Part.IMAGES, Part.VOLUMES)
             images = self._images()
@@ -101,11 +108,15 @@ class Images:
             for action in plan(images, volumes, self._world.images.values(), self._world.volumes.values()):
                 if isinstance(action, DeleteImage):
                     self._world.mark(Part.IMAGES)
-                    await self._store.delete(action.digest)
+                    try:
+                        await self._store.delete(action.digest)
+                    except StorageError as error:
+                        kept[action.digest] = str(error)
+                        logger("images").warning("not_removed", digest=action.digest, error=str(error))
                     self._world.mark(Part.IMAGES)
             wanted = {each.digest for each in images if not each.absent}
             await self._store.sweep(wanted | {each.image_digest for each in volumes})
-        return Again()
+        return kept
 
     async def _pull(self, key: str, desired: DesiredImage) -> None:
         failures, bad = [], list[BadImage]()

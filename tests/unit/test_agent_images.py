@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from cairn.agent.app import Agent
 from cairn.proto.v1.agent_pb2 import BlobSource, Desired, DesiredImage, DesiredVolume, ImageReport, VolumeReport
 from cairn.proto.v1.image_pb2 import ImageFormat
-from cairn.storage.base import BadImage, Image, StorageError
+from cairn.storage.base import BadImage, Image, StorageError, Volume
 
 from tests.unit.agent_kit import CONTENT, DIGEST, Machine, image, run, until
 
@@ -107,6 +109,31 @@ def test_nothing_is_made_of_a_damaged_image_and_it_can_go() -> None:
         gone = Desired(image=DesiredImage(id="img-00000001", digest=DIGEST, absent=True))
         await machine.upsert(agent, {KEY: gone, "volume/vol-00000001": Desired(volume=DesiredVolume(id=copy.id, absent=True))})
         await until("removed", lambda: DIGEST not in machine.pool.images)
+        await agent.stop()
+
+    run(scenario)
+
+
+def test_an_image_that_cannot_be_removed_keeps_no_other() -> None:
+    """A volume that the ledger never heard of is a copy of it."""
+
+    async def scenario() -> None:
+        machine, other = Machine(), "sha256:" + "f" * 64
+        machine.hold_image()
+        held, content = machine.pool.images[DIGEST]
+        machine.pool.images[other] = (replace(held, digest=other), content)
+        first = min(DIGEST, other)
+        machine.pool.volumes["vol-0000000x"] = Volume("vol-0000000x", 64 << 20, 0, first)
+        agent = machine.agent()
+        await agent.start()
+        ids = {DIGEST: "img-00000001", other: "img-00000002"}
+        gone = {f"image/{id}": Desired(image=DesiredImage(id=id, digest=each, absent=True)) for each, id in ids.items()}
+        await machine.snapshot(agent, gone)
+        await until("the other removed", lambda: set(machine.pool.images) == {first})
+        await until("told", lambda: (seen := agent.reports.latest(f"image/{ids[first]}")) and "vol-0000000x" in seen.image.say)
+        left = agent.reports.latest(f"image/{ids[max(DIGEST, other)]}")
+        assert left is not None
+        assert left.image.state == ImageReport.STATE_ABSENT
         await agent.stop()
 
     run(scenario)
