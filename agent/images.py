@@ -61,12 +61,18 @@ class Images:
         except StorageError as error:
             state = ImageReport.STATE_FETCHING if error.retryable else ImageReport.STATE_FAILED
             held_bytes = await self._store.partial_bytes(desired.digest)
-            self._report(key, ImageReport(state=state, say="trying again", error=str(error), held_bytes=held_bytes))
+            self._tell(key, ImageReport(state=state, say="trying again", error=str(error), held_bytes=held_bytes))
             raise
         finally:
             self._world.mark(Part.IMAGES)
-        self._report(key, _ready(image))
+        self._tell(key, _ready(image))
         return image
+
+    def _tell(self, key: str, body: ImageReport) -> None:
+        """Report what came of bytes; of an image that is to be absent by now another says how far that is."""
+        desired = self._desired(key)
+        if desired is not None and not desired.absent:
+            self._report(key, body)
 
     async def _remove(self, key: str, desired: DesiredImage) -> Again:
         """Remove an image that must not be here; tell what still keeps its bytes."""
@@ -154,7 +160,7 @@ class Images:
             if loop.time() >= next_s:
                 next_s = loop.time() + PROGRESS_EVERY_S
                 desired = self._desired(key)
-                if desired is None:
+                if desired is None or desired.absent:
                     raise StorageError(f"{key} is not wanted here any more", retryable=False)
                 share = 100 * held_bytes // max(desired.size_bytes, 1)
                 say = f"being fetched ({share} %)"

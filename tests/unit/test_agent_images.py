@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
@@ -135,5 +137,30 @@ def test_an_image_that_cannot_be_removed_keeps_no_other() -> None:
         assert left is not None
         assert left.image.state == ImageReport.STATE_ABSENT
         await agent.stop()
+
+    run(scenario)
+
+
+def test_the_bytes_of_an_image_that_was_deleted_meanwhile_are_taken_no_further() -> None:
+    async def scenario() -> None:
+        machine = Machine()
+        agent = machine.agent()
+        await machine.snapshot(agent, {KEY: Desired(image=image())})
+        taken: list[int] = []
+
+        async def chunks() -> AsyncIterator[bytes]:
+            for start in range(0, len(CONTENT), 1 << 10):
+                taken.append(start)
+                yield CONTENT[start : start + (1 << 10)]
+                if start == 0:
+                    gone = DesiredImage(id="img-00000001", digest=DIGEST, absent=True)
+                    await machine.upsert(agent, {KEY: Desired(image=gone)})
+                await asyncio.sleep(0.5)
+
+        with pytest.raises(StorageError, match="not wanted here any more"):
+            await agent.images.receive(KEY, image(), chunks())
+        assert len(taken) <= 4
+        assert DIGEST not in machine.pool.images
+        assert agent.reports.latest(KEY) is None or not told(agent).error, "its removal is told by who removes it"
 
     run(scenario)
