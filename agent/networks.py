@@ -83,6 +83,8 @@ class Networks:
         # What the last pass left: programmed networks, bound ports.
         self._ready: set[str] = set()
         self._bound: set[str] = set()
+        # Ports that were bound when last seen, and could not be looked at since.
+        self._unseen: set[str] = set()
         self.actions = 0
 
     def accept(self, keys: Iterable[str]) -> None:
@@ -242,7 +244,9 @@ class Networks:
         actions = [action for action in planned if self._is_allowed(action)]
         self._clean &= len(actions) == len(planned)
         done: list[Action] = []
-        errors: dict[str, NetError] = {}
+        errors = {f"network/{vpc}": error for vpc, error in observed.unseen.items()}
+        for key, error in errors.items():
+            logger("networks").warning("not_seen", key=key, error=str(error))
         if actions:
             self._world.mark(Part.NETWORKS)
             for result in await self._dataplane.apply(actions):
@@ -254,7 +258,7 @@ class Networks:
             self._world.mark(Part.NETWORKS)
             self.actions += len(actions)
         self._clean &= not errors
-        if not planned:
+        if not planned and not errors:
             self._belief = Belief(observed)
         self._take(observed, done, errors)
         try:
@@ -310,6 +314,9 @@ class Networks:
         made = {action.network.vpc for action in done if isinstance(action, EnsureNetwork)}
         self._ready = {vpc for vpc in {*observed.networks, *made} if f"network/{vpc}" not in errors}
         bound = {id for id, state in observed.ports.items() if state.bound and id in self._ports}
+        # Of what could not be looked at, what was seen before stays.
+        self._unseen = {id for id, port in self._ports.items() if port.vpc in observed.unseen and id in self._bound}
+        bound |= self._unseen
         bound -= {action.state.id for action in done if isinstance(action, UnbindPort)}
         bound |= {action.port.id for action in done if isinstance(action, BindPort)}
         self._bound = {id for id in bound if f"port/{id}" not in errors}
@@ -326,7 +333,7 @@ class Networks:
         for id in self._ports.keys() if ports is None else ports & self._ports.keys():
             port = self._ports[id]
             held = self._ledger.desired.get(f"port/{id}")
-            if held is None:
+            if held is None or id in self._unseen:
                 continue
             error = self._errors.get(f"port/{id}") or self._errors.get(f"network/{port.vpc}")
             state = PortReport.STATE_UNSPECIFIED

@@ -70,6 +70,8 @@ class Observed:
     stray_taps: Mapping[str, frozenset[str]] = field(default_factory=dict)
     # VPCs whose namespace lacks something no field of DesiredNetwork shows (rules, settings, flags of devices).
     incomplete: frozenset[str] = frozenset()
+    # VPCs that could not be looked at, and why: what is there of them is not known, and nothing is planned for them.
+    unseen: Mapping[str, NetError] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

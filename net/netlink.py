@@ -75,20 +75,22 @@ class NetlinkDataplane:
         """Read the kernel: every namespace of ours, and the TAPs that wait in the node's own."""
         found = [(name, vpc) for name in namespace.names(self._prefix) if (vpc := naming.vpc_of(name, self._prefix))]
         taps = await self._threads.run("", self._waiting_taps)
-        parts = await asyncio.gather(*(self._threads.run(name, partial(self._observe, name, vpc)) for name, vpc in found))
+        parts = await asyncio.gather(*(self._look(name, vpc) for name, vpc in found))
         networks: dict[str, DesiredNetwork] = {}
         ports: dict[str, PortState] = {}
         forwards: dict[str, DesiredForward] = {}
         strays: dict[str, frozenset[str]] = {}
         incomplete: set[str] = set()
+        unseen: dict[str, NetError] = {}
         for part in parts:
             networks |= part.networks
             ports |= part.ports
             forwards |= part.forwards
             strays |= part.stray_taps
             incomplete |= part.incomplete
+            unseen |= part.unseen
         self._watch.follow(name for name, _ in found)
-        return Observed(networks, ports, forwards, taps, strays, frozenset(incomplete))
+        return Observed(networks, ports, forwards, taps, strays, frozenset(incomplete), unseen)
 
     async def apply(self, actions: Sequence[Action]) -> list[Result]:
         """Do them; those of one VPC in order, VPCs beside each other."""
@@ -130,6 +132,13 @@ class NetlinkDataplane:
         with namespace.entered(self._node), rtnl.Rtnl() as kernel:
             links = kernel.links()
         return frozenset(link.name for link in links if link.kind == "tun" and link.up and naming.port_of_tap(link.name))
+
+    async def _look(self, name: str, vpc: str) -> Observed:
+        """Look at one VPC; one that cannot be looked at hides none of the others."""
+        try:
+            return await self._threads.run(name, partial(self._observe, name, vpc))
+        except NetError as error:
+            return Observed(unseen={vpc: error})
 
     def _observe(self, name: str, vpc: str) -> Observed:
         try:

@@ -119,6 +119,7 @@ def plan(wanted: Wanted, observed: Observed, *, started_taps: Collection[str] | 
     started_taps: the TAPs of domains whose start has returned; only those are moved. None: every TAP that waits. A TAP
     moved while the hypervisor still sets it up makes the start fail, so callers that start guests must say which are ready.
     """
+    wanted = _seen(wanted, observed)
     removable = {
         vpc for vpc in observed.networks if vpc not in wanted.networks and not _is_held(vpc, observed)
     }  # fmt: skip
@@ -132,6 +133,18 @@ def plan(wanted: Wanted, observed: Observed, *, started_taps: Collection[str] | 
         *_forwards(wanted, observed),
         *(RemoveNetwork(vpc) for vpc in sorted(removable)),
     ]
+
+
+def _seen(wanted: Wanted, observed: Observed) -> Wanted:
+    """Return what is wanted of the VPCs that could be looked at."""
+    unseen = observed.unseen
+    if not unseen:
+        return wanted
+    return Wanted(
+        {vpc: each for vpc, each in wanted.networks.items() if vpc not in unseen},
+        {id: each for id, each in wanted.ports.items() if each.vpc not in unseen},
+        {id: each for id, each in wanted.forwards.items() if each.vpc not in unseen},
+    )
 
 
 def plan_forwards(wanted: Wanted, observed: Observed) -> list[Action]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from cairn.agent.app import Agent
-from cairn.net.base import Action, Observed, Result
+from cairn.agent.world import Part
+from cairn.net.base import Action, NetError, Observed, Result
 from cairn.net.fake import FakeDataplane
 from cairn.proto.ids import mac_of
-from cairn.proto.v1.agent_pb2 import Desired, DesiredForward, DesiredNetwork
+from cairn.proto.v1.agent_pb2 import Desired, DesiredForward, DesiredNetwork, PortReport
 
 from tests.unit.agent_kit import Machine, elapse, network, ran, run, settled, vm_objects
 
@@ -183,3 +184,56 @@ def other_network() -> DesiredNetwork:
     changed = network()
     changed.mtu = 1400
     return changed
+
+
+def test_a_network_that_cannot_be_looked_at_keeps_no_other_waiting() -> None:
+    """Its own guests run on, as they were seen last; new ones wait, and are told why."""
+    other = "rtr-00000002"
+
+    async def scenario() -> None:
+        machine = Machine()
+        machine.hold_image()
+        agent = machine.agent()
+        hidden: set[str] = set()
+
+        class Dataplane(FakeDataplane):
+            async def observe(self) -> Observed:
+                seen = await super().observe()
+                return replace(
+                    seen,
+                    networks={vpc: each for vpc, each in seen.networks.items() if vpc not in hidden},
+                    ports={id: each for id, each in seen.ports.items() if each.vpc not in hidden},
+                    unseen={vpc: NetError(f"read the network namespace of {vpc}: no") for vpc in hidden},
+                )
+
+        agent.networks._dataplane = dataplane = Dataplane(machine.net, machine.net_knobs)
+        agent.world._read[Part.NETWORKS] = dataplane.observe
+        await agent.start()
+        await machine.snapshot(agent, vm_objects())
+        await ran(agent, VM)
+        await settled(agent)
+        hidden.add("rtr-00000001")
+        agent.world.mark(Part.NETWORKS)
+        await agent.networks.settle()
+        second = network()
+        second.vpc, second.transit_vni, second.subnets[0].id, second.subnets[0].vni = other, 6000, "vxnet-00000002", 6001
+        await machine.upsert(agent, {f"network/{other}": Desired(network=second), **waiting_guest()})
+        await elapse(5)
+        assert set(machine.net.networks) == {"rtr-00000001", other}
+        assert machine.net.is_bound(PORT)
+        report = agent.reports.latest(f"port/{PORT}")
+        assert report is not None
+        assert report.port.state == PortReport.STATE_ACTIVE
+        late = agent.reports.latest("vm/i-00000003")
+        assert late is not None
+        assert "read the network namespace of rtr-00000001" in late.vm.say
+        hidden.clear()
+        await ran(agent, "i-00000003")
+        await agent.stop()
+
+    run(scenario)
+
+
+def waiting_guest() -> dict[str, Desired]:
+    """Another guest of the first network."""
+    return {key: each for key, each in vm_objects(3).items() if not key.startswith(("network/", "image/"))}
