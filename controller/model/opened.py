@@ -8,7 +8,7 @@ answer keeps what it said last: only its own word, or its removal from the clust
 from __future__ import annotations
 
 from cairn.controller.model.absence import removed
-from cairn.controller.model.attachments import Hold, attachment, holders
+from cairn.controller.model.attachments import Hold, attachment, holders, is_let_go
 from cairn.controller.model.where import where
 from cairn.controller.store.base import View
 from cairn.proto import kinds
@@ -25,7 +25,10 @@ def opened_by(view: View, volume: str) -> str:
     record = view.get(kinds.VOLUME, volume)
     if record is not None and record.spec.vm and may_run(view, record.spec.vm):
         return record.spec.vm
-    seen = holders(view, volume)
-    if seen or record is None or record.spec.vm or attachment(view, record).hold is Hold.FREE:
-        return seen[0][0] if seen else ""
-    return record.spec.former_vm
+    if seen := holders(view, volume):
+        return seen[0][0]
+    if record is None:
+        return ""
+    # One that waits for its VM's guest to be given it may still be another's.
+    free = is_let_go(view, record) if record.spec.vm else attachment(view, record).hold is Hold.FREE
+    return "" if free else record.spec.former_vm

@@ -245,6 +245,23 @@ def test_a_detached_volume_that_a_guest_was_seen_to_hold_is_not_erased() -> None
     assert cloud.view.get(kinds.PURGE, data) is not None
 
 
+def test_a_volume_that_goes_with_a_vm_is_not_erased_under_the_guest_it_was_taken_from() -> None:
+    """The VM it goes with was never given it, as the node of the guest before had not answered; then that VM was purged."""
+    cloud, nodes, web = shared()
+    other = cloud.vm("other", type="net", node=nodes[1])
+    volume = cloud.edit(kinds.VOLUME, cloud.volume("data", type="net", vm=web))
+    volume.spec.former_vm, volume.spec.former_generation, volume.spec.delete_with_vm = other, 1, True
+    cloud.put(kinds.VOLUME, volume.id, volume)
+    cloud.settle(ALL)
+    cloud.delete_vm(web, purge=True)
+    cloud.report(nodes[0], f"vm/{web}", state=VmReport.STATE_ABSENT)
+    outcome = cloud.decide(Garbage(), f"vm/{web}")
+    assert outcome.say == f"guest {other} may have a disk of it open"
+    cloud.report(nodes[1], f"vm/{other}", state=VmReport.STATE_RUNNING, volumes_generation=1)
+    cloud.decide(Garbage(), f"vm/{web}")
+    assert cloud.view.get(kinds.PURGE, web) is not None
+
+
 class Losing(RuleBasedStateMachine):
     """Nodes come, go, are cordoned and forget; whatever happens, work ends with a node that can do it."""
 
