@@ -195,6 +195,9 @@ def amend(view: View, caller: Caller, txn: Txn, new: Any, record: Record[Any]) -
 def _attach_or_detach(view: View, caller: Caller, txn: Txn, new: Volume, old: Volume) -> None:
     """Carry out what an update says of spec.vm. A volume that is not to go with its VM leaves a deleted one."""
     holder, wanted = holder_of(view, old), new.spec.vm
+    if holder is not None and new.spec.delete_with_vm != old.spec.delete_with_vm:
+        # The VM is not deleted, or brought back, at this moment: neither writes a volume that goes with it.
+        txn.check(kinds.VM, holder.id, view.revision_of(kinds.VM, holder.id))
     if holder is None:
         # Attached to nothing, or, as older releases left it, to a VM that was erased.
         new.spec.vm, new.spec.boot = "", False

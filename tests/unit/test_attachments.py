@@ -10,7 +10,7 @@ from cairn.controller.api import nouns
 from cairn.controller.api.dependents import affected
 from cairn.controller.api.nouns import DEFAULT_PROJECT, DEFAULT_PROJECT_ID
 from cairn.controller.api.vms import delete_vm
-from cairn.controller.api.volumes import attach, detach
+from cairn.controller.api.volumes import amend, attach, detach
 from cairn.controller.model.permits import Caller
 from cairn.controller.model.slots import free_slot, slots
 from cairn.controller.nodespec import desired
@@ -18,12 +18,12 @@ from cairn.controller.presence import Presence
 from cairn.controller.reconcilers.assignments import Assignments
 from cairn.controller.reconcilers.placement import Placements
 from cairn.controller.reconcilers.ports import Ports
-from cairn.controller.store.base import Txn
+from cairn.controller.store.base import Conflict, Txn
 from cairn.proto import kinds
 from cairn.proto.v1.agent_pb2 import VmReport, VolumeReport, VolumeTrouble
 from cairn.proto.v1.project_pb2 import Project
 from cairn.proto.v1.vm_pb2 import POWER_STATE_STOPPED, DeleteVmRequest
-from cairn.proto.v1.volume_pb2 import VolumeStatus
+from cairn.proto.v1.volume_pb2 import Volume, VolumeStatus
 
 from tests.unit.cloud_kit import GIB, Cloud
 
@@ -231,6 +231,19 @@ def test_an_agent_that_lists_nothing_lets_go_by_saying_that_the_guest_is_as_aske
     assert site.shown().say.endswith("to say that VM web let go of it")
     site.says(open=[], generation=0, spec_revision=site.cloud.view.revision_of(kinds.VM, VM))
     assert site.state == S.STATE_AVAILABLE
+
+
+def test_whether_a_disk_goes_with_its_vm_is_not_changed_while_that_is_deleted() -> None:
+    """Its name was given back with the VM's deletion, which writes no volume that goes with it."""
+    cloud, txn, volume = Site().cloud, Txn("api"), Volume()
+    record = cloud.view.record(kinds.VOLUME, ROOT)
+    assert record is not None
+    volume.CopyFrom(record.message)
+    volume.spec.delete_with_vm = not volume.spec.delete_with_vm
+    amend(cloud.view, CALLER, txn, volume, record)
+    cloud.delete_vm(VM)
+    with pytest.raises(Conflict):
+        cloud.commit(txn.check(kinds.VOLUME, ROOT, record.mod_revision).put(kinds.VOLUME, ROOT, volume))
 
 
 def test_a_volume_without_room_to_grow_says_so() -> None:
