@@ -17,9 +17,10 @@ from cairn.controller.backup import backup
 from cairn.controller.model.nodes import connected, node_name
 from cairn.controller.model.permits import Caller, Verb, permits
 from cairn.controller.model.unreadable import all_unreadable
+from cairn.controller.model.where import where
 from cairn.controller.store.base import Conflict, Indeterminate, Txn, View
 from cairn.controller.store.etcd_refusals import NOSPACE, REMEDY
-from cairn.controller.words import several
+from cairn.controller.words import NAMES_MAX, names, several
 from cairn.proto import kinds
 from cairn.proto.errors import BadState, Denied, Invalid, NotFound, TryAgain
 from cairn.proto.v1 import cluster_pb2, cluster_pb2_grpc
@@ -206,7 +207,7 @@ async def retire(core: Core, name: str) -> None:
 
 async def _count(view: View, caller: Caller, answer: GetClusterStatusResponse) -> None:
     """Count what the caller may see, by the records alone: projecting all VMs of a large cloud would take seconds."""
-    turns = Turns()
+    turns, down = Turns(), set[str]()
     for node in view.pinned(kinds.NODE, list(view.ids(kinds.NODE))):
         if not permits(view, caller, Verb.SEE, node.message):
             continue
@@ -214,6 +215,7 @@ async def _count(view: View, caller: Caller, answer: GetClusterStatusResponse) -
             answer.nodes_ready += 1
         elif view.get(kinds.NODE_FACTS, node.message.id) is not None:
             answer.nodes_down += 1
+            down.add(node.message.id)
     for vm in view.pinned(kinds.VM, list(view.ids(kinds.VM))):
         if turns.over:
             await turns.next()
@@ -221,6 +223,9 @@ async def _count(view: View, caller: Caller, answer: GetClusterStatusResponse) -
             continue
         answer.vms += 1
         answer.vms_running += runs(view, vm.message)
+        answer.vms_unknown += where(view, vm.message.id).owner in down
+    answer.nodes_down_names.extend(sorted(node_name(view, node) for node in down)[:NAMES_MAX])
+    answer.unknown = sum(len(each.objects) for each in knowledge.listed(view, caller))
 
 
 def _store_troubles(answer: GetClusterStatusResponse) -> list[str]:
@@ -236,8 +241,8 @@ def sentence(answer: GetClusterStatusResponse) -> str:
     """Return what matters most, first what is wrong."""
     troubles = []
     if answer.nodes_ahead:
-        names = ", ".join(node.name for node in answer.nodes_ahead)
-        say = f"the store is older than what {names} was told: it went back without a restore, and tells those nothing"
+        ahead = ", ".join(node.name for node in answer.nodes_ahead)
+        say = f"the store is older than what {ahead} was told: it went back without a restore, and tells those nothing"
         troubles.append(f"{say}; `cairn cluster restore FILE` with the newest backup makes them believe it again")
     troubles += _store_troubles(answer)
     for missing in answer.controllers_missing:
@@ -247,7 +252,13 @@ def sentence(answer: GetClusterStatusResponse) -> str:
     if answer.unreadable:
         troubles.append(f"{several(answer.unreadable, 'record')} cannot be read: `cairn cluster fsck` lists them")
     if answer.nodes_down:
-        troubles.append(f"{several(answer.nodes_down, 'node')} down: not answering")
+        many = "does not answer; its guests" if answer.nodes_down == 1 else "do not answer; their guests"
+        look = "see `systemctl status cairn-agent` there"
+        troubles.append(f"{names(answer.nodes_down_names, answer.nodes_down)} {many} may be running: {look}")
+    if answer.unknown:
+        troubles.append(
+            f"nodes know {several(answer.unknown, 'thing')} better than the records: `cairn cluster adopt` lists them"
+        )
     if not answer.nodes_ready:
         troubles.append("no node is ready")
     if troubles:

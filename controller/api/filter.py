@@ -223,7 +223,7 @@ def _typed(comparison: Comparison, field: FieldDescriptor) -> object:
         for name, value in names.items():
             if name == text or (name.endswith("_" + text) and name.removesuffix("_" + text) in _prefixes(list(names))):
                 return value.number
-        raise Invalid("filter", f"{text!r} is not a value of {comparison.path}: {', '.join(names)}")
+        raise Invalid("filter", f"{text!r} is not a value of {comparison.path}: {', '.join(_short(list(names)))}")
     if field.type == FieldDescriptor.TYPE_BOOL:
         if text not in {"true", "false"}:
             raise Invalid("filter", f"{comparison.path} is true or false, not {text!r}")
@@ -237,6 +237,13 @@ def _typed(comparison: Comparison, field: FieldDescriptor) -> object:
 def _prefixes(names: list[str]) -> set[str]:
     """Return the prefix the enum's zero value shows: STATE_UNSPECIFIED -> STATE."""
     return {name.removesuffix("_UNSPECIFIED") for name in names if name.endswith("_UNSPECIFIED")}
+
+
+def _short(names: list[str]) -> list[str]:
+    """Return an enum's values as people write them: RUNNING of STATE_RUNNING. The zero value is never asked for."""
+    prefixes = _prefixes(names)
+    shown = [name for name in names if not name.endswith("_UNSPECIFIED")]
+    return [next((name.removeprefix(f"{each}_") for each in prefixes if name.startswith(f"{each}_")), name) for name in shown]
 
 
 def _string_match(comparison: Comparison) -> Callable[[str], bool]:

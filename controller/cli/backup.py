@@ -21,6 +21,7 @@ from cairn.controller.cli.output import Detail, Section
 CHUNK_BYTES: Final = 256 << 10
 _NAMED_BY_TIME: Final = "cairn-????????T??????Z.backup"
 _KEEP_WHERE: Final = "--keep needs --out FOLDER, a folder that is there"
+_UNTIL_DONE: Final = "Until it is done the cluster serves and decides nothing: run the same command again"
 _NO_BACKUP: Final = "use another backup: this one can neither be trusted nor restored"
 
 
@@ -184,6 +185,7 @@ async def restore(session: Session, file: Path, yes: bool) -> None:
     Guests keep running. What nodes know and the backup does not is listed afterwards by `cairn cluster adopt`. Repeat the same
     command when it breaks off.
     """
+    session.interrupted = "interrupted; nothing was changed"
     session.output.say(f"{file}: {summary(_verified(file))}")
     plan = await _plan(session, file)
     if session.settings.plan:
@@ -196,6 +198,7 @@ async def restore(session: Session, file: Path, yes: bool) -> None:
         session.output.say(line)
     if not yes:
         _confirm(plan.cluster)
+    session.interrupted = f"interrupted in the midst of a restore. {_UNTIL_DONE}"
     result = await _restore(session, file, plan.cluster)
     session.output.say(f"epoch {result.epoch}: {result.say}")
 

@@ -24,6 +24,8 @@ CALL_S: Final = 20.0
 NO_ANSWER_S: Final = 6.0
 TRY_AGAIN_S: Final = 30.0
 RETRY_EVERY_S: Final = 0.25
+# A person who sees nothing for longer thinks that it hangs.
+SAY_AFTER_S: Final = 2.0
 
 
 class Session:
@@ -36,6 +38,8 @@ class Session:
         self.settings = settings
         self.clock, self.ids = settings.clock or SystemClock(), SystemIds()
         self.output = Output(settings, self.now)
+        # What to say when the person interrupts now.
+        self.interrupted = "interrupted"
         self._context = context
         self._channel: grpc.aio.Channel | None = None
         self._stubs: dict[str, Any] = {}
@@ -123,6 +127,7 @@ class Patience:
         self._session = session
         self._loop = asyncio.get_running_loop()
         self._start_s = self._loop.time()
+        self._said = False
 
     def attempt_s(self) -> float:
         """Return how long one attempt may take: never longer than the person wants to wait."""
@@ -137,8 +142,13 @@ class Patience:
             raise refused(error, self._session.context.endpoints) from error
         limit_s = TRY_AGAIN_S if answered(error) or error.code() is StatusCode.DEADLINE_EXCEEDED else NO_ANSWER_S
         limit_s = min(limit_s, self._session.settings.timeout_s or limit_s)
-        if self._loop.time() - self._start_s >= limit_s:
+        past_s = self._loop.time() - self._start_s
+        if past_s >= limit_s:
             raise refused(error, self._session.context.endpoints) from error
+        if past_s >= SAY_AFTER_S and not self._said:
+            self._said = True
+            why = refused(error, self._session.context.endpoints).say
+            self._session.output.say(f"{why}; trying again for {limit_s - past_s:.0f} s")
         await asyncio.sleep(RETRY_EVERY_S * (0.5 + self._session.ids.jitter()))
 
 

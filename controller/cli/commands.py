@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import re
 import sys
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, Final
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 from cairn.controller.cli.failures import Exit, Failure
 from cairn.controller.cli.settings import Settings
 from cairn.controller.cli.values import DURATION
+
+if TYPE_CHECKING:
+    from cairn.controller.cli.client import Session
 
 FORMATS: Final = ("table", "wide", "json", "yaml", "name")
 COMPLETION_S: Final = 1.5
@@ -25,7 +30,18 @@ _DOING: Final = {
     "events": "list the events of",
     "console": "open the console of",
     "wait": "wait for",
-    "status": "tell the status of",
+}
+# The cluster has no name to be called by, and its verbs are not about the whole of it.
+_DOING_TO_CLUSTER: Final = {
+    "adopt": "adopt",
+    "backup": "back up the cluster",
+    "certify": "certify",
+    "fsck": "check the records",
+    "init": "make a cluster",
+    "restore": "restore the cluster",
+    "retire": "retire controller",
+    "status": "tell the status of the cluster",
+    "verify": "verify the backup",
 }
 
 
@@ -93,6 +109,8 @@ class Verb(_Command):
     """One verb of a noun: an async function that is given a Session."""
 
     def __init__(self, run: Callable[..., Coroutine[Any, Any, None]], noun: str, changes: bool, **keywords: Any) -> None:
+        # The first sentence, whole: "Make a VM and wait until..." leaves one to guess.
+        keywords.setdefault("short_help", first_sentence(keywords.get("help") or ""))
         super().__init__(callback=self._execute, **keywords)
         self._run, self._noun, self._changes = run, noun, changes
 
@@ -101,9 +119,17 @@ class Verb(_Command):
         settings = settings_of(ctx)
         if (settings.plan or settings.plan_id) and not self._changes:
             raise click.UsageError(f"`{ctx.command_path}` changes nothing, so there is nothing to plan", ctx)
-        doing = _DOING.get(self.name or "", self.name)
-        attempted = " ".join(filter(None, [doing, self._noun, str(arguments.get("name") or "")]))
-        ctx.exit(execute(settings, lambda session: self._run(session, **arguments), attempted))
+        verb, of_cluster = self.name or "", self._noun == "cluster"
+        doing = _DOING_TO_CLUSTER.get(verb, verb) if of_cluster else f"{_DOING.get(verb, verb)} {self._noun}"
+        # `cluster init --name` names what is to be.
+        name = "" if verb == "init" else str(arguments.get("name") or "")
+
+        def run(session: Session) -> Coroutine[Any, Any, None]:
+            if self._changes:
+                session.interrupted = "interrupted; what was begun goes on"
+            return self._run(session, **arguments)
+
+        ctx.exit(execute(settings, run, f"{doing} {name}".rstrip()))
 
 
 def execute(settings: Settings, run: Callable[[Any], Coroutine[Any, Any, None]], attempted: str) -> int:
@@ -111,8 +137,11 @@ def execute(settings: Settings, run: Callable[[Any], Coroutine[Any, Any, None]],
     from cairn.controller.cli.client import Session
     from cairn.controller.cli.output import quiet_stdout_errors
 
+    sessions: list[Session] = []
+
     async def whole() -> None:
         session = Session(settings)
+        sessions.append(session)
         try:
             await run(session)
         finally:
@@ -126,16 +155,21 @@ def execute(settings: Settings, run: Callable[[Any], Coroutine[Any, Any, None]],
         print("cairn: " + failure.text(), file=sys.stderr)
         return int(failure.code)
     except KeyboardInterrupt:
-        print("cairn: interrupted; what was begun goes on", file=sys.stderr)
+        print("cairn: " + (sessions[-1].interrupted if sessions else "interrupted"), file=sys.stderr)
         return INTERRUPTED
     return int(Exit.DONE)
+
+
+def first_sentence(text: str) -> str:
+    """Return it on one line, up to its first ".", ";" or ":"."""
+    return re.split(r"(?<=[.;:]) ", " ".join(text.split()), maxsplit=1)[0].rstrip(".;:") + "."
 
 
 class NounGroup(_Command, click.Group):
     """The verbs of one noun."""
 
     def __init__(self, name: str, help: str) -> None:
-        super().__init__(name=name, help=help, no_args_is_help=True)
+        super().__init__(name=name, help=help, short_help=first_sentence(help), no_args_is_help=True)
 
     def verb(
         self, name: str, *, changes: bool = False, noun: str | None = None
@@ -169,13 +203,26 @@ class Root(_Command, click.Group):
             return module.group  # type: ignore[no-any-return]
         return super().get_command(ctx, cmd_name)
 
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find a noun; one that is none: name those meant by it, or show the order of words."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.exceptions.NoSuchCommand as error:
+            meant = get_close_matches(error.command_name, self.list_commands(ctx))
+            say = (
+                f"did you mean {' or '.join(meant)}?"
+                if meant
+                else "it is `cairn NOUN VERB [NAME]`, for example `cairn vm list`"
+            )
+            raise click.UsageError(f"there is no {error.command_name!r}: {say}", ctx) from None
+
     def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the nouns grouped by area, without loading any."""
         for area, nouns in self._areas.items():
             with formatter.section(area):
                 formatter.write_dl(list(nouns.items()))
         with formatter.section("Also"):
-            formatter.write_dl([(name, command.get_short_help_str()) for name, command in self.commands.items()])
+            formatter.write_dl([(name, first_sentence(command.help or "")) for name, command in self.commands.items()])
 
 
 # --- names, completed by the shell ---------------------------------------------------------------------------------------

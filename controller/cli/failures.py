@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, cast
@@ -28,19 +29,28 @@ class Failure(Exception):
     """A command cannot go on. `say` is why; `attempted` is filled in by the command that was running."""
 
     def __init__(
-        self, say: str, *, code: Exit = Exit.FAILED, next: str = "", lines: Sequence[str] = (), usage: bool = False
+        self,
+        say: str,
+        *,
+        code: Exit = Exit.FAILED,
+        next: str = "",
+        lines: Sequence[str] = (),
+        usage: bool = False,
+        whole: bool = False,
     ) -> None:
+        """whole: what was attempted was done, and `say` is its outcome."""
         super().__init__(say)
         self.say, self.next, self.lines = say, next, list(lines)
         self.code = Exit.USAGE if usage else code
         self.attempted = ""
+        self.whole = whole or code is Exit.TIMED_OUT
         # Name of the gRPC status it came from, for example ABORTED; empty when it came from none.
         self.status = ""
 
     def text(self) -> str:
         """Return what the person sees."""
         head = f"cannot {self.attempted}: {self.say}" if self.attempted else self.say
-        if self.code is Exit.TIMED_OUT:
+        if self.whole:
             head = self.say
         return "\n".join([head, *(f"  - {line}" for line in self.lines), *([f"next: {self.next}"] if self.next else [])])
 
@@ -145,4 +155,5 @@ def _details(status: Any) -> list[Any]:
 
 def _short(details: str) -> str:
     """Return the last part of gRPC's long story."""
-    return details.rpartition("last error: ")[2].removeprefix("UNKNOWN: ").removeprefix("UNAVAILABLE: ")[:300]
+    last = details.rpartition("last error: ")[2]
+    return re.sub(r"^(UNKNOWN|UNAVAILABLE|FAILED_PRECONDITION): ", "", last)[:300]

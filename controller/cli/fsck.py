@@ -32,7 +32,7 @@ async def fsck(session: Session) -> None:
     session.output.list(COLUMNS, found, empty="nothing is wrong with the records")
     if found:
         say = f"{several(len(found), 'finding')}"
-        raise Failure(say, next="docs/operations/troubleshooting.md says what each means and what to do")
+        raise Failure(say, whole=True, next="docs/operations/troubleshooting.md says what each means and what to do")
 
 
 async def _found(session: Session) -> list[Any]:

@@ -75,8 +75,9 @@ async def import_image(session: Session, name: str, file_: Path | None, url: str
     """
     if (file_ is None) == (url is None):
         raise Failure("give either --file or --url", usage=True)
+    begun, session.interrupted = session.interrupted, "interrupted; nothing was sent"
     if file_ is not None:
-        await _import(session, name, file_, **options)
+        await _import(session, name, file_, begun, **options)
         return
     with tempfile.TemporaryDirectory(prefix="cairn-image-") as folder:
         from cairn.controller.cli.transfer import fetch
@@ -84,13 +85,14 @@ async def import_image(session: Session, name: str, file_: Path | None, url: str
         path = Path(folder) / "image"
         with session.output.progress() as progress:
             fetch(url or "", path, lambda text: progress.update(text, live_only=True))
-        await _import(session, name, path, **options)
+        await _import(session, name, path, begun, **options)
 
 
 async def _import(
     session: Session,
     name: str,
     path: Path,
+    begun: str,
     *,
     format_: str | None,
     arch: str | None,
@@ -117,9 +119,11 @@ async def _import(
             replicas=replicas,
         )
         wanted = image_pb2.Image(name=name, project=session.project, labels=dict(label), spec=spec)
+        session.interrupted = "interrupted; the image is not whole: the same command goes on with it"
         image = await _created(session, wanted, progress.update)
         if not session.settings.plan:
             await upload(session, image, path, live)
+        session.interrupted = begun
     if session.settings.plan:
         from cairn.controller.cli.plan import show_plan
 

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from cairn.controller.cli.settings import Settings
-from cairn.controller.cli.values import age_text
+from cairn.controller.cli.values import age_text, distance_text
 from google.protobuf.timestamp_pb2 import Timestamp
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ class Output:
     def _moment(self, value: object) -> object:
         if isinstance(value, Timestamp) and value.seconds:
             then = value.ToDatetime(UTC)
-            return f"{then:%Y-%m-%d %H:%M:%S} UTC ({age_text(then, self._now())} ago)"
+            return f"{then:%Y-%m-%d %H:%M:%S} UTC ({distance_text(then, self._now())})"
         return None if isinstance(value, Timestamp) else value
 
     def _print(self, table: Any, *, unlimited: bool) -> None:
@@ -230,10 +230,30 @@ def _console(file: Any, columns: int) -> Console:
 
 
 def document(message: Any) -> Any:
-    """Return the proto's JSON mapping with snake_case names."""
+    """Return the proto's JSON mapping with snake_case names. Zeros, false and empty lists are there, too.
+
+    Left out are only what can be unset (messages, optional fields): a program asks `.reconciling == false`.
+    """
     from google.protobuf.json_format import MessageToDict
 
-    return MessageToDict(message, preserving_proto_field_name=True)
+    found = MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    return _ordered(message.DESCRIPTOR, found)
+
+
+def _ordered(descriptor: Any, found: dict[str, Any]) -> dict[str, Any]:
+    """Return a message's fields in the proto's order, set or not: two answers can be compared line by line."""
+    result = {}
+    for field in sorted(descriptor.fields, key=lambda field: field.number):
+        if field.name not in found:
+            continue
+        value, inner = found[field.name], field.message_type
+        if inner is None or inner.GetOptions().map_entry or inner.full_name.startswith("google.protobuf."):
+            result[field.name] = value
+        elif isinstance(value, list):
+            result[field.name] = [_ordered(inner, each) for each in value]
+        else:
+            result[field.name] = _ordered(inner, value)
+    return result
 
 
 def name_of(message: Any) -> str:

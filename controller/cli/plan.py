@@ -65,7 +65,8 @@ def decision_lines(decision: Any, *, said: str = "") -> Iterator[str]:
     if decision.say and decision.say not in said:
         yield decision.say
     refused = [count for count in decision.filters if count.refused]
-    yield f"considered {counted(decision.considered, 'node')}" + ("; refused:" if refused else ", refused none")
+    if decision.considered or not decision.node:
+        yield f"considered {counted(decision.considered, 'node')}" + ("; refused:" if refused else ", refused none")
     width = max((len(count.name) for count in refused), default=0)
     for count in refused:
         example = f"  for example {count.example}" if count.example else ""

@@ -102,6 +102,11 @@ def age_text(since: datetime | None, now: datetime) -> str:
     return f"{seconds}s"
 
 
+def distance_text(moment: datetime, now: datetime) -> str:
+    """Return how far a moment is: "3m ago", "in 2h"."""
+    return f"in {age_text(now, moment)}" if moment > now else f"{age_text(moment, now)} ago"
+
+
 def state_text(message: Any) -> str:
     """Return the state of a status message without its prefix: "RUNNING"."""
     descriptor = message.DESCRIPTOR.fields_by_name["state"]

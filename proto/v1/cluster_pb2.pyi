@@ -54,6 +54,9 @@ class GetClusterStatusResponse(_message.Message):
     NODES_AHEAD_FIELD_NUMBER: _builtins.int
     UNREADABLE_FIELD_NUMBER: _builtins.int
     CONTROLLERS_MISSING_FIELD_NUMBER: _builtins.int
+    NODES_DOWN_NAMES_FIELD_NUMBER: _builtins.int
+    VMS_UNKNOWN_FIELD_NUMBER: _builtins.int
+    UNKNOWN_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     epoch: _builtins.int
     """Grows when the store is restored from a backup."""
@@ -65,6 +68,10 @@ class GetClusterStatusResponse(_message.Message):
     say: _builtins.str
     unreadable: _builtins.int
     """Records that cannot be decoded; CheckCluster names them."""
+    vms_unknown: _builtins.int
+    """VMs on nodes that are down: nobody can tell whether they run."""
+    unknown: _builtins.int
+    """What nodes know better than the records; ListUnknown names it."""
     @_builtins.property
     def controllers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ControllerSession]: ...
     @_builtins.property
@@ -85,6 +92,10 @@ class GetClusterStatusResponse(_message.Message):
     def controllers_missing(self) -> _containers.RepeatedCompositeFieldContainer[Global___MissingController]:
         """Controllers that were there and are not."""
 
+    @_builtins.property
+    def nodes_down_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the nodes that are down, or of some of them."""
+
     def __init__(
         self,
         *,
@@ -103,10 +114,13 @@ class GetClusterStatusResponse(_message.Message):
         nodes_ahead: _abc.Iterable[Global___NodeAhead] | None = ...,
         unreadable: _builtins.int = ...,
         controllers_missing: _abc.Iterable[Global___MissingController] | None = ...,
+        nodes_down_names: _abc.Iterable[_builtins.str] | None = ...,
+        vms_unknown: _builtins.int = ...,
+        unknown: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["restore", b"restore", "restored", b"restored"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["controllers", b"controllers", "controllers_missing", b"controllers_missing", "epoch", b"epoch", "members", b"members", "name", b"name", "nodes_ahead", b"nodes_ahead", "nodes_down", b"nodes_down", "nodes_ready", b"nodes_ready", "restore", b"restore", "restored", b"restored", "revision", b"revision", "say", b"say", "unreadable", b"unreadable", "vms", b"vms", "vms_running", b"vms_running"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["controllers", b"controllers", "controllers_missing", b"controllers_missing", "epoch", b"epoch", "members", b"members", "name", b"name", "nodes_ahead", b"nodes_ahead", "nodes_down", b"nodes_down", "nodes_down_names", b"nodes_down_names", "nodes_ready", b"nodes_ready", "restore", b"restore", "restored", b"restored", "revision", b"revision", "say", b"say", "unknown", b"unknown", "unreadable", b"unreadable", "vms", b"vms", "vms_running", b"vms_running", "vms_unknown", b"vms_unknown"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

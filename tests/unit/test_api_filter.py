@@ -123,3 +123,9 @@ def test_mentions_sees_paths_not_values() -> None:
 )
 def test_a_filter_for_one_id_is_known(text: str, only: str) -> None:
     assert pinned(text) == only
+
+
+def test_a_wrong_state_is_answered_with_those_there_are() -> None:
+    with pytest.raises(Invalid, match=r"'RUNING' is not a value of status.state: PENDING, STARTING, RUNNING,") as refused:
+        predicate("status.state = RUNING", Vm.DESCRIPTOR)
+    assert "UNSPECIFIED" not in str(refused.value)

@@ -148,6 +148,7 @@ def test_what_came_after_the_backup_is_listed_and_adopted(cloud: RealCloud, tmp_
     listed = {each["key"]: each for each in done(cloud, "cluster", "adopt", "-o", "json").json}
     assert listed[f"vm/{made['id']}"]["name"] == "young"
     assert listed[f"vm/{doomed['id']}"]["removed"]
+    assert "better than the records: `cairn cluster adopt` lists them" in done(cloud, "cluster", "status").out
     assert "young" not in done(cloud, "vm", "list").out
     keys = (f"vm/{stray['id']}", f"volume/{stray['spec']['root_volume']}")
     shown = done(cloud, "node", "show", "n1").out

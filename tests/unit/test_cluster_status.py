@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cairn.controller.api.cluster import sentence
-from cairn.controller.cli.cluster import _member
+from cairn.controller.cli.cluster import _member, status_details
 from cairn.proto.v1.cluster_pb2 import GetClusterStatusResponse, StoreMember
 
 
@@ -36,3 +36,15 @@ def test_other_troubles_of_members_have_their_names() -> None:
     assert "m3:2379: CORRUPT" in say
     assert "m4" not in say
     assert _member(learner) == "healthy, learner, without a vote, 3.4.23"
+
+
+def test_who_is_down_is_named_and_what_nodes_know_better_is_no_health() -> None:
+    answer = status()
+    answer.nodes_down, answer.nodes_down_names[:] = 1, ["n3"]
+    assert sentence(answer) == "n3 does not answer; its guests may be running: see `systemctl status cairn-agent` there"
+    answer.nodes_down, answer.nodes_down_names[:] = 7, ["n1", "n2", "n3", "n4", "n5"]
+    assert "n1, n2, n3, n4, n5 and 2 more do not answer" in sentence(answer)
+    answer = status()
+    answer.unknown, answer.vms_unknown = 3, 1
+    assert sentence(answer) == "nodes know 3 things better than the records: `cairn cluster adopt` lists them"
+    assert dict(status_details(answer))["VMs"] == "2, 2 running, 1 on nodes that do not answer"
