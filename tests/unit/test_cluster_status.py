@@ -47,4 +47,4 @@ def test_who_is_down_is_named_and_what_nodes_know_better_is_no_health() -> None:
     answer = status()
     answer.unknown, answer.vms_unknown = 3, 1
     assert sentence(answer) == "nodes know 3 things better than the records: `cairn cluster adopt` lists them"
-    assert dict(status_details(answer))["VMs"] == "2, 2 running, 1 on nodes that do not answer"
+    assert ("VMs", "2, 2 running, 1 on nodes that do not answer") in list(status_details(answer))
