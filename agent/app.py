@@ -112,6 +112,7 @@ class Agent:
             hypervisor,
             self.drivers,
             self.reports,
+            silent=self.world.hypervisor_silent,
             vtep=config.tunnel_address,
             underlay_mtu=config.underlay_mtu,
             version=self._version,

@@ -7,6 +7,7 @@ writes nothing.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
@@ -41,11 +42,14 @@ class Facts:
         drivers: Drivers,
         reports: Reports,
         *,
+        silent: Callable[[], str],
         vtep: str,
         underlay_mtu: int,
         version: str,
     ) -> None:
+        """silent: why the hypervisor does not answer; empty: it does."""
         self._inventory, self._hypervisor, self._drivers, self._reports = inventory, hypervisor, drivers, reports
+        self._silent = silent
         self._vtep, self._underlay_mtu, self._version = vtep, underlay_mtu, version
         self._hardware = NodeFacts()
         self._pools: list[StoragePool] | None = None
@@ -73,10 +77,20 @@ class Facts:
         facts = NodeFacts()
         facts.CopyFrom(self._hardware)
         facts.hypervisor.CopyFrom(self._guests or known.hypervisor)
+        facts.hypervisor.silent = self._silent()
+        if facts.hypervisor.silent != known.hypervisor.silent:
+            self._tell_silence(facts.hypervisor.silent)
         facts.pools.extend(known.pools if self._pools is None else self._pools)
         facts.vtep, facts.underlay_mtu, facts.agent_version = self._vtep, self._underlay_mtu, self._version
         if facts != known:
             self._reports.put_facts(facts)
+
+    def _tell_silence(self, why: str) -> None:
+        """Tell that the hypervisor fell silent, or that it answers again."""
+        if why:
+            self._reports.event("", "HypervisorSilent", f"the hypervisor does not answer: {why}", warning=True)
+        else:
+            self._reports.event("", "HypervisorAnswers", "the hypervisor answers again")
 
     async def _read_hardware(self, _known: NodeFacts, now_s: float) -> None:
         if now_s - self._hardware_s >= HARDWARE_EVERY_S:

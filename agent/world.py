@@ -13,16 +13,20 @@ from __future__ import annotations
 import asyncio
 import enum
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from cairn.agent.guestfiles import GuestFiles
-from cairn.agent.hypervisor.base import Domain, Hypervisor
+from cairn.agent.hypervisor.base import Domain, Hypervisor, HypervisorError
 from cairn.net.base import Dataplane, Observed
 from cairn.proto.ids import LOCAL_POOL
 from cairn.proto.log import logger
 from cairn.proto.v1.agent_pb2 import Desired
 from cairn.storage.base import Attachment, Image, ImageStore, StorageError, Volume
 from cairn.storage.drivers import Drivers
+
+# One failed reading is no silence: a daemon that is restarted is away for some seconds.
+SILENT_AFTER_S: Final = 10.0
+SAY_MAX: Final = 300
 
 
 class Part(enum.Enum):
@@ -60,6 +64,8 @@ class World:
         self._wants: dict[str, Mapping[str, str]] = {}
         self._wanted: dict[str, str] = {}
         self._troubles: dict[str, StorageError] = {}
+        # Since when the hypervisor could not tell of its domains, on the event loop's clock, and what it said first.
+        self._silence: tuple[float, str] | None = None
         self.domains: dict[str, Domain] = {}
         self.volumes: dict[str, Volume] = {}
         self.pooled: dict[str, Volume] = {}
@@ -101,6 +107,12 @@ class World:
                 self.mark(Part.VOLUMES)
                 raise StorageError(f"volumes of type {type} cannot be looked at: {error}") from error
 
+    def hypervisor_silent(self) -> str:
+        """Return why the hypervisor has not answered for a while; empty: it does. The words stay the same while that lasts."""
+        if self._silence is None or asyncio.get_running_loop().time() - self._silence[0] < SILENT_AFTER_S:
+            return ""
+        return self._silence[1]
+
     async def attachment(self, volume: str) -> Attachment:
         """Return how the hypervisor opens a volume that is there."""
         if volume not in self._attachments:
@@ -118,10 +130,16 @@ class World:
 
     async def _refresh(self, part: Part) -> None:
         marked = self._marked[part]
-        found = await self._read[part]()
+        try:
+            found = await self._read[part]()
+        except HypervisorError as error:
+            if part is Part.DOMAINS and self._silence is None:
+                self._silence = asyncio.get_running_loop().time(), str(error)[:SAY_MAX]
+            raise
         match part:
             case Part.DOMAINS:
                 self.domains = {domain.id: domain for domain in found}
+                self._silence = None
             case Part.VOLUMES:
                 self.volumes = found
                 self._attachments = {id: each for id, each in self._attachments.items() if id in self.volumes}

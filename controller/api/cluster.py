@@ -14,7 +14,7 @@ from cairn.controller.api.selection import Turns
 from cairn.controller.api.status import clock_time
 from cairn.controller.api.vm_status import runs
 from cairn.controller.backup import backup
-from cairn.controller.model.nodes import connected, node_name
+from cairn.controller.model.nodes import connected, hypervisor_silent, node_name
 from cairn.controller.model.permits import Caller, Verb, permits
 from cairn.controller.model.unreadable import all_unreadable
 from cairn.controller.model.where import where
@@ -207,12 +207,15 @@ async def retire(core: Core, name: str) -> None:
 
 async def _count(view: View, caller: Caller, answer: GetClusterStatusResponse) -> None:
     """Count what the caller may see, by the records alone: projecting all VMs of a large cloud would take seconds."""
-    turns, down = Turns(), set[str]()
+    turns, down, silent = Turns(), set[str](), list[str]()
     for node in view.pinned(kinds.NODE, list(view.ids(kinds.NODE))):
         if not permits(view, caller, Verb.SEE, node.message):
             continue
         if connected(view, node.message.id):
             answer.nodes_ready += 1
+            if hypervisor_silent(view, node.message.id):
+                answer.nodes_degraded += 1
+                silent.append(node.message.name)
         elif view.get(kinds.NODE_FACTS, node.message.id) is not None:
             answer.nodes_down += 1
             down.add(node.message.id)
@@ -225,6 +228,7 @@ async def _count(view: View, caller: Caller, answer: GetClusterStatusResponse) -
         answer.vms_running += runs(view, vm.message)
         answer.vms_unknown += where(view, vm.message.id).owner in down
     answer.nodes_down_names.extend(sorted(node_name(view, node) for node in down)[:NAMES_MAX])
+    answer.nodes_degraded_names.extend(sorted(silent)[:NAMES_MAX])
     answer.unknown = sum(len(each.objects) for each in knowledge.listed(view, caller))
 
 
@@ -255,6 +259,10 @@ def sentence(answer: GetClusterStatusResponse) -> str:
         many = "does not answer; its guests" if answer.nodes_down == 1 else "do not answer; their guests"
         look = "see `systemctl status cairn-agent` there"
         troubles.append(f"{names(answer.nodes_down_names, answer.nodes_down)} {many} may be running: {look}")
+    if answer.nodes_degraded:
+        whose = names(answer.nodes_degraded_names, answer.nodes_degraded)
+        look = "see `systemctl status libvirtd` there"
+        troubles.append(f"the hypervisor does not answer on {whose}, where no new VM goes: {look}")
     if answer.unknown:
         troubles.append(
             f"nodes know {several(answer.unknown, 'thing')} better than the records: `cairn cluster adopt` lists them"

@@ -181,7 +181,7 @@ RULES: Final[dict[str, Rule]] = {
     kinds.PLACEMENT.name: _placement,
     kinds.NODE.name: _node_record,
     kinds.NODE_SESSION.name: _node,
-    kinds.NODE_FACTS.name: _node_alone,
+    kinds.NODE_FACTS.name: _node,
     kinds.NODE_POOLS.name: _node_alone,
     kinds.NODE_CLAIMS.name: _node_alone,
     kinds.POOL_CLAIMS.name: _pool,

@@ -18,7 +18,7 @@ from cairn.controller.model.capabilities import unknown_there
 from cairn.controller.model.facts import facts_of
 from cairn.controller.model.jobs import status_of, whole
 from cairn.controller.model.lifetime import kept_no_longer
-from cairn.controller.model.nodes import capacity, connected, node_name
+from cairn.controller.model.nodes import capacity, connected, hypervisor_silent, node_name
 from cairn.controller.model.owners import owner, vm_of
 from cairn.controller.model.pools import pool_claimed
 from cairn.controller.model.reports import report, volume_ready_report
@@ -366,10 +366,15 @@ def node(view: View, record: Record[Node]) -> Node:
         status.state = NodeStatus.STATE_READY
         status.endpoint = session.endpoint
         status.connect_time.CopyFrom(session.connect_time)
-        count = len(vms_on(view, result.id))
+        count, silent = len(vms_on(view, result.id)), hypervisor_silent(view, result.id)
         status.say = f"ready, {count} VM{'' if count == 1 else 's'}" + (
             "; cordoned: takes no new VMs" if result.spec.cordoned else ""
         )
+        if silent:
+            status.say += (
+                f"; its hypervisor does not answer: it takes no new VMs, and nobody can tell what its guests do: {silent}"
+            )
+            condition(status, "HypervisorAnswers", False, "HypervisorSilent", silent)
     elif facts is None:
         status.state, status.say = NodeStatus.STATE_JOINING, "has joined; its agent has not connected yet"
         result.reconciling = True

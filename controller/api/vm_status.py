@@ -8,7 +8,7 @@ from cairn.controller.api.status import clock_time, condition, copied, percent
 from cairn.controller.model.absence import is_absent
 from cairn.controller.model.capabilities import knows, unknown_there, vm_needs
 from cairn.controller.model.lifetime import kept_no_longer
-from cairn.controller.model.nodes import connected, node_name
+from cairn.controller.model.nodes import connected, hypervisor_silent, node_name
 from cairn.controller.model.reports import report
 from cairn.controller.model.where import reason, where
 from cairn.controller.store.base import Record, View
@@ -55,6 +55,8 @@ def vm(view: View, record: Record[Vm]) -> Vm:
         status.state, status.say = VmStatus.STATE_PENDING, _unplaced(view, result, why)
     else:
         status.state, status.say = _placed(view, result, node, seen.vm if seen is not None else None)
+        if hypervisor_silent(view, node):
+            status.say += f"; the hypervisor of {status.node} does not answer: `cairn node show {status.node}`"
     behind = seen is None or seen.vm.spec_revision < record.mod_revision
     result.reconciling = status.state not in _SETTLED or (behind and status.state != VmStatus.STATE_DELETED)
     _conditions(result, why, placed=bool(node))

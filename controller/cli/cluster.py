@@ -34,7 +34,8 @@ def status_details(answer: Any) -> Iterator[Detail]:
     yield "Cluster", answer.name
     yield "Says", answer.say
     down = f", {answer.nodes_down} down" if answer.nodes_down else ""
-    yield "Nodes", f"{answer.nodes_ready} ready{down}"
+    degraded = f", {answer.nodes_degraded} of them degraded" if answer.nodes_degraded else ""
+    yield "Nodes", f"{answer.nodes_ready} ready{degraded}{down}"
     unknown = f", {answer.vms_unknown} on nodes that do not answer" if answer.vms_unknown else ""
     yield "VMs", f"{answer.vms}, {answer.vms_running} running{unknown}"
     yield "Revision", f"{answer.revision} (epoch {answer.epoch})"

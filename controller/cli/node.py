@@ -18,6 +18,8 @@ from cairn.controller.cli.values import DURATION, counted, size_text, state_text
 
 def _state(node: Any) -> str:
     state = state_text(node.status)
+    if state == "READY" and node.status.facts.hypervisor.silent:
+        return "DEGRADED"
     return "CORDONED" if state == "READY" and node.spec.cordoned else state
 
 
@@ -44,6 +46,7 @@ def _details(node: Any) -> Iterable[Detail]:
     yield Section(
         "Hypervisor",
         [
+            ("silent", hypervisor.silent),
             ("accelerator", hypervisor.accelerator),
             ("guests", ", ".join(hypervisor.archs)),
             ("CPU mode", hypervisor.cpu_mode),

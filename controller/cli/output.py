@@ -28,7 +28,7 @@ _COLOURS: Final = {
     "RUNNING": "green", "READY": "green", "AVAILABLE": "green", "ATTACHED": "green", "ACTIVE": "green", "done": "green",
     "FAILED": "red", "DOWN": "red", "UNKNOWN": "red", "failed": "red",
     "PENDING": "yellow", "STARTING": "yellow", "STOPPING": "yellow", "CREATING": "yellow", "UPLOADING": "yellow",
-    "VERIFYING": "yellow", "DELETING": "yellow", "JOINING": "yellow", "CORDONED": "yellow",
+    "VERIFYING": "yellow", "DELETING": "yellow", "JOINING": "yellow", "CORDONED": "yellow", "DEGRADED": "red",
 }  # fmt: skip
 
 

@@ -26,6 +26,12 @@ def connected(view: View, node: str) -> bool:
     return view.get(kinds.NODE_SESSION, node) is not None
 
 
+def hypervisor_silent(view: View, node: str) -> str:
+    """Return why a connected node's hypervisor does not answer; empty: it does, or nobody can tell."""
+    facts = view.get(kinds.NODE_FACTS, node)
+    return facts.hypervisor.silent if facts is not None and connected(view, node) else ""
+
+
 def capacity(node: Node, facts: NodeFacts) -> NodeCapacity:
     """Return what placements may use of a node: threads times overcommit, a share of memory, and of the local pool."""
     overcommit = node.spec.cpu_overcommit if node.spec.HasField("cpu_overcommit") else CPU_OVERCOMMIT

@@ -67,7 +67,7 @@ class Candidates:
         self.row: dict[str, int] = {}
         self.ready: Mask = np.zeros(count, np.bool_)
         self.cordoned: Mask = np.zeros(count, np.bool_)
-        # It runs guests of some architecture at all.
+        # It runs guests of some architecture at all, and its hypervisor answers.
         self.hypervisor: Mask = np.zeros(count, np.bool_)
         self.archs: dict[str, Mask] = {}
         # Which agents know what (proto/capabilities.py).
@@ -170,7 +170,7 @@ class Candidates:
         self.cordoned[row] = node.spec.cordoned or node.HasField("delete_time")
         self.labels[row] = node.labels
         runs = set(facts.hypervisor.archs) if facts is not None else set()
-        self.hypervisor[row] = bool(runs)
+        self.hypervisor[row] = facts is not None and bool(runs) and not facts.hypervisor.silent
         _mark(self.archs, row, runs, len(self))
         _mark(self.known, row, capabilities(view, id), len(self))
         most = capacity(node, facts) if facts is not None else NodeCapacity()

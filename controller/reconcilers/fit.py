@@ -270,7 +270,8 @@ FILTERS: Final[tuple[Filter, ...]] = (
         lambda table, _, rows: f"`cairn node uncordon {table.names[rows[0]]}`, or add a node",
     ),
     _simple(
-        "hypervisor", lambda table, _: table.hypervisor, "has no hypervisor", "have no hypervisor",
+        "hypervisor", lambda table, _: table.hypervisor, "has no hypervisor that answers",
+        "have no hypervisor that answers",
         lambda table, _, rows: f"see why with `cairn node show {table.names[rows[0]]}`",
     ),
     _simple(

@@ -57,6 +57,8 @@ class GetClusterStatusResponse(_message.Message):
     NODES_DOWN_NAMES_FIELD_NUMBER: _builtins.int
     VMS_UNKNOWN_FIELD_NUMBER: _builtins.int
     UNKNOWN_FIELD_NUMBER: _builtins.int
+    NODES_DEGRADED_NAMES_FIELD_NUMBER: _builtins.int
+    NODES_DEGRADED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     epoch: _builtins.int
     """Grows when the store is restored from a backup."""
@@ -72,6 +74,7 @@ class GetClusterStatusResponse(_message.Message):
     """VMs on nodes that are down: nobody can tell whether they run."""
     unknown: _builtins.int
     """What nodes know better than the records; ListUnknown names it."""
+    nodes_degraded: _builtins.int
     @_builtins.property
     def controllers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ControllerSession]: ...
     @_builtins.property
@@ -96,6 +99,10 @@ class GetClusterStatusResponse(_message.Message):
     def nodes_down_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the nodes that are down, or of some of them."""
 
+    @_builtins.property
+    def nodes_degraded_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the nodes whose hypervisor does not answer, or of some of them; and how many there are."""
+
     def __init__(
         self,
         *,
@@ -117,10 +124,12 @@ class GetClusterStatusResponse(_message.Message):
         nodes_down_names: _abc.Iterable[_builtins.str] | None = ...,
         vms_unknown: _builtins.int = ...,
         unknown: _builtins.int = ...,
+        nodes_degraded_names: _abc.Iterable[_builtins.str] | None = ...,
+        nodes_degraded: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["restore", b"restore", "restored", b"restored"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["controllers", b"controllers", "controllers_missing", b"controllers_missing", "epoch", b"epoch", "members", b"members", "name", b"name", "nodes_ahead", b"nodes_ahead", "nodes_down", b"nodes_down", "nodes_down_names", b"nodes_down_names", "nodes_ready", b"nodes_ready", "restore", b"restore", "restored", b"restored", "revision", b"revision", "say", b"say", "unknown", b"unknown", "unreadable", b"unreadable", "vms", b"vms", "vms_running", b"vms_running", "vms_unknown", b"vms_unknown"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["controllers", b"controllers", "controllers_missing", b"controllers_missing", "epoch", b"epoch", "members", b"members", "name", b"name", "nodes_ahead", b"nodes_ahead", "nodes_degraded", b"nodes_degraded", "nodes_degraded_names", b"nodes_degraded_names", "nodes_down", b"nodes_down", "nodes_down_names", b"nodes_down_names", "nodes_ready", b"nodes_ready", "restore", b"restore", "restored", b"restored", "revision", b"revision", "say", b"say", "unknown", b"unknown", "unreadable", b"unreadable", "vms", b"vms", "vms_running", b"vms_running", "vms_unknown", b"vms_unknown"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

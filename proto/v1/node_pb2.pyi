@@ -1033,12 +1033,15 @@ class HypervisorFacts(_message.Message):
     LIBVIRT_VERSION_FIELD_NUMBER: _builtins.int
     QEMU_VERSION_FIELD_NUMBER: _builtins.int
     CPU_MODE_FIELD_NUMBER: _builtins.int
+    SILENT_FIELD_NUMBER: _builtins.int
     accelerator: _builtins.str
     """kvm or tcg."""
     libvirt_version: _builtins.str
     qemu_version: _builtins.str
     cpu_mode: _builtins.str
     """host-passthrough with KVM, maximum without."""
+    silent: _builtins.str
+    """Why nobody can tell what its guests do, nor start or stop one: the hypervisor does not answer. Empty: it does."""
     @_builtins.property
     def archs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Architectures guests can have."""
@@ -1051,10 +1054,11 @@ class HypervisorFacts(_message.Message):
         libvirt_version: _builtins.str = ...,
         qemu_version: _builtins.str = ...,
         cpu_mode: _builtins.str = ...,
+        silent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "archs", b"archs", "cpu_mode", b"cpu_mode", "libvirt_version", b"libvirt_version", "qemu_version", b"qemu_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "archs", b"archs", "cpu_mode", b"cpu_mode", "libvirt_version", b"libvirt_version", "qemu_version", b"qemu_version", "silent", b"silent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -108,7 +108,7 @@ def could_go(cloud: Cloud, vm: Any) -> Iterator[str]:
         facts, left = cloud.get("node_facts", id), free(cloud, id)
         if facts is None or cloud.get("node_session", id) is None or node.spec.cordoned or deleted(node):
             continue
-        if arch not in facts.hypervisor.archs or (vm.spec.node and vm.spec.node != id):
+        if arch not in facts.hypervisor.archs or facts.hypervisor.silent or (vm.spec.node and vm.spec.node != id):
             continue
         pools = pools_of(facts, id)
         room = [

@@ -102,6 +102,7 @@ class Cloud:
         facts = NodeFacts(arch="x86_64", memory_bytes=memory, vtep=f"192.0.2.{index}", underlay_mtu=1500)
         facts.cpu.threads = threads
         facts.hypervisor.archs.extend(more.get("archs", ["x86_64"]))
+        facts.hypervisor.silent = more.get("silent", "")
         facts.pools.add(type="local", total_bytes=disk, free_bytes=disk)
         for pool, total in more.get("shared", {}).items():
             facts.pools.add(type="net", name=pool, total_bytes=total, free_bytes=total)

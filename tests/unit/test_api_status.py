@@ -157,7 +157,8 @@ def test_every_object_a_record_shows_in_is_in_the_table(change: tuple[kinds.Kind
     lost = records()[kinds.VOLUME, DATA]
     lost.delete_time.CopyFrom(timestamp(NOW))
     both = {(kinds.VM, VM): deleted, (kinds.VOLUME, DATA): lost}
-    for base in ({}, both, {(kinds.VM, VM): deleted}, vm_reported(state=VmReport.STATE_PREPARING)):
+    mute = {(kinds.NODE_FACTS, NODE): silent()}
+    for base in ({}, both, {(kinds.VM, VM): deleted}, vm_reported(state=VmReport.STATE_PREPARING), mute):
         full = picture({**EXTRA, **base})
         kind, id = change
         without = full.fork(Txn("test", deletes={kind.key(id)}))
@@ -203,6 +204,12 @@ def started_again() -> Vm:
     return vm
 
 
+def silent() -> NodeFacts:
+    facts: NodeFacts = records()[kinds.NODE_FACTS, NODE]
+    facts.hypervisor.silent = "no such socket"
+    return facts
+
+
 FETCHING = seen(NODE, f"image/{IMAGE}", image=ImageReport(state=ImageReport.STATE_FETCHING, held_bytes=45))
 UNPLACED = Placement(vm=VM)
 UNPLACED.decision.say = "no node fits: ask for less"
@@ -243,6 +250,16 @@ STATES: list[tuple[dict[tuple[kinds.Kind[Any], str], Any], Any, str]] = [
         "the guest is asked to shut down",
     ),
     (vm_reported(state=VmReport.STATE_FAILED, error="disk full"), VmStatus.STATE_FAILED, "n1: disk full"),
+    (
+        {(kinds.OBSERVED, f"{NODE}/vm/{VM}"): None, (kinds.NODE_FACTS, NODE): silent()},
+        VmStatus.STATE_STARTING,
+        "waits for n1 to take it up; the hypervisor of n1 does not answer: `cairn node show n1`",
+    ),
+    (
+        {(kinds.NODE_SESSION, NODE): None, (kinds.NODE_FACTS, NODE): silent()},
+        VmStatus.STATE_UNKNOWN,
+        "node n1 does not answer; the guest may be running",
+    ),
     (
         {(kinds.NODE_SESSION, NODE): None},
         VmStatus.STATE_UNKNOWN,
@@ -290,6 +307,11 @@ def test_the_others_say_what_they_are() -> None:
     node = nouns.NODE.of(view, NODE)
     assert node is not None
     assert (node.status.say, node.status.state) == ("ready, 1 VM", NodeStatus.STATE_READY)
+    mute = nouns.NODE.of(picture({(kinds.NODE_FACTS, NODE): silent()}), NODE)
+    assert mute is not None
+    assert mute.status.say.startswith("ready, 1 VM; its hypervisor does not answer: it takes no new VMs,")
+    assert mute.status.say.endswith(": no such socket")
+    assert [each.reason for each in mute.status.conditions if not each.status] == ["HypervisorSilent"]
     down = nouns.NODE.of(picture({(kinds.NODE_SESSION, NODE): None}), NODE)
     assert down is not None
     assert down.status.state == NodeStatus.STATE_DOWN

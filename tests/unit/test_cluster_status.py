@@ -48,3 +48,12 @@ def test_who_is_down_is_named_and_what_nodes_know_better_is_no_health() -> None:
     answer.unknown, answer.vms_unknown = 3, 1
     assert sentence(answer) == "nodes know 3 things better than the records: `cairn cluster adopt` lists them"
     assert ("VMs", "2, 2 running, 1 on nodes that do not answer") in list(status_details(answer))
+
+
+def test_a_node_whose_hypervisor_is_silent_is_no_health() -> None:
+    answer = status()
+    answer.nodes_degraded, answer.nodes_degraded_names[:] = 1, ["n2"]
+    assert sentence(answer) == (
+        "the hypervisor does not answer on n2, where no new VM goes: see `systemctl status libvirtd` there"
+    )
+    assert ("Nodes", "3 ready, 1 of them degraded") in list(status_details(answer))

@@ -97,9 +97,21 @@ def test_each_node_is_refused_once_and_the_nearest_gets_the_advice() -> None:
     decision = place(cloud, cloud.vm("web"))
     assert {each.name: each.refused for each in decision.filters} == {"state": 1, "cordoned": 1, "hypervisor": 1, "memory": 1}
     assert decision.say == (
-        "no node fits: 4 nodes considered; n1 does not answer; n2 is cordoned; n3 has no hypervisor; "
+        "no node fits: 4 nodes considered; n1 does not answer; n2 is cordoned; n3 has no hypervisor that answers; "
         "n4 lacks memory: 230.3 MiB free, 512 MiB wanted; ask for at most 230 MiB or add a node"
     )
+
+
+def test_where_the_hypervisor_does_not_answer_nothing_new_goes() -> None:
+    cloud = Cloud()
+    cloud.node("n1", silent="connect: no such socket")
+    cloud.node("n2", threads=1)
+    assert place(cloud, cloud.vm("web")).node == "node-000000n2"
+    alone = Cloud()
+    alone.node("n1", silent="connect: no such socket")
+    decision = place(alone, alone.vm("web"))
+    assert decision.node == ""
+    assert "n1 has no hypervisor that answers; see why with `cairn node show n1`" in decision.say
 
 
 def test_no_nodes_at_all() -> None:
