@@ -235,7 +235,7 @@ class Reports:
 
     def _event(self, view: View, id: str, told: AgentEvent) -> Event:
         key = told.object if "/" in told.object else f"/{told.object}"
-        about = _about(view, key) if told.object else EventSpec(self._node, "", "", "", "")
+        about = _about(view, key) if told.object else EventSpec(self._node, node_name(view, self._node), "", "", "")
         return Event(
             id=id,
             project=about.project,

@@ -23,6 +23,7 @@ from cairn.proto.v1.agent_pb2 import (
 )
 from cairn.proto.v1.node_pb2 import NodeFacts
 
+from tests.unit.cloud_kit import events_of
 from tests.unit.sync_kit import N1, N2, Agent, Context, agent, world
 
 
@@ -137,6 +138,10 @@ async def test_reports_are_written_once_and_told() -> None:
         here.send(SyncRequest(event=AgentEvent(object=key, reason="Odd", message="odd", warning=True)))
         await at.until(lambda: (vm, "Odd") in at.events())
         assert at.cache.view.revision == revision + 1, "what is known is not written again"
+        here.send(SyncRequest(event=AgentEvent(reason="DiskSlow", message="slow", warning=True)))
+        await at.until(lambda: (N1, "DiskSlow") in at.events())
+        named = [event.object_name for event in events_of(at.store.backend) if event.object == N1]
+        assert named == ["n1"], "people know it by its name"
         await here.break_off()
 
 
