@@ -66,6 +66,9 @@ def _path(out: Path, now: datetime, keep: int | None) -> Path:
         return out / f"cairn-{now:%Y%m%dT%H%M%SZ}.backup"
     if keep is not None:
         raise Failure(_KEEP_WHERE, usage=True)
+    if out.exists() and not out.is_file():
+        # The finished file takes its place: root would replace the device.
+        raise Failure(f"{out} is no file", next="leave --out away to write to standard output", usage=True)
     return out
 
 

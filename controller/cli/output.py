@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from cairn.controller.cli.failures import Failure
 from cairn.controller.cli.settings import Settings
 from cairn.controller.cli.values import age_text, distance_text
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -275,9 +276,17 @@ def flat(details: Iterable[Detail]) -> Iterator[tuple[str, object]]:
 
 @contextmanager
 def quiet_stdout_errors() -> Iterator[None]:
-    """End silently when whoever reads stdout has gone (head, less)."""
+    """End silently when whoever reads stdout has gone (head, less). Failure when it cannot be written, as the disk is full."""
     try:
         yield
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()
+    except OSError as error:
+        _drop_stdout()
+        raise Failure(error.strerror or str(error)) from error
+
+
+def _drop_stdout() -> None:
+    """What is still to be flushed goes nowhere, instead of failing once more when the process ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -135,3 +138,24 @@ def test_what_is_still_to_come_is_not_past() -> None:
     now = datetime(2026, 1, 1, tzinfo=UTC)
     assert distance_text(now + timedelta(hours=2), now) == "in 2h"
     assert distance_text(now - timedelta(hours=2), now) == "2h ago"
+
+
+def test_a_backup_replaces_no_device(cloud: Cloud, tmp_path: Path) -> None:  # noqa: F811
+    """Its file appears by a rename, which root may do over anything."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    ran = run(cloud, "cluster", "backup", "--out", str(pipe))
+    assert (ran.code, "is no file" in ran.err) == (2, True)
+    assert pipe.is_fifo()
+
+
+def test_a_full_disk_behind_stdout_is_told_in_a_sentence(cloud: Cloud) -> None:  # noqa: F811
+    cloud.put("vm", vm("web"))
+    program = "import sys; from cairn.controller.cli.main import main; sys.argv = ['cairn', 'vm', 'list']; main()"
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+            env={**os.environ, **cloud.environment},
+        )  # fmt: skip
+    assert ended.returncode == 1, ended.stderr
+    assert ended.stderr == "cairn: cannot list vm: No space left on device\n"
