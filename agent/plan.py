@@ -233,8 +233,13 @@ def _off_say(vm: DesiredVm, cause: str) -> str:
 
 
 def _define(wanted: Wanted, domain: Domain | None) -> tuple[Action, ...]:
-    if wanted.spec is None or (domain is not None and domain.digest == wanted.digest):
+    """Define what differs. A disk that was plugged in, or half so, is in a configuration whose digest does not know of it."""
+    if wanted.spec is None:
         return ()
+    if domain is not None and domain.digest == wanted.digest:
+        disks = {disk.volume for disk in wanted.spec.disks}
+        if domain.is_on or set(domain.volumes) == disks:
+            return ()
     return (Define(wanted.vm.id, wanted.spec),)
 
 

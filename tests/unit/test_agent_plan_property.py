@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from cairn.agent.actions import Action, AttachDisk, Define, Reboot, Resume, Start
 from cairn.agent.hypervisor.base import Disk, Domain, DomainSpec, DomainState, ExitCause, PauseReason
 from cairn.agent.plan import plan_vm
@@ -39,7 +41,7 @@ domains = st.builds(
     rebooted_generation=GENERATIONS,
     spec_revision=st.integers(0, 9),
     digest=st.sampled_from(["", "d1", "d2"]),
-    volumes=st.sampled_from([(), ("vol-root",), ("vol-root", "vol-a"), ("vol-root", "vol-gone")]),
+    volumes=st.sampled_from([(), ("vol-root",), ("vol-root", "vol-a", "vol-b"), ("vol-root", "vol-gone")]),
     pause=st.sampled_from(PauseReason),
     boots=st.integers(0, 3),
 )
@@ -148,3 +150,14 @@ def test_what_a_report_lists_as_open_is_what_the_process_has(situation: tuple[Wa
     runs = report.state == VmReport.STATE_RUNNING and not wanted.vm.absent and wanted.vm.role != VM_ROLE_INCOMING
     if runs and missing and wanted.spec is not None:
         assert report.spec_revision < wanted.vm.spec_revision, "a guest that lacks a disk is not as asked"
+
+
+@given(domains, memories, st.sampled_from([POWER_STATE_RUNNING, POWER_STATE_STOPPED]))
+def test_a_guest_that_is_off_gets_the_disks_wanted_and_no_other(domain: Domain, memory: Memory, power: int) -> None:
+    """Also when its configuration's digest is the wanted one: what was plugged in since changed the configuration alone."""
+    vm = DesiredVm(id=ID, name="web", power_state=power, power_generation=4, spec_revision=9)  # type: ignore[arg-type]
+    domain = dataclasses.replace(domain, state=DomainState.SHUT_OFF, exit=ExitCause.STOPPED)
+    verdict = plan_vm(Wanted(vm, DomainSpec(vm, tuple(DISKS)), "d1", "m1"), Found(domain, True), Note(), memory, 2000.0)
+    assert has(verdict, Start) is (power == POWER_STATE_RUNNING)
+    has_them = set(domain.volumes) == {disk.volume for disk in DISKS}
+    assert has(verdict, Define) is (domain.digest != "d1" or not has_them)
