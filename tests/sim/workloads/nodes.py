@@ -14,7 +14,7 @@ from cairn.agent.identity import Files, JoinError
 from cairn.proto.v1.node_pb2 import CreateJoinTokenRequest, DeleteNodeRequest, Node, UpdateNodeRequest
 from cairn.proto.v1.node_pb2_grpc import NodeServiceStub
 
-from tests.sim.client import PASSING
+from tests.sim.client import PASSING, of_full_store
 from tests.sim.machine import Machine
 from tests.sim.story import Event, Size, spread
 from tests.sim.user import Code, User, pick
@@ -48,10 +48,12 @@ async def join(user: User, name: str) -> None:
                 membership = await identity.join(Files(Path(folder)), name, token, lambda _ca_pem: world.stranger(name))
                 break
             except JoinError as error:
-                # Nobody answered for a minute: whoever installs the server tries again.
-                if not isinstance(error.__cause__, grpc.aio.AioRpcError) or error.__cause__.code() not in PASSING:
+                # Nobody answered for a minute, or the store was full: whoever installs the server tries again.
+                why = error.__cause__
+                if not isinstance(why, grpc.aio.AioRpcError) or not (why.code() in PASSING or of_full_store(why)):
                     raise
                 world.note(f"{name} cannot join yet: {error}")
+                await asyncio.sleep(1.0)
     machine.id, machine.away = membership.node, False
     world.look()
     world.restart(name)
