@@ -145,8 +145,20 @@ def _absent(view: View, node: str, key: str, *, told: bool) -> Desired | None:
     everywhere, image = view.get(kinds.ERASURE, f"-/{key}"), view.get(kinds.IMAGE, key.partition("/")[2])
     if everywhere is not None:
         return everywhere.desired
+    if image is None or not _is_kept(view, node, image.id):
+        return None
     # Its record is there, and says that this node need not keep it.
-    return Desired(image=DesiredImage(id=image.id, digest=image.spec.digest, absent=True)) if image is not None else None
+    return Desired(image=DesiredImage(id=image.id, digest=image.spec.digest, absent=True))
+
+
+def _is_kept(view: View, node: str, image: str) -> bool:
+    """Tell whether others keep an image that a node need not: those of a backup may have left, and this copy be the last."""
+    content = view.get(kinds.IMAGE_CONTENT, image)
+    if content is None:
+        return view.get(kinds.UNKNOWN, f"{node}/image/{image}") is None
+    if content.failed or not is_restored(view, kinds.IMAGE_CONTENT, image):
+        return True
+    return any(_holds(view, keeper, image) for keeper in content.nodes)
 
 
 def own_keys(view: View, presence: Presence, node: str) -> Iterator[str]:

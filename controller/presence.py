@@ -370,6 +370,9 @@ class Presence:
             _discard(self._ready, object, node)
         affected[node].add(f"image/{object}")
         self._source_changed(object, node, affected)
+        # Who has a copy too many keeps it until a keeper has one.
+        for other in view.by(kinds.UNKNOWN, "key", f"image/{object}"):
+            affected[other.partition("/")[0]].add(f"image/{object}")
 
     # --- what nodes hold without being told --------------------------------------------------------------------------------
 

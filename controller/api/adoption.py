@@ -23,6 +23,7 @@ from cairn.controller.model.nodes import node_name
 from cairn.controller.model.owners import owner
 from cairn.controller.model.permits import Caller
 from cairn.controller.model.pools import pool_room
+from cairn.controller.model.restored import holders
 from cairn.controller.model.where import Claimed, claimed, in_shared_pool, in_short, volume_node, volume_pool, where
 from cairn.controller.reconcilers.claims import claim, unclaimed
 from cairn.controller.store.base import Record, Txn, View
@@ -68,6 +69,8 @@ class Adoption:
         vm.update_time.CopyFrom(self._now)
         vm.project = self._project(given.project)
         vm.name = self._name(nouns.VM, vm.project, given.name, vm.id)
+        if known is not None and known.message.name != vm.name:
+            resolution.release(self._api, self._view, nouns.VM, vm.project, known.message.name, vm.id)
         _follow(vm.spec, given)
         spec = vm.spec
         spec.arch, spec.restart_policy, spec.volume_type = given.arch, given.restart_policy, LOCAL_POOL
@@ -112,20 +115,26 @@ class Adoption:
         return Decided(self._whole(), nouns.VOLUME, volume.id, volume.name, volume.project, events=[("Adopted", said)])
 
     def _resized(self, known: Record[Volume], given: DesiredVolume) -> Decided[Volume]:
-        """Give a volume the size it was given since; its room follows. Raises BadState."""
+        """Give a volume the size, or the place, that it was given since. Raises BadState."""
+        name = node_name(self._view, self._node)
         volume = Volume()
         volume.CopyFrom(known.message)
         if not self._unknown.contested and volume_node(self._view, volume.id) == self._node:
             # Its VM was adopted, and with it the volume; its node has not said yet that it knows.
             self._api.check(kinds.VOLUME, volume.id, known.mod_revision)
             return Decided(self._api, nouns.VOLUME, volume.id, volume.name, volume.project)
+        if not self._unknown.contested and volume_pool(self._view, volume.id):
+            where = node_name(self._view, volume_node(self._view, volume.id))
+            raise BadState("volume", volume.name, f"by the records it is elsewhere, on {where}, and {name} has it as well")
         if not self._unknown.contested:
-            raise BadState("volume", volume.name, "by the records it is elsewhere, or nowhere yet: adopt its VM")
+            # It had no place at the backup.
+            self._home(volume, given)
+            claim(self._placement, self._view, pools=self._pools)
         volume.spec.size_bytes = given.size_bytes
         volume.update_time.CopyFrom(self._now)
         self._api.check(kinds.VOLUME, volume.id, known.mod_revision).put(kinds.VOLUME, volume.id, volume)
-        said = f"volume {volume.name} was adopted as its node knows it"
-        return Decided(self._api, nouns.VOLUME, volume.id, volume.name, volume.project, events=[("Adopted", said)])
+        said = f"volume {volume.name} was adopted as {name} knows it"
+        return Decided(self._whole(), nouns.VOLUME, volume.id, volume.name, volume.project, events=[("Adopted", said)])
 
     def _whole(self) -> Txn:
         return self._api.merge(self._ports).merge(self._placement)
@@ -192,6 +201,8 @@ class Adoption:
                 raise BadState("vm", vm.name, f"its volume {volume.name!r} is that of {whose}: adopt or change that one first")
             volume.ClearField("delete_time")
             volume.ClearField("purge_time")
+            # One that was put away, itself or with its VM, had given its name back.
+            volume.name = self._name(nouns.VOLUME, volume.project, volume.name, volume.id)
             self._api.check(kinds.VOLUME, disk.volume, known.mod_revision)
             self._known_home(vm, volume)
         else:
@@ -219,6 +230,10 @@ class Adoption:
         if image is not None and not image.message.HasField("delete_time"):
             self._api.check(kinds.IMAGE, given.image, image.mod_revision)
             volume.spec.image = given.image
+        elif holders(self._view, f"{kinds.IMAGE.name}/{given.image}"):
+            raise BadState(
+                "volume", id, f"it is a copy of image {given.image}, which nodes hold and no record knows: adopt that first"
+            )
         self._api.check(kinds.VOLUME, id, 0)
         return volume
 
@@ -237,7 +252,8 @@ class Adoption:
     def _home(self, volume: Volume, given: DesiredVolume) -> None:
         """Say in which pool a volume is. Raises BadState when the store says otherwise."""
         type = given.type or LOCAL_POOL
-        pool = given.pool or pool_id(type, self._node)
+        # Of a server that joined anew its pool is that of the node it is now.
+        pool = pool_id(type, self._node) if type == LOCAL_POOL else given.pool
         place = VolumePlacement(volume=volume.id, pool=pool, disk_bytes=given.size_bytes)
         if type == LOCAL_POOL:
             place.node = self._node

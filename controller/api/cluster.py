@@ -32,6 +32,7 @@ from cairn.proto.v1.backup_pb2 import (
     RestoreResult,
 )
 from cairn.proto.v1.cluster_pb2 import (
+    AdoptImageRequest,
     AdoptVmRequest,
     AdoptVolumeRequest,
     CheckClusterRequest,
@@ -45,6 +46,7 @@ from cairn.proto.v1.cluster_pb2 import (
     RetireControllerRequest,
     RetireControllerResponse,
 )
+from cairn.proto.v1.image_pb2 import Image
 from cairn.proto.v1.vm_pb2 import Vm
 from cairn.proto.v1.volume_pb2 import Volume
 
@@ -157,6 +159,12 @@ class ClusterService(cluster_pb2_grpc.ClusterServiceServicer):
         """The same of a volume."""
         return await self._core.mutations.run(
             request, caller_of(context), lambda view, caller: knowledge.adopt_volume(view, caller, self._core, request)
+        )
+
+    async def AdoptImage(self, request: AdoptImageRequest, context: Any) -> Image:
+        """The same of an image."""
+        return await self._core.mutations.run(
+            request, caller_of(context), lambda view, caller: knowledge.adopt_image(view, caller, self._core, request)
         )
 
     async def RetireController(self, request: RetireControllerRequest, context: Any) -> RetireControllerResponse:

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from cairn.controller.api import nouns, resolution
 from cairn.controller.api.adoption import Adoption
+from cairn.controller.api.adoption_image import adopted, kept_too
 from cairn.controller.api.core import Core
 from cairn.controller.api.decision import Decided
 from cairn.controller.api.vms import delete_vm
@@ -22,12 +23,14 @@ from cairn.proto.errors import BadState, NotFound, TryAgain
 from cairn.proto.seams import timestamp
 from cairn.proto.v1.agent_pb2 import Erasure, Unknown
 from cairn.proto.v1.cluster_pb2 import (
+    AdoptImageRequest,
     AdoptVmRequest,
     AdoptVolumeRequest,
     ForgetUnknownRequest,
     ListUnknownResponse,
     UnknownObject,
 )
+from cairn.proto.v1.image_pb2 import Image
 from cairn.proto.v1.vm_pb2 import DeleteVmRequest, Vm
 from cairn.proto.v1.volume_pb2 import DeleteVolumeRequest, Volume
 
@@ -85,12 +88,25 @@ def adopt_vm(view: View, caller: Caller, core: Core, request: AdoptVmRequest) ->
         txn, told = Txn("api").check(kinds.VM, request.id, known.mod_revision), known.message
         return Decided(txn, nouns.VM, told.id, told.name, told.project)
     if not record.desired.vm.absent:
-        return Adoption(view, caller, core, record).vm()
+        return _sized(view, record.node, Adoption(view, caller, core, record).vm())
     vm = view.get(kinds.VM, request.id)
     root = view.get(kinds.UNKNOWN, f"{record.node}/{kinds.VOLUME.name}/{vm.spec.root_volume}") if vm is not None else None
     # Without its root disk there is nothing to bring back.
     gone = root is not None and root.desired.volume.absent
-    return delete_vm(view, caller, core, DeleteVmRequest(id=request.id, purge=gone))
+    return _sized(view, record.node, delete_vm(view, caller, core, DeleteVmRequest(id=request.id, purge=gone)))
+
+
+def _sized(view: View, node: str, decided: Decided[Vm]) -> Decided[Vm]:
+    """Give known volumes that are written with their VM the sizes its node was told: the record is a word of today now."""
+    for unknown in view.by(kinds.UNKNOWN, "node", node):
+        told = view.get(kinds.UNKNOWN, unknown)
+        key = kinds.VOLUME.key(told.desired.volume.id) if told is not None else ""
+        if told is None or told.desired.volume.absent or key not in decided.txn.puts:
+            continue
+        volume = Volume.FromString(decided.txn.puts[key].value)
+        volume.spec.size_bytes = told.desired.volume.size_bytes
+        decided.txn.put(kinds.VOLUME, volume.id, volume)
+    return decided
 
 
 def adopt_volume(view: View, caller: Caller, core: Core, request: AdoptVolumeRequest) -> Decided[Volume]:
@@ -99,6 +115,14 @@ def adopt_volume(view: View, caller: Caller, core: Core, request: AdoptVolumeReq
     if record.desired.volume.absent:
         return delete_volume(view, caller, core, DeleteVolumeRequest(id=request.id, purge=True), gone=True)
     return Adoption(view, caller, core, record).volume()
+
+
+def adopt_image(view: View, caller: Caller, core: Core, request: AdoptImageRequest) -> Decided[Image]:
+    """The same of an image: its record, or one more node that keeps it. Raises Refused."""
+    record = _told(view, caller, request.node, f"{kinds.IMAGE.name}/{request.id}")
+    if view.get(kinds.IMAGE, request.id) is not None:
+        return kept_too(view, record)
+    return adopted(view, caller, core, record, request.name, request.arch)
 
 
 async def forget(core: Core, caller: Caller, request: ForgetUnknownRequest) -> str:

@@ -17,10 +17,10 @@ from cairn.controller.api.masks import UpdateRules
 from cairn.controller.api.objects import addressed, begin, looked_up, mark_deleted, updated
 from cairn.controller.api.status import virtual_size
 from cairn.controller.model.attachments import is_let_go
-from cairn.controller.model.lifetime import kept_for_s
 from cairn.controller.model.nodes import node_name
 from cairn.controller.model.permits import Caller, Verb, name_for
 from cairn.controller.model.pools import pool_types, reaching
+from cairn.controller.model.restored import kept_s
 from cairn.controller.model.slots import free_slot, slots
 from cairn.controller.model.where import in_shared_pool, volume_node, volume_pool, where
 from cairn.controller.store.base import Record, Txn, View
@@ -326,7 +326,7 @@ def revived(
     if not message.HasField("delete_time"):
         raise BadState(noun.kind.name, message.name, f"{title} is not deleted")
     now = clock.now()
-    if view.get(kinds.PURGE, message.id) is not None or kept_for_s(message, now) <= 0:
+    if view.get(kinds.PURGE, message.id) is not None or kept_s(view, noun.kind, message, now) <= 0:
         raise BadState(noun.kind.name, message.name, f"{title} is being erased: its retention period is over")
     message.ClearField("delete_time")
     message.ClearField("purge_time")

@@ -11,7 +11,8 @@ from cairn.controller.cli.commands import NounGroup
 from cairn.controller.cli.failures import Failure
 from cairn.controller.cli.output import Column
 
-_ADOPTABLE: Final = ("vm", "volume")
+# In that order: a VM is made of an image, and brings its volumes.
+_ADOPTABLE: Final = ("image", "vm", "volume")
 
 
 def _what(object: Any) -> str:
@@ -43,10 +44,10 @@ def add_verbs(group: NounGroup) -> None:
 async def adopt(session: Session, keys: Sequence[str], everything: bool, node: str) -> None:
     """List what nodes know better than the records; with KEYs or --all: make it what the records say.
 
-    After a restore these are the VMs and volumes made since the backup (adopt them, or remove them with `cairn node forget`),
-    removed since (adopting deletes them here too), and told otherwise since (started, stopped, resized). To overrule a node
-    instead, say what you want: `cairn vm start`, `stop`, `resize`, `delete`. Guests that are doubted are managed by their node
-    as before, since the records of so many were lost at once.
+    After a restore these are the images, VMs and volumes made since the backup (adopt them, or remove them with `cairn node
+    forget`), removed since (adopting deletes them here too), and told otherwise since (started, stopped, resized). To
+    overrule a node instead, say what you want: `cairn vm start`, `stop`, `resize`, `delete`. Guests that are doubted are
+    managed by their node as before, since the records of so many were lost at once.
     """
     found = await listed(session, node)
     if not keys and not everything:
@@ -55,7 +56,7 @@ async def adopt(session: Session, keys: Sequence[str], everything: bool, node: s
     chosen = found if everything else [named(found, key) for key in keys]
     failures = 0
     # What was removed gives names, addresses and room to what was made. A VM brings its volumes.
-    for each in sorted(chosen, key=lambda each: (each.key.startswith("volume/"), not each.removed, each.key)):
+    for each in sorted(chosen, key=lambda each: (_ADOPTABLE.index(each.key.partition("/")[0]), not each.removed, each.key)):
         try:
             await _adopt(session, each)
         except Failure as failure:
@@ -100,13 +101,11 @@ async def listed(session: Session, node: str = "") -> list[Any]:
 
 async def _adopt(session: Session, object: Any) -> None:
     """Adopt one. Failure when something stands in its way."""
-    from cairn.proto.v1.cluster_pb2 import AdoptVmRequest, AdoptVolumeRequest
+    from cairn.proto.v1.cluster_pb2 import AdoptImageRequest, AdoptVmRequest, AdoptVolumeRequest
 
     kind, _, id = object.key.partition("/")
-    if kind not in _ADOPTABLE:
-        raise Failure(f"{kind} {id} cannot be adopted: import it again", next="cairn node forget removes what is left of it")
-    request = AdoptVmRequest if kind == "vm" else AdoptVolumeRequest
-    adopted = await session.call("cluster", request(node=object.node, id=id))
+    requests: dict[str, Any] = {"image": AdoptImageRequest, "vm": AdoptVmRequest, "volume": AdoptVolumeRequest}
+    adopted = await session.call("cluster", requests[kind](node=object.node, id=id))
     session.output.say(
         f"{kind} {adopted.name} ({id}): {'deleted, as on' if object.removed else 'adopted from'} {object.node_name}"
     )

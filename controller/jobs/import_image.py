@@ -12,6 +12,7 @@ from cairn.controller.model.happening import EventSpec
 from cairn.controller.model.jobs import status_of
 from cairn.controller.model.nodes import connected, hash_of, node_name
 from cairn.controller.model.reports import image_report
+from cairn.controller.model.restored import holders
 from cairn.controller.store.base import Txn, View
 from cairn.controller.words import names, size
 from cairn.proto import kinds
@@ -45,7 +46,7 @@ class ImportImage:
         "unwind": State(goes=("failed",), stoppable=False),
     }
     reads: tuple[AnyKind, ...] = (
-        kinds.IMAGE, kinds.IMAGE_CONTENT, kinds.OBSERVED, kinds.NODE, kinds.NODE_SESSION, kinds.NODE_FACTS,
+        kinds.IMAGE, kinds.IMAGE_CONTENT, kinds.OBSERVED, kinds.UNKNOWN, kinds.NODE, kinds.NODE_SESSION, kinds.NODE_FACTS,
         kinds.NODE_POOLS,
     )  # fmt: skip
     writes: tuple[AnyKind, ...] = (kinds.IMAGE_CONTENT,)
@@ -54,7 +55,7 @@ class ImportImage:
         """The image; for nodes, every image being imported."""
         if kind in (kinds.IMAGE, kinds.IMAGE_CONTENT):
             return (id,)
-        if kind is kinds.OBSERVED:
+        if kind in (kinds.OBSERVED, kinds.UNKNOWN):
             _, found, image = id.partition("/image/")
             return (image,) if found else ()
         jobs = [job for job in view.all(kinds.JOB) if job.spec.kind == self.kind]
@@ -66,7 +67,10 @@ class ImportImage:
         if image is None:
             return Step("", fail="the image was deleted")
         wanted = image.spec.replicas or REPLICAS
-        keepers = candidates(view, image)[:wanted]
+        # Of one that was adopted all that have it: nobody else could give it to others.
+        there = [node for node in holders(view, f"{kinds.IMAGE.name}/{image.id}") if view.get(kinds.NODE, node) is not None]
+        more = [node for node in candidates(view, image) if node not in there]
+        keepers = there + more[: max(0, wanted - len(there))]
         if not keepers:
             return Step(f"waits for a connected node with {size(image.spec.size_bytes)} of disk free")
         content = content_of(view, image.id)

@@ -6,15 +6,21 @@ today only once somebody wrote it after the restore, and numbers that must only 
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any, Final
 
+from cairn.controller.model.lifetime import kept_for_s, kept_no_longer
 from cairn.controller.store.base import View
 from cairn.proto import kinds
 from cairn.proto.kinds import Kind
+from cairn.proto.seams import moment
 from cairn.proto.v1.agent_pb2 import VmReport
 from cairn.proto.v1.vm_pb2 import Vm
+from cairn.proto.v1.volume_pb2 import Volume
 
 CLUSTER_ID: Final = "self"
+# Room for the moves of some work in one epoch, below the epoch: seconds since 1970 and these fit 63 bits.
+GENERATION_BITS: Final = 24
 # What a change of may settle, or unsettle, what a restore has left open.
 SETTLING: Final[frozenset[Kind[Any]]] = frozenset({kinds.CLUSTER, kinds.NODE, kinds.NODE_HEARD, kinds.UNKNOWN})
 
@@ -74,6 +80,33 @@ def next_power(view: View, vm: Vm) -> int:
 def next_reboot(view: View, vm: Vm) -> int:
     """Return the next reboot generation, likewise."""
     return 1 + max([vm.spec.reboot_generation, *(report.reboot_generation for report in _reports(view, vm.id))])
+
+
+def next_generation(view: View, generation: int) -> int:
+    """Return the next generation of some work: greater than any of before a restore, which pools remember, not records."""
+    cluster = view.get(kinds.CLUSTER, CLUSTER_ID)
+    least = cluster.epoch << GENERATION_BITS if cluster is not None and cluster.HasField("restored") else 0
+    return max(generation + 1, least)
+
+
+def is_generation_of_before(view: View, generation: int) -> bool:
+    """Tell whether a generation may have been overtaken in a life that a restore has forgotten."""
+    cluster = view.get(kinds.CLUSTER, CLUSTER_ID)
+    return cluster is not None and cluster.HasField("restored") and generation < cluster.epoch << GENERATION_BITS
+
+
+def kept_s(view: View, kind: Kind[Any], message: Vm | Volume, now: datetime) -> float:
+    """Return for how many seconds more what was deleted is kept.
+
+    Of a backup's record retention begins anew with the restore: it may have been brought back since, and its nodes not know.
+    """
+    left_s = kept_for_s(message, now)
+    if kept_no_longer(message) or not is_restored(view, kind, message.id):
+        return left_s
+    cluster = view.get(kinds.CLUSTER, CLUSTER_ID)
+    assert cluster is not None
+    retention = moment(message.purge_time) - moment(message.delete_time)
+    return max(left_s, (moment(cluster.restored.restore_time) + retention - now).total_seconds())
 
 
 def _reports(view: View, vm: str) -> list[VmReport]:

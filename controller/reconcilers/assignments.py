@@ -10,7 +10,8 @@ first; it stays where it is, also when nodes join, until
     there is nothing to do any more                                                it is removed
 
 The node it is taken from may live on and know nothing of it, so work is such that two nodes can do it at once without harm:
-the generation, which grows with each move, tells whose word is the older. Rejected: leases that the node itself renews (a
+the generation, which grows with each move, tells whose word is the older. A restore raises it above all of before, which
+pools remember and records do not. Rejected: leases that the node itself renews (a
 commit per node and lease time; its session is one already), moving work to nodes that join (it would move for nothing).
 """
 
@@ -27,6 +28,7 @@ from cairn.controller.model.happening import EventSpec
 from cairn.controller.model.nodes import connected, hash_of, node_name
 from cairn.controller.model.pools import reaching
 from cairn.controller.model.reports import volume_ready_report
+from cairn.controller.model.restored import is_generation_of_before, next_generation, settled
 from cairn.controller.model.where import in_shared_pool, shared_volumes, volume_pool
 from cairn.controller.reconcilers.base import NOTHING, Outcome
 from cairn.controller.store.base import Record, Txn, View
@@ -38,6 +40,8 @@ from cairn.proto.v1.node_pb2 import Assignment, NodeLoss
 
 # How long a node may be away before its work goes to another: longer than an agent takes to be restarted, or a host to boot.
 MARGIN_S: Final = 30.0
+# Nobody is woken when all is decided that a restore left open.
+SETTLED_AGAIN_S: Final = 5.0
 _NODE: Final = kinds.NODE.name
 _OF_NODES: Final = (kinds.NODE, kinds.NODE_FACTS, kinds.NODE_SESSION, kinds.NODE_LOSS)
 
@@ -125,6 +129,11 @@ class Assignments:
         if not WORK[kind].is_wanted(view, id):
             return _done(key, held)
         why, wait_s = _why_not(view, kind, id, held.message.node, now) if held is not None else ("", 0.0)
+        if held is not None and not why and is_generation_of_before(view, held.message.generation):
+            if not settled(view):
+                # What nodes know better comes first; if others acted in newer generations, the pool refuses this one meanwhile.
+                return Outcome(None, f"{key}: what nodes know better is to be decided first", again_after_s=SETTLED_AGAIN_S)
+            return _assign(view, key, held, held.message.node, "the records are those of a backup", now)
         if held is not None and not why:
             return Outcome(None, f"{node_name(view, held.message.node)} {WORK[kind].doing} {id}")
         if wait_s > 0:
@@ -177,7 +186,9 @@ def _choose(view: View, kind: str, id: str) -> str:
 def _assign(view: View, key: str, held: Record[Assignment] | None, node: str, why: str, now: datetime) -> Outcome:
     kind, _, id = key.partition("/")
     work, before = WORK[kind], held.message if held is not None else Assignment()
-    after = Assignment(kind=kind, id=id, node=node, generation=before.generation + 1, since_time=timestamp(now))
+    after = Assignment(
+        kind=kind, id=id, node=node, generation=next_generation(view, before.generation), since_time=timestamp(now)
+    )
     after.made = before.made or (held is not None and work.is_made(view, id))
     txn = Txn("assignments").check(kinds.ASSIGNMENT, key, held.mod_revision if held is not None else 0)
     txn.put(kinds.ASSIGNMENT, key, after).check(kinds.NODE, node, view.revision_of(kinds.NODE, node))

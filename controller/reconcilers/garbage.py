@@ -22,10 +22,10 @@ from cairn.controller.model.absence import removed
 from cairn.controller.model.assigned import VOLUME_WORK, work_key
 from cairn.controller.model.happening import EventSpec
 from cairn.controller.model.jobs import status_of
-from cairn.controller.model.lifetime import kept_for_s
 from cairn.controller.model.opened import opened_by
 from cairn.controller.model.owners import ports_of
 from cairn.controller.model.reports import report
+from cairn.controller.model.restored import kept_s
 from cairn.controller.model.where import in_shared_pool, volume_node, where
 from cairn.controller.reconcilers.base import NOTHING, Outcome
 from cairn.controller.store.base import Gathering, Record, Txn, View
@@ -185,7 +185,7 @@ def _volume(view: View, id: str, now: datetime) -> Outcome:
 def _purge(view: View, kind: AnyKind, record: Record[Any], now: datetime) -> Outcome | None:
     """Wait for the end of retention, then say so in the store; None once that is done."""
     message: Vm | Volume = record.message
-    left_s = kept_for_s(message, now)
+    left_s = kept_s(view, kind, message, now)
     if view.get(kinds.PURGE, message.id) is not None:
         return None
     if left_s > 0:

@@ -188,13 +188,8 @@ def in_doubt(view: View, vm: Vm) -> str:
         return f"{node_name(view, nodes[0])} holds it already, without being told to; see `cairn cluster adopt`"
     if is_restored(view, kinds.VM, vm.id):
         return f"no node yet: it had none at the backup, and may be unwanted by now; `cairn vm start {vm.name}` if it is not"
-    if not any(is_restored(view, kinds.VOLUME, volume.id) for volume in homeless(view, vm.id)):
-        return ""
-    silent = [node_name(view, node) for node in unheard(view)]
-    if not silent:
-        return ""
-    more = f" and {len(silent) - 1} more" if len(silent) > 1 else ""
-    return f"no node yet: since the restore {silent[0]}{more} has not said what it holds, and may hold its volumes"
+    doubts = (may_be_somewhere(view, volume) for volume in homeless(view, vm.id))
+    return next((f"no node yet: {why}" for why in doubts if why), "")
 
 
 def wanted_of(view: View, vm: Vm) -> Wanted:
@@ -228,6 +223,20 @@ def homeless(view: View, vm: str) -> Iterator[Volume]:
         volume = view.get(kinds.VOLUME, id)
         if volume is not None and view.get(kinds.VOLUME_PLACEMENT, id) is None:
             yield volume
+
+
+def may_be_somewhere(view: View, volume: Volume) -> str:
+    """Return why a volume without a place may be on a node already; empty: it can be made anew.
+
+    One that had no place at the backup may have been given one since, and hold data.
+    """
+    if nodes := holders(view, f"volume/{volume.id}"):
+        return f"{node_name(view, nodes[0])} holds volume {volume.name} without being told to; see `cairn cluster adopt`"
+    silent = [node_name(view, node) for node in unheard(view)] if is_restored(view, kinds.VOLUME, volume.id) else []
+    if not silent:
+        return ""
+    more = f" and {len(silent) - 1} more" if len(silent) > 1 else ""
+    return f"since the restore {silent[0]}{more} has not said what it holds, and may hold volume {volume.name}"
 
 
 def home(view: View, node: str, volume: Volume) -> VolumePlacement:
@@ -391,6 +400,9 @@ def _disks(txn: Txn, view: View, vm: str, node: str) -> tuple[Counter[str], list
     for id in view.by(kinds.VOLUME, "vm", vm):
         volume, place = view.get(kinds.VOLUME, id), view.record(kinds.VOLUME_PLACEMENT, id)
         if volume is None or (place is not None and place.message.node not in ("", node)):
+            continue
+        if place is None and (why := may_be_somewhere(view, volume)):
+            short.append(why)
             continue
         held_bytes = place.message.disk_bytes if place is not None else 0
         more = volume.spec.size_bytes - held_bytes

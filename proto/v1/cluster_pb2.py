@@ -23,12 +23,13 @@ _sym_db = _symbol_database.Default()
 
 
 from cairn.proto.v1 import backup_pb2 as cairn_dot_proto_dot_v1_dot_backup__pb2
+from cairn.proto.v1 import image_pb2 as cairn_dot_proto_dot_v1_dot_image__pb2
 from cairn.proto.v1 import vm_pb2 as cairn_dot_proto_dot_v1_dot_vm__pb2
 from cairn.proto.v1 import volume_pb2 as cairn_dot_proto_dot_v1_dot_volume__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63\x61irn/proto/v1/cluster.proto\x12\x08\x63\x61irn.v1\x1a\x1b\x63\x61irn/proto/v1/backup.proto\x1a\x17\x63\x61irn/proto/v1/vm.proto\x1a\x1b\x63\x61irn/proto/v1/volume.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x19\n\x17GetClusterStatusRequest\"\xbb\x04\n\x18GetClusterStatusResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\x30\n\x0b\x63ontrollers\x18\x04 \x03(\x0b\x32\x1b.cairn.v1.ControllerSession\x12\x13\n\x0bnodes_ready\x18\x05 \x01(\r\x12\x12\n\nnodes_down\x18\x06 \x01(\r\x12\x0b\n\x03vms\x18\x07 \x01(\r\x12\x13\n\x0bvms_running\x18\x08 \x01(\r\x12&\n\x07members\x18\t \x03(\x0b\x32\x15.cairn.v1.StoreMember\x12\x0b\n\x03say\x18\n \x01(\t\x12$\n\x08restored\x18\x0b \x01(\x0b\x32\x12.cairn.v1.Restored\x12*\n\x07restore\x18\x0c \x01(\x0b\x32\x19.cairn.v1.RestoreUnderWay\x12(\n\x0bnodes_ahead\x18\r \x03(\x0b\x32\x13.cairn.v1.NodeAhead\x12\x12\n\nunreadable\x18\x0e \x01(\r\x12\x38\n\x13\x63ontrollers_missing\x18\x0f \x03(\x0b\x32\x1b.cairn.v1.MissingController\x12\x18\n\x10nodes_down_names\x18\x10 \x03(\t\x12\x13\n\x0bvms_unknown\x18\x11 \x01(\r\x12\x0f\n\x07unknown\x18\x12 \x01(\r\x12\x1c\n\x14nodes_degraded_names\x18\x13 \x03(\t\x12\x16\n\x0enodes_degraded\x18\x14 \x01(\r\"u\n\x11MissingController\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tendpoints\x18\x02 \x03(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12.\n\nsince_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\'\n\x17RetireControllerRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x1a\n\x18RetireControllerResponse\"H\n\tNodeAhead\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\x10\n\x08revision\x18\x04 \x01(\x03\"\x15\n\x13\x43heckClusterRequest\";\n\x14\x43heckClusterResponse\x12#\n\x08\x66indings\x18\x01 \x03(\x0b\x32\x11.cairn.v1.Finding\"5\n\x07\x46inding\x12\r\n\x05\x63heck\x18\x01 \x01(\t\x12\x0e\n\x06object\x18\x02 \x01(\t\x12\x0b\n\x03say\x18\x03 \x01(\t\"\"\n\x12ListUnknownRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\"?\n\x13ListUnknownResponse\x12(\n\x07objects\x18\x01 \x03(\x0b\x32\x17.cairn.v1.UnknownObject\"\xce\x01\n\rUnknownObject\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x11\n\tnode_name\x18\x02 \x01(\t\x12\x0b\n\x03key\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x0f\n\x07running\x18\x05 \x01(\x08\x12\x11\n\tcontested\x18\x06 \x01(\x08\x12\x0f\n\x07removed\x18\x07 \x01(\x08\x12\x0b\n\x03say\x18\x08 \x01(\t\x12.\n\nsince_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x64oubted\x18\n \x01(\x08\">\n\x0e\x41\x64optVmRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\t\"B\n\x12\x41\x64optVolumeRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\t\"1\n\x14\x46orgetUnknownRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\"&\n\x15\x46orgetUnknownResponse\x12\r\n\x05title\x18\x01 \x01(\t\"\xbc\x01\n\x0bStoreMember\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\t\x12\x0f\n\x07healthy\x18\x02 \x01(\x08\x12\x0e\n\x06leader\x18\x03 \x01(\x08\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\x12\x0f\n\x07version\x18\x05 \x01(\t\x12\x12\n\nused_bytes\x18\x06 \x01(\x04\x12\x13\n\x0bquota_bytes\x18\x07 \x01(\x04\x12\x0f\n\x07learner\x18\x08 \x01(\x08\x12\x0e\n\x06\x61larms\x18\t \x03(\t\x12\x0b\n\x03say\x18\n \x01(\t\"*\n\x17RenewCertificateRequest\x12\x0f\n\x07\x63sr_pem\x18\x01 \x01(\x0c\"C\n\x18RenewCertificateResponse\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\x12\x0e\n\x06\x63\x61_pem\x18\x02 \x01(\x0c\"D\n\x0fJoinNodeRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x11\n\tnode_name\x18\x02 \x01(\t\x12\x0f\n\x07\x63sr_pem\x18\x03 \x01(\x0c\"^\n\x10JoinNodeResponse\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x02 \x01(\x0c\x12\x0e\n\x06\x63\x61_pem\x18\x03 \x01(\x0c\x12\x13\n\x0b\x63ontrollers\x18\x04 \x03(\t\"\xcc\x01\n\x07\x43luster\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x07restore\x18\x04 \x01(\x0b\x32\x19.cairn.v1.RestoreUnderWayH\x00\x88\x01\x01\x12)\n\x08restored\x18\x05 \x01(\x0b\x32\x12.cairn.v1.RestoredH\x01\x88\x01\x01\x42\n\n\x08_restoreB\x0b\n\t_restored\"u\n\x11\x43ontrollerSession\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tendpoints\x18\x02 \x03(\t\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07version\x18\x04 \x01(\t\"v\n\x10\x43ontrollerMember\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tendpoints\x18\x02 \x03(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x30\n\x0cmissing_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xdb\x01\n\rRequestRecord\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\x0c\x12\x0e\n\x06object\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x06\x61nswer\x18\x06 \x01(\x0cH\x00\x88\x01\x01\x12\x0e\n\x06\x63\x61ller\x18\x07 \x01(\t\x12\x14\n\x07refusal\x18\x08 \x01(\x0cH\x01\x88\x01\x01\x42\t\n\x07_answerB\n\n\x08_refusal\"\xa3\x02\n\nPlanRecord\x12\x0f\n\x07plan_id\x18\x01 \x01(\t\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\x0c\x12\x13\n\x0btransaction\x18\x04 \x01(\x0c\x12\x0e\n\x06object\x18\x05 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x06\x61nswer\x18\x07 \x01(\x0cH\x00\x88\x01\x01\x12\x0e\n\x06\x63\x61ller\x18\x08 \x01(\t\x12,\n\x04left\x18\t \x03(\x0b\x32\x1e.cairn.v1.PlanRecord.LeftEntry\x1a+\n\tLeftEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\x42\t\n\x07_answer\"\x92\x01\n\tStoredTxn\x12/\n\x06\x63hecks\x18\x01 \x03(\x0b\x32\x1f.cairn.v1.StoredTxn.ChecksEntry\x12%\n\x06writes\x18\x02 \x03(\x0b\x32\x15.cairn.v1.StoredWrite\x1a-\n\x0b\x43hecksEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"W\n\x0bStoredWrite\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x12\n\x05value\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x12\r\n\x05lease\x18\x03 \x01(\x03\x12\x0e\n\x06writer\x18\x04 \x01(\tB\x08\n\x06_value\"D\n\tNameClaim\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\n\n\x02id\x18\x04 \x01(\t2\xd6\x05\n\x0e\x43lusterService\x12Y\n\x10GetClusterStatus\x12!.cairn.v1.GetClusterStatusRequest\x1a\".cairn.v1.GetClusterStatusResponse\x12R\n\rBackupCluster\x12\x1e.cairn.v1.BackupClusterRequest\x1a\x1f.cairn.v1.BackupClusterResponse0\x01\x12O\n\x0c\x43heckCluster\x12\x1d.cairn.v1.CheckClusterRequest\x1a\x1e.cairn.v1.CheckClusterResponse0\x01\x12W\n\x0eRestoreCluster\x12\x1f.cairn.v1.RestoreClusterRequest\x1a .cairn.v1.RestoreClusterResponse(\x01\x30\x01\x12L\n\x0bListUnknown\x12\x1c.cairn.v1.ListUnknownRequest\x1a\x1d.cairn.v1.ListUnknownResponse0\x01\x12\x31\n\x07\x41\x64optVm\x12\x18.cairn.v1.AdoptVmRequest\x1a\x0c.cairn.v1.Vm\x12=\n\x0b\x41\x64optVolume\x12\x1c.cairn.v1.AdoptVolumeRequest\x1a\x10.cairn.v1.Volume\x12P\n\rForgetUnknown\x12\x1e.cairn.v1.ForgetUnknownRequest\x1a\x1f.cairn.v1.ForgetUnknownResponse\x12Y\n\x10RetireController\x12!.cairn.v1.RetireControllerRequest\x1a\".cairn.v1.RetireControllerResponse2l\n\x0fIdentityService\x12Y\n\x10RenewCertificate\x12!.cairn.v1.RenewCertificateRequest\x1a\".cairn.v1.RenewCertificateResponse2U\n\x10\x45nrolmentService\x12\x41\n\x08JoinNode\x12\x19.cairn.v1.JoinNodeRequest\x1a\x1a.cairn.v1.JoinNodeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63\x61irn/proto/v1/cluster.proto\x12\x08\x63\x61irn.v1\x1a\x1b\x63\x61irn/proto/v1/backup.proto\x1a\x1a\x63\x61irn/proto/v1/image.proto\x1a\x17\x63\x61irn/proto/v1/vm.proto\x1a\x1b\x63\x61irn/proto/v1/volume.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x19\n\x17GetClusterStatusRequest\"\xbb\x04\n\x18GetClusterStatusResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\x30\n\x0b\x63ontrollers\x18\x04 \x03(\x0b\x32\x1b.cairn.v1.ControllerSession\x12\x13\n\x0bnodes_ready\x18\x05 \x01(\r\x12\x12\n\nnodes_down\x18\x06 \x01(\r\x12\x0b\n\x03vms\x18\x07 \x01(\r\x12\x13\n\x0bvms_running\x18\x08 \x01(\r\x12&\n\x07members\x18\t \x03(\x0b\x32\x15.cairn.v1.StoreMember\x12\x0b\n\x03say\x18\n \x01(\t\x12$\n\x08restored\x18\x0b \x01(\x0b\x32\x12.cairn.v1.Restored\x12*\n\x07restore\x18\x0c \x01(\x0b\x32\x19.cairn.v1.RestoreUnderWay\x12(\n\x0bnodes_ahead\x18\r \x03(\x0b\x32\x13.cairn.v1.NodeAhead\x12\x12\n\nunreadable\x18\x0e \x01(\r\x12\x38\n\x13\x63ontrollers_missing\x18\x0f \x03(\x0b\x32\x1b.cairn.v1.MissingController\x12\x18\n\x10nodes_down_names\x18\x10 \x03(\t\x12\x13\n\x0bvms_unknown\x18\x11 \x01(\r\x12\x0f\n\x07unknown\x18\x12 \x01(\r\x12\x1c\n\x14nodes_degraded_names\x18\x13 \x03(\t\x12\x16\n\x0enodes_degraded\x18\x14 \x01(\r\"u\n\x11MissingController\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tendpoints\x18\x02 \x03(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12.\n\nsince_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\'\n\x17RetireControllerRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x1a\n\x18RetireControllerResponse\"H\n\tNodeAhead\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\x10\n\x08revision\x18\x04 \x01(\x03\"\x15\n\x13\x43heckClusterRequest\";\n\x14\x43heckClusterResponse\x12#\n\x08\x66indings\x18\x01 \x03(\x0b\x32\x11.cairn.v1.Finding\"5\n\x07\x46inding\x12\r\n\x05\x63heck\x18\x01 \x01(\t\x12\x0e\n\x06object\x18\x02 \x01(\t\x12\x0b\n\x03say\x18\x03 \x01(\t\"\"\n\x12ListUnknownRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\"?\n\x13ListUnknownResponse\x12(\n\x07objects\x18\x01 \x03(\x0b\x32\x17.cairn.v1.UnknownObject\"\xce\x01\n\rUnknownObject\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x11\n\tnode_name\x18\x02 \x01(\t\x12\x0b\n\x03key\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x0f\n\x07running\x18\x05 \x01(\x08\x12\x11\n\tcontested\x18\x06 \x01(\x08\x12\x0f\n\x07removed\x18\x07 \x01(\x08\x12\x0b\n\x03say\x18\x08 \x01(\t\x12.\n\nsince_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x64oubted\x18\n \x01(\x08\">\n\x0e\x41\x64optVmRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\t\"B\n\x12\x41\x64optVolumeRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\t\"]\n\x11\x41\x64optImageRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x0c\n\x04\x61rch\x18\x05 \x01(\t\"1\n\x14\x46orgetUnknownRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\"&\n\x15\x46orgetUnknownResponse\x12\r\n\x05title\x18\x01 \x01(\t\"\xbc\x01\n\x0bStoreMember\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\t\x12\x0f\n\x07healthy\x18\x02 \x01(\x08\x12\x0e\n\x06leader\x18\x03 \x01(\x08\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\x12\x0f\n\x07version\x18\x05 \x01(\t\x12\x12\n\nused_bytes\x18\x06 \x01(\x04\x12\x13\n\x0bquota_bytes\x18\x07 \x01(\x04\x12\x0f\n\x07learner\x18\x08 \x01(\x08\x12\x0e\n\x06\x61larms\x18\t \x03(\t\x12\x0b\n\x03say\x18\n \x01(\t\"*\n\x17RenewCertificateRequest\x12\x0f\n\x07\x63sr_pem\x18\x01 \x01(\x0c\"C\n\x18RenewCertificateResponse\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\x12\x0e\n\x06\x63\x61_pem\x18\x02 \x01(\x0c\"D\n\x0fJoinNodeRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x11\n\tnode_name\x18\x02 \x01(\t\x12\x0f\n\x07\x63sr_pem\x18\x03 \x01(\x0c\"^\n\x10JoinNodeResponse\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x02 \x01(\x0c\x12\x0e\n\x06\x63\x61_pem\x18\x03 \x01(\x0c\x12\x13\n\x0b\x63ontrollers\x18\x04 \x03(\t\"\xcc\x01\n\x07\x43luster\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x07restore\x18\x04 \x01(\x0b\x32\x19.cairn.v1.RestoreUnderWayH\x00\x88\x01\x01\x12)\n\x08restored\x18\x05 \x01(\x0b\x32\x12.cairn.v1.RestoredH\x01\x88\x01\x01\x42\n\n\x08_restoreB\x0b\n\t_restored\"u\n\x11\x43ontrollerSession\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tendpoints\x18\x02 \x03(\t\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07version\x18\x04 \x01(\t\"v\n\x10\x43ontrollerMember\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tendpoints\x18\x02 \x03(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x30\n\x0cmissing_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xdb\x01\n\rRequestRecord\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\x0c\x12\x0e\n\x06object\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x06\x61nswer\x18\x06 \x01(\x0cH\x00\x88\x01\x01\x12\x0e\n\x06\x63\x61ller\x18\x07 \x01(\t\x12\x14\n\x07refusal\x18\x08 \x01(\x0cH\x01\x88\x01\x01\x42\t\n\x07_answerB\n\n\x08_refusal\"\xa3\x02\n\nPlanRecord\x12\x0f\n\x07plan_id\x18\x01 \x01(\t\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\x0c\x12\x13\n\x0btransaction\x18\x04 \x01(\x0c\x12\x0e\n\x06object\x18\x05 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x06\x61nswer\x18\x07 \x01(\x0cH\x00\x88\x01\x01\x12\x0e\n\x06\x63\x61ller\x18\x08 \x01(\t\x12,\n\x04left\x18\t \x03(\x0b\x32\x1e.cairn.v1.PlanRecord.LeftEntry\x1a+\n\tLeftEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\x42\t\n\x07_answer\"\x92\x01\n\tStoredTxn\x12/\n\x06\x63hecks\x18\x01 \x03(\x0b\x32\x1f.cairn.v1.StoredTxn.ChecksEntry\x12%\n\x06writes\x18\x02 \x03(\x0b\x32\x15.cairn.v1.StoredWrite\x1a-\n\x0b\x43hecksEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"W\n\x0bStoredWrite\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x12\n\x05value\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x12\r\n\x05lease\x18\x03 \x01(\x03\x12\x0e\n\x06writer\x18\x04 \x01(\tB\x08\n\x06_value\"D\n\tNameClaim\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\n\n\x02id\x18\x04 \x01(\t2\x92\x06\n\x0e\x43lusterService\x12Y\n\x10GetClusterStatus\x12!.cairn.v1.GetClusterStatusRequest\x1a\".cairn.v1.GetClusterStatusResponse\x12R\n\rBackupCluster\x12\x1e.cairn.v1.BackupClusterRequest\x1a\x1f.cairn.v1.BackupClusterResponse0\x01\x12O\n\x0c\x43heckCluster\x12\x1d.cairn.v1.CheckClusterRequest\x1a\x1e.cairn.v1.CheckClusterResponse0\x01\x12W\n\x0eRestoreCluster\x12\x1f.cairn.v1.RestoreClusterRequest\x1a .cairn.v1.RestoreClusterResponse(\x01\x30\x01\x12L\n\x0bListUnknown\x12\x1c.cairn.v1.ListUnknownRequest\x1a\x1d.cairn.v1.ListUnknownResponse0\x01\x12\x31\n\x07\x41\x64optVm\x12\x18.cairn.v1.AdoptVmRequest\x1a\x0c.cairn.v1.Vm\x12=\n\x0b\x41\x64optVolume\x12\x1c.cairn.v1.AdoptVolumeRequest\x1a\x10.cairn.v1.Volume\x12:\n\nAdoptImage\x12\x1b.cairn.v1.AdoptImageRequest\x1a\x0f.cairn.v1.Image\x12P\n\rForgetUnknown\x12\x1e.cairn.v1.ForgetUnknownRequest\x1a\x1f.cairn.v1.ForgetUnknownResponse\x12Y\n\x10RetireController\x12!.cairn.v1.RetireControllerRequest\x1a\".cairn.v1.RetireControllerResponse2l\n\x0fIdentityService\x12Y\n\x10RenewCertificate\x12!.cairn.v1.RenewCertificateRequest\x1a\".cairn.v1.RenewCertificateResponse2U\n\x10\x45nrolmentService\x12\x41\n\x08JoinNode\x12\x19.cairn.v1.JoinNodeRequest\x1a\x1a.cairn.v1.JoinNodeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,72 +40,74 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PLANRECORD_LEFTENTRY']._serialized_options = b'8\001'
   _globals['_STOREDTXN_CHECKSENTRY']._loaded_options = None
   _globals['_STOREDTXN_CHECKSENTRY']._serialized_options = b'8\001'
-  _globals['_GETCLUSTERSTATUSREQUEST']._serialized_start=158
-  _globals['_GETCLUSTERSTATUSREQUEST']._serialized_end=183
-  _globals['_GETCLUSTERSTATUSRESPONSE']._serialized_start=186
-  _globals['_GETCLUSTERSTATUSRESPONSE']._serialized_end=757
-  _globals['_MISSINGCONTROLLER']._serialized_start=759
-  _globals['_MISSINGCONTROLLER']._serialized_end=876
-  _globals['_RETIRECONTROLLERREQUEST']._serialized_start=878
-  _globals['_RETIRECONTROLLERREQUEST']._serialized_end=917
-  _globals['_RETIRECONTROLLERRESPONSE']._serialized_start=919
-  _globals['_RETIRECONTROLLERRESPONSE']._serialized_end=945
-  _globals['_NODEAHEAD']._serialized_start=947
-  _globals['_NODEAHEAD']._serialized_end=1019
-  _globals['_CHECKCLUSTERREQUEST']._serialized_start=1021
-  _globals['_CHECKCLUSTERREQUEST']._serialized_end=1042
-  _globals['_CHECKCLUSTERRESPONSE']._serialized_start=1044
-  _globals['_CHECKCLUSTERRESPONSE']._serialized_end=1103
-  _globals['_FINDING']._serialized_start=1105
-  _globals['_FINDING']._serialized_end=1158
-  _globals['_LISTUNKNOWNREQUEST']._serialized_start=1160
-  _globals['_LISTUNKNOWNREQUEST']._serialized_end=1194
-  _globals['_LISTUNKNOWNRESPONSE']._serialized_start=1196
-  _globals['_LISTUNKNOWNRESPONSE']._serialized_end=1259
-  _globals['_UNKNOWNOBJECT']._serialized_start=1262
-  _globals['_UNKNOWNOBJECT']._serialized_end=1468
-  _globals['_ADOPTVMREQUEST']._serialized_start=1470
-  _globals['_ADOPTVMREQUEST']._serialized_end=1532
-  _globals['_ADOPTVOLUMEREQUEST']._serialized_start=1534
-  _globals['_ADOPTVOLUMEREQUEST']._serialized_end=1600
-  _globals['_FORGETUNKNOWNREQUEST']._serialized_start=1602
-  _globals['_FORGETUNKNOWNREQUEST']._serialized_end=1651
-  _globals['_FORGETUNKNOWNRESPONSE']._serialized_start=1653
-  _globals['_FORGETUNKNOWNRESPONSE']._serialized_end=1691
-  _globals['_STOREMEMBER']._serialized_start=1694
-  _globals['_STOREMEMBER']._serialized_end=1882
-  _globals['_RENEWCERTIFICATEREQUEST']._serialized_start=1884
-  _globals['_RENEWCERTIFICATEREQUEST']._serialized_end=1926
-  _globals['_RENEWCERTIFICATERESPONSE']._serialized_start=1928
-  _globals['_RENEWCERTIFICATERESPONSE']._serialized_end=1995
-  _globals['_JOINNODEREQUEST']._serialized_start=1997
-  _globals['_JOINNODEREQUEST']._serialized_end=2065
-  _globals['_JOINNODERESPONSE']._serialized_start=2067
-  _globals['_JOINNODERESPONSE']._serialized_end=2161
-  _globals['_CLUSTER']._serialized_start=2164
-  _globals['_CLUSTER']._serialized_end=2368
-  _globals['_CONTROLLERSESSION']._serialized_start=2370
-  _globals['_CONTROLLERSESSION']._serialized_end=2487
-  _globals['_CONTROLLERMEMBER']._serialized_start=2489
-  _globals['_CONTROLLERMEMBER']._serialized_end=2607
-  _globals['_REQUESTRECORD']._serialized_start=2610
-  _globals['_REQUESTRECORD']._serialized_end=2829
-  _globals['_PLANRECORD']._serialized_start=2832
-  _globals['_PLANRECORD']._serialized_end=3123
-  _globals['_PLANRECORD_LEFTENTRY']._serialized_start=3069
-  _globals['_PLANRECORD_LEFTENTRY']._serialized_end=3112
-  _globals['_STOREDTXN']._serialized_start=3126
-  _globals['_STOREDTXN']._serialized_end=3272
-  _globals['_STOREDTXN_CHECKSENTRY']._serialized_start=3227
-  _globals['_STOREDTXN_CHECKSENTRY']._serialized_end=3272
-  _globals['_STOREDWRITE']._serialized_start=3274
-  _globals['_STOREDWRITE']._serialized_end=3361
-  _globals['_NAMECLAIM']._serialized_start=3363
-  _globals['_NAMECLAIM']._serialized_end=3431
-  _globals['_CLUSTERSERVICE']._serialized_start=3434
-  _globals['_CLUSTERSERVICE']._serialized_end=4160
-  _globals['_IDENTITYSERVICE']._serialized_start=4162
-  _globals['_IDENTITYSERVICE']._serialized_end=4270
-  _globals['_ENROLMENTSERVICE']._serialized_start=4272
-  _globals['_ENROLMENTSERVICE']._serialized_end=4357
+  _globals['_GETCLUSTERSTATUSREQUEST']._serialized_start=186
+  _globals['_GETCLUSTERSTATUSREQUEST']._serialized_end=211
+  _globals['_GETCLUSTERSTATUSRESPONSE']._serialized_start=214
+  _globals['_GETCLUSTERSTATUSRESPONSE']._serialized_end=785
+  _globals['_MISSINGCONTROLLER']._serialized_start=787
+  _globals['_MISSINGCONTROLLER']._serialized_end=904
+  _globals['_RETIRECONTROLLERREQUEST']._serialized_start=906
+  _globals['_RETIRECONTROLLERREQUEST']._serialized_end=945
+  _globals['_RETIRECONTROLLERRESPONSE']._serialized_start=947
+  _globals['_RETIRECONTROLLERRESPONSE']._serialized_end=973
+  _globals['_NODEAHEAD']._serialized_start=975
+  _globals['_NODEAHEAD']._serialized_end=1047
+  _globals['_CHECKCLUSTERREQUEST']._serialized_start=1049
+  _globals['_CHECKCLUSTERREQUEST']._serialized_end=1070
+  _globals['_CHECKCLUSTERRESPONSE']._serialized_start=1072
+  _globals['_CHECKCLUSTERRESPONSE']._serialized_end=1131
+  _globals['_FINDING']._serialized_start=1133
+  _globals['_FINDING']._serialized_end=1186
+  _globals['_LISTUNKNOWNREQUEST']._serialized_start=1188
+  _globals['_LISTUNKNOWNREQUEST']._serialized_end=1222
+  _globals['_LISTUNKNOWNRESPONSE']._serialized_start=1224
+  _globals['_LISTUNKNOWNRESPONSE']._serialized_end=1287
+  _globals['_UNKNOWNOBJECT']._serialized_start=1290
+  _globals['_UNKNOWNOBJECT']._serialized_end=1496
+  _globals['_ADOPTVMREQUEST']._serialized_start=1498
+  _globals['_ADOPTVMREQUEST']._serialized_end=1560
+  _globals['_ADOPTVOLUMEREQUEST']._serialized_start=1562
+  _globals['_ADOPTVOLUMEREQUEST']._serialized_end=1628
+  _globals['_ADOPTIMAGEREQUEST']._serialized_start=1630
+  _globals['_ADOPTIMAGEREQUEST']._serialized_end=1723
+  _globals['_FORGETUNKNOWNREQUEST']._serialized_start=1725
+  _globals['_FORGETUNKNOWNREQUEST']._serialized_end=1774
+  _globals['_FORGETUNKNOWNRESPONSE']._serialized_start=1776
+  _globals['_FORGETUNKNOWNRESPONSE']._serialized_end=1814
+  _globals['_STOREMEMBER']._serialized_start=1817
+  _globals['_STOREMEMBER']._serialized_end=2005
+  _globals['_RENEWCERTIFICATEREQUEST']._serialized_start=2007
+  _globals['_RENEWCERTIFICATEREQUEST']._serialized_end=2049
+  _globals['_RENEWCERTIFICATERESPONSE']._serialized_start=2051
+  _globals['_RENEWCERTIFICATERESPONSE']._serialized_end=2118
+  _globals['_JOINNODEREQUEST']._serialized_start=2120
+  _globals['_JOINNODEREQUEST']._serialized_end=2188
+  _globals['_JOINNODERESPONSE']._serialized_start=2190
+  _globals['_JOINNODERESPONSE']._serialized_end=2284
+  _globals['_CLUSTER']._serialized_start=2287
+  _globals['_CLUSTER']._serialized_end=2491
+  _globals['_CONTROLLERSESSION']._serialized_start=2493
+  _globals['_CONTROLLERSESSION']._serialized_end=2610
+  _globals['_CONTROLLERMEMBER']._serialized_start=2612
+  _globals['_CONTROLLERMEMBER']._serialized_end=2730
+  _globals['_REQUESTRECORD']._serialized_start=2733
+  _globals['_REQUESTRECORD']._serialized_end=2952
+  _globals['_PLANRECORD']._serialized_start=2955
+  _globals['_PLANRECORD']._serialized_end=3246
+  _globals['_PLANRECORD_LEFTENTRY']._serialized_start=3192
+  _globals['_PLANRECORD_LEFTENTRY']._serialized_end=3235
+  _globals['_STOREDTXN']._serialized_start=3249
+  _globals['_STOREDTXN']._serialized_end=3395
+  _globals['_STOREDTXN_CHECKSENTRY']._serialized_start=3350
+  _globals['_STOREDTXN_CHECKSENTRY']._serialized_end=3395
+  _globals['_STOREDWRITE']._serialized_start=3397
+  _globals['_STOREDWRITE']._serialized_end=3484
+  _globals['_NAMECLAIM']._serialized_start=3486
+  _globals['_NAMECLAIM']._serialized_end=3554
+  _globals['_CLUSTERSERVICE']._serialized_start=3557
+  _globals['_CLUSTERSERVICE']._serialized_end=4343
+  _globals['_IDENTITYSERVICE']._serialized_start=4345
+  _globals['_IDENTITYSERVICE']._serialized_end=4453
+  _globals['_ENROLMENTSERVICE']._serialized_start=4455
+  _globals['_ENROLMENTSERVICE']._serialized_end=4540
 # @@protoc_insertion_point(module_scope)

@@ -447,6 +447,39 @@ class AdoptVolumeRequest(_message.Message):
 Global___AdoptVolumeRequest: _TypeAlias = AdoptVolumeRequest  # noqa: Y015
 
 @_typing.final
+class AdoptImageRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ARCH_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    node: _builtins.str
+    id: _builtins.str
+    """Image id."""
+    name: _builtins.str
+    """What no node knows of an image. Empty: its id; the architecture of the node."""
+    arch: _builtins.str
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        node: _builtins.str = ...,
+        id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        arch: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arch", b"arch", "id", b"id", "name", b"name", "node", b"node", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdoptImageRequest: _TypeAlias = AdoptImageRequest  # noqa: Y015
+
+@_typing.final
 class ForgetUnknownRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -5,6 +5,7 @@ import warnings
 
 from cairn.proto.v1 import backup_pb2 as cairn_dot_proto_dot_v1_dot_backup__pb2
 from cairn.proto.v1 import cluster_pb2 as cairn_dot_proto_dot_v1_dot_cluster__pb2
+from cairn.proto.v1 import image_pb2 as cairn_dot_proto_dot_v1_dot_image__pb2
 from cairn.proto.v1 import vm_pb2 as cairn_dot_proto_dot_v1_dot_vm__pb2
 from cairn.proto.v1 import volume_pb2 as cairn_dot_proto_dot_v1_dot_volume__pb2
 
@@ -73,6 +74,11 @@ class ClusterServiceStub:
                 request_serializer=cairn_dot_proto_dot_v1_dot_cluster__pb2.AdoptVolumeRequest.SerializeToString,
                 response_deserializer=cairn_dot_proto_dot_v1_dot_volume__pb2.Volume.FromString,
                 _registered_method=True)
+        self.AdoptImage = channel.unary_unary(
+                '/cairn.v1.ClusterService/AdoptImage',
+                request_serializer=cairn_dot_proto_dot_v1_dot_cluster__pb2.AdoptImageRequest.SerializeToString,
+                response_deserializer=cairn_dot_proto_dot_v1_dot_image__pb2.Image.FromString,
+                _registered_method=True)
         self.ForgetUnknown = channel.unary_unary(
                 '/cairn.v1.ClusterService/ForgetUnknown',
                 request_serializer=cairn_dot_proto_dot_v1_dot_cluster__pb2.ForgetUnknownRequest.SerializeToString,
@@ -135,6 +141,13 @@ class ClusterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AdoptImage(self, request, context):
+        """Makes a record of an image that a node holds; of one there is a record of, makes that node keep it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ForgetUnknown(self, request, context):
         """The explicit word that a node may remove what no record speaks of. Repeating it changes nothing.
         """
@@ -186,6 +199,11 @@ def add_ClusterServiceServicer_to_server(servicer, server):
                     servicer.AdoptVolume,
                     request_deserializer=cairn_dot_proto_dot_v1_dot_cluster__pb2.AdoptVolumeRequest.FromString,
                     response_serializer=cairn_dot_proto_dot_v1_dot_volume__pb2.Volume.SerializeToString,
+            ),
+            'AdoptImage': grpc.unary_unary_rpc_method_handler(
+                    servicer.AdoptImage,
+                    request_deserializer=cairn_dot_proto_dot_v1_dot_cluster__pb2.AdoptImageRequest.FromString,
+                    response_serializer=cairn_dot_proto_dot_v1_dot_image__pb2.Image.SerializeToString,
             ),
             'ForgetUnknown': grpc.unary_unary_rpc_method_handler(
                     servicer.ForgetUnknown,
@@ -388,6 +406,33 @@ class ClusterService:
             '/cairn.v1.ClusterService/AdoptVolume',
             cairn_dot_proto_dot_v1_dot_cluster__pb2.AdoptVolumeRequest.SerializeToString,
             cairn_dot_proto_dot_v1_dot_volume__pb2.Volume.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AdoptImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cairn.v1.ClusterService/AdoptImage',
+            cairn_dot_proto_dot_v1_dot_cluster__pb2.AdoptImageRequest.SerializeToString,
+            cairn_dot_proto_dot_v1_dot_image__pb2.Image.FromString,
             options,
             channel_credentials,
             insecure,

@@ -5,6 +5,7 @@ The cluster itself, and how servers and people get certificates."""
 
 from cairn.proto.v1 import backup_pb2 as _backup_pb2
 from cairn.proto.v1 import cluster_pb2 as _cluster_pb2
+from cairn.proto.v1 import image_pb2 as _image_pb2
 from cairn.proto.v1 import vm_pb2 as _vm_pb2
 from cairn.proto.v1 import volume_pb2 as _volume_pb2
 from collections import abc as _abc
@@ -47,6 +48,8 @@ class ClusterServiceStub:
     AdoptVm: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.AdoptVmRequest, _vm_pb2.Vm]
     """Makes the records what a node says of a VM or volume it holds, or has removed."""
     AdoptVolume: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.AdoptVolumeRequest, _volume_pb2.Volume]
+    AdoptImage: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.AdoptImageRequest, _image_pb2.Image]
+    """Makes a record of an image that a node holds; of one there is a record of, makes that node keep it."""
     ForgetUnknown: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.ForgetUnknownRequest, _cluster_pb2.ForgetUnknownResponse]
     """The explicit word that a node may remove what no record speaks of. Repeating it changes nothing."""
     RetireController: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.RetireControllerRequest, _cluster_pb2.RetireControllerResponse]
@@ -68,6 +71,8 @@ class ClusterServiceAsyncStub(ClusterServiceStub):
     AdoptVm: _aio.UnaryUnaryMultiCallable[_cluster_pb2.AdoptVmRequest, _vm_pb2.Vm]  # type: ignore[assignment]
     """Makes the records what a node says of a VM or volume it holds, or has removed."""
     AdoptVolume: _aio.UnaryUnaryMultiCallable[_cluster_pb2.AdoptVolumeRequest, _volume_pb2.Volume]  # type: ignore[assignment]
+    AdoptImage: _aio.UnaryUnaryMultiCallable[_cluster_pb2.AdoptImageRequest, _image_pb2.Image]  # type: ignore[assignment]
+    """Makes a record of an image that a node holds; of one there is a record of, makes that node keep it."""
     ForgetUnknown: _aio.UnaryUnaryMultiCallable[_cluster_pb2.ForgetUnknownRequest, _cluster_pb2.ForgetUnknownResponse]  # type: ignore[assignment]
     """The explicit word that a node may remove what no record speaks of. Repeating it changes nothing."""
     RetireController: _aio.UnaryUnaryMultiCallable[_cluster_pb2.RetireControllerRequest, _cluster_pb2.RetireControllerResponse]  # type: ignore[assignment]
@@ -128,6 +133,14 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _cluster_pb2.AdoptVolumeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_volume_pb2.Volume, _abc.Awaitable[_volume_pb2.Volume]]: ...
+
+    @_abc_1.abstractmethod
+    def AdoptImage(
+        self,
+        request: _cluster_pb2.AdoptImageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_image_pb2.Image, _abc.Awaitable[_image_pb2.Image]]:
+        """Makes a record of an image that a node holds; of one there is a record of, makes that node keep it."""
 
     @_abc_1.abstractmethod
     def ForgetUnknown(

@@ -250,6 +250,12 @@ class SimClient:
         request.update_mask.paths.extend(paths)
         return await self.call(VolumeServiceStub, "UpdateVolume", request)
 
+    async def keep_disk(self, id: str) -> Any:
+        """Have a VM's own disk stay when the VM goes."""
+        request = volume_pb2.UpdateVolumeRequest(volume=volume_pb2.Volume(id=id), allow_stale=True)
+        request.update_mask.paths.append("spec.delete_with_vm")
+        return await self.call(VolumeServiceStub, "UpdateVolume", request)
+
     async def get_volume(self, id: str, revision: int = 0) -> Any:
         """Return one, as of a state at least that fresh."""
         return await self.call(VolumeServiceStub, "GetVolume", volume_pb2.GetVolumeRequest(id=id, read_revision=revision))

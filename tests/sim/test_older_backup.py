@@ -1,4 +1,4 @@
-"""An older backup restored under load, in stories of few workloads: nodes that come and go keep it away."""
+"""An older backup restored under load, in stories of few workloads."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_ways_to_guests_that_were_forgotten_go(monkeypatch: pytest.MonkeyPatch) 
     """Guests made since the backup run on, and are reached from other nodes, until somebody lets them go."""
 
     async def forget(self: Operator, known: Any) -> None:
-        self._excuse(known.key.partition("/")[2])
+        self._since.refuse(known.key.partition("/")[2], "let go")
         await self._tried("ForgetUnknown", ForgetUnknownRequest(node=known.node, key=known.key))
 
     monkeypatch.setattr(Operator, "_one", forget)

@@ -15,7 +15,8 @@ from cairn.controller.runtime import check_writers
 from cairn.controller.store.base import Conflict
 from cairn.proto import kinds
 from cairn.proto.capabilities import of_agent
-from cairn.proto.v1.agent_pb2 import DesiredVolume, VmReport, VolumeReport
+from cairn.proto.v1.agent_pb2 import DesiredVolume, NodeHeard, VmReport, VolumeReport
+from cairn.proto.v1.cluster_pb2 import Cluster
 from cairn.proto.v1.node_pb2 import Assignment
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -172,6 +173,32 @@ def test_work_without_a_node_is_woken_when_one_comes_and_says_so() -> None:
     assert WORK in list(assignments.keys(cloud.view, kinds.NODE_SESSION, other))
     cloud.decide(assignments, WORK)
     assert held(cloud).node == other
+
+
+def test_a_generation_is_greater_than_any_of_before_a_restore() -> None:
+    """The pool has seen generation 7 since the backup, and would refuse its administrator for ever."""
+    cloud, nodes, _ = shared()
+    before = held(cloud)
+    cluster = Cluster(name="blue", epoch=1_900_000_000)
+    cluster.restored.revision = cloud.view.revision
+    cloud.put(kinds.CLUSTER, "self", cluster)
+    cloud.settle(ALL)
+    assert held(cloud) == before, "not before every node has said what it knows better"
+    for node in nodes:
+        cloud.put(kinds.NODE_HEARD, node, NodeHeard(node=node, epoch=cluster.epoch))
+    cloud.settle(ALL)
+    after = held(cloud)
+    assert (after.node, after.made) == (before.node, before.made)
+    assert after.generation > 1 << 32
+    cloud.settle(ALL)
+    assert held(cloud) == after, "once"
+    cluster.epoch += 1
+    cluster.restored.revision = cloud.view.revision
+    cloud.put(kinds.CLUSTER, "self", cluster)
+    for node in nodes:
+        cloud.put(kinds.NODE_HEARD, node, NodeHeard(node=node, epoch=cluster.epoch))
+    cloud.settle(ALL)
+    assert held(cloud).generation > after.generation, "in the next epoch, however often it moved in this one"
 
 
 def test_two_deciders_conflict() -> None:

@@ -21,7 +21,18 @@ from cairn.controller.store.base import Txn, View
 from cairn.proto import kinds
 from cairn.proto.capabilities import OF_THIS_RELEASE, desired_kind
 from cairn.proto.seams import timestamp
-from cairn.proto.v1.agent_pb2 import Desired, DesiredForward, ImageReport, Upsert, Version, VmReport, VolumeReport
+from cairn.proto.v1.agent_pb2 import (
+    Desired,
+    DesiredForward,
+    DesiredImage,
+    ImageReport,
+    Unknown,
+    Upsert,
+    Version,
+    VmReport,
+    VolumeReport,
+)
+from cairn.proto.v1.cluster_pb2 import Cluster
 from cairn.proto.v1.image_pb2 import ImageContent
 from cairn.proto.v1.project_pb2 import Project
 from cairn.proto.v1.volume_pb2 import Purge
@@ -150,6 +161,21 @@ def test_a_purged_disk_is_sent_as_absent_and_its_image_is_not_needed() -> None:
     held = objects(cloud, nodes[0])
     assert held["volume/vol-00000vm0"].volume.absent
     assert "image/img-0000demo" not in held
+
+
+def test_a_copy_too_many_goes_only_once_a_keeper_has_one() -> None:
+    """Keepers change; by the records of a backup they may be nodes that have left since, and this copy the last."""
+    cloud, _, _ = two_vms()
+    keeper, more = cloud.node("n3"), cloud.node("n4")
+    cloud.put(kinds.IMAGE_CONTENT, "img-0000demo", ImageContent(image="img-0000demo", nodes=[keeper]))
+    cluster = Cluster(epoch=2)
+    cluster.restored.revision = cloud.view.revision
+    cloud.put(kinds.CLUSTER, "self", cluster)
+    told = Unknown(key="image/img-0000demo", node=more, desired=Desired(image=DesiredImage(id="img-0000demo")))
+    cloud.put(kinds.UNKNOWN, f"{more}/image/img-0000demo", told)
+    assert "image/img-0000demo" not in objects(cloud, more)
+    cloud.report(keeper, "image/img-0000demo", state=ImageReport.STATE_READY)
+    assert objects(cloud, more)["image/img-0000demo"].image.absent
 
 
 def test_images_are_pulled_from_who_has_them() -> None:

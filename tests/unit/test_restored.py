@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from cairn.controller.model.beyond import beyond
 from cairn.controller.model.restored import is_restored, next_power, next_reboot
 from cairn.controller.nodespec import desired, unsure
 from cairn.controller.presence import Presence
+from cairn.controller.reconcilers.garbage import Garbage
 from cairn.controller.reconcilers.placement import Placements
 from cairn.controller.reconcilers.ports import Ports
 from cairn.proto import kinds
 from cairn.proto.keys import UNSETTLED
+from cairn.proto.seams import timestamp
 from cairn.proto.v1.agent_pb2 import Desired, DesiredVm, DesiredVolume, NodeHeard, Observed, Report, Unknown, VmReport
 from cairn.proto.v1.cluster_pb2 import Cluster
 from cairn.proto.v1.node_pb2 import NodeCapacity
@@ -161,3 +165,43 @@ def test_a_restored_vm_without_a_node_is_placed_only_on_a_word_of_today() -> Non
     cloud.delete(kinds.UNKNOWN, f"{second}/vm/{vm}")
     cloud.settle([Ports(), Placements()])
     assert node_of(cloud, vm)
+
+
+def test_a_volume_that_a_node_holds_is_not_made_anew_elsewhere() -> None:
+    """It had no place at the backup, and has data on n2 by now: made anew on n1 it would be empty, and there would be two."""
+    cloud, node, vm = placed()
+    volume = cloud.volume("data", vm=vm)
+    other = cloud.node("n2")
+    restore(cloud)
+    hear(cloud, node)
+    cloud.settle([Ports(), Placements()])
+    assert cloud.view.get(kinds.VOLUME_PLACEMENT, volume) is None, "n2 has not said what it holds"
+    unknown(cloud, other, Desired(volume=DesiredVolume(id=volume, size_bytes=GIB)))
+    hear(cloud, other)
+    cloud.settle([Ports(), Placements()])
+    assert cloud.view.get(kinds.VOLUME_PLACEMENT, volume) is None
+    assert "n2 holds volume data" in cloud.edit(kinds.PLACEMENT, vm).decision.say
+    cloud.delete(kinds.UNKNOWN, f"{other}/volume/{volume}")
+    cloud.settle([Ports(), Placements()])
+    assert cloud.view.get(kinds.VOLUME_PLACEMENT, volume) is not None
+
+
+def test_what_a_backup_says_is_deleted_is_kept_from_the_restore_on() -> None:
+    """It may have been brought back since, in a pool whose administrator of today never heard of that."""
+    cloud, _, vm = placed()
+    cloud.delete_vm(vm)
+    cloud.now += timedelta(hours=3)
+    restore(cloud)
+    cluster = cloud.edit(kinds.CLUSTER, "self")
+    cluster.restored.restore_time.CopyFrom(timestamp(cloud.now))
+    cloud.put(kinds.CLUSTER, "self", cluster)
+    cloud.settle([Garbage()])
+    assert cloud.view.get(kinds.PURGE, vm) is None
+    cloud.now += timedelta(hours=2, seconds=1)
+    cloud.settle([Garbage()])
+    assert cloud.view.get(kinds.PURGE, vm) is not None
+    purged = cloud.vm("purged")
+    cloud.delete_vm(purged, purge=True)
+    restore(cloud)
+    cloud.settle([Garbage()])
+    assert cloud.view.get(kinds.VM, purged) is None, "that was a word nobody could take back"

@@ -57,10 +57,12 @@ def _chosen(cloud: Cloud, change: Changed) -> Iterator[str]:
     before, after = change.before, change.after
     if after is None:
         return
-    if after.generation != (before.generation if before is not None else 0) + 1:
+    cluster, last = cloud.get("cluster", "self"), before.generation if before is not None else 0
+    least = cluster.epoch << 24 if cluster is not None and cluster.HasField("restored") else 0
+    if after.generation != max(last + 1, least):
         was = before.generation if before is not None else "none"
         yield f"{change.key} was given to {cloud.name_of(after.node)} as generation {after.generation} after {was}"
-    if before is not None and before.node == after.node:
+    if before is not None and before.node == after.node and last >= least:
         yield f"{change.key} was taken from {cloud.name_of(after.node)} and given to it"
     if why := cannot(cloud, after):
         yield f"{change.key} was given to {cloud.name_of(after.node)}, which {why}"

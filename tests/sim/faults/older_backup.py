@@ -1,9 +1,9 @@
 """A backup is taken at any moment of the story, and restored when it is over, under load, with controllers dying meanwhile.
 
-What users were promised since the backup is excused. What must hold all the same: every guest keeps running, none is started
-twice or again, no volume is erased, nothing that was erased since comes back; and when an operator has decided about what nodes
-know better (tests/sim/older_backup.py) and then deletes all of it, nothing is left of it anywhere. Not with nodes that joined
-or left since, nor with shared pools.
+Nodes that left since are nodes again, those that joined since join again. Before anybody decides, nothing may change: every
+guest keeps running, none is started, no volume is erased. Then an operator decides about what nodes know better
+(tests/sim/older_backup.py), and what users were promised holds, but for what since.py says is rightly lost; the story goes on
+from there. Not while there are volumes in shared pools.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from typing import Final
 
 import grpc.aio
 from cairn.proto import kinds
-from cairn.proto.backup import Reader
 from cairn.proto.v1 import cluster_pb2
 
 from tests.sim import cast, older_backup
 from tests.sim.checkers.agree import networks
 from tests.sim.cloud import Cloud
+from tests.sim.since import Records, Since, backed_up
 from tests.sim.story import FAULT, Event, Size
+from tests.sim.workloads import nodes
 from tests.sim.world import World
 
 PATIENCE_S: Final = 120.0
@@ -60,32 +61,51 @@ def _nodes(world: World) -> set[str]:
 
 
 async def _restore(world: World, content: bytes, crash_steps: tuple[int, ...]) -> None:
-    if _nodes(world) != {machine.id for machine in world.machines.values()} or _nodes(world) != _backed_up(content):
-        world.note("nodes joined or left since the backup: it is not restored")
-        return
     if any(volume.spec.type not in ("", "local") for volume in world.referee.cloud.all(kinds.VOLUME.name).values()):
         world.note("there are volumes in shared pools: it is not restored")
         return
     world.note("the older backup is restored")
     world.network.count("older_backup")
-    before, boots, volumes = _running(world), _boots(world), _volumes(world)
+    before, volumes, since = set(world.running()), _volumes(world), Since(backed_up(content), _records(world))
+    boots, asked = _boots(world), world.referee.asked
     world.referee.suspend()
     load = [asyncio.create_task(_load(world, number)) for number in range(LOAD)]
     await _put_in_place(world, content, crash_steps)
     for task in load:
         task.cancel()
     await asyncio.gather(*load, return_exceptions=True)
+    await _gather_nodes(world, since)
     await world.until("all nodes to have said what they hold", lambda: _heard(world) >= _nodes(world), PATIENCE_S)
     await asyncio.sleep(WATCH_S)
     _judge(world, before, boots, volumes)
-    operator = older_backup.Operator(world, world.referee.asked)
-    await operator.decide()
-    _judge(world, before, boots, volumes)
+    await older_backup.Operator(world, asked, since).decide()
+    wanted = {id for id, vm in asked.vms.items() if id not in since.refused}
+    _judge(
+        world,
+        {each for each in before if each[0] in wanted},
+        boots,
+        {each for each in volumes if each[0] in asked.volumes and each[0] not in since.refused},
+    )
+    if lost := list(since.lost(asked, _records(world))):
+        raise AssertionError(f"a restore has lost what it must not: {lost[:5]}")
     await world.until("nodes to have the networks that the records say", lambda: not _strays(world), PATIENCE_S)
-    await operator.delete_all()
     records = [(item.key, item.value) for item in world.backend.scan("", "", 0, 0)]
     world.referee.begin_anew(cast.all_checkers(), world.backend.revision, records)
     world.look()
+
+
+async def _gather_nodes(world: World, since: Since) -> None:
+    """Who left since is a node again, and switched on; who joined since is none, and joins again, with all that it holds."""
+    for machine in list(world.machines.values()):
+        if machine.id in since.backup["node"] and machine.away:
+            world.note(f"{machine.name} is a node again")
+            machine.away = False
+            world.restart(machine.name)
+        elif machine.id and machine.id not in since.backup["node"] and not machine.away:
+            world.note(f"{machine.name} joins again")
+            world.crash(machine.name)
+            world.referee.cloud.hosts.pop(machine.id, None)
+            await nodes.become_node(world, world.client, machine)
 
 
 async def _put_in_place(world: World, content: bytes, crash_steps: tuple[int, ...]) -> None:
@@ -111,17 +131,17 @@ def _strays(world: World) -> list[str]:
 
 
 def _judge(world: World, before: Guests, boots: Mapping[str, int], volumes: Guests) -> None:
-    """What must hold whatever is restored. before: (guest, node) that ran, of those users still ask for."""
+    """What must hold whatever is restored. before: (guest, node) that must run; volumes: (volume, node) that must be there."""
     asked, running = world.referee.asked, world.running()
-    stopped = {each for each in before if each[0] in asked.vms} - set(running)
+    stopped = before - set(running)
     assert not stopped, f"guests were stopped by a restore: {sorted(stopped)}"
     again = {id for id, count in _boots(world).items() if count != boots.get(id, count)}
     assert not again, f"guests were started again by a restore: {sorted(again)}"
     twice = [id for id, count in Counter(id for id, _ in running).items() if count > 1]
     assert not twice, f"guests run twice after a restore: {twice}"
-    erased = {each for each in volumes if each[0] in asked.volumes} - _volumes(world)
+    erased = volumes - _volumes(world)
     assert not erased, f"volumes were erased by a restore: {sorted(erased)}"
-    back = sorted(id for id, _ in running if id in asked.erased)
+    back = sorted(id for id, _ in running if id in asked.erased and (id, _) not in before)
     assert not back, f"what was erased since the backup runs again: {back}"
 
 
@@ -141,13 +161,11 @@ def _cluster(world: World) -> cluster_pb2.Cluster:
     return cluster_pb2.Cluster.FromString(item.value)
 
 
-def _backed_up(content: bytes) -> set[str]:
-    """Return the ids of the nodes in a backup."""
-    return {record.id for part in Reader().feed(content) for record in part.records.records if record.kind == kinds.NODE.name}
-
-
-def _running(world: World) -> set[tuple[str, str]]:
-    return {each for each in world.running() if each[0] in world.referee.asked.vms}
+def _records(world: World) -> Records:
+    """Return the records in the store."""
+    cloud = Cloud()
+    cloud.commit(world.backend.revision, [(item.key, item.value) for item in world.backend.scan("", "", 0, 0)])
+    return cloud.records
 
 
 def _boots(world: World) -> dict[str, int]:
@@ -159,8 +177,9 @@ def _boots(world: World) -> dict[str, int]:
 
 
 def _volumes(world: World) -> set[tuple[str, str]]:
-    """Return (volume, node's name) of every volume there is."""
-    return {(id, name) for name, machine in world.machines.items() for id in machine.pool.volumes}
+    """Return (volume, name of its node or of the shared pool) of every volume there is."""
+    own = {(id, name) for name, machine in world.machines.items() for id in machine.pool.volumes}
+    return own | {(id, world.tank.name) for id in world.tank.volumes}
 
 
 def _heard(world: World) -> set[str]:

@@ -14,10 +14,11 @@ from cairn.agent.identity import Files, JoinError
 from cairn.proto.v1.node_pb2 import CreateJoinTokenRequest, DeleteNodeRequest, Node, UpdateNodeRequest
 from cairn.proto.v1.node_pb2_grpc import NodeServiceStub
 
-from tests.sim.client import PASSING, of_full_store
+from tests.sim.client import PASSING, SimClient, of_full_store
 from tests.sim.machine import Machine
 from tests.sim.story import Event, Size, spread
 from tests.sim.user import Code, User, pick
+from tests.sim.world import World
 
 
 def draw(draw: random.Random, size: Size) -> Iterable[Event]:
@@ -37,11 +38,16 @@ def draw(draw: random.Random, size: Size) -> Iterable[Event]:
 
 async def join(user: User, name: str) -> None:
     """A new server becomes a node."""
-    world = user.world
-    machine = world.add_machine(name)
+    machine = user.world.add_machine(name)
     machine.away = True
+    await become_node(user.world, user.client, machine)
+
+
+async def become_node(world: World, client: SimClient, machine: Machine) -> None:
+    """Have a server join, with whatever is on it."""
+    name = machine.name
     request = CreateJoinTokenRequest(node_name=name)
-    token = (await user.client.call(NodeServiceStub, "CreateJoinToken", request)).token
+    token = (await client.call(NodeServiceStub, "CreateJoinToken", request)).token
     with tempfile.TemporaryDirectory() as folder:
         while True:
             try:
