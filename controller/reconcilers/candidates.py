@@ -66,6 +66,8 @@ class Candidates:
         self.labels: list[Mapping[str, str]] = [{}] * count
         self.row: dict[str, int] = {}
         self.ready: Mask = np.zeros(count, np.bool_)
+        # What is claimed of it can be read.
+        self.counted: Mask = np.zeros(count, np.bool_)
         self.cordoned: Mask = np.zeros(count, np.bool_)
         # It runs guests of some architecture at all, and its hypervisor answers.
         self.hypervisor: Mask = np.zeros(count, np.bool_)
@@ -164,9 +166,8 @@ class Candidates:
         node, facts = view.get(kinds.NODE, id), view.get(kinds.NODE_FACTS, id)
         if node is None:
             raise LookupError(f"node {id} vanished without a change being told")
-        counted = id not in view.unreadable(kinds.NODE_CLAIMS) and _LOCAL + id not in view.unreadable(kinds.POOL_CLAIMS)
         connected = view.get(kinds.NODE_SESSION, id) is not None and heard(view, id)
-        self.ready[row] = facts is not None and connected and counted
+        self.ready[row] = facts is not None and connected
         self.cordoned[row] = node.spec.cordoned or node.HasField("delete_time")
         self.labels[row] = node.labels
         runs = set(facts.hypervisor.archs) if facts is not None else set()
@@ -190,13 +191,17 @@ class Candidates:
                 self._pools.add(id)
 
     def _fill_claims(self, view: View, row: int) -> None:
-        claims = view.get(kinds.NODE_CLAIMS, self.ids[row]) or NodeClaims()
-        more = beyond(view, self.ids[row]) if view.count(kinds.UNKNOWN) else _NOTHING
+        id = self.ids[row]
+        self.counted[row] = id not in view.unreadable(kinds.NODE_CLAIMS) and _LOCAL + id not in view.unreadable(
+            kinds.POOL_CLAIMS
+        )
+        claims = view.get(kinds.NODE_CLAIMS, id) or NodeClaims()
+        more = beyond(view, id) if view.count(kinds.UNKNOWN) else _NOTHING
         self.cpus_free[row] = self.cpus[row] - claims.cpus - more.cpus
         self.memory_free_bytes[row] = self.memory_bytes[row] - claims.memory_bytes - more.memory_bytes
         self.cpus_share[row] = self.cpus_free[row] * self.cpu_share[row]
         self.memory_share[row] = self.memory_free_bytes[row] * self.byte_share[row]
-        self.disk_free_bytes[row] = self.disk_bytes[row] - pool_claimed(view, _LOCAL + self.ids[row]) - more.disk_bytes
+        self.disk_free_bytes[row] = self.disk_bytes[row] - pool_claimed(view, _LOCAL + id) - more.disk_bytes
 
 
 def _mark(columns: dict[str, Mask], row: int, names: Set[str], count: int) -> None:

@@ -266,6 +266,10 @@ FILTERS: Final[tuple[Filter, ...]] = (
         lambda table, _, rows: f"start the agent on {table.names[rows[0]]}, or join another node (`cairn node token create`)",
     ),
     _simple(
+        "claims", lambda table, _: table.counted, "has claims that cannot be read", "have claims that cannot be read",
+        lambda _t, _w, _r: "`cairn cluster fsck` names the records and what to do",
+    ),
+    _simple(
         "cordoned", lambda table, _: ~table.cordoned, "is cordoned", "are cordoned",
         lambda table, _, rows: f"`cairn node uncordon {table.names[rows[0]]}`, or add a node",
     ),

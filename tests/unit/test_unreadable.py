@@ -13,8 +13,9 @@ from cairn.controller.presence import Presence
 from cairn.controller.reconcilers.assignments import Assignments
 from cairn.controller.reconcilers.candidates import Candidates
 from cairn.controller.reconcilers.claims import claim
+from cairn.controller.reconcilers.fit import decide
 from cairn.controller.reconcilers.garbage import Garbage
-from cairn.controller.reconcilers.placement import Placements
+from cairn.controller.reconcilers.placement import Placements, wanted_of
 from cairn.controller.reconcilers.ports import Ports
 from cairn.controller.store.base import Put, Txn
 from cairn.controller.store.cache import Cache
@@ -255,11 +256,23 @@ def test_nothing_is_given_away_because_of_it(kind: AnyKind, id: str) -> None:
     assert outcomes(cloud) == []
 
 
-def test_a_node_whose_claims_cannot_be_read_gets_no_more() -> None:
-    cloud, nodes, _ = cloud_of_two()
-    damage(cloud, kinds.NODE_CLAIMS, nodes[0])
-    table = Candidates().at(cloud.view)
-    assert [bool(table.ready[table.row[node]]) for node in nodes] == [False, True]
+@pytest.mark.parametrize("kind", [kinds.NODE_CLAIMS, kinds.POOL_CLAIMS], ids=lambda kind: kind.name)
+def test_a_node_whose_claims_cannot_be_read_gets_no_more_until_they_can(kind: AnyKind) -> None:
+    """Also for who follows the view, and is told of nothing but those claims."""
+    cloud, nodes, vms = cloud_of_two()
+    id = f"local/{nodes[0]}" if kind is kinds.POOL_CLAIMS else nodes[0]
+    claims, table = cloud.edit(kind, id), Candidates().at(cloud.view)
+    damage(cloud, kind, id)
+    assert [bool(Candidates().at(cloud.view).counted[row]) for row in range(2)] == [False, True]
+    table.follow(cloud.view, [(kind, id)])
+    assert [bool(table.at(cloud.view).counted[row]) for row in range(2)] == [False, True]
+    vm = cloud.view.get(kinds.VM, vms[0])
+    assert vm is not None
+    refused = {each.name: each.refused for each in decide(table.at(cloud.view), wanted_of(cloud.view, vm)).filters}
+    assert refused["claims"] == 1
+    cloud.put(kind, id, claims)
+    table.follow(cloud.view, [(kind, id)])
+    assert table.at(cloud.view).counted.all()
 
 
 def test_bytes_of_a_pool_whose_claims_cannot_be_read_are_given_back_once_they_can() -> None:
