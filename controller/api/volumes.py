@@ -16,7 +16,7 @@ from cairn.controller.api.fitting import disk_fits_somewhere
 from cairn.controller.api.masks import UpdateRules
 from cairn.controller.api.objects import addressed, begin, looked_up, mark_deleted, updated
 from cairn.controller.api.status import virtual_size
-from cairn.controller.model.attachments import is_let_go
+from cairn.controller.model.attachments import holders, is_let_go
 from cairn.controller.model.nodes import node_name
 from cairn.controller.model.permits import Caller, Verb, name_for
 from cairn.controller.model.pools import pool_types, reaching
@@ -303,8 +303,9 @@ def free(view: View, volume: Volume, vm: Vm) -> None:
     # A root disk is a data volume from then on.
     volume.spec.vm, volume.spec.slot, volume.spec.boot = "", 0, False
     before = view.get(kinds.VOLUME, volume.id)
-    # If the one it was taken from before has not let go yet, that is still the one to be waited for.
-    if before is None or is_let_go(view, before):
+    # If the one it was taken from before has not let go yet, that is still the one to be waited for; unless this one has it
+    # open, which was given to it once the other had: that one's node may have forgotten that since, as an older agent does.
+    if before is None or is_let_go(view, before) or vm.id in {holder for holder, _ in holders(view, volume.id)}:
         volume.spec.former_vm, volume.spec.former_generation = vm.id, vm.spec.volumes_generation
 
 

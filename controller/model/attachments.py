@@ -81,7 +81,7 @@ def is_let_go(view: View, volume: Volume) -> bool:
     seen = _seen(view, node, former.id)
     if not node or is_absent(former, seen):
         return True
-    return seen is not None and seen.volumes_generation >= volume.spec.former_generation
+    return seen is not None and _has_answered(view, node, former, seen, volume.spec.former_generation)
 
 
 def _attached(view: View, volume: Volume, id: str) -> Attachment:

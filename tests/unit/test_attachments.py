@@ -411,3 +411,29 @@ def test_who_got_it_in_between_is_not_waited_for_instead(deleted: bool) -> None:
     assert not tank.told(1)
     tank.says(0, [])
     assert tank.told(1)
+
+
+def test_who_has_it_open_is_waited_for_whatever_the_one_before_says_by_now() -> None:
+    """A volume was said to be free that a guest had open: the node it was taken from before had an older agent by then."""
+    tank = Tank()
+    tank.move(0, on=False)
+    tank.says(0, [])
+    tank.move(1, on=True)
+    assert tank.told(1)
+    tank.says(1, [DATA])
+    tank.cloud.report(tank.nodes[0], f"vm/{tank.vms[0]}", state=VmReport.STATE_RUNNING)
+    tank.move(1, on=False)
+    assert tank.cloud.edit(kinds.VOLUME, DATA).spec.former_vm == tank.vms[1]
+
+
+def test_an_older_agent_gives_a_shared_volume_free_by_saying_that_the_guest_is_as_asked() -> None:
+    tank = Tank()
+    tank.cloud.connect(tank.nodes[0], knows=[])
+    tank.move(0, on=False)
+    tank.move(1, on=True)
+    said: dict[str, Any] = {"state": VmReport.STATE_RUNNING, "spec_revision": 1}
+    tank.cloud.report(tank.nodes[0], f"vm/{tank.vms[0]}", **said)
+    assert not tank.told(1)
+    said["spec_revision"] = tank.cloud.view.revision_of(kinds.VM, tank.vms[0])
+    tank.cloud.report(tank.nodes[0], f"vm/{tank.vms[0]}", **said)
+    assert tank.told(1)
