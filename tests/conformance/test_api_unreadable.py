@@ -1,0 +1,66 @@
+"""What cannot be read is not absent: a change that would have to know it is refused until it can be read."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import pytest
+from cairn.controller.store.memory import MemoryStore
+from cairn.proto import kinds
+from cairn.proto.v1.subnet_pb2 import CreateSubnetRequest, Subnet, SubnetSpec
+from cairn.proto.v1.vm_pb2 import DeleteVmRequest
+from cairn.proto.v1.volume_pb2 import CreateVolumeRequest, DeleteVolumeRequest, UpdateVolumeRequest, Volume, VolumeSpec
+from google.protobuf.field_mask_pb2 import FieldMask
+
+from tests.conformance.api_world import MIB, World, world_on
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    async with world_on(MemoryStore(), tmp_path) as world:
+        await world.furnish()
+        yield world
+
+
+async def refused(call: Awaitable[Any]) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert "cannot be read; `cairn cluster fsck`" in str(caught.value.details())
+
+
+async def attached(world: World) -> tuple[str, str]:
+    vm = await world.vm("web")
+    spec = VolumeSpec(size_bytes=MIB, vm=vm.id)
+    volume = await world.api.volumes.CreateVolume(CreateVolumeRequest(volume=Volume(name="data", spec=spec)))
+    return vm.id, volume.id
+
+
+async def test_a_volume_of_a_vm_that_cannot_be_read_is_not_detached_nor_deleted(world: World) -> None:
+    vm, volume = await attached(world)
+    await world.spoil(kinds.VM, vm)
+    free = UpdateVolumeRequest(volume=Volume(id=volume), update_mask=FieldMask(paths=["spec.vm"]), allow_stale=True)
+    await refused(world.api.volumes.UpdateVolume(free))
+    await refused(world.api.volumes.DeleteVolume(DeleteVolumeRequest(id=volume)))
+    kept = world.cache.view.get(kinds.VOLUME, volume)
+    assert kept is not None
+    assert kept.spec.vm == vm
+    assert not kept.HasField("delete_time")
+
+
+async def test_a_vm_with_a_volume_that_cannot_be_read_is_not_deleted(world: World) -> None:
+    """The volume would have stayed at a VM that does not list it."""
+    vm, volume = await attached(world)
+    await world.spoil(kinds.VOLUME, volume)
+    await refused(world.api.vms.DeleteVm(DeleteVmRequest(id=vm)))
+
+
+async def test_no_subnet_is_made_while_one_cannot_be_read(world: World) -> None:
+    """They might overlap."""
+    subnet = next(iter(world.cache.view.all(kinds.SUBNET)))
+    await world.spoil(kinds.SUBNET, subnet.id)
+    spec = SubnetSpec(vpc=subnet.spec.vpc, cidr=subnet.spec.cidr)
+    await refused(world.api.subnets.CreateSubnet(CreateSubnetRequest(subnet=Subnet(name="over", spec=spec))))
