@@ -84,6 +84,7 @@ async def unknowns(world: World) -> None:
     held = {
         "vm/i-unknown0": Desired(vm=DesiredVm(id="i-unknown0", name="stray", cpus=1, memory_bytes=64 * MIB)),
         "image/img-unkn000": Desired(image=DesiredImage(id="img-unkn000", digest="sha256:00")),
+        "image/img-unkn001": Desired(image=DesiredImage(id="img-unkn001", digest="sha256:" + "11" * 32, size_bytes=MIB)),
         "volume/vol-unkn000": Desired(volume=DesiredVolume(id="vol-unkn000", size_bytes=MIB)),
     }
     for key, desired in held.items():
@@ -124,6 +125,7 @@ CREATED: dict[str, Any] = {
     "RetireController": cluster_pb2.RetireControllerRequest(name="c9"),
     "ForgetUnknown": cluster_pb2.ForgetUnknownRequest(node="n1", key="image/img-unkn000"),
     "AdoptVolume": cluster_pb2.AdoptVolumeRequest(node="n1", id="vol-unkn000"),
+    "AdoptImage": cluster_pb2.AdoptImageRequest(node="n1", id="img-unkn001"),
     "RestoreCluster": RestoreClusterRequest(options=RestoreOptions(validate_only=True)),
     "RenewCertificate": cluster_pb2.RenewCertificateRequest(csr_pem=make_csr("x").cert_pem),
 }
