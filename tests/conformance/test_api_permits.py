@@ -28,6 +28,7 @@ from cairn.proto.v1 import (
 from cairn.proto.v1.agent_pb2 import Desired, DesiredImage, DesiredVm, DesiredVolume, Unknown
 from cairn.proto.v1.backup_pb2 import RestoreClusterRequest, RestoreOptions
 from cairn.proto.v1.common_pb2 import CHANGE_TYPE_BOOKMARK
+from cairn.proto.v1.image_pb2 import IMAGE_FORMAT_QCOW2
 from cairn.proto.v1.port_pb2 import Port, PortSpec
 from cairn.proto.v1.project_pb2 import Project
 from cairn.proto.v1.subnet_pb2 import Subnet, SubnetSpec
@@ -84,7 +85,9 @@ async def unknowns(world: World) -> None:
     held = {
         "vm/i-unknown0": Desired(vm=DesiredVm(id="i-unknown0", name="stray", cpus=1, memory_bytes=64 * MIB)),
         "image/img-unkn000": Desired(image=DesiredImage(id="img-unkn000", digest="sha256:00")),
-        "image/img-unkn001": Desired(image=DesiredImage(id="img-unkn001", digest="sha256:" + "11" * 32, size_bytes=MIB)),
+        "image/img-unkn001": Desired(
+            image=DesiredImage(id="img-unkn001", digest=f"sha256:{'11' * 32}", size_bytes=MIB, format=IMAGE_FORMAT_QCOW2)
+        ),
         "volume/vol-unkn000": Desired(volume=DesiredVolume(id="vol-unkn000", size_bytes=MIB)),
     }
     for key, desired in held.items():

@@ -140,6 +140,12 @@ class Connection:
             self.fail(side, "given up")
             self.network.after(self.network.keepalive_s(), self.fail, 1 - side, "keepalive timed out")
 
+    def sober(self) -> None:
+        """A side that still believes in it does so no longer than a keepalive lasts, whatever it was when the other gave up."""
+        for side in (0, 1):
+            if self.open[side] and not self.open[1 - side]:
+                self.network.after(KEEPALIVE_S[1], self.fail, side, "keepalive timed out")
+
     def doubt(self) -> None:
         """The link is blocked: unless that ends, each side gives up in its own time."""
         for side in (0, 1):
@@ -258,6 +264,8 @@ class Network:
         self._blocked = {link: None for link in self._blocked if host and host not in link}
         for connection in list(self.connections.values()):
             connection.release()
+            if not host:
+                connection.sober()
 
     def part(self, host: str, count: int) -> None:
         """A host gives up some of its connections, and those at their other ends do not hear of it."""
