@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import stat
@@ -25,6 +26,7 @@ from cairn.storage.owner import Owner
 from tests.conformance.hypervisor_kit import MIB, needs_libvirt, read_until, unique
 from tests.conformance.storage_kit import digest_of
 from tests.lab import guest, libvirtd
+from tests.lab.hosts import wait_until
 
 pytestmark = [needs_libvirt, pytest.mark.libvirt]
 USER, GROUP = "libvirt-qemu", "kvm"
@@ -106,7 +108,9 @@ async def test_a_guest_runs_as_the_unprivileged_user(folder: Path, hypervisor: L
     assert Path(f"{log}.old").stat().st_size == KEPT_BYTES
     await console.write(b"echo still-lo''gged > /dev/ttyS0\n")
     await read_until(console, "still-logged")
-    assert "still-logged" in log.read_text(errors="replace"), "the process appends at the new end"
+    # At the new end; the last letters come a moment after the console has them.
+    what = "the process to write its log on"
+    await asyncio.to_thread(wait_until, what, lambda: "still-logged" in log.read_text(errors="replace"))
     await hypervisor.stop(VM, force=True)
     await console.close()
     await hypervisor.undefine(VM)
