@@ -307,9 +307,10 @@ def _running_say(wanted: Wanted, note: Note, *, pending: bool) -> str:
     """What is worth saying about a guest that runs and has nothing to wait for."""
     if wanted.spec is None:
         return f"running; {wanted.waits}"
+    later = "; its new configuration takes effect when it is restarted" if pending else ""
     if note.reboot_ignored >= wanted.vm.reboot_generation > 0:
-        return f"running; {reboots.ignored_say(wanted.vm)}"
-    return "running; its new configuration takes effect when it is restarted" if pending else "running"
+        return f"running; {reboots.ignored_say(wanted.vm)}{later}"
+    return f"running{later}"
 
 
 def _restart(
