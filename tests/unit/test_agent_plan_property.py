@@ -161,3 +161,13 @@ def test_a_guest_that_is_off_gets_the_disks_wanted_and_no_other(domain: Domain, 
     assert has(verdict, Start) is (power == POWER_STATE_RUNNING)
     has_them = set(domain.volumes) == {disk.volume for disk in DISKS}
     assert has(verdict, Define) is (domain.digest != "d1" or not has_them)
+
+
+def test_a_guest_that_ignored_a_reboot_is_said_to_have_a_new_configuration_too() -> None:
+    vm = DesiredVm(id=ID, name="web", power_state=POWER_STATE_RUNNING, reboot_generation=1, spec_revision=9)
+    volumes = tuple(disk.volume for disk in DISKS)
+    domain = Domain(ID, DomainState.RUNNING, digest="d1", volumes=volumes, reboot_generation=1)
+    note = Note(power_generation=0, reboot_generation=1, machine_digest="m1", reboot_ignored=1)
+    verdict = plan_vm(Wanted(vm, DomainSpec(vm, tuple(DISKS)), "d1", "m2"), Found(domain, True), note, Memory(), 2000.0)
+    assert "did not react to the reboot" in verdict.report.say
+    assert verdict.report.say.endswith("its new configuration takes effect when it is restarted")
