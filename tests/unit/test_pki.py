@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import stat
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -199,3 +201,18 @@ def test_init_cluster_refuses_another_cluster_and_other_addresses(tmp_path: Path
         init(tmp_path, clock, "n1", name="prod")
     with pytest.raises(PkiError, match=r"controller-n1\.crt exists and is not for 192\.0\.2\.9"):
         init(tmp_path, clock, "n1", host="192.0.2.9")
+
+
+def test_what_could_not_be_written_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a full disk half a key stayed, another one for each process that tried."""
+    path = tmp_path / "c1.key"
+    pki.write_private(path, b"old")
+
+    def full(_handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        pki.write_private(path, b"new")
+    assert [each.name for each in tmp_path.iterdir()] == ["c1.key"]
+    assert path.read_bytes() == b"old"
