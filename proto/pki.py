@@ -22,6 +22,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Final, Self
 
+from cairn.proto.files import replace_file, sync_folder
 from cairn.proto.sealing import new_key
 from cairn.proto.seams import Clock, Ids
 from cryptography import x509
@@ -257,7 +258,7 @@ def install_pair(cert_path: Path, key_path: Path, pair: Pair) -> None:
     write_private(parked, pair.key_pem)
     write_public(cert_path, pair.cert_pem)
     parked.replace(key_path)
-    _sync_folder(key_path.parent)
+    sync_folder(key_path.parent)
 
 
 def load_pair(cert_path: Path, key_path: Path) -> Pair:
@@ -280,32 +281,7 @@ def _parked(key_path: Path) -> Path:
 
 
 def _write(path: Path, content: bytes, mode: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
-    temporary.unlink(missing_ok=True)
-    try:
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
-        try:
-            os.fchmod(handle, mode)
-            with os.fdopen(handle, "wb", closefd=False) as file:
-                file.write(content)
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-        temporary.replace(path)
-    except OSError:
-        # Half a key, under a name of its own for each process, would stay on a full disk.
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    replace_file(path, content, mode, path.with_name(f".{path.name}.{os.getpid()}.new"))
 
 
 # --- join tokens ---------------------------------------------------------------------------------------------------------

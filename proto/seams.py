@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 import grpc.aio
+from cairn.proto.files import replace_file, sync_folder
 from google.protobuf.timestamp_pb2 import Timestamp
 
 ID_ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
@@ -167,22 +168,7 @@ class SystemDisk:
     def _replace(self, name: str, content: bytes) -> None:
         self._close(name)
         path = self.root / name
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        temporary = path.with_name(path.name + ".new")
-        try:
-            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            try:
-                with os.fdopen(handle, "wb", closefd=False) as file:
-                    file.write(content)
-                os.fsync(handle)
-            finally:
-                os.close(handle)
-            temporary.replace(path)
-        except OSError:
-            # Half a file would keep the last free bytes of a full disk from what is appended.
-            temporary.unlink(missing_ok=True)
-            raise
-        self._sync_folder(path.parent)
+        replace_file(path, content, 0o600, path.with_name(path.name + ".new"))
 
     def _append(self, name: str, content: bytes) -> None:
         handle = self._handle(name)
@@ -201,20 +187,12 @@ class SystemDisk:
             fresh = not path.exists()
             self._open[name] = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             if fresh:
-                self._sync_folder(path.parent)
+                sync_folder(path.parent)
         return self._open[name]
 
     def _close(self, name: str) -> None:
         handle = self._open.pop(name, None)
         if handle is not None:
-            os.close(handle)
-
-    @staticmethod
-    def _sync_folder(folder: Path) -> None:
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
             os.close(handle)
 
 

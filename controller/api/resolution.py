@@ -8,6 +8,7 @@ get one name, whichever controllers they were made through. Soft deletion releas
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from cairn.controller.api import nouns
@@ -102,6 +103,13 @@ def refuse_unreadable(view: View, noun: Noun[Any], id: str, text: str = "") -> N
     if id in view.unreadable(noun.kind):
         say = f"the record of {noun.title} {text or id!r} cannot be read; `cairn cluster fsck` lists what is damaged"
         raise TryAgain(say)
+
+
+def refuse_unknown(view: View, noun: Noun[Any], ids: Iterable[str]) -> None:
+    """Do not take for absent what cannot be read, and what it was before is not known either. Raises TryAgain."""
+    for id in ids:
+        if view.get(noun.kind, id) is None:
+            refuse_unreadable(view, noun, id)
 
 
 def _deleted(view: View, noun: Noun[M], project: str, name: str) -> Record[Any] | None:

@@ -15,7 +15,6 @@ from cairn.controller.api.objects import begin, looked_up, updated
 from cairn.controller.api.vnis import claim_vni, release_vni
 from cairn.controller.model.owners import owner
 from cairn.controller.model.permits import Caller, name_for, visible
-from cairn.controller.model.unreadable import legible
 from cairn.controller.store.base import Record, Txn, View
 from cairn.controller.words import several
 from cairn.proto import kinds
@@ -43,7 +42,7 @@ class SubnetService(subnet_pb2_grpc.SubnetServiceServicer):
         decided, subnet = begin(view, caller, self._core, nouns.SUBNET, given)
         vpc = looked_up(view, caller, nouns.VPC, subnet.project, given.spec.vpc, "subnet.spec.vpc")
         # One that cannot be read may be in this VPC.
-        legible(view, kinds.SUBNET, view.unreadable(kinds.SUBNET))
+        resolution.refuse_unknown(view, nouns.SUBNET, view.unreadable(kinds.SUBNET))
         siblings = {
             found.name: found.spec.cidr
             for id in view.by(kinds.SUBNET, "vpc", vpc.id)

@@ -18,7 +18,6 @@ from cairn.controller.api.vm_creation import create_vm, refuse_high_availability
 from cairn.controller.api.volumes import free, reattach_root, refuse_if_deleted, revived
 from cairn.controller.model.permits import Caller, Verb
 from cairn.controller.model.restored import next_power, next_reboot
-from cairn.controller.model.unreadable import legible
 from cairn.controller.model.where import explained
 from cairn.controller.store.base import Record, Txn, View
 from cairn.proto import kinds
@@ -213,7 +212,7 @@ def delete_vm(view: View, caller: Caller, core: Core, request: vm_pb2.DeleteVmRe
     refuse_if_deleted(record, nouns.VM, purge=request.purge)
     resolution.check_etag("etag", record, request.etag, required=False, title="VM")
     vm = _copy(record)
-    legible(view, kinds.VOLUME, (vm.spec.root_volume, *vm.spec.volumes))
+    resolution.refuse_unknown(view, nouns.VOLUME, (vm.spec.root_volume, *vm.spec.volumes))
     mark_deleted(core, vm, purge=request.purge)
     vm.spec.volumes_generation += 1
     # Volumes that go with it stay attached: they are brought back with it.

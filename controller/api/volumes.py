@@ -22,7 +22,6 @@ from cairn.controller.model.permits import Caller, Verb, name_for
 from cairn.controller.model.pools import pool_types, reaching
 from cairn.controller.model.restored import kept_s
 from cairn.controller.model.slots import free_slot, slots
-from cairn.controller.model.unreadable import legible
 from cairn.controller.model.where import in_shared_pool, volume_node, volume_pool, where
 from cairn.controller.store.base import Record, Txn, View
 from cairn.controller.words import size
@@ -215,7 +214,7 @@ def _attach_or_detach(view: View, caller: Caller, txn: Txn, new: Volume, old: Vo
 
 def holder_of(view: View, volume: Volume) -> Vm | None:
     """Return the VM a volume is attached to, also a deleted one; None: none, or one that was erased. Raises TryAgain."""
-    legible(view, kinds.VM, [volume.spec.vm])
+    resolution.refuse_unknown(view, nouns.VM, [volume.spec.vm])
     return view.get(kinds.VM, volume.spec.vm) if volume.spec.vm else None
 
 

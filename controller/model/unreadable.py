@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from cairn.controller.store.base import Txn, Unreadable, View
 from cairn.proto import kinds
-from cairn.proto.errors import TryAgain
 from cairn.proto.kinds import Kind
 from google.protobuf.message import Message
 
@@ -35,10 +34,3 @@ def touched(view: View, txn: Txn) -> list[str]:
     keys = txn.checks.keys() | txn.puts.keys() | txn.deletes
     found = (kinds.split(key) for key in sorted(keys))
     return [f"{kind.name}/{id}" for kind, id in found if id in view.unreadable(kind)]
-
-
-def legible(view: View, kind: Kind[Any], ids: Iterable[str]) -> None:
-    """Refuse to take records for absent that are only unreadable. Raises TryAgain."""
-    for id in ids:
-        if id in view.unreadable(kind) and view.get(kind, id) is None:
-            raise TryAgain(f"the record of {kind.name} {id} cannot be read; `cairn cluster fsck` lists what is damaged")
