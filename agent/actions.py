@@ -35,6 +35,8 @@ class Start(Action):
 
     power_generation: int
     reboot_generation: int
+    # Of the configuration it starts with, without data disks.
+    machine_digest: str
 
 
 @dataclass(frozen=True, slots=True)

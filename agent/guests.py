@@ -237,7 +237,10 @@ class Guests:
         made = False
         try:
             await self._hypervisor.start(
-                action.id, power_generation=action.power_generation, reboot_generation=action.reboot_generation
+                action.id,
+                power_generation=action.power_generation,
+                reboot_generation=action.reboot_generation,
+                machine_digest=action.machine_digest,
             )
             made = True
         finally:

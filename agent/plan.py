@@ -153,7 +153,7 @@ def _off(wanted: Wanted, found: Found, note: Note, memory: Memory, now_s: float)
     actions = (
         WriteSeed(vm.id, vm),
         *_define(wanted, domain),
-        Start(vm.id, vm.power_generation, vm.reboot_generation),
+        Start(vm.id, vm.power_generation, vm.reboot_generation, wanted.machine_digest),
         *_bind(wanted, started=False),
         Resume(vm.id),
     )
@@ -268,7 +268,11 @@ def _seen_running(note: Note, vm: DesiredVm, domain: Domain, memory: Memory, now
     steady = memory.running_s is not None and now_s - memory.running_s >= STEADY_S
     generation = max(vm.power_generation, domain.power_generation)
     rebooted, crashes = max(note.reboot_generation, domain.reboot_generation), 0 if steady else note.crashes
-    return replace(note, exit="", power_generation=generation, reboot_generation=rebooted, crashes=crashes)
+    # The note may have been lost with the ledger, or given up when the guest was to go.
+    digest = note.machine_digest or domain.machine_digest
+    return replace(
+        note, exit="", power_generation=generation, reboot_generation=rebooted, crashes=crashes, machine_digest=digest
+    )
 
 
 def _running(wanted: Wanted, domain: Domain, note: Note, memory: Memory, now_s: float) -> Verdict:

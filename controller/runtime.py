@@ -146,6 +146,8 @@ class Loop:
         self._fork: Fork | None = None
         # What differs between the view as it is and the one that the reconciler was last led to.
         self._unfollowed: dict[Changed, None] = {}
+        # Keys that wait for a record to be readable, by the record ("vm/i-...").
+        self._held_up: dict[str, dict[str, None]] = {}
         self._scan_at_s = 0.0
         self._committed_s = float("-inf")
         # A scan under way is not enough: what it has passed over may be ours by now.
@@ -206,6 +208,9 @@ class Loop:
             if kind in self._reconciler.reads:
                 self._unfollowed[kind, id] = None
                 self._wake(self._reconciler.keys, self._cache.view, kind, id)
+            if self._held_up:
+                for key in self._held_up.pop(f"{kind.name}/{id}", ()):
+                    self._queue.add(key)
 
     def _all_keys(self) -> Iterator[str]:
         """Name all keys, as they are asked for; if that fails, scan again before long."""
@@ -286,6 +291,8 @@ class Loop:
         self._seconds.observe(loop.time() - started_s)
         if outcome is None:
             return nothing
+        for record in outcome.held_up_by:
+            self._held_up.setdefault(record, {})[key] = None
         if outcome.txn is None or not (outcome.txn or outcome.events):
             self._queue.succeeded(key)
             if outcome.again_after_s is not None:
@@ -323,7 +330,7 @@ class Loop:
                 if harmed := touched(view, outcome.txn):
                     # The store would refuse it, and with it what others of its group decided.
                     say = f"{', '.join(harmed)} cannot be read"
-                    return Outcome(None, say, again_after_s=UNREADABLE_AGAIN_S)
+                    return Outcome(None, say, again_after_s=UNREADABLE_AGAIN_S, held_up_by=harmed)
         except Exception as error:  # noqa: BLE001 - the boundary: a fault with one key must not stop the others
             self._failed(key, error)
             return None

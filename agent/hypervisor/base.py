@@ -128,6 +128,8 @@ class Domain:
     boot_time: float = 0.0
     # The newest reboot generation that was followed by such a beginning; reboot_generation is the newest asked of the guest.
     rebooted_generation: int = 0
+    # What `start` was told of the configuration it was last started with; empty: an older agent started it.
+    machine_digest: str = ""
 
     @property
     def is_on(self) -> bool:
@@ -182,8 +184,8 @@ class Hypervisor(Protocol):
         """Make or replace the configuration; a running guest keeps running and sees it at its next start."""
         ...
 
-    async def start(self, id: str, *, power_generation: int, reboot_generation: int) -> None:
-        """Start paused (state STARTING), noting the generations in the mark; running already: no change."""
+    async def start(self, id: str, *, power_generation: int, reboot_generation: int, machine_digest: str = "") -> None:
+        """Start paused (state STARTING), noting the generations and the digest in the mark; running already: no change."""
         ...
 
     async def resume(self, id: str) -> None:

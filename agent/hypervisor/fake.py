@@ -235,7 +235,7 @@ class FakeHypervisor:
 
         await self._do("define", spec.vm.id, act)
 
-    async def start(self, id: str, *, power_generation: int, reboot_generation: int) -> None:
+    async def start(self, id: str, *, power_generation: int, reboot_generation: int, machine_digest: str = "") -> None:
         """Start paused."""
 
         def act() -> None:
@@ -248,7 +248,8 @@ class FakeHypervisor:
             guest.live = _Live(taps, dict(guest.disks), guest.spec.vm.hostname or guest.spec.vm.name)
             for tap in taps:
                 self.host.taps.add(tap)
-            guest.mark = guest.mark.started(power_generation, reboot_generation, self._clock.now().timestamp())
+            now = self._clock.now().timestamp()
+            guest.mark = guest.mark.started(power_generation, reboot_generation, machine_digest, now)
             self.host.notices.tell(id)
 
         await self._do("start", id, act)
@@ -428,4 +429,5 @@ def _observe(guest: _Guest, full: set[str]) -> Domain:
         boots=mark.boots,
         boot_time=mark.boot_time,
         rebooted_generation=mark.rebooted_generation,
+        machine_digest=mark.machine_digest,
     )

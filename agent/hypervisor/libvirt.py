@@ -157,7 +157,7 @@ class LibvirtHypervisor:
         except ValueError as error:
             raise HypervisorError(f"define {spec.vm.id}: {error}", retryable=False) from error
 
-    async def start(self, id: str, *, power_generation: int, reboot_generation: int) -> None:
+    async def start(self, id: str, *, power_generation: int, reboot_generation: int, machine_digest: str = "") -> None:
         """Start paused. The mark is written first: a start cut short is seen as STARTING or as shut off, never as running."""
         now = self._clock.now().timestamp()
 
@@ -165,7 +165,7 @@ class LibvirtHypervisor:
             if domain.isActive():
                 return
             with self._marking:
-                _write_mark(domain, _mark(domain).started(power_generation, reboot_generation, now))
+                _write_mark(domain, _mark(domain).started(power_generation, reboot_generation, machine_digest, now))
             domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED)
 
         await self._on(id, "start", act)
@@ -377,6 +377,7 @@ def _observe(domain: Any) -> Domain | None:
         boots=mark.boots,
         boot_time=mark.boot_time,
         rebooted_generation=mark.rebooted_generation,
+        machine_digest=mark.machine_digest,
     )
 
 

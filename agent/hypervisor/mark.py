@@ -55,12 +55,14 @@ class Mark:
     rebooted_generation: int = 0
     # The reboot asked for last is a reset, which no guest can ignore.
     forced: bool = False
+    # See hypervisor/base.py, Domain.
+    machine_digest: str = ""
 
     def redefined(self, spec: DomainSpec, digest: str) -> Mark:
         """Return the mark for a new configuration of the same VM: what the domain went through stays."""
         return dataclasses.replace(self, name=spec.vm.name, spec_revision=spec.vm.spec_revision, digest=digest)
 
-    def started(self, power_generation: int, reboot_generation: int, now: float) -> Mark:
+    def started(self, power_generation: int, reboot_generation: int, machine_digest: str, now: float) -> Mark:
         """Return the mark of a domain that is being started at that wall-clock time."""
         return dataclasses.replace(
             self,
@@ -68,6 +70,7 @@ class Mark:
             reboot_generation=reboot_generation,
             rebooted_generation=reboot_generation,
             forced=False,
+            machine_digest=machine_digest,
             phase=Phase.STARTING,
             exit=ExitCause.NONE,
             start_time=now,
@@ -112,6 +115,8 @@ class Mark:
             attributes["rebooted_generation"] = str(self.rebooted_generation)
         if self.forced:
             attributes["forced"] = "1"
+        if self.machine_digest:
+            attributes["machine_digest"] = self.machine_digest
         return ET.Element(TAG, attributes)
 
     def bare(self) -> str:
@@ -144,4 +149,5 @@ def find_mark(domain: ET.Element) -> Mark | None:
         boot_time=float(element.get("boot_time", start_time)),
         rebooted_generation=int(element.get("rebooted_generation", reboot_generation)),
         forced=element.get("forced") == "1",
+        machine_digest=element.get("machine_digest", ""),
     )

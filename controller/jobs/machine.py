@@ -184,7 +184,8 @@ class Jobs:
             try:
                 step = getattr(machine, name)(Readable(view), job, now)
             except CannotTell as error:
-                return Outcome(None, f"waits: {error}", again_after_s=UNREADABLE_AGAIN_S)
+                held_up_by = (error.record,) if error.record else ()
+                return Outcome(None, f"waits: {error}", again_after_s=UNREADABLE_AGAIN_S, held_up_by=held_up_by)
             if step.fail:
                 step = Step(f"stopping: {step.fail}", next=machine.stop, fail=step.fail, txn=step.txn, events=step.events)
             elif step.next and step.next not in state.goes:

@@ -17,7 +17,11 @@ M = TypeVar("M", bound=Message)
 
 
 class CannotTell(Exception):
-    """A question cannot be answered now; the text says why."""
+    """A question cannot be answered now; the text says why, and `record` ("vm/i-...") what must be read first, if it is one."""
+
+    def __init__(self, say: str, record: str = "") -> None:
+        super().__init__(say)
+        self.record = record
 
 
 class Readable:
@@ -35,7 +39,7 @@ class Readable:
         """Return the record or None. Raises CannotTell."""
         found = self._view.get(kind, id)
         if found is None and id in self._view.unreadable(kind):
-            raise CannotTell(f"{kind.name} {id} cannot be read")
+            raise CannotTell(f"{kind.name} {id} cannot be read", f"{kind.name}/{id}")
         return found
 
     def record(self, kind: Kind[M], id: str) -> Record[M] | None:

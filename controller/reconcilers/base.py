@@ -30,13 +30,14 @@ class Outcome:
     """What a reconciler found for a key.
 
     txn None: nothing to write, nor to tell; one that only checks still carries events. again_after_s: look again then even if
-    nothing changes.
+    nothing changes. held_up_by: records ("vm/i-...") that cannot be read; a change of one has it looked at again, too.
     """
 
     txn: Txn | None = None
     say: str = ""
     again_after_s: float | None = None
     events: Sequence[EventSpec] = field(default_factory=tuple)
+    held_up_by: Sequence[str] = ()
 
 
 NOTHING = Outcome()

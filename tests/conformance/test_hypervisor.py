@@ -81,10 +81,11 @@ async def test_a_domain_is_defined_started_paused_run_cut_off_and_forgotten(worl
     assert (domain.spec_revision, domain.digest) == (7, driver.digest(wanted))
     assert world.taps() == set()
 
-    await driver.start(WEB, power_generation=3, reboot_generation=5)
+    await driver.start(WEB, power_generation=3, reboot_generation=5, machine_digest="m1")
     domain = await observed(driver, WEB)
     assert domain is not None
     assert domain.state is DomainState.STARTING
+    assert domain.machine_digest == "m1"
     assert (domain.power_generation, domain.reboot_generation) == (3, 5)
     assert set(domain.taps) == taps == world.taps()
     assert domain.volumes == (wanted.disks[0].volume,)
@@ -94,6 +95,10 @@ async def test_a_domain_is_defined_started_paused_run_cut_off_and_forgotten(worl
     domain = await observed(driver, WEB)
     assert domain is not None
     assert domain.state is DomainState.RUNNING
+    await driver.define(spec(world, WEB, cards=2, spec_revision=8))
+    domain = await observed(driver, WEB)
+    assert domain is not None
+    assert (domain.spec_revision, domain.machine_digest) == (8, "m1"), "it runs with what it was started with"
 
     await driver.stop(WEB, force=True)
     domain = await observed(driver, WEB)

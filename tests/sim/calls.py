@@ -158,6 +158,7 @@ class ServerCall:
         self.connection, self._client, self._method, self._mute = connection, client, method, mute
         loop = asyncio.get_running_loop()
         self.over = False
+        connection.network.served += 1
         self.requests, self._responses = Flow(), Flow()
         self._context = Context(self, None if timeout_s is None else loop.time() + timeout_s)
         context: contextvars.Context = connection.listener.context.copy()
@@ -236,7 +237,7 @@ class ServerCall:
     async def _respond(self, data: bytes) -> None:
         METER.message(data)
         connection = self.connection
-        data = connection.network.releases.answers(connection.hosts[1], connection.hosts[0], self._method, data)
+        data = connection.network.releases.answers(connection, self._method, data)
         if connection.hosts[0] in connection.network.faults.forgotten and self._method.endswith("AgentService/Sync"):
             data = without_guests(data)
         if len(data) > MESSAGE_BYTES_MAX:

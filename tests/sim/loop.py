@@ -80,9 +80,12 @@ class Trace:
 class SimTask(asyncio.Task[Any]):
     """A task whose place in a set depends on the order of making, not on its address."""
 
-    number = 0
-    # Its name in the trace, whatever it is renamed to.
-    label = ""
+    def __init__(self, coro: Any, *, number: int, label: str, loop: SimLoop, name: str | None, context: Any) -> None:
+        # First of all: asyncio puts it into a set, and a set where all have one hash is a list.
+        self.number = number
+        # Its name in the trace, whatever it is renamed to.
+        self.label = label
+        super().__init__(coro, loop=loop, name=name or label, context=context)
 
     def __hash__(self) -> int:
         return self.number
@@ -269,9 +272,7 @@ class SimLoop(asyncio.BaseEventLoop):
         self._check_closed()  # type: ignore[attr-defined]
         self._numbers += 1
         label = f"{getattr(coro, '__qualname__', 'task')}#{self._numbers}"
-        task = SimTask(coro, loop=self, name=name or label, context=context)
-        task.number, task.label = self._numbers, label
-        return task
+        return SimTask(coro, number=self._numbers, label=label, loop=self, name=name, context=context)
 
     def create_future(self) -> Any:
         """Make a future."""

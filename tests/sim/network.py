@@ -73,6 +73,8 @@ class Connection:
     def __init__(self, network: Network, client: str, server: str, caller: Identity, listener: Any) -> None:
         self.network, self.hosts, self.caller, self.listener = network, (client, server), caller, listener
         self.number = network.next_number()
+        # What speaks here stays what it is when its host has another release later.
+        self.of_older_client = client in network.releases.older
         self.open = [True, True]
         # One side has given it up and the other cannot hear that: what either sends is lost.
         self.parted = False
@@ -186,6 +188,8 @@ class Network:
         self.faults = Faults()
         self.listeners: dict[str, Any] = {}
         self.connections: dict[int, Connection] = {}
+        # Calls that reached a server.
+        self.served = 0
         # How often each fault struck.
         self.struck: dict[str, int] = {}
         self.releases = Releases(loop)

@@ -24,6 +24,7 @@ from tests.sim.checkers.base import Violation
 
 if TYPE_CHECKING:
     from tests.sim.loop import SimLoop
+    from tests.sim.network import Connection
 
 # A field 2047 of type string that says "novelty" (protobuf's wire format: tag, length, bytes).
 NOVELTY: Final = b"\xfa\x7f\x07novelty"
@@ -53,9 +54,10 @@ class Releases:
             request.hello.capabilities.append(f"desired:{KIND}")
         return request.SerializeToString() + (NOVELTY if host in self.newer else b"")
 
-    def answers(self, host: str, to: str, method: str, data: bytes) -> bytes:
+    def answers(self, connection: Connection, method: str, data: bytes) -> bytes:
         """Return what a controller really answers; what an older agent would not understand is a violation."""
-        if method.endswith("/Sync") and to in self.older:
+        to, host = connection.hosts
+        if method.endswith("/Sync") and connection.of_older_client:
             response = SyncResponse.FromString(data)
             what = response.WhichOneof("message") or ""
             kind = response.upsert.object.WhichOneof("object") if what == "upsert" else ""

@@ -303,7 +303,7 @@ class SimStore:
         txn = self.really(txn)
         METER.ns += sum(map(len, (put.value for put in txn.puts.values()))) * BYTE_NS
         await self._reach(quorum=True)
-        self._refuse_full()
+        self._refuse_full(txn.writer)
         if self.strikes("late_commit"):
             self._commit_later(txn)
             await asyncio.sleep(self.faults.timeout_s)
@@ -401,9 +401,10 @@ class SimStore:
         if total_s > 0:
             await asyncio.sleep(total_s)
 
-    def _refuse_full(self) -> None:
+    def _refuse_full(self, writer: str = "") -> None:
         if self.backend.full:
-            self.faults.struck["full"] = self.faults.struck.get("full", 0) + 1
+            fault = "full_for_api" if writer == "api" else "full"
+            self.faults.struck[fault] = self.faults.struck.get(fault, 0) + 1
             raise Full("NOSPACE on the only member")
 
     def _refuse_closed(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
 from cairn.agent.actions import Action, AttachDisk, Define, Reboot, Resume, Start
 from cairn.agent.hypervisor.base import Disk, Domain, DomainSpec, DomainState, ExitCause, PauseReason
 from cairn.agent.plan import plan_vm
@@ -171,3 +172,13 @@ def test_a_guest_that_ignored_a_reboot_is_said_to_have_a_new_configuration_too()
     verdict = plan_vm(Wanted(vm, DomainSpec(vm, tuple(DISKS)), "d1", "m2"), Found(domain, True), note, Memory(), 2000.0)
     assert "did not react to the reboot" in verdict.report.say
     assert verdict.report.say.endswith("its new configuration takes effect when it is restarted")
+
+
+@pytest.mark.parametrize(("started_with", "waits"), [("m1", True), ("m2", False), ("", False)])
+def test_a_guest_whose_note_is_lost_tells_what_it_was_started_with(started_with: str, waits: bool) -> None:
+    vm = DesiredVm(id=ID, name="web", power_state=POWER_STATE_RUNNING, spec_revision=9)
+    volumes = tuple(disk.volume for disk in DISKS)
+    domain = Domain(ID, DomainState.RUNNING, digest="d1", volumes=volumes, machine_digest=started_with)
+    verdict = plan_vm(Wanted(vm, DomainSpec(vm, tuple(DISKS)), "d1", "m2"), Found(domain, True), Note(), Memory(), 2000.0)
+    assert ("its new configuration takes effect" in verdict.report.say) is waits
+    assert verdict.note.machine_digest == started_with

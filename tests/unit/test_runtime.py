@@ -19,7 +19,7 @@ from cairn.controller.reconcilers.base import Outcome, Reconciler
 from cairn.controller.reconcilers.placement import Placements
 from cairn.controller.reconcilers.ports import Ports
 from cairn.controller.runtime import Runtime, Unlawful, check_writers
-from cairn.controller.store.base import OPERATIONS_MAX, Conflict, Indeterminate, LeaseLost, Store, Txn, Unavailable, View
+from cairn.controller.store.base import OPERATIONS_MAX, Conflict, Indeterminate, LeaseLost, Put, Store, Txn, Unavailable, View
 from cairn.controller.store.cache import Cache
 from cairn.controller.store.memory import MemoryBackend, MemoryStore
 from cairn.proto import kinds
@@ -232,6 +232,24 @@ async def test_a_bug_with_one_key_stops_nobody_and_is_tried_again() -> None:
         await at.marked("vol-00000002")
         await at.until(lambda: at.metric("cairn_reconcile_errors_total") >= 2)
         marker.crashes.clear()
+        await at.marked("vol-00000001")
+
+
+class Deaf(Marker):
+    """One that does not look at what it writes."""
+
+    def keys(self, view: View, kind: AnyKind, id: str) -> Iterable[str]:
+        return (id,) if kind == kinds.VOLUME else ()
+
+
+async def test_a_key_that_waits_for_a_record_to_be_readable_is_looked_at_as_soon_as_it_is() -> None:
+    async with running(Deaf(reads=(kinds.VOLUME, kinds.PURGE))) as at:
+        await MemoryStore(at.store.backend).commit(Txn("test", puts={kinds.PURGE.key("vol-00000001"): Put(b"\xff\xff")}))
+        await at.volume("vol-00000001", "vol-00000002")
+        await at.marked("vol-00000002")
+        await at.until(lambda: at.runtime.idle)
+        assert at.cache.view.harmed
+        await MemoryStore(at.store.backend).commit(Txn("test").delete(kinds.PURGE, "vol-00000001"))
         await at.marked("vol-00000001")
 
 

@@ -14,6 +14,10 @@ from tests.sim.world import World
 TRIES_PER_S = 10
 # And what each connected node reports is tried again every half second.
 TRIES_OF_A_NODE_PER_S = 2.0
+# For a call, which is answered with a refusal: beside its neighbours, then alone.
+TRIES_OF_A_CALL = 2
+# Those that came before the store was full, and upkeep under the API's name.
+CALLS_UNDER_WAY = 50
 _SHARES = {
     "lost_answer": (0.01, 0.1), "lost_request": (0.01, 0.05), "late_commit": (0.01, 0.1), "unavailable": (0.01, 0.2),
     "silent_watch": (0.01, 0.05), "compacted_watch": (0.002, 0.02), "progress_mark": (0.05, 0.5), "lost_lease": (0.02, 0.2),
@@ -59,14 +63,16 @@ async def store_cut(world: World, name: str, for_s: float) -> None:
 
 async def store_full(world: World, for_s: float) -> None:
     """Nothing can be written: nothing is lost, and nobody tries again and again without a pause."""
-    faults = world.store_faults
-    before = faults.struck.get("full", 0)
+    struck, served = world.store_faults.struck, world.network.served
+    before, before_of_calls = struck.get("full", 0), struck.get("full_for_api", 0)
     world.backend.full = True
     await asyncio.sleep(for_s)
     world.backend.full = False
-    tries = faults.struck.get("full", 0) - before
+    tries, calls = struck.get("full", 0) - before, world.network.served - served + CALLS_UNDER_WAY
     if tries > for_s * (TRIES_PER_S * len(world.controllers) + TRIES_OF_A_NODE_PER_S * len(world.machines)):
         raise Violation("store_full", f"{tries} attempts to write to a full store in {for_s} s")
+    if (tries := struck.get("full_for_api", 0) - before_of_calls) > calls * TRIES_OF_A_CALL:
+        raise Violation("store_full", f"{tries} attempts to write to a full store for {calls} calls")
 
 
 ACTS = {"store_trouble": store_trouble, "store_cut": store_cut, "store_full": store_full}
