@@ -61,6 +61,8 @@ class Journal:
         self._waiting: deque[_Waiting] = deque()
         self._writer: asyncio.Task[None] | None = None
         self._size_bytes = 0
+        # To measure what it says costs as much as that is: asked again when the log has grown by a share of it.
+        self._ask_bytes = COMPACT_BYTES_MIN
         self._sound = True
         # Loop time at which the write began that runs now; None: none does.
         self._since_s: float | None = None
@@ -170,7 +172,7 @@ class Journal:
         if anew or not self._sound:
             with self._watched():
                 await self._disk.replace(self._name, content)
-            self._size_bytes, self._sound = len(content), True
+            self._size_bytes, self._sound, self._ask_bytes = len(content), True, COMPACT_BYTES_MIN
             return
         self._sound = False
         with self._watched():
@@ -190,7 +192,11 @@ class Journal:
             self._since_s = None
 
     async def _compact_if_large(self) -> None:
-        if self._size_bytes < COMPACT_BYTES_MIN or self._size_bytes <= COMPACT_FACTOR * self._live_bytes():
+        if self._size_bytes < self._ask_bytes:
+            return
+        live_bytes = self._live_bytes()
+        self._ask_bytes = max(COMPACT_BYTES_MIN, self._size_bytes + live_bytes // 4)
+        if self._size_bytes <= COMPACT_FACTOR * live_bytes:
             return
         try:
             await self._put(self._whole(), anew=True)

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
+from cairn.agent.journal import Entry, Journal
 from cairn.agent.ledger import NAME, Ledger, StaleVersion
 from cairn.proto.seams import SystemDisk
 from cairn.proto.v1.agent_pb2 import Bookmark, Desired, DesiredVm, Remove, SyncResponse, Upsert, Version
@@ -152,6 +153,23 @@ async def test_the_log_is_compacted_and_says_the_same() -> None:
         await ledger.accept([message])
     assert len(disk.files[NAME]) < 2 << 20
     assert content(await loaded(disk)) == content(ledger) == {"vm/a": (599, 1)}
+
+
+async def test_a_long_log_is_not_measured_at_every_write() -> None:
+    disk, asked = MemoryDisk(), []
+
+    def live_bytes() -> int:
+        asked.append(len(disk.files[NAME]))
+        return 1 << 20
+
+    journal = Journal(disk, NAME, lambda: [bytes(1 << 20)], live_bytes)
+    await journal.load(lambda _payload: None, b"")
+    await journal.write(Entry(lambda: [bytes(1 << 20)], lambda: None))
+    for _ in range(320):
+        await journal.write(Entry(lambda: [bytes(16 << 10)], lambda: None))
+    assert len(asked) < 40
+    assert max(asked) > 4 << 20, "and it was made anew in time"
+    assert len(disk.files[NAME]) < 4 << 20
 
 
 async def test_on_a_real_disk(tmp_path: Path) -> None:
