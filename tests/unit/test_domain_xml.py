@@ -153,7 +153,7 @@ def test_a_guest_has_at_most_26_disks() -> None:
 
 def test_several_resets_at_once_are_one_beginning() -> None:
     """A guest that is asked by the power button goes down, and libvirt resets it more than once."""
-    mark = Mark("i-0000001a").started(1, 0, 1000.0)
+    mark = Mark("i-0000001a").started(1, 0, "", 1000.0)
     assert (mark.boots, mark.rebooted_generation) == (1, 0)
     once = dataclasses.replace(mark, reboot_generation=1).reset(1001.0)
     assert (once.boots, once.boot_time, once.rebooted_generation) == (2, 1001.0, 1)
