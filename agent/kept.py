@@ -4,6 +4,9 @@ Guests, volumes and images hold what people cannot get back: they stay until the
 forwards hold nothing: they stay only as long as a guest that stays, or is desired, needs them. So a node that lost sight of a
 guest's records keeps its guest running with its addresses, its DHCP and its metadata.
 
+A volume of a shared pool is kept there, not here: whoever is told no more that he administers it lets go of it, as another one
+does. Only a restored store may know nothing of it: then it is unknown like a volume that is here, until somebody decides.
+
 Forwards and peers lead to guests of other nodes: whether those still exist is for the controller to say, so they go with its
 word. Only a restored store (a new epoch) may know less than there is: then those stay that nothing desired contradicts, until
 it says that all nodes were heard and everything is decided.
@@ -26,8 +29,7 @@ def stays(key: str, desired: Objects, unknown: Objects) -> bool:
         case "vm":
             return not object.vm.absent
         case "volume":
-            # One in a shared pool is kept there, not here: this node only administered it.
-            return not object.volume.absent and not object.volume.generation
+            return not object.volume.absent and not object.volume.elsewhere
         case "image":
             return not object.image.absent
         case "port":
@@ -60,8 +62,10 @@ def concerned(changed: Desired, unknown: Objects) -> list[str]:
     return networks + [key for key, held in unknown.items() if _places(held.object.forward) & _places(card)]
 
 
-def left_over(before: Objects, unknown: Objects, desired: Objects, *, restored: bool, settled: bool) -> dict[str, Upsert]:
-    """Return what is unknown after a snapshot.
+def left_over(
+    before: Objects, unknown: Objects, desired: Objects, overruled: Objects, *, restored: bool, settled: bool
+) -> dict[str, Upsert]:
+    """Return what is unknown after a snapshot. before: what was desired, overruled: of that, what a restored store contradicts.
 
     restored: it is the first of a store made from a backup; settled: everything is decided that such a store does not know.
     """
@@ -69,7 +73,9 @@ def left_over(before: Objects, unknown: Objects, desired: Objects, *, restored: 
     found = {key: each for key, each in left.items() if key not in desired}
     if not restored:
         stay = unknown.keys() if not settled else frozenset[str]()
+        known_worse = unknown.keys() | overruled.keys()
         found = {key: each for key, each in found.items() if key in stay or not leads_elsewhere(each.object)}
+        found = {key: each for key, each in found.items() if key in known_worse or not is_administered(each.object)}
     while gone := [key for key in found if not stays(key, desired, found)]:
         for key in gone:
             del found[key]
@@ -97,6 +103,11 @@ def _is_undisputed(forward: DesiredForward, desired: Objects, unknown: Objects) 
 def leads_elsewhere(object: Desired) -> bool:
     """Tell whether an object is about another node."""
     return object.HasField("forward") or object.HasField("peer")
+
+
+def is_administered(object: Desired) -> bool:
+    """Tell whether an object is a volume that lives in a shared pool, which this node only administers."""
+    return bool(object.volume.generation)
 
 
 def _vpc(object: Desired) -> str:

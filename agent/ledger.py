@@ -31,7 +31,7 @@ from typing import Any, Final
 
 from cairn.agent.doubt import doubted, is_guest, taken_back
 from cairn.agent.journal import Entry, Journal
-from cairn.agent.kept import concerned, leads_elsewhere, left_over, stays
+from cairn.agent.kept import concerned, is_administered, leads_elsewhere, left_over, stays
 from cairn.agent.last_word import is_absent, overrules
 from cairn.proto.keys import UNSETTLED, covers
 from cairn.proto.seams import Disk
@@ -202,7 +202,8 @@ class Ledger:
         objects |= {key: each for key, each in before.items() if key not in objects and covers(names, key)}
         doubts = self._doubts_of(objects, at)
         objects |= {key: before[key] for key in sorted(doubts)}
-        unknown = left_over(before, self._unknown, objects, restored=at[0] > self.held[0], settled=UNSETTLED not in names)
+        restored, settled = at[0] > self.held[0], UNSETTLED not in names
+        unknown = left_over(before, self._unknown, objects, self._overruled, restored=restored, settled=settled)
         notes = {key: note for key, note in self._notes.items() if key in objects or key in unknown}
         removed = {key: each for key, each in before.items() if key not in objects and is_absent(each.object)}
         removed = _newest({**{key: each for key, each in self._removed.items() if key not in objects}, **removed})
@@ -289,10 +290,10 @@ class Ledger:
             key = message.remove.key
             del self._desired[key]
             self._doubted -= {key}
-            self._overruled.pop(key, None)
+            known_better = self._overruled.pop(key, None) is not None
             if is_absent(before.object):
                 self._removed = _newest({**self._removed, key: before})
-            if not leads_elsewhere(before.object):
+            if known_better or not (leads_elsewhere(before.object) or is_administered(before.object)):
                 self._unknown[key] = before
             gone = self._prune([key, *concerned(before.object, self._unknown)])
             self._drop([] if key in self._unknown else [key])

@@ -13,6 +13,7 @@ from typing import Final
 
 from cairn.agent.doubt import is_guest
 from cairn.agent.hypervisor.base import DomainState
+from cairn.agent.kept import is_administered
 from cairn.agent.last_word import is_absent
 from cairn.agent.ledger import Ledger
 from cairn.agent.reports import Reports
@@ -112,12 +113,18 @@ class Unknowns:
         held, (kind, _, id) = self._ledger.unknown.get(key), key.partition("/")
         running = self._is_running(key)
         say = ("its guest runs" if running else "its guest is off") if kind == "vm" else "is kept here"
+        administered = held is not None and is_administered(held.object)
+        if held is not None and administered:
+            say = f"is in pool {held.object.volume.pool}, and was administered here"
         if kind == "volume" and id not in self._world.volumes:
             say = "was here and is gone: is its pool mounted?"
         told = Unknown(key=key, running=running, say=say)
         if held is not None:
             told.desired.CopyFrom(held.object)
             told.version.CopyFrom(held.version)
+        if administered:
+            # Whoever is to administer it next must not make it anew: if it is not there, it is lost.
+            told.desired.volume.made = True
         return told
 
 

@@ -41,7 +41,7 @@ class Volumes:
         """Make a volume what it should be; StorageError or HypervisorError when that failed."""
         object = self._ledger.object(key)
         self.in_use.discard(key)
-        if object is None:
+        if object is None or object.volume.elsewhere:
             return Again()
         desired = object.volume
         try:

@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final, TypeVar
 
+from cairn.controller.model.administered import let_go_of
 from cairn.controller.model.assigned import VOLUME_WORK, assigned_to, assignment
 from cairn.controller.model.attachments import is_let_go
 from cairn.controller.model.capabilities import lacking
@@ -65,6 +66,7 @@ from cairn.proto.v1.agent_pb2 import (
     ImageReport,
     VmDisk,
     VmNic,
+    VolumeReport,
 )
 from cairn.proto.v1.image_pb2 import IMAGE_FORMAT_UNSPECIFIED
 from cairn.proto.v1.node_pb2 import Assignment
@@ -134,17 +136,17 @@ def desired(view: View, presence: Presence, node: str, key: str, *, told: bool =
 def _absent(view: View, node: str, key: str, *, told: bool) -> Desired | None:
     """Return the explicit word that a node must not hold something, as long as it may."""
     seen, unknown = view.get(kinds.OBSERVED, f"{node}/{key}"), view.get(kinds.UNKNOWN, f"{node}/{key}")
-    if seen is None and unknown is None and not told:
-        return None
     erasure = view.get(kinds.ERASURE, f"{node}/{key}")
     if erasure is not None:
-        # Until garbage.py has seen it done.
+        # Until garbage.py has seen it done, also when the node calls it unknown no more and has not removed it yet.
         return erasure.desired
+    if seen is None and unknown is None and not told:
+        return None
     if seen is not None and seen.report.image.state == ImageReport.STATE_ABSENT:
         return None
     everywhere, image = view.get(kinds.ERASURE, f"-/{key}"), view.get(kinds.IMAGE, key.partition("/")[2])
     if everywhere is not None:
-        return everywhere.desired
+        return None if seen is not None and seen.report.volume.state == VolumeReport.STATE_ABSENT else everywhere.desired
     if image is None or not _is_kept(view, node, image.id):
         return None
     # Its record is there, and says that this node need not keep it.
@@ -170,9 +172,9 @@ def own_keys(view: View, presence: Presence, node: str) -> Iterator[str]:
         volume = view.get(kinds.VOLUME, id)
         if volume is not None and volume.spec.image:
             yield f"image/{volume.spec.image}"
-    yield from (id.partition("/")[2] for id in view.by(kinds.UNKNOWN, "node", node))
+    yield from (id.partition("/")[2] for kind in (kinds.UNKNOWN, kinds.ERASURE) for id in view.by(kind, "node", node))
     reported = (id.partition("/")[2] for id in view.by(kinds.OBSERVED, "node", node))
-    yield from (key for key in reported if key.startswith("image/") or view.get(kinds.ERASURE, f"{node}/{key}") is not None)
+    yield from (key for key in reported if key.startswith("image/"))
     for vpc in presence.vpcs_on(node):
         yield f"network/{vpc}"
         yield from (f"port/{port}" for port in presence.vpcs[vpc][node])
@@ -303,7 +305,7 @@ def _erased(view: View, id: str) -> bool:
 def _volume(view: View, _presence: Presence, node: str, id: str) -> Desired | None:
     volume = view.get(kinds.VOLUME, id)
     if volume is None or node != volume_node(view, id):
-        return None
+        return Desired(volume=elsewhere) if (elsewhere := let_go_of(view, node, id)) is not None else None
     work = assignment(view, VOLUME_WORK, id) or Assignment()
     result = DesiredVolume(id=id, type=volume.spec.type, pool=volume_pool(view, id), generation=work.generation, made=work.made)
     if _erased(view, id):

@@ -293,6 +293,9 @@ class Presence:
             self._disks[id] = _Disk(node, volume.spec.image, volume.spec.vm)
             self._copies.setdefault(volume.spec.image, {}).setdefault(node, set()).add(id)
         self._disk_changed(id, affected)
+        # Who administered it before a restore is told to let go of it once the records know it.
+        for unknown in view.by(kinds.UNKNOWN, "key", f"volume/{id}"):
+            affected[unknown.partition("/")[0]].add(f"volume/{id}")
 
     def _on_assignment(self, view: View, id: str, affected: Affected, ports: dict[str, None]) -> None:
         kind, _, object = id.partition("/")

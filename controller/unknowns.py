@@ -172,7 +172,9 @@ def absent(record: Unknown) -> Desired:
         vm = record.desired.vm
         desired.vm.id, desired.vm.name, desired.vm.project, desired.vm.absent = id, vm.name, vm.project, True
     elif kind == kinds.VOLUME.name:
-        desired.volume.id, desired.volume.type, desired.volume.absent = id, record.desired.volume.type, True
+        told = record.desired.volume
+        desired.volume.id, desired.volume.type, desired.volume.absent = id, told.type, True
+        desired.volume.pool, desired.volume.generation = told.pool, told.generation
     else:
         image = record.desired.image
         desired.image.id, desired.image.digest, desired.image.absent = id, image.digest or id, True

@@ -37,6 +37,9 @@ OPEN_VOLUMES: Final = "report:open-volumes"
 # with what is in its kernel, finds a difference in fields it cannot read, and programs the same for ever: it is sent none.
 CARDS: Final = "cards"
 
+# Being told that a volume of a shared pool, which it administered before a restore, is another node's work now.
+ELSEWHERE: Final = "volume-elsewhere"
+
 # What agents knew that do not say what they know.
 BEFORE_CAPABILITIES: Final = frozenset(
     (*map(desired_kind, ("image", "volume", "network", "port", "forward", "vm")), volume_type(LOCAL_POOL))
@@ -52,6 +55,7 @@ OF_THIS_RELEASE: Final = frozenset(
         VM_ROLES,
         OPEN_VOLUMES,
         CARDS,
+        ELSEWHERE,
     )
 )
 
@@ -73,6 +77,8 @@ def needed(object: Desired) -> frozenset[str]:
             more.add(VM_ROLES)
     if object.image.absent:
         more.add(ABSENT_IMAGES)
+    if object.volume.elsewhere:
+        more.add(ELSEWHERE)
     return frozenset((desired_kind(kind), *map(volume_type, types), *more))
 
 

@@ -15,10 +15,12 @@ from __future__ import annotations
 from typing import Any
 
 from cairn.controller.api import nouns, resolution
+from cairn.controller.api.adoption_shared import administered
 from cairn.controller.api.core import Core
 from cairn.controller.api.decision import Decided
 from cairn.controller.api.nouns import DEFAULT_PROJECT_ID, Noun
 from cairn.controller.api.volumes import free
+from cairn.controller.model.administered import is_of_shared_pool, told_of_shared
 from cairn.controller.model.nodes import node_name
 from cairn.controller.model.owners import owner
 from cairn.controller.model.permits import Caller
@@ -51,6 +53,7 @@ class Adoption:
         self._view, self._caller, self._core, self._node, self._unknown = view, caller, core, unknown.node, unknown
         self._now = timestamp(core.clock.now())
         self._api, self._ports, self._placement = Txn("api"), Txn("ports"), Txn("placement")
+        self._assignments = Txn("assignments")
         self._pools: dict[str, int] = {}
 
     def vm(self) -> Decided[Vm]:
@@ -103,6 +106,9 @@ class Adoption:
         given, key = self._unknown.desired.volume, self._unknown.key
         if not given.id:
             raise BadState("volume", key, "its node does not know how large it is: have it removed with `cairn node forget`")
+        if is_of_shared_pool(given) and not self._unknown.contested:
+            told = told_of_shared(self._view, given.id)
+            given = told.desired.volume if told is not None else given
         known = self._view.record(kinds.VOLUME, given.id)
         if known is not None:
             return self._resized(known, given)
@@ -123,10 +129,15 @@ class Adoption:
             # Its VM was adopted, and with it the volume; its node has not said yet that it knows.
             self._api.check(kinds.VOLUME, volume.id, known.mod_revision)
             return Decided(self._api, nouns.VOLUME, volume.id, volume.name, volume.project)
-        if not self._unknown.contested and volume_pool(self._view, volume.id):
+        if not self._unknown.contested and in_shared_pool(self._view, volume.id):
+            if given.size_bytes <= volume.spec.size_bytes:
+                # Another one administers it by the records, and this one hears of that in a moment.
+                self._api.check(kinds.VOLUME, volume.id, known.mod_revision)
+                return Decided(self._api, nouns.VOLUME, volume.id, volume.name, volume.project)
+        elif not self._unknown.contested and volume_pool(self._view, volume.id):
             where = node_name(self._view, volume_node(self._view, volume.id))
             raise BadState("volume", volume.name, f"by the records it is elsewhere, on {where}, and {name} has it as well")
-        if not self._unknown.contested:
+        if not self._unknown.contested and not volume_pool(self._view, volume.id):
             # It had no place at the backup.
             self._home(volume, given)
             claim(self._placement, self._view, pools=self._pools)
@@ -137,7 +148,7 @@ class Adoption:
         return Decided(self._whole(), nouns.VOLUME, volume.id, volume.name, volume.project, events=[("Adopted", said)])
 
     def _whole(self) -> Txn:
-        return self._api.merge(self._ports).merge(self._placement)
+        return self._api.merge(self._ports).merge(self._placement).merge(self._assignments)
 
     def _project(self, project: str) -> str:
         return project if self._view.get(kinds.PROJECT, project) is not None else DEFAULT_PROJECT_ID
@@ -206,9 +217,10 @@ class Adoption:
             self._api.check(kinds.VOLUME, disk.volume, known.mod_revision)
             self._known_home(vm, volume)
         else:
-            seen = self._view.get(kinds.UNKNOWN, f"{self._node}/volume/{disk.volume}")
+            seen = self._told(disk.volume)
             if seen is None or not seen.desired.volume.id:
-                raise BadState("vm", vm.name, f"its node has not told of its volume {disk.volume} yet: try again in a moment")
+                who = "its node" if disk.type in ("", LOCAL_POOL) else f"the node that administered it in pool {disk.pool}"
+                raise BadState("vm", vm.name, f"{who} has not told of its volume {disk.volume} yet: try again in a moment")
             volume = self._new_volume(vm.project, disk.volume, seen.desired.volume)
             name = f"{vm.name[:58]}-root" if disk.boot else disk.volume
             volume.name = self._name(nouns.VOLUME, vm.project, name, volume.id)
@@ -220,6 +232,7 @@ class Adoption:
             vm.spec.volumes.append(volume.id)
             return
         vm.spec.root_volume, vm.spec.root_disk_bytes = volume.id, volume.spec.size_bytes
+        vm.spec.volume_type = volume.spec.type or LOCAL_POOL
         if self._view.get(kinds.IMAGE, volume.spec.image) is not None:
             vm.spec.image = volume.spec.image
 
@@ -245,9 +258,13 @@ class Adoption:
                 say = f"its volume {volume.name!r} is on {node_name(self._view, there)} by the records"
                 raise BadState("vm", vm.name, f"{say}, and on {node_name(self._view, self._node)} as well")
             return
-        seen = self._view.get(kinds.UNKNOWN, f"{self._node}/volume/{volume.id}")
+        seen = self._told(volume.id)
         given = seen.desired.volume if seen is not None else DesiredVolume(size_bytes=volume.spec.size_bytes)
         self._home(volume, given)
+
+    def _told(self, volume: str) -> Unknown | None:
+        """Return what is told of a volume: of one in a shared pool by whoever administered it."""
+        return told_of_shared(self._view, volume) or self._view.get(kinds.UNKNOWN, f"{self._node}/volume/{volume}")
 
     def _home(self, volume: Volume, given: DesiredVolume) -> None:
         """Say in which pool a volume is. Raises BadState when the store says otherwise."""
@@ -257,6 +274,8 @@ class Adoption:
         place = VolumePlacement(volume=volume.id, pool=pool, disk_bytes=given.size_bytes)
         if type == LOCAL_POOL:
             place.node = self._node
+        elif (told := told_of_shared(self._view, volume.id)) is not None:
+            administered(self._view, self._assignments, told, self._now)
         self._placement.create(kinds.VOLUME_PLACEMENT, volume.id, place)
         self._pools[pool] = self._pools.get(pool, 0) + given.size_bytes
 

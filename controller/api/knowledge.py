@@ -8,14 +8,16 @@ from typing import Any, Final
 from cairn.controller.api import nouns, resolution
 from cairn.controller.api.adoption import Adoption
 from cairn.controller.api.adoption_image import adopted, kept_too
+from cairn.controller.api.adoption_shared import forget_everywhere
 from cairn.controller.api.core import Core
 from cairn.controller.api.decision import Decided
 from cairn.controller.api.vms import delete_vm
 from cairn.controller.api.volumes import delete_volume
+from cairn.controller.model.administered import is_of_shared_pool, told_of_shared
 from cairn.controller.model.nodes import node_name
 from cairn.controller.model.permits import Caller, Verb, permits
 from cairn.controller.model.readable import CannotTell, Readable
-from cairn.controller.model.where import volume_node, where
+from cairn.controller.model.where import in_shared_pool, volume_node, where
 from cairn.controller.store.base import Conflict, Indeterminate, Txn, View
 from cairn.controller.unknowns import absent, title
 from cairn.proto import kinds
@@ -97,14 +99,16 @@ def adopt_vm(view: View, caller: Caller, core: Core, request: AdoptVmRequest) ->
 
 
 def _sized(view: View, node: str, decided: Decided[Vm]) -> Decided[Vm]:
-    """Give known volumes that are written with their VM the sizes its node was told: the record is a word of today now."""
-    for unknown in view.by(kinds.UNKNOWN, "node", node):
-        told = view.get(kinds.UNKNOWN, unknown)
-        key = kinds.VOLUME.key(told.desired.volume.id) if told is not None else ""
-        if told is None or told.desired.volume.absent or key not in decided.txn.puts:
+    """Give known volumes that are written with their VM the sizes their nodes were told: the record is a word of today now."""
+    for key, put in list(decided.txn.puts.items()):
+        if not key.startswith(kinds.VOLUME.prefix):
             continue
-        volume = Volume.FromString(decided.txn.puts[key].value)
-        volume.spec.size_bytes = told.desired.volume.size_bytes
+        volume = Volume.FromString(put.value)
+        told, shared = view.get(kinds.UNKNOWN, f"{node}/{kinds.VOLUME.name}/{volume.id}"), told_of_shared(view, volume.id)
+        if told is not None and not told.desired.volume.absent:
+            volume.spec.size_bytes = told.desired.volume.size_bytes
+        if shared is not None:
+            volume.spec.size_bytes = max(volume.spec.size_bytes, shared.desired.volume.size_bytes)
         decided.txn.put(kinds.VOLUME, volume.id, volume)
     return decided
 
@@ -141,6 +145,8 @@ async def forget(core: Core, caller: Caller, request: ForgetUnknownRequest) -> s
         now = timestamp(core.clock.now())
         word = Erasure(key=record.key, node=record.node, desired=absent(record), actor=caller.id, create_time=now)
         txn = Txn("api").check(kinds.UNKNOWN, id, view.revision_of(kinds.UNKNOWN, id)).create(kinds.ERASURE, id, word)
+        if is_of_shared_pool(record.desired.volume):
+            forget_everywhere(view, txn, record, word)
         try:
             await core.cache.wait_for(await core.store.commit(txn))
         except (Conflict, Indeterminate):
@@ -166,7 +172,9 @@ def _is_held(view: View, record: Unknown) -> bool:
         return False
     if kind == kinds.VM.name:
         return view.get(kinds.VM, id) is not None and record.node in where(view, id).nodes
-    return kind == kinds.VOLUME.name and view.get(kinds.VOLUME, id) is not None and volume_node(view, id) == record.node
+    if kind != kinds.VOLUME.name or view.get(kinds.VOLUME, id) is None:
+        return False
+    return volume_node(view, id) == record.node or in_shared_pool(view, id)
 
 
 def _told(view: View, caller: Caller, node: str, key: str, verb: Verb = Verb.ADOPT) -> Unknown:

@@ -49,4 +49,15 @@ def doubt_say(count: int) -> str:
 def pool_left(view: View, pool: str) -> int:
     """Return how many bytes of a pool can still be promised, whoever holds the others."""
     type, _, node = pool.partition("/")
-    return max(0, pool_room(view, pool) - (beyond(view, node).disk_bytes if type == LOCAL_POOL else 0))
+    return max(0, pool_room(view, pool) - (beyond(view, node).disk_bytes if type == LOCAL_POOL else _beyond_shared(view, pool)))
+
+
+def _beyond_shared(view: View, pool: str) -> int:
+    """Return what volumes take of a shared pool beyond what is claimed for them, however many nodes tell of each."""
+    largest: dict[str, int] = {}
+    for id in view.by(kinds.UNKNOWN, "pool", pool):
+        unknown = view.get(kinds.UNKNOWN, id)
+        if unknown is not None and not unknown.desired.volume.absent:
+            volume = unknown.desired.volume
+            largest[volume.id] = max(largest.get(volume.id, 0), volume.size_bytes)
+    return sum(max(0, size_bytes - volume_claimed_bytes(view, id)) for id, size_bytes in largest.items())

@@ -14,10 +14,10 @@ from collections.abc import Iterable, Mapping, Set
 from typing import Final, TypeAlias
 
 import numpy as np
-from cairn.controller.model.beyond import beyond
+from cairn.controller.model.beyond import beyond, pool_left
 from cairn.controller.model.capabilities import capabilities
 from cairn.controller.model.nodes import capacity, hash_of
-from cairn.controller.model.pools import pool_claimed, pool_room
+from cairn.controller.model.pools import pool_claimed
 from cairn.controller.model.restored import heard
 from cairn.controller.store.base import View
 from cairn.proto import kinds
@@ -101,8 +101,10 @@ class Candidates:
             elif kind is kinds.POOL_CLAIMS:
                 (self._claimed if id.startswith(_LOCAL) else self._pools).add(id.removeprefix(_LOCAL))
             elif kind in ROW_KINDS:
-                # Of what is unknown on a node, the id begins with the node's.
+                # Of what is unknown on a node, the id begins with the node's; it may be in a pool of several.
                 self._stale.add(id.partition("/")[0])
+                if kind is kinds.UNKNOWN:
+                    self._pools.update(self.reach)
         self._view, self._revision = view, view.revision
 
     def at(self, view: View) -> Candidates:
@@ -117,7 +119,7 @@ class Candidates:
                 if id in self.row:
                     self._fill_claims(view, self.row[id])
         for pool in self._pools & self.reach.keys():
-            self.reach[pool].free_bytes = pool_room(view, pool)
+            self.reach[pool].free_bytes = pool_left(view, pool)
         self._stale.clear()
         self._claimed.clear()
         self._pools.clear()

@@ -56,8 +56,13 @@ INDEXES: Final[dict[str, dict[str, Extract]]] = {
         # Volumes that a guest was seen to have open.
         "open": lambda _, m: tuple(m.report.vm.open_volumes) if m.report.HasField("vm") else (),
     },
-    kinds.UNKNOWN.name: {"node": lambda _, m: (m.node,), "key": lambda _, m: (m.key,)},
-    kinds.ERASURE.name: {"key": lambda _, m: (m.key,)},
+    kinds.UNKNOWN.name: {
+        "node": lambda _, m: (m.node,),
+        "key": lambda _, m: (m.key,),
+        # The shared pool a volume is in.
+        "pool": lambda _, m: (m.desired.volume.pool,) if m.desired.volume.generation else (),
+    },
+    kinds.ERASURE.name: {"key": lambda _, m: (m.key,), "node": lambda _, m: (m.node,)},
     kinds.IMAGE_CONTENT.name: {"node": lambda _, m: tuple(m.nodes)},
     kinds.JOB.name: {"target": lambda _, m: (m.spec.target,)},
 }

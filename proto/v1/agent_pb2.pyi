@@ -745,6 +745,7 @@ class DesiredVolume(_message.Message):
     POOL_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
     MADE_FIELD_NUMBER: _builtins.int
+    ELSEWHERE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     absent: _builtins.bool
     size_bytes: _builtins.int
@@ -760,6 +761,10 @@ class DesiredVolume(_message.Message):
     """Of a volume in a shared pool: grows each time another node is to administer it. What an older one still does is refused."""
     made: _builtins.bool
     """A node that administered it before had made it: if it is not there, it is lost, and must not be made again."""
+    elsewhere: _builtins.bool
+    """Of a volume in a shared pool that this node told as unknown after a restore: the records know it, another node administers
+    it, and this one is to let go of it. Nothing is done to it. Sent only to agents with the capability "volume-elsewhere".
+    """
     def __init__(
         self,
         *,
@@ -773,10 +778,11 @@ class DesiredVolume(_message.Message):
         pool: _builtins.str = ...,
         generation: _builtins.int = ...,
         made: _builtins.bool = ...,
+        elsewhere: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["absent", b"absent", "generation", b"generation", "id", b"id", "image", b"image", "image_digest", b"image_digest", "image_format", b"image_format", "made", b"made", "pool", b"pool", "size_bytes", b"size_bytes", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["absent", b"absent", "elsewhere", b"elsewhere", "generation", b"generation", "id", b"id", "image", b"image", "image_digest", b"image_digest", "image_format", b"image_format", "made", b"made", "pool", b"pool", "size_bytes", b"size_bytes", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

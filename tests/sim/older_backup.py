@@ -191,6 +191,9 @@ class Operator:
                 yield f"{volume.id} is deleted: {is_deleted}", call
             elif (holder := holders.get(volume.id, "")) != volume.spec.vm and holder not in held:
                 yield f"{volume.id} is attached to {volume.spec.vm}", client.update_volume(volume.id, vm=holder)
+            elif holder != volume.spec.vm and volume.spec.vm and volume.spec.vm not in held:
+                # Who has it since can be adopted only then; the node of this one never gave it to its guest again.
+                yield f"{volume.id} is attached to {volume.spec.vm}", client.update_volume(volume.id, vm="")
 
     def _others(self) -> Iterator[tuple[str, Any]]:
         """Images and networks that came back: what is in them is gone by now."""

@@ -3,7 +3,7 @@
 Nodes that left since are nodes again, those that joined since join again. Before anybody decides, nothing may change: every
 guest keeps running, none is started, no volume is erased. Then an operator decides about what nodes know better
 (tests/sim/older_backup.py), and what users were promised holds, but for what since.py says is rightly lost; the story goes on
-from there. Not while there are volumes in shared pools.
+from there.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 import grpc.aio
+from cairn.controller.model.restored import GENERATION_BITS
 from cairn.proto import kinds
 from cairn.proto.v1 import cluster_pb2
 
@@ -61,9 +62,6 @@ def _nodes(world: World) -> set[str]:
 
 
 async def _restore(world: World, content: bytes, crash_steps: tuple[int, ...]) -> None:
-    if any(volume.spec.type not in ("", "local") for volume in world.referee.cloud.all(kinds.VOLUME.name).values()):
-        world.note("there are volumes in shared pools: it is not restored")
-        return
     world.note("the older backup is restored")
     world.network.count("older_backup")
     before, volumes, since = set(world.running()), _volumes(world), Since(backed_up(content), _records(world))
@@ -89,6 +87,7 @@ async def _restore(world: World, content: bytes, crash_steps: tuple[int, ...]) -
     if lost := list(since.lost(asked, _records(world))):
         raise AssertionError(f"a restore has lost what it must not: {lost[:5]}")
     await world.until("nodes to have the networks that the records say", lambda: not _strays(world), PATIENCE_S)
+    await world.until("work to go on in generations above those of before", lambda: not _old_work(world), PATIENCE_S)
     records = [(item.key, item.value) for item in world.backend.scan("", "", 0, 0)]
     world.referee.begin_anew(cast.all_checkers(), world.backend.revision, records)
     world.look()
@@ -166,6 +165,12 @@ def _records(world: World) -> Records:
     cloud = Cloud()
     cloud.commit(world.backend.revision, [(item.key, item.value) for item in world.backend.scan("", "", 0, 0)])
     return cloud.records
+
+
+def _old_work(world: World) -> list[str]:
+    """Return what is done in a generation that may have been overtaken before the restore."""
+    least = _cluster(world).epoch << GENERATION_BITS
+    return [id for id, work in _records(world)["assignment"].items() if work.generation < least]
 
 
 def _boots(world: World) -> dict[str, int]:
