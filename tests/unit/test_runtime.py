@@ -249,7 +249,7 @@ async def test_a_key_that_waits_for_a_record_to_be_readable_is_looked_at_as_soon
         await at.marked("vol-00000002")
         await at.until(lambda: at.runtime.idle)
         assert at.cache.view.harmed
-        await MemoryStore(at.store.backend).commit(Txn("test").delete(kinds.PURGE, "vol-00000001"))
+        await MemoryStore(at.store.backend).commit(Txn("garbage").delete(kinds.PURGE, "vol-00000001"))
         await at.marked("vol-00000001")
 
 
