@@ -14,6 +14,7 @@ he gets. What he may see but not change is PERMISSION_DENIED (controller/api/res
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, Self, TypeVar
@@ -84,6 +85,12 @@ def permits(view: View, caller: Caller, verb: Verb, record: Message) -> bool:
     if caller.kind == "join_token":
         return verb is Verb.JOIN and isinstance(record, JoinToken) and record.id == caller.id
     return False
+
+
+def permission_of(verb: Verb, record: Message) -> str:
+    """Return the name of doing that to such a record, for example "vm.create": what methods name in their .proto."""
+    noun = re.sub("(?<!^)(?=[A-Z])", "_", record.DESCRIPTOR.name).lower()
+    return f"{noun}.{verb}"
 
 
 def may_act(caller: Caller) -> bool:

@@ -22,11 +22,12 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from cairn.proto.v1 import access_pb2 as cairn_dot_proto_dot_v1_dot_access__pb2
 from cairn.proto.v1 import common_pb2 as cairn_dot_proto_dot_v1_dot_common__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63\x61irn/proto/v1/job.proto\x12\x08\x63\x61irn.v1\x1a\x1b\x63\x61irn/proto/v1/common.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"C\n\rGetJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x15\n\rread_revision\x18\x03 \x01(\x03\"p\n\x0fListJobsRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\x12\x15\n\rread_revision\x18\x05 \x01(\x03\"Z\n\x10ListJobsResponse\x12\x1b\n\x04jobs\x18\x01 \x03(\x0b\x32\r.cairn.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\"K\n\x10WatchJobsRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\t\x12\x16\n\x0e\x61\x66ter_revision\x18\x03 \x01(\x03\"e\n\x11WatchJobsResponse\x12\"\n\x04type\x18\x01 \x01(\x0e\x32\x14.cairn.v1.ChangeType\x12\x1a\n\x03job\x18\x02 \x01(\x0b\x32\r.cairn.v1.Job\x12\x10\n\x08revision\x18\x03 \x01(\x03\"C\n\x10\x43\x61ncelJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"\xe6\x03\n\x03Job\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07project\x18\x03 \x01(\t\x12)\n\x06labels\x18\x04 \x03(\x0b\x32\x19.cairn.v1.Job.LabelsEntry\x12\x10\n\x08revision\x18\x05 \x01(\x03\x12\x0c\n\x04\x65tag\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64\x65lete_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\npurge_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0breconciling\x18\x0b \x01(\x08\x12\x1f\n\x04spec\x18\x10 \x01(\x0b\x32\x11.cairn.v1.JobSpec\x12#\n\x06status\x18\x11 \x01(\x0b\x32\x13.cairn.v1.JobStatus\x12\x1c\n\x04plan\x18\x12 \x01(\x0b\x32\x0e.cairn.v1.Plan\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"o\n\x07JobSpec\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\x12,\n\x08\x64\x65\x61\x64line\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10\x63\x61ncel_requested\x18\x04 \x01(\x08\"\xb1\x02\n\tJobStatus\x12\x0b\n\x03say\x18\x01 \x01(\t\x12\'\n\nconditions\x18\x02 \x03(\x0b\x32\x13.cairn.v1.Condition\x12\x19\n\x11observed_revision\x18\x03 \x01(\x03\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0c\n\x04\x64one\x18\x05 \x01(\x08\x12\x0e\n\x06\x66\x61iled\x18\x06 \x01(\x08\x12\r\n\x05\x65rror\x18\x07 \x01(\t\x12\x0f\n\x07percent\x18\x08 \x01(\r\x12,\n\x08\x65nd_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x04\x64\x61ta\x18\n \x03(\x0b\x32\x1d.cairn.v1.JobStatus.DataEntry\x1a+\n\tDataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x32\x81\x02\n\nJobService\x12\x30\n\x06GetJob\x12\x17.cairn.v1.GetJobRequest\x1a\r.cairn.v1.Job\x12\x41\n\x08ListJobs\x12\x19.cairn.v1.ListJobsRequest\x1a\x1a.cairn.v1.ListJobsResponse\x12\x46\n\tWatchJobs\x12\x1a.cairn.v1.WatchJobsRequest\x1a\x1b.cairn.v1.WatchJobsResponse0\x01\x12\x36\n\tCancelJob\x12\x1a.cairn.v1.CancelJobRequest\x1a\r.cairn.v1.Jobb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63\x61irn/proto/v1/job.proto\x12\x08\x63\x61irn.v1\x1a\x1b\x63\x61irn/proto/v1/access.proto\x1a\x1b\x63\x61irn/proto/v1/common.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"C\n\rGetJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x15\n\rread_revision\x18\x03 \x01(\x03\"p\n\x0fListJobsRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\x12\x15\n\rread_revision\x18\x05 \x01(\x03\"Z\n\x10ListJobsResponse\x12\x1b\n\x04jobs\x18\x01 \x03(\x0b\x32\r.cairn.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\"K\n\x10WatchJobsRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\t\x12\x16\n\x0e\x61\x66ter_revision\x18\x03 \x01(\x03\"e\n\x11WatchJobsResponse\x12\"\n\x04type\x18\x01 \x01(\x0e\x32\x14.cairn.v1.ChangeType\x12\x1a\n\x03job\x18\x02 \x01(\x0b\x32\r.cairn.v1.Job\x12\x10\n\x08revision\x18\x03 \x01(\x03\"C\n\x10\x43\x61ncelJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"\xe6\x03\n\x03Job\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07project\x18\x03 \x01(\t\x12)\n\x06labels\x18\x04 \x03(\x0b\x32\x19.cairn.v1.Job.LabelsEntry\x12\x10\n\x08revision\x18\x05 \x01(\x03\x12\x0c\n\x04\x65tag\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64\x65lete_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\npurge_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0breconciling\x18\x0b \x01(\x08\x12\x1f\n\x04spec\x18\x10 \x01(\x0b\x32\x11.cairn.v1.JobSpec\x12#\n\x06status\x18\x11 \x01(\x0b\x32\x13.cairn.v1.JobStatus\x12\x1c\n\x04plan\x18\x12 \x01(\x0b\x32\x0e.cairn.v1.Plan\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"o\n\x07JobSpec\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\x12,\n\x08\x64\x65\x61\x64line\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10\x63\x61ncel_requested\x18\x04 \x01(\x08\"\xb1\x02\n\tJobStatus\x12\x0b\n\x03say\x18\x01 \x01(\t\x12\'\n\nconditions\x18\x02 \x03(\x0b\x32\x13.cairn.v1.Condition\x12\x19\n\x11observed_revision\x18\x03 \x01(\x03\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0c\n\x04\x64one\x18\x05 \x01(\x08\x12\x0e\n\x06\x66\x61iled\x18\x06 \x01(\x08\x12\r\n\x05\x65rror\x18\x07 \x01(\t\x12\x0f\n\x07percent\x18\x08 \x01(\r\x12,\n\x08\x65nd_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x04\x64\x61ta\x18\n \x03(\x0b\x32\x1d.cairn.v1.JobStatus.DataEntry\x1a+\n\tDataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x32\xb8\x02\n\nJobService\x12=\n\x06GetJob\x12\x17.cairn.v1.GetJobRequest\x1a\r.cairn.v1.Job\"\x0b\xca\xea\x1b\x07job.see\x12N\n\x08ListJobs\x12\x19.cairn.v1.ListJobsRequest\x1a\x1a.cairn.v1.ListJobsResponse\"\x0b\xca\xea\x1b\x07job.see\x12S\n\tWatchJobs\x12\x1a.cairn.v1.WatchJobsRequest\x1a\x1b.cairn.v1.WatchJobsResponse\"\x0b\xca\xea\x1b\x07job.see0\x01\x12\x46\n\tCancelJob\x12\x1a.cairn.v1.CancelJobRequest\x1a\r.cairn.v1.Job\"\x0e\xca\xea\x1b\njob.cancelb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,28 +38,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_JOB_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_JOBSTATUS_DATAENTRY']._loaded_options = None
   _globals['_JOBSTATUS_DATAENTRY']._serialized_options = b'8\001'
-  _globals['_GETJOBREQUEST']._serialized_start=100
-  _globals['_GETJOBREQUEST']._serialized_end=167
-  _globals['_LISTJOBSREQUEST']._serialized_start=169
-  _globals['_LISTJOBSREQUEST']._serialized_end=281
-  _globals['_LISTJOBSRESPONSE']._serialized_start=283
-  _globals['_LISTJOBSRESPONSE']._serialized_end=373
-  _globals['_WATCHJOBSREQUEST']._serialized_start=375
-  _globals['_WATCHJOBSREQUEST']._serialized_end=450
-  _globals['_WATCHJOBSRESPONSE']._serialized_start=452
-  _globals['_WATCHJOBSRESPONSE']._serialized_end=553
-  _globals['_CANCELJOBREQUEST']._serialized_start=555
-  _globals['_CANCELJOBREQUEST']._serialized_end=622
-  _globals['_JOB']._serialized_start=625
-  _globals['_JOB']._serialized_end=1111
-  _globals['_JOB_LABELSENTRY']._serialized_start=1066
-  _globals['_JOB_LABELSENTRY']._serialized_end=1111
-  _globals['_JOBSPEC']._serialized_start=1113
-  _globals['_JOBSPEC']._serialized_end=1224
-  _globals['_JOBSTATUS']._serialized_start=1227
-  _globals['_JOBSTATUS']._serialized_end=1532
-  _globals['_JOBSTATUS_DATAENTRY']._serialized_start=1489
-  _globals['_JOBSTATUS_DATAENTRY']._serialized_end=1532
-  _globals['_JOBSERVICE']._serialized_start=1535
-  _globals['_JOBSERVICE']._serialized_end=1792
+  _globals['_JOBSERVICE'].methods_by_name['GetJob']._loaded_options = None
+  _globals['_JOBSERVICE'].methods_by_name['GetJob']._serialized_options = b'\312\352\033\007job.see'
+  _globals['_JOBSERVICE'].methods_by_name['ListJobs']._loaded_options = None
+  _globals['_JOBSERVICE'].methods_by_name['ListJobs']._serialized_options = b'\312\352\033\007job.see'
+  _globals['_JOBSERVICE'].methods_by_name['WatchJobs']._loaded_options = None
+  _globals['_JOBSERVICE'].methods_by_name['WatchJobs']._serialized_options = b'\312\352\033\007job.see'
+  _globals['_JOBSERVICE'].methods_by_name['CancelJob']._loaded_options = None
+  _globals['_JOBSERVICE'].methods_by_name['CancelJob']._serialized_options = b'\312\352\033\njob.cancel'
+  _globals['_GETJOBREQUEST']._serialized_start=129
+  _globals['_GETJOBREQUEST']._serialized_end=196
+  _globals['_LISTJOBSREQUEST']._serialized_start=198
+  _globals['_LISTJOBSREQUEST']._serialized_end=310
+  _globals['_LISTJOBSRESPONSE']._serialized_start=312
+  _globals['_LISTJOBSRESPONSE']._serialized_end=402
+  _globals['_WATCHJOBSREQUEST']._serialized_start=404
+  _globals['_WATCHJOBSREQUEST']._serialized_end=479
+  _globals['_WATCHJOBSRESPONSE']._serialized_start=481
+  _globals['_WATCHJOBSRESPONSE']._serialized_end=582
+  _globals['_CANCELJOBREQUEST']._serialized_start=584
+  _globals['_CANCELJOBREQUEST']._serialized_end=651
+  _globals['_JOB']._serialized_start=654
+  _globals['_JOB']._serialized_end=1140
+  _globals['_JOB_LABELSENTRY']._serialized_start=1095
+  _globals['_JOB_LABELSENTRY']._serialized_end=1140
+  _globals['_JOBSPEC']._serialized_start=1142
+  _globals['_JOBSPEC']._serialized_end=1253
+  _globals['_JOBSTATUS']._serialized_start=1256
+  _globals['_JOBSTATUS']._serialized_end=1561
+  _globals['_JOBSTATUS_DATAENTRY']._serialized_start=1518
+  _globals['_JOBSTATUS_DATAENTRY']._serialized_end=1561
+  _globals['_JOBSERVICE']._serialized_start=1564
+  _globals['_JOBSERVICE']._serialized_end=1876
 # @@protoc_insertion_point(module_scope)

@@ -22,12 +22,13 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from cairn.proto.v1 import access_pb2 as cairn_dot_proto_dot_v1_dot_access__pb2
 from cairn.proto.v1 import common_pb2 as cairn_dot_proto_dot_v1_dot_common__pb2
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x63\x61irn/proto/v1/port.proto\x12\x08\x63\x61irn.v1\x1a\x1b\x63\x61irn/proto/v1/common.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"m\n\x11\x43reatePortRequest\x12\x1c\n\x04port\x18\x01 \x01(\x0b\x32\x0e.cairn.v1.Port\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x0f\n\x07plan_id\x18\x04 \x01(\t\"D\n\x0eGetPortRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x15\n\rread_revision\x18\x03 \x01(\x03\"q\n\x10ListPortsRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\x12\x15\n\rread_revision\x18\x05 \x01(\x03\"]\n\x11ListPortsResponse\x12\x1d\n\x05ports\x18\x01 \x03(\x0b\x32\x0e.cairn.v1.Port\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\"\xb3\x01\n\x11UpdatePortRequest\x12\x1c\n\x04port\x18\x01 \x01(\x0b\x32\x0e.cairn.v1.Port\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x0f\n\x07plan_id\x18\x05 \x01(\t\x12\x13\n\x0b\x61llow_stale\x18\x06 \x01(\x08\"\x89\x01\n\x11\x44\x65letePortRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x12\x0f\n\x07plan_id\x18\x06 \x01(\t\x12\r\n\x05purge\x18\x07 \x01(\x08\"L\n\x11WatchPortsRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\t\x12\x16\n\x0e\x61\x66ter_revision\x18\x03 \x01(\x03\"h\n\x12WatchPortsResponse\x12\"\n\x04type\x18\x01 \x01(\x0e\x32\x14.cairn.v1.ChangeType\x12\x1c\n\x04port\x18\x02 \x01(\x0b\x32\x0e.cairn.v1.Port\x12\x10\n\x08revision\x18\x03 \x01(\x03\"\xea\x03\n\x04Port\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07project\x18\x03 \x01(\t\x12*\n\x06labels\x18\x04 \x03(\x0b\x32\x1a.cairn.v1.Port.LabelsEntry\x12\x10\n\x08revision\x18\x05 \x01(\x03\x12\x0c\n\x04\x65tag\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64\x65lete_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\npurge_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0breconciling\x18\x0b \x01(\x08\x12 \n\x04spec\x18\x10 \x01(\x0b\x32\x12.cairn.v1.PortSpec\x12$\n\x06status\x18\x11 \x01(\x0b\x32\x14.cairn.v1.PortStatus\x12\x1c\n\x04plan\x18\x12 \x01(\x0b\x32\x0e.cairn.v1.Plan\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8c\x01\n\x08PortSpec\x12\x0b\n\x03vpc\x18\x01 \x01(\t\x12\x0e\n\x06subnet\x18\x02 \x01(\t\x12\x0e\n\x02vm\x18\x03 \x01(\tB\x02\x18\x01\x12\x13\n\x07\x61\x64\x64ress\x18\x04 \x01(\tB\x02\x18\x01\x12\x0b\n\x03mac\x18\x05 \x01(\t\x12\x1e\n\x05owner\x18\x06 \x01(\x0b\x32\x0f.cairn.v1.Owner\x12\x11\n\taddresses\x18\x07 \x03(\t\"\xe8\x02\n\nPortStatus\x12\x0b\n\x03say\x18\x01 \x01(\t\x12\'\n\nconditions\x18\x02 \x03(\x0b\x32\x13.cairn.v1.Condition\x12\x19\n\x11observed_revision\x18\x03 \x01(\x03\x12)\n\x05state\x18\x04 \x01(\x0e\x32\x1a.cairn.v1.PortStatus.State\x12\x13\n\x07\x61\x64\x64ress\x18\x05 \x01(\tB\x02\x18\x01\x12\x13\n\x07vm_name\x18\x06 \x01(\tB\x02\x18\x01\x12\x13\n\x0bsubnet_name\x18\x07 \x01(\t\x12\x0c\n\x04node\x18\x08 \x01(\t\x12\x12\n\nowner_name\x18\t \x01(\t\x12\x11\n\taddresses\x18\n \x03(\t\"j\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_PENDING\x10\x01\x12\x13\n\x0fSTATE_ALLOCATED\x10\x02\x12\x10\n\x0cSTATE_ACTIVE\x10\x03\x12\x10\n\x0cSTATE_FAILED\x10\x04\"|\n\x0bPortBinding\x12\x0c\n\x04port\x18\x01 \x01(\t\x12\x0e\n\x06subnet\x18\x02 \x01(\t\x12\x0b\n\x03vpc\x18\x03 \x01(\t\x12\x13\n\x07\x61\x64\x64ress\x18\x04 \x01(\tB\x02\x18\x01\x12\x0b\n\x03mac\x18\x05 \x01(\t\x12\r\n\x05\x65rror\x18\x06 \x01(\t\x12\x11\n\taddresses\x18\x07 \x03(\t\"=\n\x0c\x41\x64\x64ressClaim\x12\x0e\n\x06subnet\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0c\n\x04port\x18\x03 \x01(\t2\x84\x03\n\x0bPortService\x12\x39\n\nCreatePort\x12\x1b.cairn.v1.CreatePortRequest\x1a\x0e.cairn.v1.Port\x12\x33\n\x07GetPort\x12\x18.cairn.v1.GetPortRequest\x1a\x0e.cairn.v1.Port\x12\x44\n\tListPorts\x12\x1a.cairn.v1.ListPortsRequest\x1a\x1b.cairn.v1.ListPortsResponse\x12\x39\n\nUpdatePort\x12\x1b.cairn.v1.UpdatePortRequest\x1a\x0e.cairn.v1.Port\x12\x39\n\nDeletePort\x12\x1b.cairn.v1.DeletePortRequest\x1a\x0e.cairn.v1.Port\x12I\n\nWatchPorts\x12\x1b.cairn.v1.WatchPortsRequest\x1a\x1c.cairn.v1.WatchPortsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x63\x61irn/proto/v1/port.proto\x12\x08\x63\x61irn.v1\x1a\x1b\x63\x61irn/proto/v1/access.proto\x1a\x1b\x63\x61irn/proto/v1/common.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"m\n\x11\x43reatePortRequest\x12\x1c\n\x04port\x18\x01 \x01(\x0b\x32\x0e.cairn.v1.Port\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x0f\n\x07plan_id\x18\x04 \x01(\t\"D\n\x0eGetPortRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x15\n\rread_revision\x18\x03 \x01(\x03\"q\n\x10ListPortsRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\x12\x15\n\rread_revision\x18\x05 \x01(\x03\"]\n\x11ListPortsResponse\x12\x1d\n\x05ports\x18\x01 \x03(\x0b\x32\x0e.cairn.v1.Port\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\"\xb3\x01\n\x11UpdatePortRequest\x12\x1c\n\x04port\x18\x01 \x01(\x0b\x32\x0e.cairn.v1.Port\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x0f\n\x07plan_id\x18\x05 \x01(\t\x12\x13\n\x0b\x61llow_stale\x18\x06 \x01(\x08\"\x89\x01\n\x11\x44\x65letePortRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x12\x0f\n\x07plan_id\x18\x06 \x01(\t\x12\r\n\x05purge\x18\x07 \x01(\x08\"L\n\x11WatchPortsRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\t\x12\x16\n\x0e\x61\x66ter_revision\x18\x03 \x01(\x03\"h\n\x12WatchPortsResponse\x12\"\n\x04type\x18\x01 \x01(\x0e\x32\x14.cairn.v1.ChangeType\x12\x1c\n\x04port\x18\x02 \x01(\x0b\x32\x0e.cairn.v1.Port\x12\x10\n\x08revision\x18\x03 \x01(\x03\"\xea\x03\n\x04Port\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07project\x18\x03 \x01(\t\x12*\n\x06labels\x18\x04 \x03(\x0b\x32\x1a.cairn.v1.Port.LabelsEntry\x12\x10\n\x08revision\x18\x05 \x01(\x03\x12\x0c\n\x04\x65tag\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64\x65lete_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\npurge_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0breconciling\x18\x0b \x01(\x08\x12 \n\x04spec\x18\x10 \x01(\x0b\x32\x12.cairn.v1.PortSpec\x12$\n\x06status\x18\x11 \x01(\x0b\x32\x14.cairn.v1.PortStatus\x12\x1c\n\x04plan\x18\x12 \x01(\x0b\x32\x0e.cairn.v1.Plan\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8c\x01\n\x08PortSpec\x12\x0b\n\x03vpc\x18\x01 \x01(\t\x12\x0e\n\x06subnet\x18\x02 \x01(\t\x12\x0e\n\x02vm\x18\x03 \x01(\tB\x02\x18\x01\x12\x13\n\x07\x61\x64\x64ress\x18\x04 \x01(\tB\x02\x18\x01\x12\x0b\n\x03mac\x18\x05 \x01(\t\x12\x1e\n\x05owner\x18\x06 \x01(\x0b\x32\x0f.cairn.v1.Owner\x12\x11\n\taddresses\x18\x07 \x03(\t\"\xe8\x02\n\nPortStatus\x12\x0b\n\x03say\x18\x01 \x01(\t\x12\'\n\nconditions\x18\x02 \x03(\x0b\x32\x13.cairn.v1.Condition\x12\x19\n\x11observed_revision\x18\x03 \x01(\x03\x12)\n\x05state\x18\x04 \x01(\x0e\x32\x1a.cairn.v1.PortStatus.State\x12\x13\n\x07\x61\x64\x64ress\x18\x05 \x01(\tB\x02\x18\x01\x12\x13\n\x07vm_name\x18\x06 \x01(\tB\x02\x18\x01\x12\x13\n\x0bsubnet_name\x18\x07 \x01(\t\x12\x0c\n\x04node\x18\x08 \x01(\t\x12\x12\n\nowner_name\x18\t \x01(\t\x12\x11\n\taddresses\x18\n \x03(\t\"j\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_PENDING\x10\x01\x12\x13\n\x0fSTATE_ALLOCATED\x10\x02\x12\x10\n\x0cSTATE_ACTIVE\x10\x03\x12\x10\n\x0cSTATE_FAILED\x10\x04\"|\n\x0bPortBinding\x12\x0c\n\x04port\x18\x01 \x01(\t\x12\x0e\n\x06subnet\x18\x02 \x01(\t\x12\x0b\n\x03vpc\x18\x03 \x01(\t\x12\x13\n\x07\x61\x64\x64ress\x18\x04 \x01(\tB\x02\x18\x01\x12\x0b\n\x03mac\x18\x05 \x01(\t\x12\r\n\x05\x65rror\x18\x06 \x01(\t\x12\x11\n\taddresses\x18\x07 \x03(\t\"=\n\x0c\x41\x64\x64ressClaim\x12\x0e\n\x06subnet\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0c\n\x04port\x18\x03 \x01(\t2\xe1\x03\n\x0bPortService\x12J\n\nCreatePort\x12\x1b.cairn.v1.CreatePortRequest\x1a\x0e.cairn.v1.Port\"\x0f\xca\xea\x1b\x0bport.create\x12\x41\n\x07GetPort\x12\x18.cairn.v1.GetPortRequest\x1a\x0e.cairn.v1.Port\"\x0c\xca\xea\x1b\x08port.see\x12R\n\tListPorts\x12\x1a.cairn.v1.ListPortsRequest\x1a\x1b.cairn.v1.ListPortsResponse\"\x0c\xca\xea\x1b\x08port.see\x12J\n\nUpdatePort\x12\x1b.cairn.v1.UpdatePortRequest\x1a\x0e.cairn.v1.Port\"\x0f\xca\xea\x1b\x0bport.update\x12J\n\nDeletePort\x12\x1b.cairn.v1.DeletePortRequest\x1a\x0e.cairn.v1.Port\"\x0f\xca\xea\x1b\x0bport.delete\x12W\n\nWatchPorts\x12\x1b.cairn.v1.WatchPortsRequest\x1a\x1c.cairn.v1.WatchPortsResponse\"\x0c\xca\xea\x1b\x08port.see0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,36 +47,48 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PORTSTATUS'].fields_by_name['vm_name']._serialized_options = b'\030\001'
   _globals['_PORTBINDING'].fields_by_name['address']._loaded_options = None
   _globals['_PORTBINDING'].fields_by_name['address']._serialized_options = b'\030\001'
-  _globals['_CREATEPORTREQUEST']._serialized_start=135
-  _globals['_CREATEPORTREQUEST']._serialized_end=244
-  _globals['_GETPORTREQUEST']._serialized_start=246
-  _globals['_GETPORTREQUEST']._serialized_end=314
-  _globals['_LISTPORTSREQUEST']._serialized_start=316
-  _globals['_LISTPORTSREQUEST']._serialized_end=429
-  _globals['_LISTPORTSRESPONSE']._serialized_start=431
-  _globals['_LISTPORTSRESPONSE']._serialized_end=524
-  _globals['_UPDATEPORTREQUEST']._serialized_start=527
-  _globals['_UPDATEPORTREQUEST']._serialized_end=706
-  _globals['_DELETEPORTREQUEST']._serialized_start=709
-  _globals['_DELETEPORTREQUEST']._serialized_end=846
-  _globals['_WATCHPORTSREQUEST']._serialized_start=848
-  _globals['_WATCHPORTSREQUEST']._serialized_end=924
-  _globals['_WATCHPORTSRESPONSE']._serialized_start=926
-  _globals['_WATCHPORTSRESPONSE']._serialized_end=1030
-  _globals['_PORT']._serialized_start=1033
-  _globals['_PORT']._serialized_end=1523
-  _globals['_PORT_LABELSENTRY']._serialized_start=1478
-  _globals['_PORT_LABELSENTRY']._serialized_end=1523
-  _globals['_PORTSPEC']._serialized_start=1526
-  _globals['_PORTSPEC']._serialized_end=1666
-  _globals['_PORTSTATUS']._serialized_start=1669
-  _globals['_PORTSTATUS']._serialized_end=2029
-  _globals['_PORTSTATUS_STATE']._serialized_start=1923
-  _globals['_PORTSTATUS_STATE']._serialized_end=2029
-  _globals['_PORTBINDING']._serialized_start=2031
-  _globals['_PORTBINDING']._serialized_end=2155
-  _globals['_ADDRESSCLAIM']._serialized_start=2157
-  _globals['_ADDRESSCLAIM']._serialized_end=2218
-  _globals['_PORTSERVICE']._serialized_start=2221
-  _globals['_PORTSERVICE']._serialized_end=2609
+  _globals['_PORTSERVICE'].methods_by_name['CreatePort']._loaded_options = None
+  _globals['_PORTSERVICE'].methods_by_name['CreatePort']._serialized_options = b'\312\352\033\013port.create'
+  _globals['_PORTSERVICE'].methods_by_name['GetPort']._loaded_options = None
+  _globals['_PORTSERVICE'].methods_by_name['GetPort']._serialized_options = b'\312\352\033\010port.see'
+  _globals['_PORTSERVICE'].methods_by_name['ListPorts']._loaded_options = None
+  _globals['_PORTSERVICE'].methods_by_name['ListPorts']._serialized_options = b'\312\352\033\010port.see'
+  _globals['_PORTSERVICE'].methods_by_name['UpdatePort']._loaded_options = None
+  _globals['_PORTSERVICE'].methods_by_name['UpdatePort']._serialized_options = b'\312\352\033\013port.update'
+  _globals['_PORTSERVICE'].methods_by_name['DeletePort']._loaded_options = None
+  _globals['_PORTSERVICE'].methods_by_name['DeletePort']._serialized_options = b'\312\352\033\013port.delete'
+  _globals['_PORTSERVICE'].methods_by_name['WatchPorts']._loaded_options = None
+  _globals['_PORTSERVICE'].methods_by_name['WatchPorts']._serialized_options = b'\312\352\033\010port.see'
+  _globals['_CREATEPORTREQUEST']._serialized_start=164
+  _globals['_CREATEPORTREQUEST']._serialized_end=273
+  _globals['_GETPORTREQUEST']._serialized_start=275
+  _globals['_GETPORTREQUEST']._serialized_end=343
+  _globals['_LISTPORTSREQUEST']._serialized_start=345
+  _globals['_LISTPORTSREQUEST']._serialized_end=458
+  _globals['_LISTPORTSRESPONSE']._serialized_start=460
+  _globals['_LISTPORTSRESPONSE']._serialized_end=553
+  _globals['_UPDATEPORTREQUEST']._serialized_start=556
+  _globals['_UPDATEPORTREQUEST']._serialized_end=735
+  _globals['_DELETEPORTREQUEST']._serialized_start=738
+  _globals['_DELETEPORTREQUEST']._serialized_end=875
+  _globals['_WATCHPORTSREQUEST']._serialized_start=877
+  _globals['_WATCHPORTSREQUEST']._serialized_end=953
+  _globals['_WATCHPORTSRESPONSE']._serialized_start=955
+  _globals['_WATCHPORTSRESPONSE']._serialized_end=1059
+  _globals['_PORT']._serialized_start=1062
+  _globals['_PORT']._serialized_end=1552
+  _globals['_PORT_LABELSENTRY']._serialized_start=1507
+  _globals['_PORT_LABELSENTRY']._serialized_end=1552
+  _globals['_PORTSPEC']._serialized_start=1555
+  _globals['_PORTSPEC']._serialized_end=1695
+  _globals['_PORTSTATUS']._serialized_start=1698
+  _globals['_PORTSTATUS']._serialized_end=2058
+  _globals['_PORTSTATUS_STATE']._serialized_start=1952
+  _globals['_PORTSTATUS_STATE']._serialized_end=2058
+  _globals['_PORTBINDING']._serialized_start=2060
+  _globals['_PORTBINDING']._serialized_end=2184
+  _globals['_ADDRESSCLAIM']._serialized_start=2186
+  _globals['_ADDRESSCLAIM']._serialized_end=2247
+  _globals['_PORTSERVICE']._serialized_start=2250
+  _globals['_PORTSERVICE']._serialized_end=2731
 # @@protoc_insertion_point(module_scope)

@@ -22,12 +22,13 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from cairn.proto.v1 import access_pb2 as cairn_dot_proto_dot_v1_dot_access__pb2
 from cairn.proto.v1 import common_pb2 as cairn_dot_proto_dot_v1_dot_common__pb2
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63\x61irn/proto/v1/subnet.proto\x12\x08\x63\x61irn.v1\x1a\x1b\x63\x61irn/proto/v1/common.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"s\n\x13\x43reateSubnetRequest\x12 \n\x06subnet\x18\x01 \x01(\x0b\x32\x10.cairn.v1.Subnet\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x0f\n\x07plan_id\x18\x04 \x01(\t\"F\n\x10GetSubnetRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x15\n\rread_revision\x18\x03 \x01(\x03\"s\n\x12ListSubnetsRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\x12\x15\n\rread_revision\x18\x05 \x01(\x03\"c\n\x13ListSubnetsResponse\x12!\n\x07subnets\x18\x01 \x03(\x0b\x32\x10.cairn.v1.Subnet\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\"\xb9\x01\n\x13UpdateSubnetRequest\x12 \n\x06subnet\x18\x01 \x01(\x0b\x32\x10.cairn.v1.Subnet\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x0f\n\x07plan_id\x18\x05 \x01(\t\x12\x13\n\x0b\x61llow_stale\x18\x06 \x01(\x08\"\x8b\x01\n\x13\x44\x65leteSubnetRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x12\x0f\n\x07plan_id\x18\x06 \x01(\t\x12\r\n\x05purge\x18\x07 \x01(\x08\"N\n\x13WatchSubnetsRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\t\x12\x16\n\x0e\x61\x66ter_revision\x18\x03 \x01(\x03\"n\n\x14WatchSubnetsResponse\x12\"\n\x04type\x18\x01 \x01(\x0e\x32\x14.cairn.v1.ChangeType\x12 \n\x06subnet\x18\x02 \x01(\x0b\x32\x10.cairn.v1.Subnet\x12\x10\n\x08revision\x18\x03 \x01(\x03\"\xf2\x03\n\x06Subnet\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07project\x18\x03 \x01(\t\x12,\n\x06labels\x18\x04 \x03(\x0b\x32\x1c.cairn.v1.Subnet.LabelsEntry\x12\x10\n\x08revision\x18\x05 \x01(\x03\x12\x0c\n\x04\x65tag\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64\x65lete_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\npurge_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0breconciling\x18\x0b \x01(\x08\x12\"\n\x04spec\x18\x10 \x01(\x0b\x32\x14.cairn.v1.SubnetSpec\x12&\n\x06status\x18\x11 \x01(\x0b\x32\x16.cairn.v1.SubnetStatus\x12\x1c\n\x04plan\x18\x12 \x01(\x0b\x32\x0e.cairn.v1.Plan\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"E\n\nSubnetSpec\x12\x0b\n\x03vpc\x18\x01 \x01(\t\x12\x0c\n\x04\x63idr\x18\x02 \x01(\t\x12\x0b\n\x03vni\x18\x03 \x01(\r\x12\x0f\n\x07\x63idr_v6\x18\x04 \x01(\t\"\xb3\x01\n\x0cSubnetStatus\x12\x0b\n\x03say\x18\x01 \x01(\t\x12\'\n\nconditions\x18\x02 \x03(\x0b\x32\x13.cairn.v1.Condition\x12\x19\n\x11observed_revision\x18\x03 \x01(\x03\x12\x0f\n\x07gateway\x18\x04 \x01(\t\x12\x17\n\x0f\x61\x64\x64resses_total\x18\x05 \x01(\r\x12\x16\n\x0e\x61\x64\x64resses_used\x18\x06 \x01(\r\x12\x10\n\x08vpc_name\x18\x07 \x01(\t2\xaa\x03\n\rSubnetService\x12?\n\x0c\x43reateSubnet\x12\x1d.cairn.v1.CreateSubnetRequest\x1a\x10.cairn.v1.Subnet\x12\x39\n\tGetSubnet\x12\x1a.cairn.v1.GetSubnetRequest\x1a\x10.cairn.v1.Subnet\x12J\n\x0bListSubnets\x12\x1c.cairn.v1.ListSubnetsRequest\x1a\x1d.cairn.v1.ListSubnetsResponse\x12?\n\x0cUpdateSubnet\x12\x1d.cairn.v1.UpdateSubnetRequest\x1a\x10.cairn.v1.Subnet\x12?\n\x0c\x44\x65leteSubnet\x12\x1d.cairn.v1.DeleteSubnetRequest\x1a\x10.cairn.v1.Subnet\x12O\n\x0cWatchSubnets\x12\x1d.cairn.v1.WatchSubnetsRequest\x1a\x1e.cairn.v1.WatchSubnetsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63\x61irn/proto/v1/subnet.proto\x12\x08\x63\x61irn.v1\x1a\x1b\x63\x61irn/proto/v1/access.proto\x1a\x1b\x63\x61irn/proto/v1/common.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"s\n\x13\x43reateSubnetRequest\x12 \n\x06subnet\x18\x01 \x01(\x0b\x32\x10.cairn.v1.Subnet\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x0f\n\x07plan_id\x18\x04 \x01(\t\"F\n\x10GetSubnetRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x15\n\rread_revision\x18\x03 \x01(\x03\"s\n\x12ListSubnetsRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\x12\x15\n\rread_revision\x18\x05 \x01(\x03\"c\n\x13ListSubnetsResponse\x12!\n\x07subnets\x18\x01 \x03(\x0b\x32\x10.cairn.v1.Subnet\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\"\xb9\x01\n\x13UpdateSubnetRequest\x12 \n\x06subnet\x18\x01 \x01(\x0b\x32\x10.cairn.v1.Subnet\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x0f\n\x07plan_id\x18\x05 \x01(\t\x12\x13\n\x0b\x61llow_stale\x18\x06 \x01(\x08\"\x8b\x01\n\x13\x44\x65leteSubnetRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x12\x0f\n\x07plan_id\x18\x06 \x01(\t\x12\r\n\x05purge\x18\x07 \x01(\x08\"N\n\x13WatchSubnetsRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\t\x12\x16\n\x0e\x61\x66ter_revision\x18\x03 \x01(\x03\"n\n\x14WatchSubnetsResponse\x12\"\n\x04type\x18\x01 \x01(\x0e\x32\x14.cairn.v1.ChangeType\x12 \n\x06subnet\x18\x02 \x01(\x0b\x32\x10.cairn.v1.Subnet\x12\x10\n\x08revision\x18\x03 \x01(\x03\"\xf2\x03\n\x06Subnet\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07project\x18\x03 \x01(\t\x12,\n\x06labels\x18\x04 \x03(\x0b\x32\x1c.cairn.v1.Subnet.LabelsEntry\x12\x10\n\x08revision\x18\x05 \x01(\x03\x12\x0c\n\x04\x65tag\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64\x65lete_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\npurge_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0breconciling\x18\x0b \x01(\x08\x12\"\n\x04spec\x18\x10 \x01(\x0b\x32\x14.cairn.v1.SubnetSpec\x12&\n\x06status\x18\x11 \x01(\x0b\x32\x16.cairn.v1.SubnetStatus\x12\x1c\n\x04plan\x18\x12 \x01(\x0b\x32\x0e.cairn.v1.Plan\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"E\n\nSubnetSpec\x12\x0b\n\x03vpc\x18\x01 \x01(\t\x12\x0c\n\x04\x63idr\x18\x02 \x01(\t\x12\x0b\n\x03vni\x18\x03 \x01(\r\x12\x0f\n\x07\x63idr_v6\x18\x04 \x01(\t\"\xb3\x01\n\x0cSubnetStatus\x12\x0b\n\x03say\x18\x01 \x01(\t\x12\'\n\nconditions\x18\x02 \x03(\x0b\x32\x13.cairn.v1.Condition\x12\x19\n\x11observed_revision\x18\x03 \x01(\x03\x12\x0f\n\x07gateway\x18\x04 \x01(\t\x12\x17\n\x0f\x61\x64\x64resses_total\x18\x05 \x01(\r\x12\x16\n\x0e\x61\x64\x64resses_used\x18\x06 \x01(\r\x12\x10\n\x08vpc_name\x18\x07 \x01(\t2\x93\x04\n\rSubnetService\x12R\n\x0c\x43reateSubnet\x12\x1d.cairn.v1.CreateSubnetRequest\x1a\x10.cairn.v1.Subnet\"\x11\xca\xea\x1b\rsubnet.create\x12I\n\tGetSubnet\x12\x1a.cairn.v1.GetSubnetRequest\x1a\x10.cairn.v1.Subnet\"\x0e\xca\xea\x1b\nsubnet.see\x12Z\n\x0bListSubnets\x12\x1c.cairn.v1.ListSubnetsRequest\x1a\x1d.cairn.v1.ListSubnetsResponse\"\x0e\xca\xea\x1b\nsubnet.see\x12R\n\x0cUpdateSubnet\x12\x1d.cairn.v1.UpdateSubnetRequest\x1a\x10.cairn.v1.Subnet\"\x11\xca\xea\x1b\rsubnet.update\x12R\n\x0c\x44\x65leteSubnet\x12\x1d.cairn.v1.DeleteSubnetRequest\x1a\x10.cairn.v1.Subnet\"\x11\xca\xea\x1b\rsubnet.delete\x12_\n\x0cWatchSubnets\x12\x1d.cairn.v1.WatchSubnetsRequest\x1a\x1e.cairn.v1.WatchSubnetsResponse\"\x0e\xca\xea\x1b\nsubnet.see0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,30 +37,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SUBNET_LABELSENTRY']._loaded_options = None
   _globals['_SUBNET_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_CREATESUBNETREQUEST']._serialized_start=137
-  _globals['_CREATESUBNETREQUEST']._serialized_end=252
-  _globals['_GETSUBNETREQUEST']._serialized_start=254
-  _globals['_GETSUBNETREQUEST']._serialized_end=324
-  _globals['_LISTSUBNETSREQUEST']._serialized_start=326
-  _globals['_LISTSUBNETSREQUEST']._serialized_end=441
-  _globals['_LISTSUBNETSRESPONSE']._serialized_start=443
-  _globals['_LISTSUBNETSRESPONSE']._serialized_end=542
-  _globals['_UPDATESUBNETREQUEST']._serialized_start=545
-  _globals['_UPDATESUBNETREQUEST']._serialized_end=730
-  _globals['_DELETESUBNETREQUEST']._serialized_start=733
-  _globals['_DELETESUBNETREQUEST']._serialized_end=872
-  _globals['_WATCHSUBNETSREQUEST']._serialized_start=874
-  _globals['_WATCHSUBNETSREQUEST']._serialized_end=952
-  _globals['_WATCHSUBNETSRESPONSE']._serialized_start=954
-  _globals['_WATCHSUBNETSRESPONSE']._serialized_end=1064
-  _globals['_SUBNET']._serialized_start=1067
-  _globals['_SUBNET']._serialized_end=1565
-  _globals['_SUBNET_LABELSENTRY']._serialized_start=1520
-  _globals['_SUBNET_LABELSENTRY']._serialized_end=1565
-  _globals['_SUBNETSPEC']._serialized_start=1567
-  _globals['_SUBNETSPEC']._serialized_end=1636
-  _globals['_SUBNETSTATUS']._serialized_start=1639
-  _globals['_SUBNETSTATUS']._serialized_end=1818
-  _globals['_SUBNETSERVICE']._serialized_start=1821
-  _globals['_SUBNETSERVICE']._serialized_end=2247
+  _globals['_SUBNETSERVICE'].methods_by_name['CreateSubnet']._loaded_options = None
+  _globals['_SUBNETSERVICE'].methods_by_name['CreateSubnet']._serialized_options = b'\312\352\033\rsubnet.create'
+  _globals['_SUBNETSERVICE'].methods_by_name['GetSubnet']._loaded_options = None
+  _globals['_SUBNETSERVICE'].methods_by_name['GetSubnet']._serialized_options = b'\312\352\033\nsubnet.see'
+  _globals['_SUBNETSERVICE'].methods_by_name['ListSubnets']._loaded_options = None
+  _globals['_SUBNETSERVICE'].methods_by_name['ListSubnets']._serialized_options = b'\312\352\033\nsubnet.see'
+  _globals['_SUBNETSERVICE'].methods_by_name['UpdateSubnet']._loaded_options = None
+  _globals['_SUBNETSERVICE'].methods_by_name['UpdateSubnet']._serialized_options = b'\312\352\033\rsubnet.update'
+  _globals['_SUBNETSERVICE'].methods_by_name['DeleteSubnet']._loaded_options = None
+  _globals['_SUBNETSERVICE'].methods_by_name['DeleteSubnet']._serialized_options = b'\312\352\033\rsubnet.delete'
+  _globals['_SUBNETSERVICE'].methods_by_name['WatchSubnets']._loaded_options = None
+  _globals['_SUBNETSERVICE'].methods_by_name['WatchSubnets']._serialized_options = b'\312\352\033\nsubnet.see'
+  _globals['_CREATESUBNETREQUEST']._serialized_start=166
+  _globals['_CREATESUBNETREQUEST']._serialized_end=281
+  _globals['_GETSUBNETREQUEST']._serialized_start=283
+  _globals['_GETSUBNETREQUEST']._serialized_end=353
+  _globals['_LISTSUBNETSREQUEST']._serialized_start=355
+  _globals['_LISTSUBNETSREQUEST']._serialized_end=470
+  _globals['_LISTSUBNETSRESPONSE']._serialized_start=472
+  _globals['_LISTSUBNETSRESPONSE']._serialized_end=571
+  _globals['_UPDATESUBNETREQUEST']._serialized_start=574
+  _globals['_UPDATESUBNETREQUEST']._serialized_end=759
+  _globals['_DELETESUBNETREQUEST']._serialized_start=762
+  _globals['_DELETESUBNETREQUEST']._serialized_end=901
+  _globals['_WATCHSUBNETSREQUEST']._serialized_start=903
+  _globals['_WATCHSUBNETSREQUEST']._serialized_end=981
+  _globals['_WATCHSUBNETSRESPONSE']._serialized_start=983
+  _globals['_WATCHSUBNETSRESPONSE']._serialized_end=1093
+  _globals['_SUBNET']._serialized_start=1096
+  _globals['_SUBNET']._serialized_end=1594
+  _globals['_SUBNET_LABELSENTRY']._serialized_start=1549
+  _globals['_SUBNET_LABELSENTRY']._serialized_end=1594
+  _globals['_SUBNETSPEC']._serialized_start=1596
+  _globals['_SUBNETSPEC']._serialized_end=1665
+  _globals['_SUBNETSTATUS']._serialized_start=1668
+  _globals['_SUBNETSTATUS']._serialized_end=1847
+  _globals['_SUBNETSERVICE']._serialized_start=1850
+  _globals['_SUBNETSERVICE']._serialized_end=2381
 # @@protoc_insertion_point(module_scope)

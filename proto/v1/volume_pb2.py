@@ -22,12 +22,13 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from cairn.proto.v1 import access_pb2 as cairn_dot_proto_dot_v1_dot_access__pb2
 from cairn.proto.v1 import common_pb2 as cairn_dot_proto_dot_v1_dot_common__pb2
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63\x61irn/proto/v1/volume.proto\x12\x08\x63\x61irn.v1\x1a\x1b\x63\x61irn/proto/v1/common.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"s\n\x13\x43reateVolumeRequest\x12 \n\x06volume\x18\x01 \x01(\x0b\x32\x10.cairn.v1.Volume\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x0f\n\x07plan_id\x18\x04 \x01(\t\"F\n\x10GetVolumeRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x15\n\rread_revision\x18\x03 \x01(\x03\"\x89\x01\n\x12ListVolumesRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\x12\x15\n\rread_revision\x18\x05 \x01(\x03\x12\x14\n\x0cshow_deleted\x18\x06 \x01(\x08\"c\n\x13ListVolumesResponse\x12!\n\x07volumes\x18\x01 \x03(\x0b\x32\x10.cairn.v1.Volume\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\"\xb9\x01\n\x13UpdateVolumeRequest\x12 \n\x06volume\x18\x01 \x01(\x0b\x32\x10.cairn.v1.Volume\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x0f\n\x07plan_id\x18\x05 \x01(\t\x12\x13\n\x0b\x61llow_stale\x18\x06 \x01(\x08\"\x8b\x01\n\x13\x44\x65leteVolumeRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x12\x0f\n\x07plan_id\x18\x06 \x01(\t\x12\r\n\x05purge\x18\x07 \x01(\x08\"N\n\x13WatchVolumesRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\t\x12\x16\n\x0e\x61\x66ter_revision\x18\x03 \x01(\x03\"n\n\x14WatchVolumesResponse\x12\"\n\x04type\x18\x01 \x01(\x0e\x32\x14.cairn.v1.ChangeType\x12 \n\x06volume\x18\x02 \x01(\x0b\x32\x10.cairn.v1.Volume\x12\x10\n\x08revision\x18\x03 \x01(\x03\"V\n\x15UndeleteVolumeRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\"\xf2\x03\n\x06Volume\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07project\x18\x03 \x01(\t\x12,\n\x06labels\x18\x04 \x03(\x0b\x32\x1c.cairn.v1.Volume.LabelsEntry\x12\x10\n\x08revision\x18\x05 \x01(\x03\x12\x0c\n\x04\x65tag\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64\x65lete_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\npurge_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0breconciling\x18\x0b \x01(\x08\x12\"\n\x04spec\x18\x10 \x01(\x0b\x32\x14.cairn.v1.VolumeSpec\x12&\n\x06status\x18\x11 \x01(\x0b\x32\x16.cairn.v1.VolumeStatus\x12\x1c\n\x04plan\x18\x12 \x01(\x0b\x32\x0e.cairn.v1.Plan\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xbf\x01\n\nVolumeSpec\x12\x17\n\nsize_bytes\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\r\n\x05image\x18\x03 \x01(\t\x12\n\n\x02vm\x18\x04 \x01(\t\x12\x0c\n\x04\x62oot\x18\x05 \x01(\x08\x12\x16\n\x0e\x64\x65lete_with_vm\x18\x06 \x01(\x08\x12\x0c\n\x04slot\x18\x07 \x01(\r\x12\x11\n\tformer_vm\x18\x08 \x01(\t\x12\x19\n\x11\x66ormer_generation\x18\t \x01(\x03\x42\r\n\x0b_size_bytes\"\xa1\x03\n\x0cVolumeStatus\x12\x0b\n\x03say\x18\x01 \x01(\t\x12\'\n\nconditions\x18\x02 \x03(\x0b\x32\x13.cairn.v1.Condition\x12\x19\n\x11observed_revision\x18\x03 \x01(\x03\x12+\n\x05state\x18\x04 \x01(\x0e\x32\x1c.cairn.v1.VolumeStatus.State\x12\x0c\n\x04node\x18\x05 \x01(\t\x12\x0f\n\x07vm_name\x18\x06 \x01(\t\x12\x12\n\nused_bytes\x18\x07 \x01(\x04\x12\x0c\n\x04pool\x18\x08 \x01(\t\"\xd1\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_PENDING\x10\x01\x12\x12\n\x0eSTATE_CREATING\x10\x02\x12\x13\n\x0fSTATE_AVAILABLE\x10\x03\x12\x12\n\x0eSTATE_ATTACHED\x10\x04\x12\x10\n\x0cSTATE_FAILED\x10\x05\x12\x12\n\x0eSTATE_DELETING\x10\x06\x12\x11\n\rSTATE_DELETED\x10\x07\x12\x13\n\x0fSTATE_ATTACHING\x10\x08\x12\x13\n\x0fSTATE_DETACHING\x10\t\"Q\n\x0fVolumePlacement\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x12\n\ndisk_bytes\x18\x03 \x01(\x04\x12\x0c\n\x04pool\x18\x04 \x01(\t\".\n\nPoolClaims\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x12\n\ndisk_bytes\x18\x02 \x01(\x04\"C\n\x05Purge\x12\n\n\x02id\x18\x01 \x01(\t\x12.\n\npurge_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xef\x03\n\rVolumeService\x12?\n\x0c\x43reateVolume\x12\x1d.cairn.v1.CreateVolumeRequest\x1a\x10.cairn.v1.Volume\x12\x39\n\tGetVolume\x12\x1a.cairn.v1.GetVolumeRequest\x1a\x10.cairn.v1.Volume\x12J\n\x0bListVolumes\x12\x1c.cairn.v1.ListVolumesRequest\x1a\x1d.cairn.v1.ListVolumesResponse\x12?\n\x0cUpdateVolume\x12\x1d.cairn.v1.UpdateVolumeRequest\x1a\x10.cairn.v1.Volume\x12?\n\x0c\x44\x65leteVolume\x12\x1d.cairn.v1.DeleteVolumeRequest\x1a\x10.cairn.v1.Volume\x12O\n\x0cWatchVolumes\x12\x1d.cairn.v1.WatchVolumesRequest\x1a\x1e.cairn.v1.WatchVolumesResponse0\x01\x12\x43\n\x0eUndeleteVolume\x12\x1f.cairn.v1.UndeleteVolumeRequest\x1a\x10.cairn.v1.Volumeb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63\x61irn/proto/v1/volume.proto\x12\x08\x63\x61irn.v1\x1a\x1b\x63\x61irn/proto/v1/access.proto\x1a\x1b\x63\x61irn/proto/v1/common.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"s\n\x13\x43reateVolumeRequest\x12 \n\x06volume\x18\x01 \x01(\x0b\x32\x10.cairn.v1.Volume\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x0f\n\x07plan_id\x18\x04 \x01(\t\"F\n\x10GetVolumeRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x15\n\rread_revision\x18\x03 \x01(\x03\"\x89\x01\n\x12ListVolumesRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\x12\x15\n\rread_revision\x18\x05 \x01(\x03\x12\x14\n\x0cshow_deleted\x18\x06 \x01(\x08\"c\n\x13ListVolumesResponse\x12!\n\x07volumes\x18\x01 \x03(\x0b\x32\x10.cairn.v1.Volume\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\"\xb9\x01\n\x13UpdateVolumeRequest\x12 \n\x06volume\x18\x01 \x01(\x0b\x32\x10.cairn.v1.Volume\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x0f\n\x07plan_id\x18\x05 \x01(\t\x12\x13\n\x0b\x61llow_stale\x18\x06 \x01(\x08\"\x8b\x01\n\x13\x44\x65leteVolumeRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x12\x0f\n\x07plan_id\x18\x06 \x01(\t\x12\r\n\x05purge\x18\x07 \x01(\x08\"N\n\x13WatchVolumesRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\t\x12\x16\n\x0e\x61\x66ter_revision\x18\x03 \x01(\x03\"n\n\x14WatchVolumesResponse\x12\"\n\x04type\x18\x01 \x01(\x0e\x32\x14.cairn.v1.ChangeType\x12 \n\x06volume\x18\x02 \x01(\x0b\x32\x10.cairn.v1.Volume\x12\x10\n\x08revision\x18\x03 \x01(\x03\"V\n\x15UndeleteVolumeRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\"\xf2\x03\n\x06Volume\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07project\x18\x03 \x01(\t\x12,\n\x06labels\x18\x04 \x03(\x0b\x32\x1c.cairn.v1.Volume.LabelsEntry\x12\x10\n\x08revision\x18\x05 \x01(\x03\x12\x0c\n\x04\x65tag\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64\x65lete_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\npurge_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0breconciling\x18\x0b \x01(\x08\x12\"\n\x04spec\x18\x10 \x01(\x0b\x32\x14.cairn.v1.VolumeSpec\x12&\n\x06status\x18\x11 \x01(\x0b\x32\x16.cairn.v1.VolumeStatus\x12\x1c\n\x04plan\x18\x12 \x01(\x0b\x32\x0e.cairn.v1.Plan\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xbf\x01\n\nVolumeSpec\x12\x17\n\nsize_bytes\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\r\n\x05image\x18\x03 \x01(\t\x12\n\n\x02vm\x18\x04 \x01(\t\x12\x0c\n\x04\x62oot\x18\x05 \x01(\x08\x12\x16\n\x0e\x64\x65lete_with_vm\x18\x06 \x01(\x08\x12\x0c\n\x04slot\x18\x07 \x01(\r\x12\x11\n\tformer_vm\x18\x08 \x01(\t\x12\x19\n\x11\x66ormer_generation\x18\t \x01(\x03\x42\r\n\x0b_size_bytes\"\xa1\x03\n\x0cVolumeStatus\x12\x0b\n\x03say\x18\x01 \x01(\t\x12\'\n\nconditions\x18\x02 \x03(\x0b\x32\x13.cairn.v1.Condition\x12\x19\n\x11observed_revision\x18\x03 \x01(\x03\x12+\n\x05state\x18\x04 \x01(\x0e\x32\x1c.cairn.v1.VolumeStatus.State\x12\x0c\n\x04node\x18\x05 \x01(\t\x12\x0f\n\x07vm_name\x18\x06 \x01(\t\x12\x12\n\nused_bytes\x18\x07 \x01(\x04\x12\x0c\n\x04pool\x18\x08 \x01(\t\"\xd1\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_PENDING\x10\x01\x12\x12\n\x0eSTATE_CREATING\x10\x02\x12\x13\n\x0fSTATE_AVAILABLE\x10\x03\x12\x12\n\x0eSTATE_ATTACHED\x10\x04\x12\x10\n\x0cSTATE_FAILED\x10\x05\x12\x12\n\x0eSTATE_DELETING\x10\x06\x12\x11\n\rSTATE_DELETED\x10\x07\x12\x13\n\x0fSTATE_ATTACHING\x10\x08\x12\x13\n\x0fSTATE_DETACHING\x10\t\"Q\n\x0fVolumePlacement\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x12\n\ndisk_bytes\x18\x03 \x01(\x04\x12\x0c\n\x04pool\x18\x04 \x01(\t\".\n\nPoolClaims\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x12\n\ndisk_bytes\x18\x02 \x01(\x04\"C\n\x05Purge\x12\n\n\x02id\x18\x01 \x01(\t\x12.\n\npurge_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xed\x04\n\rVolumeService\x12R\n\x0c\x43reateVolume\x12\x1d.cairn.v1.CreateVolumeRequest\x1a\x10.cairn.v1.Volume\"\x11\xca\xea\x1b\rvolume.create\x12I\n\tGetVolume\x12\x1a.cairn.v1.GetVolumeRequest\x1a\x10.cairn.v1.Volume\"\x0e\xca\xea\x1b\nvolume.see\x12Z\n\x0bListVolumes\x12\x1c.cairn.v1.ListVolumesRequest\x1a\x1d.cairn.v1.ListVolumesResponse\"\x0e\xca\xea\x1b\nvolume.see\x12R\n\x0cUpdateVolume\x12\x1d.cairn.v1.UpdateVolumeRequest\x1a\x10.cairn.v1.Volume\"\x11\xca\xea\x1b\rvolume.update\x12R\n\x0c\x44\x65leteVolume\x12\x1d.cairn.v1.DeleteVolumeRequest\x1a\x10.cairn.v1.Volume\"\x11\xca\xea\x1b\rvolume.delete\x12_\n\x0cWatchVolumes\x12\x1d.cairn.v1.WatchVolumesRequest\x1a\x1e.cairn.v1.WatchVolumesResponse\"\x0e\xca\xea\x1b\nvolume.see0\x01\x12X\n\x0eUndeleteVolume\x12\x1f.cairn.v1.UndeleteVolumeRequest\x1a\x10.cairn.v1.Volume\"\x13\xca\xea\x1b\x0fvolume.undeleteb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,40 +37,54 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_VOLUME_LABELSENTRY']._loaded_options = None
   _globals['_VOLUME_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_CREATEVOLUMEREQUEST']._serialized_start=137
-  _globals['_CREATEVOLUMEREQUEST']._serialized_end=252
-  _globals['_GETVOLUMEREQUEST']._serialized_start=254
-  _globals['_GETVOLUMEREQUEST']._serialized_end=324
-  _globals['_LISTVOLUMESREQUEST']._serialized_start=327
-  _globals['_LISTVOLUMESREQUEST']._serialized_end=464
-  _globals['_LISTVOLUMESRESPONSE']._serialized_start=466
-  _globals['_LISTVOLUMESRESPONSE']._serialized_end=565
-  _globals['_UPDATEVOLUMEREQUEST']._serialized_start=568
-  _globals['_UPDATEVOLUMEREQUEST']._serialized_end=753
-  _globals['_DELETEVOLUMEREQUEST']._serialized_start=756
-  _globals['_DELETEVOLUMEREQUEST']._serialized_end=895
-  _globals['_WATCHVOLUMESREQUEST']._serialized_start=897
-  _globals['_WATCHVOLUMESREQUEST']._serialized_end=975
-  _globals['_WATCHVOLUMESRESPONSE']._serialized_start=977
-  _globals['_WATCHVOLUMESRESPONSE']._serialized_end=1087
-  _globals['_UNDELETEVOLUMEREQUEST']._serialized_start=1089
-  _globals['_UNDELETEVOLUMEREQUEST']._serialized_end=1175
-  _globals['_VOLUME']._serialized_start=1178
-  _globals['_VOLUME']._serialized_end=1676
-  _globals['_VOLUME_LABELSENTRY']._serialized_start=1631
-  _globals['_VOLUME_LABELSENTRY']._serialized_end=1676
-  _globals['_VOLUMESPEC']._serialized_start=1679
-  _globals['_VOLUMESPEC']._serialized_end=1870
-  _globals['_VOLUMESTATUS']._serialized_start=1873
-  _globals['_VOLUMESTATUS']._serialized_end=2290
-  _globals['_VOLUMESTATUS_STATE']._serialized_start=2081
-  _globals['_VOLUMESTATUS_STATE']._serialized_end=2290
-  _globals['_VOLUMEPLACEMENT']._serialized_start=2292
-  _globals['_VOLUMEPLACEMENT']._serialized_end=2373
-  _globals['_POOLCLAIMS']._serialized_start=2375
-  _globals['_POOLCLAIMS']._serialized_end=2421
-  _globals['_PURGE']._serialized_start=2423
-  _globals['_PURGE']._serialized_end=2490
-  _globals['_VOLUMESERVICE']._serialized_start=2493
-  _globals['_VOLUMESERVICE']._serialized_end=2988
+  _globals['_VOLUMESERVICE'].methods_by_name['CreateVolume']._loaded_options = None
+  _globals['_VOLUMESERVICE'].methods_by_name['CreateVolume']._serialized_options = b'\312\352\033\rvolume.create'
+  _globals['_VOLUMESERVICE'].methods_by_name['GetVolume']._loaded_options = None
+  _globals['_VOLUMESERVICE'].methods_by_name['GetVolume']._serialized_options = b'\312\352\033\nvolume.see'
+  _globals['_VOLUMESERVICE'].methods_by_name['ListVolumes']._loaded_options = None
+  _globals['_VOLUMESERVICE'].methods_by_name['ListVolumes']._serialized_options = b'\312\352\033\nvolume.see'
+  _globals['_VOLUMESERVICE'].methods_by_name['UpdateVolume']._loaded_options = None
+  _globals['_VOLUMESERVICE'].methods_by_name['UpdateVolume']._serialized_options = b'\312\352\033\rvolume.update'
+  _globals['_VOLUMESERVICE'].methods_by_name['DeleteVolume']._loaded_options = None
+  _globals['_VOLUMESERVICE'].methods_by_name['DeleteVolume']._serialized_options = b'\312\352\033\rvolume.delete'
+  _globals['_VOLUMESERVICE'].methods_by_name['WatchVolumes']._loaded_options = None
+  _globals['_VOLUMESERVICE'].methods_by_name['WatchVolumes']._serialized_options = b'\312\352\033\nvolume.see'
+  _globals['_VOLUMESERVICE'].methods_by_name['UndeleteVolume']._loaded_options = None
+  _globals['_VOLUMESERVICE'].methods_by_name['UndeleteVolume']._serialized_options = b'\312\352\033\017volume.undelete'
+  _globals['_CREATEVOLUMEREQUEST']._serialized_start=166
+  _globals['_CREATEVOLUMEREQUEST']._serialized_end=281
+  _globals['_GETVOLUMEREQUEST']._serialized_start=283
+  _globals['_GETVOLUMEREQUEST']._serialized_end=353
+  _globals['_LISTVOLUMESREQUEST']._serialized_start=356
+  _globals['_LISTVOLUMESREQUEST']._serialized_end=493
+  _globals['_LISTVOLUMESRESPONSE']._serialized_start=495
+  _globals['_LISTVOLUMESRESPONSE']._serialized_end=594
+  _globals['_UPDATEVOLUMEREQUEST']._serialized_start=597
+  _globals['_UPDATEVOLUMEREQUEST']._serialized_end=782
+  _globals['_DELETEVOLUMEREQUEST']._serialized_start=785
+  _globals['_DELETEVOLUMEREQUEST']._serialized_end=924
+  _globals['_WATCHVOLUMESREQUEST']._serialized_start=926
+  _globals['_WATCHVOLUMESREQUEST']._serialized_end=1004
+  _globals['_WATCHVOLUMESRESPONSE']._serialized_start=1006
+  _globals['_WATCHVOLUMESRESPONSE']._serialized_end=1116
+  _globals['_UNDELETEVOLUMEREQUEST']._serialized_start=1118
+  _globals['_UNDELETEVOLUMEREQUEST']._serialized_end=1204
+  _globals['_VOLUME']._serialized_start=1207
+  _globals['_VOLUME']._serialized_end=1705
+  _globals['_VOLUME_LABELSENTRY']._serialized_start=1660
+  _globals['_VOLUME_LABELSENTRY']._serialized_end=1705
+  _globals['_VOLUMESPEC']._serialized_start=1708
+  _globals['_VOLUMESPEC']._serialized_end=1899
+  _globals['_VOLUMESTATUS']._serialized_start=1902
+  _globals['_VOLUMESTATUS']._serialized_end=2319
+  _globals['_VOLUMESTATUS_STATE']._serialized_start=2110
+  _globals['_VOLUMESTATUS_STATE']._serialized_end=2319
+  _globals['_VOLUMEPLACEMENT']._serialized_start=2321
+  _globals['_VOLUMEPLACEMENT']._serialized_end=2402
+  _globals['_POOLCLAIMS']._serialized_start=2404
+  _globals['_POOLCLAIMS']._serialized_end=2450
+  _globals['_PURGE']._serialized_start=2452
+  _globals['_PURGE']._serialized_end=2519
+  _globals['_VOLUMESERVICE']._serialized_start=2522
+  _globals['_VOLUMESERVICE']._serialized_end=3143
 # @@protoc_insertion_point(module_scope)

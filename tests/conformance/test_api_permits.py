@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,10 +13,12 @@ import grpc
 import pytest
 from cairn.controller.api import images, nouns
 from cairn.controller.api.services import SERVICES, add_services
-from cairn.controller.store.base import Txn
+from cairn.controller.model.permits import Caller, Verb, permission_of, permits
+from cairn.controller.store.base import Txn, View
 from cairn.controller.store.memory import MemoryStore
 from cairn.proto import kinds
 from cairn.proto.kinds import ROOT
+from cairn.proto.permissions import METHODS
 from cairn.proto.pki import Identity, make_csr
 from cairn.proto.v1 import (
     cluster_pb2,
@@ -35,6 +39,7 @@ from cairn.proto.v1.subnet_pb2 import Subnet, SubnetSpec
 from cairn.proto.v1.volume_pb2 import Volume, VolumeSpec
 from cairn.proto.v1.vpc_pb2 import CreateVpcRequest, DeleteVpcRequest, GetVpcRequest, UpdateVpcRequest, Vpc, VpcSpec
 from google.protobuf import descriptor_pool
+from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from tests.conformance.api_world import MIB, World, image, vm, world_on
@@ -181,6 +186,28 @@ async def test_whom_permits_permits_nothing_is_told_nothing_and_changes_nothing(
     await server.stop(0)
     assert not told_of, "\n".join(told_of)
     assert (after, later) == (before, revision)
+
+
+async def test_each_method_asks_for_the_permission_its_proto_names(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "RECEIVER_WAIT_S", 0.0)
+    objects = await made(world)
+    asked: set[str] = set()
+
+    def noting(view: View, caller: Caller, verb: Verb, record: Message) -> bool:
+        asked.add(permission_of(verb, record))
+        return permits(view, caller, verb, record)
+
+    for module in [each for name, each in sorted(sys.modules.items()) if name.startswith("cairn.controller.")]:
+        if getattr(module, "permits", None) is permits:
+            monkeypatch.setattr(module, "permits", noting)
+    wrong: list[str] = []
+    for method in sorted(methods(), key=lambda each: each.name.startswith(("Delete", "Undelete"))):
+        asked.clear()
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            await told(world.api.channel, method, request_for(method, objects))
+        if METHODS[method.path] not in asked:
+            wrong.append(f"{method.name} names {METHODS[method.path]} and asks for {', '.join(sorted(asked)) or 'nothing'}")
+    assert not wrong, "\n".join(wrong)
 
 
 async def test_the_same_requests_of_a_user_find_what_they_name(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
