@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from cairn.agent.hypervisor.base import ExitCause
 from cairn.agent.hypervisor.fake import FakeHypervisor
+from cairn.proto.v1.vm_pb2 import POWER_STATE_STOPPED
 
 from tests.sim.machine import Machine
 from tests.sim.story import FAULT, Event, Size, spread
@@ -71,6 +72,9 @@ def _is_unanswered(world: World, machine: Machine, id: str) -> bool:
     vm, seen = cloud.get("vm", id), cloud.get("observed", f"{machine.id}/vm/{id}")
     if vm is None or seen is None:
         return vm is not None
+    if vm.spec.power_state == POWER_STATE_STOPPED:
+        # One that is to go off is let run, to hear of it.
+        return True
     told = seen.report.vm
     return bool(told.power_generation < vm.spec.power_generation or told.reboot_generation < vm.spec.reboot_generation)
 
