@@ -239,9 +239,7 @@ def _volume_state(view: View, volume: Volume, node: str, seen: VolumeReport | No
         where = f" on {status.node}" if node else ""
         return VolumeStatus.STATE_DELETING, f"being erased{where}"
     if not node:
-        if volume.spec.vm:
-            return VolumeStatus.STATE_PENDING, f"waits for VM {status.vm_name or volume.spec.vm} to be placed"
-        return VolumeStatus.STATE_AVAILABLE, "ready; its space is taken on the node of the first VM it is attached to"
+        return _unplaced_state(view, volume)
     if unknown := unknown_there(view, node, {volume_type(volume.spec.type)}):
         return VolumeStatus.STATE_PENDING, f"waits: {unknown}"
     if seen is None or seen.state in (VolumeReport.STATE_ABSENT, VolumeReport.STATE_UNSPECIFIED):
@@ -256,6 +254,15 @@ def _volume_state(view: View, volume: Volume, node: str, seen: VolumeReport | No
     if volume.spec.vm:
         settled = f"attached to {status.vm_name or volume.spec.vm} on {status.node}"
     return _HELD[held.hold], held.say or settled
+
+
+def _unplaced_state(view: View, volume: Volume) -> tuple[VolumeStatus.State.ValueType, str]:
+    """Return state and sentence of one of which no record says where it is: it is nowhere yet, or that cannot be read."""
+    if volume.id in view.unreadable(kinds.VOLUME_PLACEMENT):
+        return VolumeStatus.STATE_PENDING, "where it is cannot be read; `cairn cluster fsck` lists what is damaged"
+    if volume.spec.vm:
+        return VolumeStatus.STATE_PENDING, f"waits for VM {volume.status.vm_name or volume.spec.vm} to be placed"
+    return VolumeStatus.STATE_AVAILABLE, "ready; its space is taken on the node of the first VM it is attached to"
 
 
 def _growing(view: View, volume: Volume, seen: VolumeReport, node: str) -> str:

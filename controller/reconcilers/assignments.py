@@ -27,6 +27,7 @@ from cairn.controller.model.capabilities import knows
 from cairn.controller.model.happening import EventSpec
 from cairn.controller.model.nodes import connected, hash_of, node_name
 from cairn.controller.model.pools import reaching
+from cairn.controller.model.readable import CannotTell, Readable
 from cairn.controller.model.reports import volume_ready_report
 from cairn.controller.model.restored import is_generation_of_before, next_generation, settled
 from cairn.controller.model.where import in_shared_pool, shared_volumes, volume_pool
@@ -119,16 +120,20 @@ class Assignments:
     def reconcile(self, view: View, key: str, now: datetime) -> Outcome:
         """Look at one piece of work, or at how long a node has been away."""
         kind, _, id = key.partition("/")
-        if kind == _NODE:
-            return _loss(view, id, now)
+        try:
+            return _loss(Readable(view), id, now) if kind == _NODE else self._work(view, key, now)
+        except CannotTell as error:
+            # It may well be wanted, or its node be there: whoever has it keeps it, and its generation.
+            return Outcome(None, f"{key}: {error}", held_up_by=(error.record,))
+
+    def _work(self, view: View, key: str, now: datetime) -> Outcome:
+        """Look at one piece of work. Raises CannotTell."""
+        kind, _, id = key.partition("/")
         self._waiting.pop(key, None)
-        held = view.record(kinds.ASSIGNMENT, key)
-        if id in view.unreadable(kinds.BY_NAME[kind]):
-            # It may well be wanted: whoever has it keeps it, and its generation.
-            return Outcome(None, f"{key} cannot be read")
-        if not WORK[kind].is_wanted(view, id):
+        held, readable = view.record(kinds.ASSIGNMENT, key), Readable(view)
+        if not WORK[kind].is_wanted(readable, id):
             return _done(key, held)
-        why, wait_s = _why_not(view, kind, id, held.message.node, now) if held is not None else ("", 0.0)
+        why, wait_s = _why_not(readable, kind, id, held.message.node, now) if held is not None else ("", 0.0)
         if held is not None and not why and is_generation_of_before(view, held.message.generation):
             if not settled(view):
                 # What nodes know better comes first; if others acted in newer generations, the pool refuses this one meanwhile.
@@ -167,6 +172,8 @@ def _why_not(view: View, kind: str, id: str, node: str, now: datetime) -> tuple[
         return f"{name} does not answer", max(0.0, MARGIN_S - max(0.0, away_s))
     if not knows(view, node, work.capability(view, id)):
         return f"the agent of {name} does not know {work.capability(view, id)}", 0.0
+    # Which pools it reaches is among its facts, and those who cannot be read are in no index. Raises CannotTell.
+    view.get(kinds.NODE_FACTS, node)
     if node not in work.nodes(view, id):
         return f"{name} no longer {work.place(view, id)}", 0.0
     return (f"{name} is cordoned", 0.0) if record.spec.cordoned else ("", 0.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from cairn.controller.api import nouns
 from cairn.controller.api.volumes import disk_size
 from cairn.controller.model.readable import CannotTell
 from cairn.controller.model.unreadable import all_unreadable, newest_revision, touched
@@ -25,12 +26,13 @@ from cairn.proto.errors import TryAgain
 from cairn.proto.kinds import AnyKind
 from cairn.proto.v1.cluster_pb2 import NameClaim
 from cairn.proto.v1.image_pb2 import ImageContent
-from cairn.proto.v1.node_pb2 import Assignment
 from cairn.proto.v1.secret_pb2 import Secret
 from cairn.proto.v1.vm_pb2 import Placement
+from cairn.proto.v1.volume_pb2 import VolumeStatus
 from structlog.testing import capture_logs
 
 from tests.unit.cloud_kit import Cloud
+from tests.unit.test_assignments import VOLUME, WORK, held, shared
 from tests.unit.test_sync import N1, agent, world
 from tests.unit.test_view_cache import place, running
 
@@ -339,12 +341,37 @@ def test_an_image_whose_bytes_nobody_can_tell_of_is_not_called_unready() -> None
     assert disk_size(cloud.view, image, None, "image") == 7 << 20
 
 
-def test_work_about_what_cannot_be_read_stays_with_whoever_has_it() -> None:
+@pytest.mark.parametrize("kind", [kinds.VOLUME, kinds.VOLUME_PLACEMENT, kinds.NODE])
+def test_work_about_what_cannot_be_read_stays_with_whoever_has_it(kind: AnyKind) -> None:
     """Given up and assigned anew it would begin its generations again, and nodes refuse what is older than they know."""
+    cloud, _, _ = shared()
+    id = held(cloud).node if kind is kinds.NODE else VOLUME
+    damage(cloud, kind, id)
+    outcome = Assignments().reconcile(cloud.view, WORK, cloud.now)
+    assert (outcome.txn, outcome.say, outcome.held_up_by) == (
+        None,
+        f"{WORK}: {kind.name} {id} cannot be read",
+        (f"{kind.name}/{id}",),
+    )
+
+
+def test_how_long_a_node_is_away_is_not_forgotten_while_its_record_cannot_be_read() -> None:
+    cloud, _, _ = shared()
+    node = held(cloud).node
+    cloud.delete(kinds.NODE_SESSION, node)
+    cloud.settle([Assignments()])
+    assert cloud.view.get(kinds.NODE_LOSS, node) is not None
+    damage(cloud, kinds.NODE, node)
+    assert Assignments().reconcile(cloud.view, f"node/{node}", cloud.now).txn is None
+
+
+def test_a_volume_whose_place_cannot_be_read_is_not_said_to_be_free() -> None:
     cloud = Cloud()
-    node = cloud.node("n1")
     volume = cloud.volume("data")
-    cloud.put(kinds.ASSIGNMENT, f"volume/{volume}", Assignment(node=node, generation=2))
-    damage(cloud, kinds.VOLUME, volume)
-    outcome = Assignments().reconcile(cloud.view, f"volume/{volume}", cloud.now)
-    assert (outcome.txn, outcome.say) == (None, f"volume/{volume} cannot be read")
+    damage(cloud, kinds.VOLUME_PLACEMENT, volume)
+    shown = nouns.VOLUME.of(cloud.view, volume)
+    assert shown is not None
+    assert (shown.status.state, shown.status.say) == (
+        VolumeStatus.STATE_PENDING,
+        "where it is cannot be read; `cairn cluster fsck` lists what is damaged",
+    )
