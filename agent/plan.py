@@ -290,8 +290,8 @@ def _running(wanted: Wanted, domain: Domain, note: Note, memory: Memory, now_s: 
     say = _running_say(wanted, note, pending=pending)
     waits = reboots.is_waited_for(vm, domain, note)
     if rebooting:
-        restart, memory = _restart(vm, domain, memory, now_s, pending=pending)
-        actions, say, wait_s = actions + restart, "rebooting", ASK_AGAIN_S
+        restart, memory, wait_s = _restart(vm, domain, memory, now_s, pending=pending)
+        actions, say = actions + restart, "rebooting"
     elif waits:
         asked, note, memory, more, wait_s = reboots.waiting(vm, note, memory, now_s)
         actions, say, told = actions + asked, "asked to reboot; its guest has not reacted yet", told + more
@@ -319,14 +319,17 @@ def _running_say(wanted: Wanted, note: Note, *, pending: bool) -> str:
 
 def _restart(
     vm: DesiredVm, domain: Domain, memory: Memory, now_s: float, *, pending: bool
-) -> tuple[tuple[Action, ...], Memory]:
-    """Reboot in place; but one that would not see its new configuration that way goes off, and then on again."""
+) -> tuple[tuple[Action, ...], Memory, float]:
+    """Reboot in place; but one that would not see its new configuration that way goes off, and then on again.
+
+    Returns the seconds until it is looked at again, too.
+    """
     if not pending:
-        return (Reboot(vm.id, vm.force, vm.reboot_generation),), reboots.asked(memory, now_s)
-    ask, memory = _ask(memory, now_s)
+        return (Reboot(vm.id, vm.force, vm.reboot_generation),), reboots.asked(memory, now_s), ASK_AGAIN_S
+    ask, memory, wait_s = _ask(memory, now_s)
     if ask or vm.force or domain.state is not DomainState.STOPPING:
-        return (Stop(vm.id, vm.force),), memory
-    return (), memory
+        return (Stop(vm.id, vm.force),), memory, wait_s
+    return (), memory, wait_s
 
 
 def _plug(wanted: Wanted, domain: Domain) -> tuple[Action, ...]:
@@ -344,19 +347,20 @@ def _stopping(wanted: Wanted, domain: Domain, note: Note, memory: Memory, now_s:
     if vm.force:
         report = report_of(wanted, domain, VmReport.STATE_STOPPING, "its power is being cut")
         return Verdict(report, (Stop(vm.id, True),), note, memory)
-    ask, memory = _ask(memory, now_s)
+    ask, memory, wait_s = _ask(memory, now_s)
     if domain.pause is PauseReason.MIGRATION:
         report = report_of(wanted, domain, VmReport.STATE_STOPPING, "it is being moved", pause=domain.pause)
-        return Verdict(report, (), note, memory, again_after_s=ASK_AGAIN_S)
+        return Verdict(report, (), note, memory, again_after_s=wait_s)
     ask = ask or domain.state not in (DomainState.STOPPING, DomainState.PAUSED)
     resume = (Resume(vm.id),) if domain.state is DomainState.PAUSED else ()
     actions = (*resume, Stop(vm.id, False)) if ask else ()
     say = f"the guest was asked to shut down; `cairn vm stop {vm.name} --force` cuts its power"
-    return Verdict(report_of(wanted, domain, VmReport.STATE_STOPPING, say), actions, note, memory, again_after_s=ASK_AGAIN_S)
+    return Verdict(report_of(wanted, domain, VmReport.STATE_STOPPING, say), actions, note, memory, again_after_s=wait_s)
 
 
-def _ask(memory: Memory, now_s: float) -> tuple[bool, Memory]:
-    """Whether it is time to press the power button (again)."""
-    if memory.asked_s is not None and now_s - memory.asked_s < ASK_AGAIN_S:
-        return False, memory
-    return True, replace(memory, asked_s=now_s)
+def _ask(memory: Memory, now_s: float) -> tuple[bool, Memory, float]:
+    """Whether it is time to press the power button (again), and in how many seconds it is the next time."""
+    left_s = 0.0 if memory.asked_s is None else memory.asked_s + ASK_AGAIN_S - now_s
+    if left_s > CLOCK_SLACK_S:
+        return False, memory, left_s
+    return True, replace(memory, asked_s=now_s), ASK_AGAIN_S

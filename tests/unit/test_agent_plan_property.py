@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from cairn.agent.actions import Action, AttachDisk, Define, Reboot, Resume, Start
+from cairn.agent.actions import Action, AttachDisk, Define, Reboot, Resume, Start, Stop
 from cairn.agent.hypervisor.base import Disk, Domain, DomainSpec, DomainState, ExitCause, PauseReason
 from cairn.agent.plan import plan_vm
 from cairn.agent.verdict import Found, Memory, Note, Verdict, Wanted
@@ -182,3 +182,20 @@ def test_a_guest_whose_note_is_lost_tells_what_it_was_started_with(started_with:
     verdict = plan_vm(Wanted(vm, DomainSpec(vm, tuple(DISKS)), "d1", "m2"), Found(domain, True), Note(), Memory(), 2000.0)
     assert ("its new configuration takes effect" in verdict.report.say) is waits
     assert verdict.note.machine_digest == started_with
+
+
+@pytest.mark.parametrize(
+    ("power", "reboot_generation"), [(POWER_STATE_STOPPED, 0), (POWER_STATE_RUNNING, 1)], ids=["stop", "reboot"]
+)
+def test_who_was_asked_to_go_off_is_asked_again_in_time_however_often_he_is_looked_at(
+    power: int, reboot_generation: int
+) -> None:
+    vm = DesiredVm(id=ID, name="web", power_state=power, reboot_generation=reboot_generation, spec_revision=9)  # type: ignore[arg-type]
+    domain = Domain(ID, DomainState.STOPPING, digest="d1", volumes=tuple(disk.volume for disk in DISKS))
+    wanted, note = Wanted(vm, DomainSpec(vm, tuple(DISKS)), "d1", "m2"), Note(power_generation=0, machine_digest="m1")
+    first = plan_vm(wanted, Found(domain, True), note, Memory(), 2000.0)
+    assert (has(first, Stop), first.again_after_s) == (True, 30.0)
+    looked = plan_vm(wanted, Found(domain, True), note, first.memory, 2020.0)
+    assert (has(looked, Stop), looked.again_after_s) == (False, 10.0)
+    again = plan_vm(wanted, Found(domain, True), note, looked.memory, 2030.0)
+    assert (has(again, Stop), again.again_after_s) == (True, 30.0)
