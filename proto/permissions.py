@@ -1,4 +1,4 @@
-"""Which permission each method takes, as the .proto says: one line there, read by server, `cairn auth can-i`, docs and tests.
+"""Which permission each method takes, as the .proto says: one line there, read by the server, docs and tests.
 
 METHODS["/cairn.v1.VmService/CreateVm"]     # "vm.create"
 """
