@@ -74,8 +74,10 @@ class Releases:
         """Return what a controller really stores."""
         if name not in self.newer:
             return txn
-        puts = {key: Put(put.value + (b"" if NOVELTY in put.value else NOVELTY), put.lease) for key, put in txn.puts.items()}
-        return replace(txn, puts={**puts, f"{kinds.ROOT}{KIND}/{name}": Put(NOVELTY)} if puts else puts)
+        # In place: what it shows of its own commits before the store does is what it wrote.
+        for key, put in txn.puts.items():
+            txn.puts[key] = Put(put.value + (b"" if NOVELTY in put.value else NOVELTY), put.lease)
+        return replace(txn, puts={**txn.puts, f"{kinds.ROOT}{KIND}/{name}": Put(NOVELTY)}) if txn.puts else txn
 
 
 def _earlier(request: SyncRequest) -> None:
