@@ -13,9 +13,10 @@ though it is this one's now, is waited for.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict
+from itertools import groupby
 from weakref import WeakValueDictionary
 
 from cairn.agent.actions import (
@@ -91,7 +92,7 @@ class Guests:
                 # It was to be removed before a restore, and is still there: the restored record lets it live.
                 continue
             if self._is_asked_anew(key, held.object.vm):
-                self._world.mark(Part.DOMAINS)
+                self._world.mark_guest(id)
                 await self._world.refresh(Part.DOMAINS)
             self._world.require(*(disk.type for disk in held.object.vm.disks))
             wanted = await self._wanted(held.object.vm)
@@ -172,21 +173,37 @@ class Guests:
 
     async def _apply(self, key: str, vm: DesiredVm, verdict: Verdict) -> None:
         failed: Exception | None = None
-        for action in verdict.actions:
-            try:
-                await self._act(action, vm)
-            except DriverError as error:
+        for step in _steps(verdict.actions):
+            errors = await self._do_beside(step, vm)
+            for action, error in zip(step, errors, strict=True):
+                if error is None:
+                    continue
                 if isinstance(action, AttachDisk | DetachDisk):
                     self._troubles.setdefault(vm.id, {})[_volume_of(action)] = str(error)
                 self._report_failure(key, vm, verdict, action, error)
                 failed = failed or error
-                if not isinstance(action, AttachDisk | DetachDisk):
-                    break
-                continue
-            self.actions += 1
-            logger("guests").info("done", vm=vm.id, action=type(action).__name__)
+            if any(errors) and not isinstance(step[0], AttachDisk | DetachDisk):
+                break
         if failed is not None:
             raise failed
+
+    async def _do_beside(self, step: Sequence[Action], vm: DesiredVm) -> Sequence[Exception | None]:
+        """Do a step; one action in the step of the loop in which the one before it ended."""
+        if len(step) == 1:
+            return [await self._do(step[0], vm)]
+        return await asyncio.gather(*(self._do(action, vm) for action in step))
+
+    async def _do(self, action: Action, vm: DesiredVm) -> Exception | None:
+        """Do one; return why it failed."""
+        try:
+            await self._act(action, vm)
+        except DriverError as error:
+            # What of others stands in its way may have gone unheard.
+            self._world.mark(Part.DOMAINS)
+            return error
+        self.actions += 1
+        logger("guests").info("done", vm=vm.id, action=type(action).__name__)
+        return None
 
     async def _act(self, action: Action, vm: DesiredVm) -> None:
         id, hypervisor = action.id, self._hypervisor
@@ -217,7 +234,10 @@ class Guests:
                 case RemoveFiles():
                     await self._files.remove(id)
         finally:
-            self._world.mark(Part.FILES if isinstance(action, WriteSeed | RemoveFiles) else Part.DOMAINS)
+            if isinstance(action, WriteSeed | RemoveFiles):
+                self._world.mark(Part.FILES)
+            else:
+                self._world.mark_guest(id)
 
     @asynccontextmanager
     async def _opening(self, id: str, volumes: set[str]) -> AsyncGenerator[None]:
@@ -279,6 +299,15 @@ class Guests:
         if body.state == VmReport.STATE_RUNNING:
             body.accelerator = self._reports.facts.hypervisor.accelerator
         self._reports.put(Report(key=key, version=held.version, vm=body))
+
+
+def _steps(actions: Iterable[Action]) -> Iterator[tuple[Action, ...]]:
+    """Yield actions in their order, each by itself; but what only makes ready is done beside each other."""
+    for ready, group in groupby(actions, key=lambda action: isinstance(action, WriteSeed | Define)):
+        if ready:
+            yield tuple(group)
+        else:
+            yield from ((action,) for action in group)
 
 
 def _volume_of(action: AttachDisk | DetachDisk) -> str:

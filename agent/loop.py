@@ -189,13 +189,14 @@ class NodeLoop:
         while True:
             try:
                 async for event in self._hypervisor.events():
-                    self._world.mark(Part.DOMAINS)
-                    self._wake_volumes_in_use()
                     if event.id:
+                        self._world.mark_guest(event.id)
                         self.work.wake(f"vm/{event.id}")
                         self.work.wake_after(unknown.KEY, UNKNOWN_AFTER_S)
                     else:
+                        self._world.mark(Part.DOMAINS)
                         self._scan()
+                    self._wake_volumes_in_use()
             except DriverError as error:
                 logger("loop").warning("events_lost", source="hypervisor", error=str(error))
             await asyncio.sleep(LISTEN_AGAIN_S)

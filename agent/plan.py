@@ -6,7 +6,8 @@
     verdict.note        # what to remember, durably, before acting
 
 Volumes, images and networks have plans of their own (storage/plan.py, net/plan.py) and are served first: a guest whose volumes
-or ports are not there yet waits. The order for a guest is seed -> define -> start (paused) -> bind its ports -> resume.
+or ports are not there yet waits. The order for a guest is seed and define -> start (paused) -> bind its ports -> resume; the
+first two need each other in nothing.
 
 What the guest did itself decides whether it runs again (RestartPolicy): one that shut itself down stays off until the power
 generation grows; a crashed one is started again, later and later; one that moved to another node is never started here again.
@@ -146,8 +147,7 @@ def _off(wanted: Wanted, found: Found, note: Note, memory: Memory, now_s: float)
         report = report_of(wanted, domain, VmReport.STATE_PREPARING, say, exit=cause)
         return Verdict(report, (), note, memory, again_after_s=wait_s)
     if wanted.waits or wanted.spec is None:
-        early = () if found.files else (WriteSeed(vm.id, vm),)
-        return Verdict(report_of(wanted, domain, VmReport.STATE_PREPARING, wanted.waits), early, note, memory)
+        return Verdict(report_of(wanted, domain, VmReport.STATE_PREPARING, wanted.waits), (), note, memory)
     if vm.needs_permit and not wanted.permitted:
         return _unpermitted(wanted, domain, note, memory)
     actions = (

@@ -1,7 +1,8 @@
 """What is on this node, as last observed: domains, volumes, images, networks, files of guests.
 
 Parts, each read anew only when it may have changed (`mark`): after an event of its driver, before and after we act on it, and
-all of them at a full scan. Several who need a part at the same time share one reading.
+all of them at a full scan. Several who need a part at the same time share one reading. Of guests only those are looked at that
+may have changed, when that is known (`mark_guest`): listing them costs what there is of them.
 
 Of volumes those are looked at that an object of this node is about (`want`), wherever they are; what else is in this node's own
 pools is a part of its own. A type of volume that cannot be looked at hides nothing of the others: who needs one of it asks
@@ -49,16 +50,19 @@ class World:
     ) -> None:
         self._drivers = drivers
         self._read: dict[Part, Callable[[], Awaitable[Any]]] = {
-            Part.DOMAINS: hypervisor.list,
+            Part.DOMAINS: self._look_at_guests,
             Part.VOLUMES: self._look,
             Part.POOLS: drivers.list_own,
             Part.IMAGES: images.list,
             Part.NETWORKS: dataplane.observe,
             Part.FILES: files.list,
         }
+        self._hypervisor = hypervisor
         self._marked = dict.fromkeys(Part, 1)
         self._seen = dict.fromkeys(Part, 0)
         self._locks = {part: asyncio.Lock() for part in Part}
+        # Guests that may have changed since domains were read; None: any of them.
+        self._stirred: set[str] | None = None
         self._attachments: dict[str, Attachment] = {}
         # Key of an object -> the volumes it is about, with their types; and all of them.
         self._wants: dict[str, Mapping[str, str]] = {}
@@ -77,18 +81,29 @@ class World:
         """Say that parts may have changed; none named: all."""
         for part in parts or Part:
             self._marked[part] += 1
+            if part is Part.DOMAINS:
+                self._stirred = None
+
+    def mark_guest(self, id: str) -> None:
+        """Say that one guest may have changed, and no other."""
+        self._marked[Part.DOMAINS] += 1
+        if self._stirred is not None:
+            self._stirred.add(id)
 
     def is_fresh(self, *parts: Part) -> bool:
         """Whether nothing was marked since these parts were read."""
         return all(self._seen[part] == self._marked[part] for part in parts)
 
     async def refresh(self, *parts: Part) -> None:
-        """Read those of the parts that are marked."""
-        for part in parts:
-            if self._seen[part] < self._marked[part]:
-                async with self._locks[part]:
-                    if self._seen[part] < self._marked[part]:
-                        await self._refresh(part)
+        """Read those of the parts that are marked, beside each other."""
+        stale = [part for part in parts if self._seen[part] < self._marked[part]]
+        if len(stale) == 1:
+            await self._refresh(stale[0])
+        elif stale:
+            outcomes = await asyncio.gather(*map(self._refresh, stale), return_exceptions=True)
+            for error in outcomes:
+                if error is not None:
+                    raise error
 
     def want(self, key: str, object: Desired | None) -> None:
         """Say which object a key stands for now; None: none. From now on the volumes it is about are looked at."""
@@ -128,7 +143,24 @@ class World:
         stays = {id for id, type in wanted.items() if (type or LOCAL_POOL) in self._troubles and id in self.volumes}
         return found | {id: self.volumes[id] for id in sorted(stays)}
 
+    async def _look_at_guests(self) -> dict[str, Domain]:
+        """Look at those that may have changed, or at all of them."""
+        stirred, self._stirred = self._stirred, set()
+        try:
+            if stirred is None:
+                return {domain.id: domain for domain in await self._hypervisor.list()}
+            found = {domain.id: domain for domain in await self._hypervisor.look(stirred)}
+        except BaseException:
+            self._stirred = None
+            raise
+        return {id: domain for id, domain in self.domains.items() if id not in stirred} | found
+
     async def _refresh(self, part: Part) -> None:
+        async with self._locks[part]:
+            if self._seen[part] < self._marked[part]:
+                await self._read_anew(part)
+
+    async def _read_anew(self, part: Part) -> None:
         marked = self._marked[part]
         try:
             found = await self._read[part]()
@@ -138,7 +170,7 @@ class World:
             raise
         match part:
             case Part.DOMAINS:
-                self.domains = {domain.id: domain for domain in found}
+                self.domains = found
                 self._silence = None
             case Part.VOLUMES:
                 self.volumes = found

@@ -42,7 +42,7 @@ from cairn.proto.v1.event_pb2 import Event
 from cairn.proto.v1.node_pb2 import NodeFacts
 
 _log = logger("sync")
-# Reports of one moment go together; while one lot is being written the next gathers anyway.
+# So long after a lot what comes gathers; while one is being written the next does anyway. What comes alone goes at once.
 COALESCE_S: Final = 0.005
 # Largest message that is kept: several fit one transaction.
 MESSAGE_BYTES_MAX: Final = 256 << 10
@@ -126,12 +126,15 @@ class Reports:
 
     async def run(self) -> None:
         """Write what comes in until cancelled."""
+        loop = asyncio.get_running_loop()
+        gathers_until_s = loop.time()
         while True:
             await self._some.wait()
             self._some.clear()
-            await asyncio.sleep(COALESCE_S)
+            await asyncio.sleep(max(0.0, gathers_until_s - loop.time()))
             while self.pending:
                 await self._write()
+            gathers_until_s = loop.time() + COALESCE_S
 
     async def _write(self) -> None:
         """Write as much of what waits as one transaction takes; what could not be written waits on."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 from weakref import WeakValueDictionary
@@ -20,7 +20,7 @@ from cairn.proto.v1.image_pb2 import ImageFormat
 from cairn.proto.v1.node_pb2 import StoragePool
 from cairn.storage import qemu_img
 from cairn.storage.base import Attachment, BadImage, Image, NoSuchImage, PoolFull, StorageError, Volume, starts_over
-from cairn.storage.owner import Owner
+from cairn.storage.owner import PRIVATE, Owner
 from cairn.storage.pool import (
     BACKING,
     IMAGE_FILE,
@@ -33,7 +33,7 @@ from cairn.storage.pool import (
     publish,
     remove,
 )
-from cairn.storage.qcow2 import HEAD_BYTES, SECTOR_BYTES, check_image, read_head
+from cairn.storage.qcow2 import HEAD_BYTES, SECTOR_BYTES, blank, check_image, read_head
 
 CHUNK_BYTES: Final = 1 << 20
 # Share of the file system that images leave free for volumes to grow into.
@@ -198,12 +198,16 @@ class LocalVolumes:
                     return
                 await self._require_room(volume)
                 backing = await in_thread(_backing, self._pool, volume)
-                try:
-                    await qemu_img.create(str(new), _whole_sectors(volume.size_bytes), **backing)
-                    await in_thread(publish, new, path, self._pool.owner.give)
-                except BaseException:
-                    await in_thread(remove, new)
-                    raise
+                await in_thread(self._make, new, path, _whole_sectors(volume.size_bytes), backing)
+
+    def _make(self, new: Path, path: Path, size_bytes: int, backing: Mapping[str, str]) -> None:
+        """Make a blank volume, durably and whole or not at all."""
+        try:
+            _write_blank(new, size_bytes, **backing)
+            publish(new, path, self._pool.owner.give)
+        except BaseException:
+            remove(new)
+            raise
 
     async def resize(self, id: str, size_bytes: int, *, generation: int = 0) -> None:  # noqa: ARG002 - nobody else's pool
         """Grow it; shrinking is refused."""
@@ -354,7 +358,7 @@ def _may_be_child(head: bytes, backing: str) -> bool:
 
 
 def _backing(pool: Pool, volume: DesiredVolume) -> dict[str, str]:
-    """Return qemu_img.create's arguments for the image a volume starts from."""
+    """Return what `blank` is to be told of the image a volume starts from."""
     if not volume.image_digest:
         return {}
     image = _image(pool, volume.image_digest)
@@ -367,6 +371,27 @@ def _backing(pool: Pool, volume: DesiredVolume) -> dict[str, str]:
         raise StorageError(say, retryable=False)
     # Relative, so that the pool may be mounted elsewhere.
     return {"backing": f"../images/{pool.image(image.digest).name}", "backing_format": _FORMAT_NAMES[image.format]}
+
+
+def _write_blank(path: Path, size_bytes: int, *, backing: str = "", backing_format: str = "") -> None:
+    """Write the file of a disk that is empty, or as its image is; what stood there is overwritten. StorageError: too large."""
+    try:
+        pieces, file_bytes = blank(size_bytes, backing=backing, backing_format=backing_format)
+    except ValueError as error:
+        raise StorageError(f"making {path.name}: {error}", retryable=False) from error
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, PRIVATE)
+    try:
+        os.ftruncate(handle, file_bytes)
+        for offset, content in pieces.items():
+            _write_at(handle, content, offset)
+    finally:
+        os.close(handle)
+
+
+def _write_at(handle: int, content: bytes, offset: int) -> None:
+    done = 0
+    while done < len(content):
+        done += os.pwrite(handle, content[done:], offset + done)
 
 
 def _require_origin(held: Volume, wanted: DesiredVolume) -> None:

@@ -39,14 +39,6 @@ async def _run(*arguments: str) -> tuple[int, str, str]:
     return process.returncode, out.decode(errors="replace"), err.decode(errors="replace").strip()
 
 
-async def create(path: str, size_bytes: int, *, backing: str = "", backing_format: str = "") -> None:
-    """Make a qcow2 file; `backing` is relative to the file's folder. Raises StorageError with QEMU's reason."""
-    base = ("-b", backing, "-F", backing_format) if backing else ()
-    code, _, err = await _run("create", "-q", "-f", "qcow2", *base, "-o", "lazy_refcounts=off", "--", path, str(size_bytes))
-    if code:
-        raise StorageError(f"qemu-img create failed: {err}")
-
-
 async def resize(path: str, size_bytes: int) -> None:
     """Grow a qcow2 file nobody has open. Raises StorageError with QEMU's reason (its lock, when a guest runs on it)."""
     code, _, err = await _run("resize", "-q", "-f", "qcow2", "--", path, str(size_bytes))

@@ -9,9 +9,10 @@ by reading one sector and needs no file beside it that could disagree.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import shutil
+import subprocess
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -20,7 +21,7 @@ import yaml
 from cairn.proto.v1.agent_pb2 import DesiredVm
 from cairn.storage.base import StorageError
 from cairn.storage.owner import Owner
-from cairn.storage.pool import attempt, in_thread, publish, remove
+from cairn.storage.pool import attempt, in_thread, remove, sync_file
 
 _COMMAND: Final = ("genisoimage", "-quiet", "-volid", "cidata", "-joliet", "-rock")
 _TIMEOUT_S: Final = 60.0
@@ -53,20 +54,25 @@ async def write_seed(path: Path, vm: DesiredVm, owner: Owner | None = None) -> b
 
     owner: whose guests' processes are.
     """
-    own = (owner or Owner()).give
-    files = build_seed(vm)
-    mark = _mark(files)
     with attempt(f"writing the seed of {vm.id}"):
-        if await in_thread(_mark_of, path) == mark:
-            await in_thread(own, path)
-            return False
-        folder = _folder_of(path)
-        try:
-            await in_thread(_lay_out, folder, files)
-            await _make_iso(folder / "seed.iso", folder / "files", mark)
-            await in_thread(publish, folder / "seed.iso", path, own)
-        finally:
-            await in_thread(shutil.rmtree, folder, ignore_errors=True)
+        return await in_thread(_write, path, build_seed(vm), (owner or Owner()).give)
+
+
+def _write(path: Path, files: dict[str, bytes], own: Callable[[Path], None]) -> bool:
+    mark = _mark(files)
+    if _mark_of(path) == mark:
+        own(path)
+        return False
+    folder = _folder_of(path)
+    try:
+        _lay_out(folder, files)
+        _make_iso(folder / "seed.iso", folder / "files", mark)
+        own(folder / "seed.iso")
+        sync_file(folder / "seed.iso")
+        # Complete under its name or not there; whether the name survives a power cut matters to nobody: it is made again.
+        (folder / "seed.iso").replace(path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     return True
 
 
@@ -122,21 +128,17 @@ def _lay_out(folder: Path, files: dict[str, bytes]) -> None:
         (folder / "files" / name).write_bytes(content)
 
 
-async def _make_iso(path: Path, folder: Path, mark: str) -> None:
-    process = await asyncio.create_subprocess_exec(
-        *(*_COMMAND, "-appid", mark, "-output", str(path), str(folder)),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-    )
+def _make_iso(path: Path, folder: Path, mark: str) -> None:
     try:
-        async with asyncio.timeout(_TIMEOUT_S):
-            _, err = await process.communicate()
-    except TimeoutError as error:
+        done = subprocess.run(
+            [*_COMMAND, "-appid", mark, "-output", str(path), str(folder)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            timeout=_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
         raise StorageError(f"genisoimage took longer than {_TIMEOUT_S:.0f} s") from error
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    if process.returncode:
-        raise StorageError(f"genisoimage failed: {err.decode(errors='replace').strip()}")
+    if done.returncode:
+        raise StorageError(f"genisoimage failed: {done.stderr.decode(errors='replace').strip()}")

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -178,6 +178,10 @@ class Hypervisor(Protocol):
 
     async def list(self) -> list[Domain]:
         """Return all of our domains, also those shut off."""
+        ...
+
+    async def look(self, ids: Collection[str]) -> Sequence[Domain]:
+        """Return those of these that are there, as `list` would."""
         ...
 
     async def define(self, spec: DomainSpec) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import dataclasses
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
@@ -215,6 +215,10 @@ class FakeHypervisor:
         """Return our domains."""
         host = self.host
         return await self._do("list", "", lambda: [_observe(guest, host.full) for _, guest in sorted(host.guests.items())])
+
+    async def look(self, ids: Collection[str]) -> Sequence[Domain]:
+        """Return those of these that are there; who cannot list cannot look either."""
+        return [domain for domain in await self.list() if domain.id in ids]
 
     async def define(self, spec: DomainSpec) -> None:
         """Define or redefine."""

@@ -12,7 +12,7 @@ import dataclasses
 import threading
 import xml.etree.ElementTree as ET
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,16 +25,14 @@ from cairn.agent.hypervisor.base import (
     Domain,
     DomainEvent,
     DomainSpec,
-    DomainState,
-    ExitCause,
     HypervisorError,
     NoSuchDomain,
-    PauseReason,
 )
 from cairn.agent.hypervisor.capabilities import read_facts
 from cairn.agent.hypervisor.connection import Connection
+from cairn.agent.hypervisor.domains import by_name, mark_of, note_reboot, observed, write_mark, xml_of
 from cairn.agent.hypervisor.events import Notices
-from cairn.agent.hypervisor.mark import NAMESPACE, PREFIX, Mark, Phase, find_mark
+from cairn.agent.hypervisor.mark import Mark, Phase
 from cairn.agent.hypervisor.serial import SerialConsole
 from cairn.proto.seams import Clock
 from cairn.proto.v1.node_pb2 import HypervisorFacts
@@ -43,35 +41,6 @@ DETACH_TIMEOUT_S: Final = 15.0
 DETACH_POLL_S: Final = 0.1
 # Reboots that could not be noted yet, the newest.
 HEARD_MAX: Final = 1000
-_OFF: Final = frozenset({libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_CRASHED, libvirt.VIR_DOMAIN_NOSTATE})
-_CAUSES: Final = {
-    libvirt.VIR_DOMAIN_SHUTOFF_SHUTDOWN: ExitCause.GUEST,
-    libvirt.VIR_DOMAIN_SHUTOFF_CRASHED: ExitCause.CRASHED,
-    libvirt.VIR_DOMAIN_SHUTOFF_FAILED: ExitCause.CRASHED,
-    libvirt.VIR_DOMAIN_SHUTOFF_DESTROYED: ExitCause.STOPPED,
-    libvirt.VIR_DOMAIN_SHUTOFF_DAEMON: ExitCause.STOPPED,
-    libvirt.VIR_DOMAIN_SHUTOFF_MIGRATED: ExitCause.MIGRATED,
-    libvirt.VIR_DOMAIN_SHUTOFF_SAVED: ExitCause.STOPPED,
-}
-_PAUSES: Final = {
-    libvirt.VIR_DOMAIN_PAUSED_IOERROR: PauseReason.IO_ERROR,
-    libvirt.VIR_DOMAIN_PAUSED_USER: PauseReason.BY_HAND,
-    libvirt.VIR_DOMAIN_PAUSED_SAVE: PauseReason.BY_HAND,
-    libvirt.VIR_DOMAIN_PAUSED_DUMP: PauseReason.BY_HAND,
-    libvirt.VIR_DOMAIN_PAUSED_SNAPSHOT: PauseReason.BY_HAND,
-    libvirt.VIR_DOMAIN_PAUSED_FROM_SNAPSHOT: PauseReason.BY_HAND,
-    libvirt.VIR_DOMAIN_PAUSED_MIGRATION: PauseReason.MIGRATION,
-    libvirt.VIR_DOMAIN_PAUSED_POSTCOPY: PauseReason.MIGRATION,
-    libvirt.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED: PauseReason.MIGRATION,
-}
-# Paused like this it may be one that we are just starting.
-_STARTED_PAUSED: Final = frozenset(
-    {libvirt.VIR_DOMAIN_PAUSED_USER, libvirt.VIR_DOMAIN_PAUSED_UNKNOWN, libvirt.VIR_DOMAIN_PAUSED_STARTING_UP}
-)
-_DISK_ERRORS: Final = {
-    libvirt.VIR_DOMAIN_DISK_ERROR_NO_SPACE: "no space left",
-    libvirt.VIR_DOMAIN_DISK_ERROR_UNSPEC: "cannot be read or written",
-}
 _UNDEFINE: Final = (
     libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
     | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
@@ -117,12 +86,22 @@ class LibvirtHypervisor:
         def act(connection: Any) -> list[Domain]:
             with self._marking:
                 self._note_reboots(connection)
-            found = _list(connection, self._marking)
+            found = observed(connection, self._marking)
             for name in list(self._heard_count.keys() - {domain.id for domain in found}):
                 del self._heard_count[name]
             return found
 
         return await self._connection.call("list domains", act)
+
+    async def look(self, ids: Collection[str]) -> Sequence[Domain]:
+        """Return those of these domains that are there; noted is as much as when all are listed."""
+
+        def act(connection: Any) -> Sequence[Domain]:
+            with self._marking:
+                self._note_reboots(connection)
+            return observed(connection, self._marking, ids)
+
+        return await self._connection.call(f"look at {', '.join(sorted(ids))}", act)
 
     def _reboot_heard(self, name: str) -> None:
         self._heard.append((name, self._clock.now().timestamp()))
@@ -135,7 +114,7 @@ class LibvirtHypervisor:
         try:
             while self._heard:
                 name, at = self._heard[0]
-                if name in left or not _note_reboot(connection, name, at):
+                if name in left or not note_reboot(connection, name, at):
                     left.setdefault(name, []).append(at)
                 self._heard.popleft()
         finally:
@@ -149,7 +128,7 @@ class LibvirtHypervisor:
         def act(connection: Any) -> None:
             with self._marking:
                 old = _lookup(connection, spec.vm.id)
-                mark = Mark(spec.vm.id) if old is None else _mark(old)
+                mark = Mark(spec.vm.id) if old is None else mark_of(old)
                 connection.defineXML(domain_xml.domain_xml(spec, facts, mark.redefined(spec, digest)))
 
         try:
@@ -165,7 +144,7 @@ class LibvirtHypervisor:
             if domain.isActive():
                 return
             with self._marking:
-                _write_mark(domain, _mark(domain).started(power_generation, reboot_generation, machine_digest, now))
+                write_mark(domain, mark_of(domain).started(power_generation, reboot_generation, machine_digest, now))
             domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED)
 
         await self._on(id, "start", act)
@@ -178,7 +157,7 @@ class LibvirtHypervisor:
                 raise HypervisorError(f"resume {id}: it is shut off")
             if domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED:
                 domain.resume()
-            if _mark(domain).phase is Phase.STARTING:
+            if mark_of(domain).phase is Phase.STARTING:
                 self._note(domain, phase=Phase.NONE)
 
         await self._on(id, "resume", act)
@@ -211,14 +190,14 @@ class LibvirtHypervisor:
             else:
                 domain.reboot(libvirt.VIR_DOMAIN_REBOOT_ACPI_POWER_BTN)
             with self._marking:
-                mark = _mark(domain)
+                mark = mark_of(domain)
                 # Reset, it may have begun anew, and been noted, already.
                 begun = force and self._heard_count[id] > heard
                 answered = reboot_generation if begun else mark.rebooted_generation
                 changed = dataclasses.replace(
                     mark, reboot_generation=reboot_generation, rebooted_generation=answered, forced=force
                 )
-                _write_mark(domain, changed)
+                write_mark(domain, changed)
 
         await self._on(id, "reboot", act)
 
@@ -280,7 +259,7 @@ class LibvirtHypervisor:
         def act(domain: Any) -> None:
             if not domain.isActive():
                 raise HypervisorError(f"grow {volume} of {id}: it is shut off")
-            element = domain_xml.disk_elements(_tree(domain, 0)).get(volume)
+            element = domain_xml.disk_elements(xml_of(domain, 0)).get(volume)
             if element is None:
                 raise HypervisorError(f"grow {volume} of {id}: it has no such disk")
             target = element.find("target").get("dev", "")  # type: ignore[union-attr]
@@ -313,7 +292,7 @@ class LibvirtHypervisor:
 
     def _note(self, domain: Any, **changes: Any) -> None:
         with self._marking:
-            _write_mark(domain, dataclasses.replace(_mark(domain), **changes))
+            write_mark(domain, dataclasses.replace(mark_of(domain), **changes))
 
     async def _on(
         self, id: str, verb: str, act: Callable[[Any], Any], fine_when: Callable[[Any], bool] = lambda _domain: False
@@ -332,129 +311,11 @@ class LibvirtHypervisor:
         return await self._connection.call(f"{verb} {id}", find_and_act)
 
 
-def _list(connection: Any, marking: threading.Lock) -> list[Domain]:
-    found = []
-    for domain in connection.listAllDomains(0):
-        try:
-            with marking:
-                observed = _observe(domain)
-        except libvirt.libvirtError as error:
-            if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
-                raise
-            continue
-        if observed is not None:
-            found.append(observed)
-    return sorted(found, key=lambda domain: domain.id)
-
-
-def _observe(domain: Any) -> Domain | None:
-    """Return a domain as observed, noting why it ended; None when it is not ours. Under the lock of marks."""
-    config = _tree(domain, libvirt.VIR_DOMAIN_XML_INACTIVE)
-    mark = find_mark(config)
-    if mark is None:
-        return None
-    state, reason = domain.state()
-    off = state in _OFF
-    seen = _state(mark, state, reason)
-    shown = config if off else _tree(domain, 0)
-    cause = _cause(mark, reason) if off else ExitCause.NONE
-    # While a start is under way the reason is still that of the end before.
-    if off and cause is not mark.exit and mark.phase is not Phase.STARTING:
-        _write_seen(domain, dataclasses.replace(mark, exit=cause))
-    return Domain(
-        id=mark.id,
-        state=seen,
-        exit=cause,
-        power_generation=mark.power_generation,
-        reboot_generation=mark.reboot_generation,
-        spec_revision=mark.spec_revision,
-        digest=mark.digest,
-        taps=domain_xml.taps_in(shown),
-        volumes=domain_xml.volumes_in(shown),
-        start_time=0.0 if off else mark.start_time,
-        pause=_PAUSES.get(reason, PauseReason.OTHER) if seen is DomainState.PAUSED else PauseReason.NONE,
-        disk_errors=_disk_errors(domain, shown) if seen is DomainState.PAUSED else (),
-        boots=mark.boots,
-        boot_time=mark.boot_time,
-        rebooted_generation=mark.rebooted_generation,
-        machine_digest=mark.machine_digest,
-    )
-
-
-def _write_seen(domain: Any, mark: Mark) -> bool:
-    """Write what was seen of a domain; False: not now. One whose mark cannot be written (no room left for configurations, a
-    process that hangs and holds libvirt's lock of it) must not hide the others: it is seen again at the next look."""
-    try:
-        _write_mark(domain, mark)
-    except libvirt.libvirtError as error:
-        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
-            raise
-        log.warning("mark not written", vm=mark.id, error=str(error))
-        return False
-    return True
-
-
-def _note_reboot(connection: Any, name: str, at: float) -> bool:
-    """Write a reboot into the mark of a domain, if it is there and ours; False: not now."""
-    domain = _found(connection, name)
-    mark = find_mark(_tree(domain, libvirt.VIR_DOMAIN_XML_INACTIVE)) if domain is not None else None
-    return mark is None or _write_seen(domain, mark.reset(at))
-
-
-def _disk_errors(domain: Any, shown: ET.Element) -> tuple[tuple[str, str], ...]:
-    """Return the volumes that failed, each with a few words; none: its process, which is asked, is stuck or has ended."""
-    targets = {
-        target.get("dev", ""): volume
-        for volume, element in domain_xml.disk_elements(shown).items()
-        if (target := element.find("target")) is not None
-    }
-    try:
-        failed: dict[str, int] = domain.diskErrors()
-    except libvirt.libvirtError as error:
-        log.info("disk errors unknown", vm=domain.name(), error=str(error))
-        return ()
-    return tuple((targets.get(target, target), _DISK_ERRORS.get(error, "failed")) for target, error in sorted(failed.items()))
-
-
-def _state(mark: Mark, state: int, reason: int) -> DomainState:
-    if state in _OFF:
-        return DomainState.SHUT_OFF
-    if state == libvirt.VIR_DOMAIN_PAUSED:
-        starting = mark.phase is Phase.STARTING and reason in _STARTED_PAUSED
-        return DomainState.STARTING if starting else DomainState.PAUSED
-    if state == libvirt.VIR_DOMAIN_SHUTDOWN or mark.phase is Phase.STOPPING:
-        return DomainState.STOPPING
-    return DomainState.RUNNING
-
-
-def _cause(mark: Mark, reason: int) -> ExitCause:
-    """Why a domain that is off ended: what libvirt says, or what was noted before libvirt forgot."""
-    cause = _CAUSES.get(reason, mark.exit)
-    if cause is ExitCause.GUEST and mark.phase is Phase.STOPPING:
-        return ExitCause.STOPPED
-    return cause
-
-
-def _tree(domain: Any, flags: int) -> ET.Element:
-    # From libvirtd over a root-only socket, not from outside.
-    return ET.fromstring(domain.XMLDesc(flags))  # noqa: S314
-
-
-def _found(connection: Any, name: str) -> Any:
-    """Return the domain of that name, whosever it is, or None."""
-    try:
-        return connection.lookupByName(name)
-    except libvirt.libvirtError as error:
-        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
-            return None
-        raise
-
-
 def _lookup(connection: Any, id: str) -> Any:
     """Return the domain or None; HypervisorError when one of that name is not ours."""
-    domain = _found(connection, id)
+    domain = by_name(connection, id)
     if domain is not None:
-        _mark(domain)
+        mark_of(domain)
     return domain
 
 
@@ -465,22 +326,11 @@ def _ours(connection: Any, id: str) -> Any:
     return domain
 
 
-def _mark(domain: Any) -> Mark:
-    mark = find_mark(_tree(domain, libvirt.VIR_DOMAIN_XML_INACTIVE))
-    if mark is None:
-        raise HypervisorError(f"the domain {domain.name()} is not ours: it has no mark of Cairn", retryable=False)
-    return mark
-
-
-def _write_mark(domain: Any, mark: Mark) -> None:
-    domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, mark.bare(), PREFIX, NAMESPACE, libvirt.VIR_DOMAIN_AFFECT_CONFIG)
-
-
 def _sides(domain: Any) -> dict[int, ET.Element]:
     """The persistent configuration and, when it runs, the live one, by the flag that changes it."""
-    sides = {libvirt.VIR_DOMAIN_AFFECT_CONFIG: _tree(domain, libvirt.VIR_DOMAIN_XML_INACTIVE)}
+    sides = {libvirt.VIR_DOMAIN_AFFECT_CONFIG: xml_of(domain, libvirt.VIR_DOMAIN_XML_INACTIVE)}
     if domain.isActive():
-        sides[libvirt.VIR_DOMAIN_AFFECT_LIVE] = _tree(domain, 0)
+        sides[libvirt.VIR_DOMAIN_AFFECT_LIVE] = xml_of(domain, 0)
     return sides
 
 

@@ -119,7 +119,8 @@ class LibvirtWorld:
     def disk(self, volume: str, *, boot: bool = False, system: bool = False) -> Disk:
         path = self.folder / f"{volume}.qcow2"
         base = ["-b", str(self.system_image), "-F", "qcow2"] if system else []
-        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *base, str(path), "64M"], check=True)
+        if not path.exists():
+            subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *base, str(path), "64M"], check=True)
         return Disk(volume, str(path), "qcow2", boot=boot)
 
     def virsh(self, *arguments: str) -> str:

@@ -200,6 +200,23 @@ async def test_a_new_definition_waits_for_the_next_start(world: World, driver: H
     assert len(domain.taps) == 2
 
 
+async def test_a_look_at_some_sees_what_a_list_of_all_would(world: World, driver: Hypervisor) -> None:
+    await driver.define(spec(world, WEB, cards=1))
+    await driver.define(spec(world, DB))
+    await start(driver, WEB, 4)
+    await run(driver, DB)
+    web, db = sorted(await driver.list(), key=lambda domain: domain.id != WEB)
+    assert list(await driver.look({WEB})) == [web]
+    assert sorted(await driver.look({WEB, DB, "i-00000404"}), key=lambda domain: domain.id != WEB) == [web, db]
+    assert list(await driver.look(set())) == []
+    world.crash(DB)
+    await domain_when(driver, DB, lambda domain: domain.exit is ExitCause.CRASHED)
+    (db,) = await driver.look({DB})
+    assert (db.state, db.exit) == (DomainState.SHUT_OFF, ExitCause.CRASHED)
+    await driver.undefine(DB)
+    assert list(await driver.look({DB})) == []
+
+
 async def test_another_driver_finds_everything(world: World, driver: Hypervisor) -> None:
     """As after a crash of the agent: nothing is kept in the driver."""
     await driver.define(spec(world, WEB, cards=1))

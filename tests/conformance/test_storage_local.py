@@ -108,7 +108,7 @@ async def test_a_raw_image_is_never_probed(world: World, tmp_path: Path) -> None
 async def test_qemu_img_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(qemu_img, "TIMEOUT_S", 0.0)
     with pytest.raises(StorageError, match="longer than"):
-        await qemu_img.create(str(tmp_path / "x.qcow2"), MIB)
+        await qemu_img.resize(str(tmp_path / "x.qcow2"), MIB)
 
 
 async def test_links_are_not_followed(world: World, pool: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 from cairn.agent.app import Agent
+from cairn.agent.world import Part
 from cairn.proto.v1.agent_pb2 import BlobSource, Desired, DesiredImage, DesiredVolume, ImageReport, VolumeReport
 from cairn.proto.v1.image_pb2 import ImageFormat
 from cairn.storage.base import BadImage, Image, StorageError, Volume
@@ -41,6 +42,7 @@ def asked(machine: Machine, agent: Agent, monkeypatch: pytest.MonkeyPatch, bad: 
         if source.node in bad:
             raise BadImage("the bytes have another digest")
         machine.hold_image()
+        agent.world.mark(Part.IMAGES)
 
     monkeypatch.setattr(agent.images, "_pull_from", pull)
     return order
