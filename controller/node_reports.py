@@ -42,7 +42,8 @@ from cairn.proto.v1.event_pb2 import Event
 from cairn.proto.v1.node_pb2 import NodeFacts
 
 _log = logger("sync")
-# So long after a lot what comes gathers; while one is being written the next does anyway. What comes alone goes at once.
+# What comes in one breath goes together, and what comes so soon after a lot; what comes while one is written gathers anyway.
+BREATH_S: Final = 0.001
 COALESCE_S: Final = 0.005
 # Largest message that is kept: several fit one transaction.
 MESSAGE_BYTES_MAX: Final = 256 << 10
@@ -131,7 +132,7 @@ class Reports:
         while True:
             await self._some.wait()
             self._some.clear()
-            await asyncio.sleep(max(0.0, gathers_until_s - loop.time()))
+            await asyncio.sleep(max(BREATH_S, gathers_until_s - loop.time()))
             while self.pending:
                 await self._write()
             gathers_until_s = loop.time() + COALESCE_S
