@@ -25,6 +25,7 @@ from cairn.controller.store.base import Changed, View
 from cairn.proto import kinds
 from cairn.proto.kinds import AnyKind
 from cairn.proto.v1.agent_pb2 import BlobSource, Desired, ImageReport
+from cairn.proto.v1.image_pb2 import ImageFormat
 
 # Records taken in before others may run.
 STEP: Final = 100
@@ -78,11 +79,16 @@ class Presence:
         self._transits: dict[str, Transit] = {}
         self._endpoints: dict[str, str] = {}
         self._subnets: dict[str, str] = {}
+        # What volumes and guests are told of an image; absent: there is none.
+        self._images: dict[str, bytes] = {}
+        # The first view is being taken in: nobody is told anything yet.
+        self._loading = False
         for _ in self.load(view) if view is not None else ():
             pass
 
     def load(self, view: View) -> Iterator[None]:
         """Take a whole view in, step by step. What changes between steps is to be followed afterwards."""
+        self._loading = True
         for kind in _FIRST:
             ids = list(view.ids(kind))
             for start in range(0, len(ids), STEP):
@@ -92,6 +98,7 @@ class Presence:
                     some = [id for id in some if f"/{kinds.IMAGE.name}/" in id]
                 self._take_in(view, kind, some)
                 yield
+        self._loading = False
 
     def _take_in(self, view: View, kind: AnyKind, ids: Iterable[str]) -> None:
         """Note some records of the first view. Ports come last: what else would move them is noted by then."""
@@ -241,6 +248,8 @@ class Presence:
         vpc = self._subnets.pop(id, "") if subnet is None else subnet.spec.vpc
         if subnet is not None:
             self._subnets[id] = vpc
+        if self._loading:
+            return
         self._network(vpc, self.nodes(vpc), affected)
         # Guests are told the width and the gateway of their subnet: nothing can be told of them while it cannot be read.
         for port in view.by(kinds.PORT, "subnet", id):
@@ -317,6 +326,12 @@ class Presence:
 
     def _on_image(self, view: View, id: str, affected: Affected, _ports: dict[str, None]) -> None:
         self._image_changed(id, affected)
+        before, now = self._images.pop(id, b""), _told_of_image(view, id)
+        if now:
+            self._images[id] = now
+        # Where its copies are concerns none of the volumes made of it, which may be all there are.
+        if before == now or self._loading:
+            return
         for volume in view.by(kinds.VOLUME, "image", id):
             self._disk_changed(volume, affected)
 
@@ -416,6 +431,15 @@ class Presence:
         for image, nodes in self._ready.items():
             if id in nodes:
                 self._source_changed(image, id, affected)
+
+
+def _told_of_image(view: View, id: str) -> bytes:
+    """Return all that desired volumes and guests are made of, of an image; empty: there is none."""
+    image, content = view.get(kinds.IMAGE, id), view.get(kinds.IMAGE_CONTENT, id)
+    if image is None:
+        return b""
+    format = content.format if content is not None else ImageFormat.IMAGE_FORMAT_UNSPECIFIED
+    return image.spec.SerializeToString(deterministic=True) + b"/%d" % format
 
 
 def _discard(table: dict[str, set[str]], key: str, value: str) -> None:
