@@ -26,8 +26,8 @@ _log = logger("sync")
 WRITER: Final = "sync"
 TTL_S: Final = 10.0
 RETRY_S: Final = 0.5
-# How often the record is looked at.
-LOOK_S: Final = 2.0
+# How often the record is looked at, though nobody said that it changed.
+LOOK_S: Final = 30.0
 
 
 class Session:
@@ -45,6 +45,8 @@ class Session:
             connect_time=timestamp(clock.now()),
         )
         self._lease: Lease | None = None
+        # The record has changed, or its lease is lost.
+        self._stirred = asyncio.Event()
         # Mod revision of our record; what reports are checked against.
         self.revision = 0
 
@@ -90,15 +92,27 @@ class Session:
                 _log.warning("session_not_renewed", node=self.node, error=str(error))
                 await asyncio.sleep(RETRY_S)
 
+    def stir(self) -> None:
+        """The record has changed: it is looked at."""
+        self._stirred.set()
+
     async def _until_gone(self, lease: Lease, cache: Cache) -> None:
-        while not lease.lost:
-            try:
-                async with asyncio.timeout(LOOK_S):
-                    await lease.wait_lost()
-            except TimeoutError:
-                seen = cache.view
-                if seen.revision >= self.revision and seen.revision_of(kinds.NODE_SESSION, self.node) != self.revision:
-                    return
+        """Return once the lease is lost, or the record is not as we wrote it."""
+        lost = asyncio.ensure_future(lease.wait_lost())
+        lost.add_done_callback(lambda _: self._stirred.set())
+        try:
+            while not lease.lost and not self._is_replaced(cache.view):
+                self._stirred.clear()
+                stirred = asyncio.ensure_future(self._stirred.wait())
+                try:
+                    await asyncio.wait({stirred}, timeout=LOOK_S)
+                finally:
+                    stirred.cancel()
+        finally:
+            lost.cancel()
+
+    def _is_replaced(self, view: View) -> bool:
+        return view.revision >= self.revision and view.revision_of(kinds.NODE_SESSION, self.node) != self.revision
 
     def superseded(self, view: View) -> bool:
         """Tell whether another stream speaks for the node now."""

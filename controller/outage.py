@@ -1,4 +1,4 @@
-"""What a store that cannot do something means to who calls: its kinds by name.
+"""What a store that cannot do something, or has no node of that name any more, means to who calls: its kinds by name.
 
 A full store is RESOURCE_EXHAUSTED, so that no client tries again for half a minute; one that does not answer, or not to this
 controller, may do so later, or to another controller.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from cairn.controller.store.base import Corrupt, Full, StoreError, Unavailable
-from cairn.proto.errors import BadState, Exhausted, Refused, TryAgain
+from cairn.proto.errors import BadState, Exhausted, NotFound, Refused, TryAgain
 
 # What is used up, in the details of the refusal.
 STORE: Final = "store"
@@ -24,3 +24,8 @@ def refusal(error: StoreError) -> Refused:
     if isinstance(error, Unavailable):
         return TryAgain(str(error))
     return TryAgain(f"the store has failed: {error}")
+
+
+def removed(node: str) -> NotFound:
+    """Return what to answer a node that was removed."""
+    return NotFound("node", node, f"node {node} is not part of this cluster: join it again")

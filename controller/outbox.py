@@ -75,10 +75,14 @@ class Outbox:
         """These objects may be different now."""
         self._touched.update(dict.fromkeys(keys))
 
-    def touch_shared(self, vpcs: Iterable[str]) -> None:
-        """What these VPCs share is different now: an agent that does not know peers has them in its networks."""
-        if not self._peers:
-            self.touch(f"network/{vpc}" for vpc in vpcs if vpc in self._shared)
+    def touch_shared(self, vpcs: Iterable[str]) -> list[str]:
+        """What these VPCs share is different now. Return those of which the next change has to be told, too.
+
+        An agent that does not know peers has them in its networks, which are looked at key by key: once is not enough.
+        """
+        told = [vpc for vpc in vpcs if vpc in self._shared] if not self._peers else []
+        self.touch(f"network/{vpc}" for vpc in told)
+        return told
 
     def begin(self, view: View, presence: Presence) -> None:
         """Look at everything, as if nothing had been sent: the node is to be sent a snapshot."""

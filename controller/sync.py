@@ -25,6 +25,7 @@ from itertools import islice
 from typing import Any, Final
 
 from cairn.controller.events import Leases, tell
+from cairn.controller.hearers import Hearers
 from cairn.controller.metrics import SyncMetrics
 from cairn.controller.model.happening import EventSpec
 from cairn.controller.model.nodes import node_name
@@ -32,7 +33,7 @@ from cairn.controller.model.restored import SETTLING
 from cairn.controller.node_reports import MESSAGE_BYTES_MAX, Reports, Told
 from cairn.controller.node_session import Session
 from cairn.controller.nodespec import unsure
-from cairn.controller.outage import refusal
+from cairn.controller.outage import refusal, removed
 from cairn.controller.outbox import Outbox, Parcel
 from cairn.controller.presence import Presence
 from cairn.controller.standing import Standing
@@ -91,7 +92,7 @@ class SyncService(AgentServiceServicer):
         self.metrics, self.standing, self.controller, self.silence_s = metrics, standing, controller, silence_s
         # From the moment a picture was there on.
         self._changes: Subscription | None = None
-        self._presence = Presence()
+        self._presence, self.hearers = Presence(), Hearers()
         # Set once it is known who is where.
         self.loaded = asyncio.Event()
         self._unfollowed: dict[Changed, None] = {}
@@ -141,7 +142,7 @@ class SyncService(AgentServiceServicer):
         for node, keys in touched.objects.items():
             if node in self._streams:
                 self._streams[node].touch(keys)
-        for node in dict.fromkeys(node for vpc in touched.vpcs for node in self._presence.nodes(vpc)):
+        for node in self.hearers.of(touched.vpcs):
             if node in self._streams:
                 self._streams[node].touch_shared(touched.vpcs)
         doubtful = self._unsure or self.cache.view.harmed or not SETTLING.isdisjoint(kind for kind, _ in records)
@@ -181,6 +182,7 @@ class SyncService(AgentServiceServicer):
         finally:
             if self._streams.get(hello.node) is stream:
                 del self._streams[hello.node]
+                self.hearers.forget(hello.node)
             self.metrics.connected.set(len(self._streams))
             await stream.close()
 
@@ -203,7 +205,7 @@ class SyncService(AgentServiceServicer):
             raise Denied(f"the certificate is for {identity.uri}: it cannot speak for node {hello.node}")
         await self._caught_up(hello)
         if self.cache.view.get(kinds.NODE, hello.node) is None:
-            raise _removed(hello.node)
+            raise removed(hello.node)
         return hello
 
     async def _caught_up(self, hello: Hello) -> None:
@@ -284,7 +286,7 @@ class Stream:
 
     def touch_shared(self, vpcs: Iterable[str]) -> None:
         """What is shared in these VPCs is different now."""
-        self._outbox.touch_shared(vpcs)
+        self._service.hearers.sent(self.node, self._outbox.touch_shared(vpcs))
         self._touched_s = self._touched_s or asyncio.get_running_loop().time()
         loop = asyncio.get_running_loop()
         if loop.time() >= self._shared_at_s:
@@ -302,7 +304,8 @@ class Stream:
         self._some.set()
 
     def check_session(self) -> None:
-        """End the stream when another one speaks for the node."""
+        """Its session's record has changed: end the stream when another one speaks for the node."""
+        self._session.stir()
         if self._session.superseded(self._service.cache.view):
             self.end(_Over("the agent has connected elsewhere", revoke=False))
 
@@ -314,7 +317,7 @@ class Stream:
     def check_node(self) -> None:
         """End the stream of a node that was removed."""
         if self._service.cache.view.get(kinds.NODE, self.node) is None:
-            self.end(_removed(self.node))
+            self.end(removed(self.node))
 
     def check_report(self, id: str) -> None:
         """Have a report removed that is about nothing the node must hold: its commit was in doubt, and came late."""
@@ -390,7 +393,8 @@ class Stream:
             raise Invalid("message", f"{what or 'an empty message'} is not expected here")
         if not taken:
             metrics.refused.labels(what).inc()
-            _log.warning("message_refused", node=self.node, what=what, about=_about(request))
+            about = request.report.key or request.event.object or request.unknown.key
+            _log.warning("message_refused", node=self.node, what=what, about=about)
 
     async def _watch(self) -> None:
         """Cut off an agent that says nothing: it may hang while its connection stands."""
@@ -439,6 +443,8 @@ class Stream:
             if self._over is not None:
                 return
             version, parcel = self._version(), self._outbox.take(service.cache.view, presence)
+            if not self._outbox.pending:
+                service.hearers.sent(self.node, presence.vpcs_on(self.node))
             count += len(parcel.upserts)
             self._forget(parcel)
             for response in self._outbox.messages(parcel, version, complete=False):
@@ -471,6 +477,8 @@ class Stream:
                 return
             version, parcel = self._version(), self._outbox.take(service.cache.view, presence)
             complete = not self._outbox.pending
+            if complete:
+                service.hearers.sent(self.node, presence.vpcs_on(self.node))
             some = some or bool(parcel)
             self._forget(parcel)
             self._count(parcel, complete=some and complete)
@@ -488,11 +496,3 @@ class Stream:
     def _count(self, parcel: Parcel, *, complete: bool) -> None:
         for what, count in (("upsert", len(parcel.upserts)), ("remove", len(parcel.removes)), ("bookmark", int(complete))):
             self._service.metrics.sent[what].inc(count)
-
-
-def _removed(node: str) -> NotFound:
-    return NotFound("node", node, f"node {node} is not part of this cluster: join it again")
-
-
-def _about(request: SyncRequest) -> str:
-    return request.report.key or request.event.object or request.unknown.key

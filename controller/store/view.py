@@ -153,8 +153,10 @@ class Table:
 
     def pinned(self, ids: Iterable[str]) -> Iterator[Record[Any]]:
         """Yield records as they are now: rows are replaced, never changed, so holding them is a picture."""
-        rows = [(id, row) for id in ids if (row := self._rows.get(id)) is not None]
-        return (self._pinned(id, row) for id, row in rows)
+        # No pairs: a hundred thousand of them are work for the garbage collector before the first is looked at.
+        all_ids = list(ids)
+        rows = list(map(self._rows.get, all_ids))
+        return (self._pinned(id, row) for id, row in zip(all_ids, rows, strict=True) if row is not None)
 
     def _pinned(self, id: str, row: bytes) -> Record[Any]:
         found = self._recent.get(id) if self._rows.get(id) is row else None

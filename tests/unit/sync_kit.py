@@ -50,6 +50,7 @@ class Context:
 
 
 KNOWN = of_agent(["local"])
+TIMEOUT_S = 20.0
 
 
 class Agent:
@@ -156,7 +157,7 @@ class World:
         await self.copy()
 
     async def until(self, condition: Callable[[], Any]) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(TIMEOUT_S):
             while not condition():
                 await asyncio.sleep(0.005)
 

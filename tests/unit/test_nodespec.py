@@ -9,6 +9,7 @@ import pytest
 from cairn.agent.sync import unpacked
 from cairn.controller import shared as shared_module
 from cairn.controller.api import nouns
+from cairn.controller.hearers import Hearers
 from cairn.controller.nodespec import desired, node_objects
 from cairn.controller.outbox import Outbox
 from cairn.controller.presence import Presence
@@ -221,6 +222,9 @@ class Following(RuleBasedStateMachine):
         self.old = {node: Outbox(node, ()) for node in self.nodes}
         self.sent: dict[str, dict[str, Desired]] = {node: {} for node in self.nodes}
         self.sent_old: dict[str, dict[str, Desired]] = {node: {} for node in self.nodes}
+        # Of both, whose stream has to be told, and whom it was told to.
+        self.hearers = (Hearers(), Hearers())
+        self.woken: tuple[set[str], set[str]] = (set(self.nodes), set(self.nodes))
         self.made = 0
 
     def vm_at(self, number: int) -> str:
@@ -360,17 +364,25 @@ class Following(RuleBasedStateMachine):
         self.deliver(self.nodes[node])
 
     def deliver(self, node: str) -> None:
-        for outboxes, sent in ((self.outboxes, self.sent), (self.old, self.sent_old)):
-            receive(outboxes[node], self.cloud.view, self.presence, sent[node])
+        ends = (self.outboxes, self.sent), (self.old, self.sent_old)
+        for (outboxes, sent), hearers, woken in zip(ends, self.hearers, self.woken, strict=True):
+            # One that nobody has woken sends nothing.
+            if node in woken:
+                woken.discard(node)
+                receive(outboxes[node], self.cloud.view, self.presence, sent[node])
+                hearers.sent(node, self.presence.vpcs_on(node))
 
     @invariant()
     def what_changed_is_followed(self) -> None:
         touched = self.presence.follow(self.cloud.view, self.cloud.take())
         assert set(touched.objects) <= set(self.nodes)
-        for node in self.nodes:
-            for outbox in (self.outboxes[node], self.old[node]):
-                outbox.touch(touched.objects.get(node, ()))
-                outbox.touch_shared(touched.vpcs)
+        for outboxes, hearers, woken in zip((self.outboxes, self.old), self.hearers, self.woken, strict=True):
+            for node, keys in touched.objects.items():
+                outboxes[node].touch(keys)
+                woken.add(node)
+            for node in hearers.of(touched.vpcs):
+                hearers.sent(node, outboxes[node].touch_shared(touched.vpcs))
+                woken.add(node)
 
     def sent_is_what_each_node_must_hold(self) -> None:
         self.what_changed_is_followed()
