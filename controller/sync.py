@@ -58,7 +58,7 @@ CATCH_UP_S: Final = 5.0
 SILENCE_S: Final = 10.0
 # Changed records followed before others may run.
 STEP: Final = 500
-SHARED_PER_S: Final = 300.0
+SHARED_PER_S: Final = 100.0
 
 
 class _Over(Exception):
