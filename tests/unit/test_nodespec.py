@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import random
 from datetime import timedelta
 
-import pytest
 from cairn.agent.sync import unpacked
-from cairn.controller import shared as shared_module
 from cairn.controller.api import nouns
 from cairn.controller.hearers import Hearers
 from cairn.controller.nodespec import desired, node_objects
@@ -17,18 +14,15 @@ from cairn.controller.reconcilers.assignments import Assignments
 from cairn.controller.reconcilers.garbage import Garbage
 from cairn.controller.reconcilers.placement import Placements
 from cairn.controller.reconcilers.ports import Ports
-from cairn.controller.shared import NOTHING, Shared, difference
 from cairn.controller.store.base import Txn, View
 from cairn.proto import kinds
 from cairn.proto.capabilities import OF_THIS_RELEASE, desired_kind
 from cairn.proto.seams import timestamp
 from cairn.proto.v1.agent_pb2 import (
     Desired,
-    DesiredForward,
     DesiredImage,
     ImageReport,
     Unknown,
-    Upsert,
     Version,
     VmReport,
     VolumeReport,
@@ -471,41 +465,6 @@ def test_a_life_followed_step_by_step() -> None:
         life.sent_is_what_each_node_must_hold()
         seen |= {key for sent in life.sent.values() for key, object in sent.items() if object.volume.absent or object.vm.absent}
     assert seen == {"vm/i-000000v1", "volume/vol-000000v1", "vm/i-000000v2"}
-
-
-@pytest.mark.parametrize("seed", range(10))
-def test_what_is_gone_is_forgotten_and_removed_from_whoever_holds_it(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Streams that are slow come over from what was compacted meanwhile."""
-    monkeypatch.setattr(shared_module, "GONE_MAX", 3)
-    rng, nodes = random.Random(seed), ["n0", "n1", "n2"]
-    shared = Shared()
-    sent: dict[str, tuple[Shared, int, dict[str, bytes]]] = {node: (NOTHING, 0, {}) for node in nodes}
-    there: dict[str, tuple[str, int]] = {}
-    for step in range(300):
-        key = f"forward/v/{rng.randint(0, 9)}"
-        if rng.random() < 0.4:
-            node, _ = there.pop(key, ("n0", 0))
-            shared.put(key, node, None)
-        else:
-            there[key] = rng.choice(nodes), rng.randint(0, 3)
-            shared.put(key, there[key][0], Desired(forward=DesiredForward(address=str(there[key][1]))))
-        if shared.is_bloated:
-            shared = shared.compacted()
-        if rng.random() < 0.05:
-            shared = NOTHING if rng.random() < 0.5 else shared
-        for node in nodes if step == 299 else rng.sample(nodes, rng.randint(0, 1)):
-            old, number, held = sent[node]
-            for name, upsert in difference(old, number, shared, node):
-                held.pop(name, None)
-                if upsert:
-                    held[name] = upsert
-            sent[node] = shared, shared.last, held
-            assert {name: Upsert.FromString(upsert).object.forward.address for name, upsert in held.items()} == {
-                name: str(value) for name, (where, value) in there.items() if where != node and shared is not NOTHING
-            }
-        if shared is NOTHING:
-            shared, there = Shared(), {}
-    assert len(list(shared.entries())) <= 10
 
 
 TestFollowing = Following.TestCase
