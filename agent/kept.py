@@ -7,6 +7,9 @@ guest's records keeps its guest running with its addresses, its DHCP and its met
 A volume of a shared pool is kept there, not here: whoever is told no more that he administers it lets go of it, as another one
 does. Only a restored store may know nothing of it: then it is unknown like a volume that is here, until somebody decides.
 
+The network of a VPC may be desired without a subnet that kept cards, here or elsewhere, are in: one that a restored store does
+not know. Such subnets stay for them beside it, as "subnets/<vpc id>", unless the VPC gave their place to another one.
+
 Forwards and peers lead to guests of other nodes: whether those still exist is for the controller to say, so they go with its
 word. Only a restored store (a new epoch) may know less than there is: then those stay that nothing desired contradicts, until
 it says that all nodes were heard and everything is decided.
@@ -14,11 +17,24 @@ it says that all nodes were heard and everything is decided.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Final
 
+from cairn.net.ipam import network_of
 from cairn.proto.addresses import addresses_of
-from cairn.proto.v1.agent_pb2 import Desired, DesiredForward, DesiredPeer, DesiredPort, DesiredVm, Upsert
+from cairn.proto.v1.agent_pb2 import (
+    Desired,
+    DesiredForward,
+    DesiredNetwork,
+    DesiredPeer,
+    DesiredPort,
+    DesiredSubnet,
+    DesiredVm,
+    Upsert,
+)
 
+# Key of subnets that a network lacks, before the id of its VPC.
+SUBNETS: Final = "subnets/"
 Objects = Mapping[str, Upsert]
 
 
@@ -34,6 +50,9 @@ def stays(key: str, desired: Objects, unknown: Objects) -> bool:
             return not object.image.absent
         case "port":
             return _is_card(object.port, _last(f"vm/{object.port.vm}", desired, unknown))
+        case "network" if key.startswith(SUBNETS):
+            lacks = {subnet.id for subnet in object.network.subnets} - _subnets(_last(_network_key(key), desired, unknown))
+            return any(_subnet(each.object) in lacks for held in (desired, unknown) for each in held.values())
         case "network":
             ports = (each.object.port for held in (desired, unknown) for each in held.values() if each.object.HasField("port"))
             return any(port.vpc == object.network.vpc for port in ports)
@@ -58,7 +77,7 @@ def concerned(changed: Desired, unknown: Objects) -> list[str]:
     if kind not in ("port", "forward"):
         return []
     card = changed.port if kind == "port" else changed.forward
-    networks = [f"network/{card.vpc}"] if f"network/{card.vpc}" in unknown else []
+    networks = [key for key in (f"network/{card.vpc}", SUBNETS + card.vpc) if key in unknown]
     return networks + [key for key, held in unknown.items() if _places(held.object.forward) & _places(card)]
 
 
@@ -76,10 +95,76 @@ def left_over(
         known_worse = unknown.keys() | overruled.keys()
         found = {key: each for key, each in found.items() if key in stay or not leads_elsewhere(each.object)}
         found = {key: each for key, each in found.items() if key in known_worse or not is_administered(each.object)}
+    found = {key: each for key, each in found.items() if not key.startswith(SUBNETS)}
     while gone := [key for key in found if not stays(key, desired, found)]:
         for key in gone:
             del found[key]
+    for vpc, needed in sorted(_cards(found).items()):
+        key = f"network/{vpc}"
+        sources = [held for held in (before.get(key), unknown.get(key), unknown.get(SUBNETS + vpc)) if held is not None]
+        if (lacks := lacking(vpc, needed, sources, _last(key, desired, found))) is not None:
+            found[lacks.key] = lacks
     return found
+
+
+def subnets_needed(vpc: str, unknown: Objects) -> set[str]:
+    """Return the subnets of a VPC that unknown cards are in, here or elsewhere."""
+    return _cards(unknown).get(vpc, set())
+
+
+def lacking(vpc: str, needed: set[str], sources: Iterable[Upsert], network: Desired | None) -> Upsert | None:
+    """Return those of the needed subnets that the network of their VPC, as it is in force, lacks; None: none that is known of.
+
+    sources: what was said of that network, the best first.
+    """
+    needed = needed - _subnets(network)
+    result = Upsert(key=SUBNETS + vpc)
+    for source in sources if network is not None else ():
+        for subnet in source.object.network.subnets:
+            if subnet.id not in needed:
+                continue
+            needed.discard(subnet.id)
+            if not result.object.HasField("network"):
+                result.version.CopyFrom(source.version)
+                result.object.network.CopyFrom(source.object.network)
+                result.object.network.ClearField("subnets")
+            result.object.network.subnets.append(subnet)
+    return result if result.object.network.subnets else None
+
+
+def _cards(unknown: Objects) -> dict[str, set[str]]:
+    """Return the subnets that unknown cards are in, by VPC."""
+    found: dict[str, set[str]] = {}
+    for each in unknown.values():
+        if vpc := each.object.port.vpc or each.object.forward.vpc:
+            found.setdefault(vpc, set()).add(_subnet(each.object))
+    return found
+
+
+def _subnet(card: Desired) -> str:
+    return card.port.subnet or card.forward.subnet
+
+
+def _network_key(key: str) -> str:
+    return f"network/{key.removeprefix(SUBNETS)}"
+
+
+def _subnets(network: Desired | None) -> set[str]:
+    return {subnet.id for subnet in network.network.subnets} if network is not None else set()
+
+
+def with_subnets(network: DesiredNetwork, more: Iterable[DesiredSubnet]) -> DesiredNetwork:
+    """Return a network with subnets it lacks, but for those whose identifier or addresses it has given to another one."""
+    result = DesiredNetwork()
+    result.CopyFrom(network)
+    for subnet in more:
+        if not any(_collide(subnet, other) for other in network.subnets):
+            result.subnets.append(subnet)
+    return result
+
+
+def _collide(one: DesiredSubnet, other: DesiredSubnet) -> bool:
+    return one.id == other.id or one.vni == other.vni or network_of(one.cidr).overlaps(network_of(other.cidr))
 
 
 def _last(key: str, desired: Objects, unknown: Objects) -> Desired | None:

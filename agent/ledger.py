@@ -31,7 +31,7 @@ from typing import Any, Final
 
 from cairn.agent.doubt import doubted, is_guest, taken_back
 from cairn.agent.journal import Entry, Journal
-from cairn.agent.kept import concerned, is_administered, leads_elsewhere, left_over, stays
+from cairn.agent.kept import SUBNETS, concerned, is_administered, lacking, leads_elsewhere, left_over, stays, subnets_needed
 from cairn.agent.last_word import is_absent, overrules
 from cairn.proto.keys import UNSETTLED, covers
 from cairn.proto.seams import Disk
@@ -224,6 +224,7 @@ class Ledger:
         self.held, self.synced, self.trusted = at, True, True
         gone = (before.keys() - said.desired.keys()) | (unknown_before.keys() - said.unknown.keys())
         gone |= said.doubted ^ doubted_before
+        gone |= {key for key, each in said.unknown.items() if key.startswith(SUBNETS) and unknown_before.get(key) != each}
         return gone | {key for key, each in said.desired.items() if key not in before or before[key] != each}
 
     async def yield_to(self, key: str) -> bool:
@@ -311,11 +312,22 @@ class Ledger:
         wins = upsert
         if known is not None and overrules(known, upsert):
             self._overruled[key], wins = upsert, known
-        known_again = self._unknown.pop(key, None) is not None
+        was_unknown = self._unknown.pop(key, None)
         self._desired[key] = wins
-        if before == wins and not known_again:
+        if before == wins and was_unknown is None:
             return set()
-        return {key} | self._prune(concerned(wins.object, self._unknown))
+        lacks = self._keep_subnets(wins, before, was_unknown) if key.startswith("network/") else set()
+        return {key} | lacks | self._prune(concerned(wins.object, self._unknown))
+
+    def _keep_subnets(self, network: Upsert, before: Upsert | None, unknown: Upsert | None) -> set[str]:
+        """Keep what a network lacks that was part of it, while unknown cards are in there; return the key if that changed."""
+        vpc = network.object.network.vpc
+        kept = self._unknown.pop(SUBNETS + vpc, None)
+        sources = [each for each in (before, unknown, kept) if each is not None]
+        lacks = lacking(vpc, subnets_needed(vpc, self._unknown), sources, network.object)
+        if lacks is not None:
+            self._unknown[lacks.key] = lacks
+        return {SUBNETS + vpc} if lacks != kept else set()
 
     def _forget(self, keys: Iterable[str]) -> set[str]:
         gone = {key: self._unknown[key].object for key in keys if key in self._unknown}

@@ -108,7 +108,7 @@ class NodeLoop:
 
     def _wake(self, key: str, *, fresh: bool = False) -> None:
         kind = key.partition("/")[0]
-        if kind in ("network", "port", "forward", "peer"):
+        if kind in ("network", "subnets", "port", "forward", "peer"):
             self.work.wake(networks.KEY, fresh=fresh)
         elif kind == "image":
             self.pulls.wake(key, fresh=fresh)

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import TypeVar
 
 from cairn.agent.hypervisor.base import DomainState
+from cairn.agent.kept import with_subnets
 from cairn.agent.ledger import Ledger
 from cairn.agent.reports import Reports
 from cairn.agent.work import Again
@@ -57,6 +58,8 @@ class Networks:
         self._world, self._ledger, self._reports = world, ledger, reports
         # As told, without peers; VPC -> node -> its peer; and both together, made when asked for.
         self._told: dict[str, DesiredNetwork] = {}
+        # VPC -> subnets that cards here are in and its network, as told, lacks (kept.py).
+        self._lacked: dict[str, DesiredNetwork] = {}
         self._peers: dict[str, dict[str, DesiredPeer]] = {}
         self._joined: dict[str, DesiredNetwork] = {}
         self._ports: dict[str, DesiredPort] = {}
@@ -96,6 +99,9 @@ class Networks:
             if kind == "network":
                 _put(self._told, id, object.network if object is not None else None)
                 self._joined.pop(id, None)
+            elif kind == "subnets":
+                _put(self._lacked, id, object.network if object is not None else None)
+                self._joined.pop(id, None)
             elif kind == "peer":
                 vpc, _, node = id.partition("/")
                 _put(self._peers.setdefault(vpc, {}), node, object.peer if object is not None else None)
@@ -114,15 +120,16 @@ class Networks:
                 self._changed[0].add(id.rpartition("/")[2])
             elif kind == "vm":
                 _put(self._vms, id, object.vm if object is not None else None)
-            self._wide |= kind in ("network", "peer")
-            self._clean &= kind not in ("network", "peer", "port", "forward")
-            self._services_stale |= kind in ("network", "port", "vm")
+            self._wide |= kind in ("network", "subnets", "peer")
+            self._clean &= kind not in ("network", "subnets", "peer", "port", "forward")
+            self._services_stale |= kind in ("network", "subnets", "port", "vm")
 
     @property
     def _networks(self) -> dict[str, DesiredNetwork]:
         """The networks with their peers in them, as the dataplane makes and observes them."""
         for vpc in self._told.keys() - self._joined.keys():
-            self._joined[vpc] = _with_peers(self._told[vpc], self._peers.get(vpc, {}))
+            lacked = self._lacked[vpc].subnets if vpc in self._lacked else ()
+            self._joined[vpc] = _with_peers(with_subnets(self._told[vpc], lacked), self._peers.get(vpc, {}))
         for vpc in self._joined.keys() - self._told.keys():
             del self._joined[vpc]
         return self._joined
@@ -323,7 +330,7 @@ class Networks:
         self._errors = errors
 
     def _is_programmed(self, port: DesiredPort) -> bool:
-        network = self._told.get(port.vpc)
+        network = self._networks.get(port.vpc)
         if network is None or port.vpc not in self._ready:
             return False
         return any(subnet.id == port.subnet for subnet in network.subnets)

@@ -13,13 +13,13 @@ from typing import Final
 
 from cairn.agent.doubt import is_guest
 from cairn.agent.hypervisor.base import DomainState
-from cairn.agent.kept import is_administered
+from cairn.agent.kept import SUBNETS, is_administered
 from cairn.agent.last_word import is_absent
 from cairn.agent.ledger import Ledger
 from cairn.agent.reports import Reports
 from cairn.agent.work import Again
 from cairn.agent.world import Part, World
-from cairn.proto.v1.agent_pb2 import Unknown
+from cairn.proto.v1.agent_pb2 import DesiredNetwork, DesiredVm, Unknown
 
 KEY: Final = "unknown"
 # Kinds of objects that are told; what they need of networks goes with them.
@@ -94,7 +94,28 @@ class Unknowns:
         held = self._ledger.desired[key]
         running = self._is_running(key)
         say = f"{'its guest runs' if running else 'its guest is off'}, and is managed as before: too many are missing at once"
-        return Unknown(key=key, running=running, say=say, doubted=True, desired=held.object, version=held.version)
+        told = Unknown(key=key, running=running, say=say, doubted=True, desired=held.object, version=held.version)
+        told.networks.extend(self._networks_of(held.object.vm))
+        return told
+
+    def _networks_of(self, vm: DesiredVm) -> list[DesiredNetwork]:
+        """Return the networks of a guest's cards, as its node was told of them: a restored store may know neither."""
+        found: dict[str, DesiredNetwork] = {}
+        for nic in vm.nics:
+            port = self._ledger.last(f"port/{nic.port}")
+            vpc = port.port.vpc if port is not None else ""
+            for held in (self._ledger.last(f"network/{vpc}"), self._ledger.last(SUBNETS + vpc)):
+                subnet = (
+                    next((each for each in held.network.subnets if each.id == nic.subnet), None) if held is not None else None
+                )
+                if held is None or subnet is None:
+                    continue
+                whole = held.network
+                told = DesiredNetwork(vpc=vpc, transit_vni=whole.transit_vni, cidr=whole.cidr, domain=whole.domain)
+                network = found.setdefault(vpc, told)
+                if subnet not in network.subnets:
+                    network.subnets.append(subnet)
+        return list(found.values())
 
     def _is_running(self, key: str) -> bool:
         kind, _, id = key.partition("/")
@@ -122,6 +143,7 @@ class Unknowns:
         if held is not None:
             told.desired.CopyFrom(held.object)
             told.version.CopyFrom(held.version)
+            told.networks.extend(self._networks_of(held.object.vm))
         if administered:
             # Whoever is to administer it next must not make it anew: if it is not there, it is lost.
             told.desired.volume.made = True

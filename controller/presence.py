@@ -33,7 +33,7 @@ UNREACHED: Final = Transit(0, "", 0)
 # What the tables are made of, in an order in which each finds what it needs.
 _FIRST: Final[tuple[AnyKind, ...]] = (
     kinds.PLACEMENT, kinds.VOLUME_PLACEMENT, kinds.IMAGE_CONTENT, kinds.OBSERVED, kinds.NODE, kinds.NODE_SESSION,
-    kinds.SUBNET, kinds.PORT,
+    kinds.SUBNET, kinds.UNKNOWN, kinds.PORT,
 )  # fmt: skip
 # Node id -> keys of desired objects ("vm/i-1234abcd").
 Affected = dict[str, set[str]]
@@ -73,6 +73,8 @@ class Presence:
         # Image -> node -> volumes there that are copies of it.
         self._copies: dict[str, dict[str, set[str]]] = {}
         self._replicas: dict[str, tuple[str, ...]] = {}
+        # Disks of guests that run and no record speaks of, by the id of what is told of them.
+        self._held: dict[str, tuple[str, ...]] = {}
         # Image -> nodes that hold it; and those of them that can be asked for it.
         self._ready: dict[str, set[str]] = {}
         self._sources: dict[str, Sources] = {}
@@ -394,9 +396,16 @@ class Presence:
 
     # --- what nodes hold without being told --------------------------------------------------------------------------------
 
-    def _on_unknown(self, _view: View, id: str, affected: Affected, _ports: dict[str, None]) -> None:
+    def _on_unknown(self, view: View, id: str, affected: Affected, _ports: dict[str, None]) -> None:
         node, _, key = id.partition("/")
         affected[node].add(key)
+        told = view.get(kinds.UNKNOWN, id)
+        disks = [disk.volume for disk in told.desired.vm.disks] if told is not None and told.running else []
+        # A VM that waits for the guest to let go of one of them.
+        for disk in (*self._held.pop(id, ()), *disks):
+            self._disk_changed(disk, affected)
+        if disks:
+            self._held[id] = tuple(disks)
 
     def _on_erasure(self, view: View, id: str, affected: Affected, _ports: dict[str, None]) -> None:
         node, _, key = id.partition("/")

@@ -3,8 +3,8 @@
 A node tells what it holds without being told to (`unknown` records). Adopting a VM writes all that it consists of in one
 transaction: the VM, its name (with a suffix when somebody else has it), its cards with their addresses, its volumes, where
 they are, and what they take there; each in the name of the component that decides it otherwise, so nothing is left for those to
-decide anew. What stands in the way is a refusal that says so: an address given to somebody else, a subnet that is not there,
-no room. The guest notices nothing.
+decide anew; networks that the store does not know come with it (adoption_network.py). What stands in the way is a refusal that
+says so: an address given to somebody else, no room. The guest notices nothing.
 
 Where the store has a record and its node was told otherwise later (`unknown.contested`), adopting changes the record to the
 node's later word, rejecting writes the record again, so that it is a word of today and carried out.
@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import Any
 
 from cairn.controller.api import nouns, resolution
+from cairn.controller.api.adoption_network import AdoptedNetworks
 from cairn.controller.api.adoption_shared import administered
 from cairn.controller.api.core import Core
 from cairn.controller.api.decision import Decided
@@ -54,6 +55,7 @@ class Adoption:
         self._now = timestamp(core.clock.now())
         self._api, self._ports, self._placement = Txn("api"), Txn("ports"), Txn("placement")
         self._assignments = Txn("assignments")
+        self._networks = AdoptedNetworks(self._api, view, unknown.networks, self._name, self._now)
         self._pools: dict[str, int] = {}
 
     def vm(self) -> Decided[Vm]:
@@ -167,15 +169,10 @@ class Adoption:
 
     def _card(self, vm: Vm, nic: VmNic) -> None:
         """Make the port, its binding and the claim of its address what the guest has. Raises BadState."""
-        view, subnet = self._view, self._view.record(kinds.SUBNET, nic.subnet)
-        if subnet is None or subnet.message.HasField("delete_time"):
-            say = f"it has a card in subnet {nic.subnet}, which is not there"
-            raise BadState("vm", vm.name, f"{say}: a VM made in a network that the store does not know cannot be adopted")
-        self._api.check(kinds.SUBNET, nic.subnet, subnet.mod_revision)
-        addresses = addresses_of(nic)
+        view, addresses = self._view, addresses_of(nic)
+        vpc = self._networks.subnet(vm.name, vm.project, nic.subnet).spec.vpc
         for address in addresses:
             self._claim(vm, nic, address)
-        vpc = subnet.message.spec.vpc
         port = Port(id=nic.port, name=nic.port, project=vm.project, create_time=self._now, update_time=self._now)
         port.spec.vpc, port.spec.subnet, port.spec.mac = vpc, nic.subnet, mac_of(nic.port)
         set_owner(port, VM, vm.id)
@@ -224,9 +221,12 @@ class Adoption:
             volume = self._new_volume(vm.project, disk.volume, seen.desired.volume)
             name = f"{vm.name[:58]}-root" if disk.boot else disk.volume
             volume.name = self._name(nouns.VOLUME, vm.project, name, volume.id)
-            volume.spec.boot = volume.spec.delete_with_vm = disk.boot
+            volume.spec.delete_with_vm = disk.boot
             self._home(volume, seen.desired.volume)
-        volume.spec.vm, volume.spec.slot = vm.id, disk.slot
+        # One that was a volume of its own at the backup is its VM's root disk again.
+        volume.spec.vm, volume.spec.slot, volume.spec.boot = vm.id, disk.slot, disk.boot
+        # Its guest was told of it once all others had let go.
+        volume.spec.former_vm, volume.spec.former_generation = "", 0
         self._api.put(kinds.VOLUME, volume.id, volume)
         if not disk.boot:
             vm.spec.volumes.append(volume.id)
@@ -275,7 +275,7 @@ class Adoption:
         if type == LOCAL_POOL:
             place.node = self._node
         elif (told := told_of_shared(self._view, volume.id)) is not None:
-            administered(self._view, self._assignments, told, self._now)
+            administered(self._view, self._assignments, told, volume.spec.vm or self._unknown.desired.vm.id, self._now)
         self._placement.create(kinds.VOLUME_PLACEMENT, volume.id, place)
         self._pools[pool] = self._pools.get(pool, 0) + given.size_bytes
 

@@ -20,12 +20,15 @@ from cairn.proto.v1.node_pb2 import Assignment
 from google.protobuf.timestamp_pb2 import Timestamp
 
 
-def administered(view: View, txn: Txn, told: Unknown, now: Timestamp) -> None:
+def administered(view: View, txn: Txn, told: Unknown, vm: str, now: Timestamp) -> None:
     """Add to a transaction of "assignments" that a node goes on with a volume. told: what is known of it, by all that tell.
 
-    Raises BadState: it is to be removed.
+    vm: the one that is adopted with it; empty: none. Raises BadState: it is to be removed, or a guest has it that no record
+    speaks of: it could be given to another one besides.
     """
     given, word = told.desired.volume, f"{EVERYWHERE}/{told.key}"
+    if using := unknown_user(view, given.id, but=vm):
+        raise BadState("volume", given.id, f"{using} has it: adopt that one, which brings it, or let it go first")
     if view.get(kinds.ERASURE, word) is not None:
         raise BadState("volume", given.id, "it was let go with `cairn node forget`, and is being removed")
     before, key = assignment(view, VOLUME_WORK, given.id) or Assignment(), work_key(VOLUME_WORK, given.id)
@@ -38,7 +41,7 @@ def administered(view: View, txn: Txn, told: Unknown, now: Timestamp) -> None:
 def forget_everywhere(view: View, txn: Txn, told: Unknown, word: Erasure) -> None:
     """Make the word that a node may remove a volume one for all nodes. Raises BadState: a guest may have it open."""
     given = told.desired.volume
-    if using := _using(view, given.id):
+    if using := unknown_user(view, given.id) or _known_user(view, given.id):
         raise BadState("volume", given.id, f"{using} has it: adopt that one, or let it go first")
     if silent := unheard(view):
         names = ", ".join(node_name(view, node) for node in silent)
@@ -58,13 +61,19 @@ def forget_everywhere(view: View, txn: Txn, told: Unknown, word: Erasure) -> Non
     txn.check(kinds.VOLUME, given.id, 0)
 
 
-def _using(view: View, volume: str) -> str:
-    """Return which VM may have a volume open that no record speaks of; empty: none."""
+def unknown_user(view: View, volume: str, *, but: str = "") -> str:
+    """Return which VM that no record speaks of has a volume, running or not; empty: none. but: one that does not count."""
     for id in view.ids(kinds.UNKNOWN):
         told = view.get(kinds.UNKNOWN, id)
         vm = told.desired.vm if told is not None else None
-        if told is not None and vm is not None and not vm.absent and any(disk.volume == volume for disk in vm.disks):
+        if told is None or vm is None or vm.absent or vm.id == but:
+            continue
+        if any(disk.volume == volume for disk in vm.disks):
             return f"VM {vm.name} ({vm.id}) on {node_name(view, told.node)}"
+    return ""
+
+
+def _known_user(view: View, volume: str) -> str:
     seen = opened_by(view, volume)
     known = view.get(kinds.VM, seen) if seen else None
     return f"VM {known.name if known is not None else seen}" if seen else ""

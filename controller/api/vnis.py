@@ -22,6 +22,8 @@ def vni_key(vni: int) -> str:
 def claim_vni(txn: Txn, view: View, holder: str) -> int:
     """Claim the lowest free identifier for an object. Raises Exhausted. Two who choose the same conflict, one decides again."""
     taken = {int(id) for id in view.ids(kinds.VNI)}
+    # Guests that no record speaks of use some: their networks are to be made again with them.
+    taken |= {int(vni) for vni in view.values(kinds.UNKNOWN, "vni")}
     vni = next((vni for vni in range(VNI_MIN, VNI_MAX + 1) if vni not in taken), None)
     if vni is None:
         raise Exhausted("vni", f"all {VNI_MAX - VNI_MIN + 1} VXLAN identifiers are in use: delete a subnet or VPC")

@@ -51,9 +51,11 @@ class Attachment(NamedTuple):
 
 
 def holders(view: View, volume: str) -> list[tuple[str, str]]:
-    """Return (VM, node) of every guest that has a volume open, as its node said last."""
+    """Return (VM, node) of every guest that has a volume open, as its node said last: also of those no record speaks of."""
     found = (view.get(kinds.OBSERVED, id) for id in view.by(kinds.OBSERVED, "open", volume))
-    return [(observed.key.partition("/")[2], observed.node) for observed in found if observed is not None]
+    seen = [(observed.key.partition("/")[2], observed.node) for observed in found if observed is not None]
+    told = (view.get(kinds.UNKNOWN, id) for id in view.by(kinds.UNKNOWN, "disk", volume))
+    return seen + [(unknown.desired.vm.id, unknown.node) for unknown in told if unknown is not None]
 
 
 def attachment(view: View, volume: Volume) -> Attachment:

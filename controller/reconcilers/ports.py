@@ -4,18 +4,22 @@ Keys are ids of subnets: all ports of a subnet that wait are served in one trans
 claim (the address's port) are created together, and both must not exist, so two controllers can never give one address
 twice: the second conflicts and decides again. Ports that ask for an address are served before those that take any, in the
 order they were made. A port that cannot have one gets a binding that says why, and is tried again when an address is given
-back.
+back. The card of a VM of a backup that had no address in it waits until it is known whether a guest has one: it may have been
+given one since, and others the lowest free one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from datetime import datetime
 from ipaddress import IPv4Address
 from itertools import chain
 from typing import Final
 
 from cairn.controller.model.happening import EventSpec
+from cairn.controller.model.owners import vm_of
+from cairn.controller.model.restored import holders, is_restored, unheard
+from cairn.controller.model.where import where
 from cairn.controller.reconcilers.base import NOTHING, Outcome
 from cairn.controller.reconcilers.port_books import Book, Books
 from cairn.controller.store.base import Changed, Record, Txn, View
@@ -30,13 +34,15 @@ from cairn.proto.v1.subnet_pb2 import Subnet
 
 # Ports served by one transaction: 3 checks each, of at most 128.
 PORTS_MAX: Final = 40
+# Nobody is woken when a node has said what it holds.
+DOUBT_AGAIN_S: Final = 5.0
 
 
 class Ports:
     """Every port has one address of its subnet that no other port has."""
 
     name = "ports"
-    reads: tuple[AnyKind, ...] = (kinds.PORT, kinds.SUBNET, kinds.PORT_BINDING, kinds.ADDRESS)
+    reads: tuple[AnyKind, ...] = (kinds.PORT, kinds.SUBNET, kinds.PORT_BINDING, kinds.ADDRESS, kinds.UNKNOWN, kinds.VM)
     writes: tuple[AnyKind, ...] = (kinds.PORT_BINDING, kinds.ADDRESS)
 
     def __init__(self) -> None:
@@ -52,6 +58,13 @@ class Ports:
             return (id,)
         if kind is kinds.ADDRESS:
             return (id.partition("/")[0],)
+        if kind is kinds.UNKNOWN:
+            # What a guest nobody knows has is not given away; nobody waits for that alone.
+            return ()
+        if kind is kinds.VM:
+            vm = view.get(kinds.VM, id)
+            cards = (nic for nic in vm.spec.nics if view.get(kinds.PORT_BINDING, nic.port) is None) if vm is not None else ()
+            return dict.fromkeys(nic.subnet for nic in cards)
         port, binding = view.get(kinds.PORT, id), view.get(kinds.PORT_BINDING, id)
         if port is not None:
             return (port.spec.subnet,)
@@ -76,14 +89,31 @@ class Ports:
         freed = _free(txn, view, key, book)
         subnet = view.record(kinds.SUBNET, key)
         waiting = _waiting(view, book) if subnet is not None else []
+        doubted = {port.id for port in waiting if in_doubt(view, port)}
+        waiting = [port for port in waiting if port.id not in doubted]
         served, events = 0, list[EventSpec]()
         if subnet is not None and waiting and freed < PORTS_MAX:
             served, events = _serve(txn, view, subnet, waiting[: PORTS_MAX - freed], book)
+        if not txn and doubted and book.read:
+            say = f"{several(len(doubted), 'card')} of a backup in {key}: whether a guest has an address is not known yet"
+            return Outcome(None, say, again_after_s=DOUBT_AGAIN_S)
         if not txn:
             return NOTHING if book.read else Outcome(None, f"{key} is being read again", again_after_s=0.0)
         more = not book.read or freed >= PORTS_MAX or len(waiting) > PORTS_MAX - freed
         say = f"{several(served, 'address')} given".replace("addresss", "addresses") + f", {freed} freed in {key}"
-        return Outcome(txn, say, again_after_s=0.0 if more else None, events=events)
+        again_after_s = 0.0 if more else DOUBT_AGAIN_S if doubted else None
+        return Outcome(txn, say, again_after_s=again_after_s, events=events)
+
+
+def in_doubt(view: View, port: Port) -> bool:
+    """Tell whether a guest may have an address for a port since the backup that its restored records are of."""
+    vm = vm_of(port)
+    if not vm or not is_restored(view, kinds.PORT, port.id):
+        return False
+    if holders(view, f"{kinds.VM.name}/{vm}"):
+        # It is adopted with its address.
+        return True
+    return is_restored(view, kinds.VM, vm) and (not where(view, vm).owner or bool(unheard(view)))
 
 
 def _free(txn: Txn, view: View, subnet: str, book: Book) -> int:
@@ -133,6 +163,7 @@ def _serve(txn: Txn, view: View, subnet: Record[Subnet], waiting: list[Port], bo
     cidr = subnet.message.spec.cidr
     # What is freed in this transaction is free in the next.
     given = {id.partition("/")[2] for id in view.unreadable(kinds.ADDRESS) if id.startswith(f"{subnet.message.id}/")}
+    given |= _held_unknown(view, subnet.message.id, {port.id for port in waiting})
     lowest = (address for address in ipam.free(cidr, book.taken, book.lowest) if address not in given)
     served, events = 0, list[EventSpec]()
     for port in waiting:
@@ -164,6 +195,13 @@ def _serve(txn: Txn, view: View, subnet: Record[Subnet], waiting: list[Port], bo
     if txn:
         txn.check(kinds.SUBNET, subnet.message.id, subnet.mod_revision)
     return served, events
+
+
+def _held_unknown(view: View, subnet: str, but: Set[str]) -> set[str]:
+    """Return the addresses of a subnet that guests have whom no record speaks of, and are adopted with. but: these ports."""
+    told = (view.get(kinds.UNKNOWN, id) for id in view.by(kinds.UNKNOWN, "subnet", subnet))
+    cards = [nic for each in told if each is not None and not each.desired.vm.absent for nic in each.desired.vm.nics]
+    return {address for nic in cards if nic.subnet == subnet and nic.port not in but for address in addresses_of(nic)}
 
 
 def _why_not(cidr: str, address: str, taken: set[str]) -> str:

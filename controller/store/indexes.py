@@ -17,6 +17,10 @@ def _deleted(message: Any) -> Iterable[str]:
     return (f"{message.project}/{message.name}",) if message.HasField("delete_time") else ()
 
 
+def _vnis(network: Any) -> Iterable[int]:
+    return (network.transit_vni, *(subnet.vni for subnet in network.subnets))
+
+
 # Each function takes (record id, message).
 INDEXES: Final[dict[str, dict[str, Extract]]] = {
     kinds.IMAGE.name: {"project": lambda _, m: (m.project,)},
@@ -59,6 +63,11 @@ INDEXES: Final[dict[str, dict[str, Extract]]] = {
     kinds.UNKNOWN.name: {
         "node": lambda _, m: (m.node,),
         "key": lambda _, m: (m.key,),
+        # Of a guest: the subnets of its cards, and the VXLAN identifiers of their networks.
+        "subnet": lambda _, m: tuple(dict.fromkeys(nic.subnet for nic in m.desired.vm.nics)),
+        "vni": lambda _, m: tuple(dict.fromkeys(str(vni) for network in m.networks for vni in _vnis(network))),
+        # The disks of one that runs.
+        "disk": lambda _, m: tuple(disk.volume for disk in m.desired.vm.disks) if m.running else (),
         # The shared pool a volume is in.
         "pool": lambda _, m: (m.desired.volume.pool,) if m.desired.volume.generation else (),
     },

@@ -1633,6 +1633,7 @@ class Unknown(_message.Message):
     SINCE_TIME_FIELD_NUMBER: _builtins.int
     CONTESTED_FIELD_NUMBER: _builtins.int
     DOUBTED_FIELD_NUMBER: _builtins.int
+    NETWORKS_FIELD_NUMBER: _builtins.int
     key: _builtins.str
     """"vm/<id>", "volume/<id>" or "image/<id>"; of an image nobody ever named to this node, "image/<digest>"."""
     node: _builtins.str
@@ -1659,6 +1660,10 @@ class Unknown(_message.Message):
     def since_time(self) -> _timestamp_pb2.Timestamp:
         """When the controller first heard of it."""
 
+    @_builtins.property
+    def networks(self) -> _containers.RepeatedCompositeFieldContainer[Global___DesiredNetwork]:
+        """Of a guest: the networks of its cards, each with those subnets alone that they are in; no peers, nothing of the node."""
+
     def __init__(
         self,
         *,
@@ -1671,10 +1676,11 @@ class Unknown(_message.Message):
         since_time: _timestamp_pb2.Timestamp | None = ...,
         contested: _builtins.bool = ...,
         doubted: _builtins.bool = ...,
+        networks: _abc.Iterable[Global___DesiredNetwork] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["desired", b"desired", "since_time", b"since_time", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["contested", b"contested", "desired", b"desired", "doubted", b"doubted", "key", b"key", "node", b"node", "running", b"running", "say", b"say", "since_time", b"since_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contested", b"contested", "desired", b"desired", "doubted", b"doubted", "key", b"key", "networks", b"networks", "node", b"node", "running", b"running", "say", b"say", "since_time", b"since_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

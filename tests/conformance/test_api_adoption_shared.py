@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import pytest
 from cairn.controller.model.assigned import VOLUME_WORK, assignment
+from cairn.controller.model.attachments import holders
 from cairn.controller.model.restored import GENERATION_BITS
 from cairn.controller.model.where import in_shared_pool, volume_claimed_bytes, volume_node, where
 from cairn.controller.nodespec import desired
@@ -21,6 +22,7 @@ from cairn.proto.seams import timestamp
 from cairn.proto.v1.agent_pb2 import Desired, DesiredVm, DesiredVolume, NodeHeard, Report, Unknown, VmDisk, VmReport
 from cairn.proto.v1.cluster_pb2 import AdoptVmRequest, AdoptVolumeRequest, Cluster, ForgetUnknownRequest
 from cairn.proto.v1.node_pb2 import NodeFacts, NodeSession
+from cairn.proto.v1.volume_pb2 import Volume
 
 from tests.conformance.api_world import GIB, World, world_on
 
@@ -201,3 +203,62 @@ def test_who_hears_of_it_when_the_records_come_to_know_it() -> None:
     cloud.volume("tank0000", type="net")
     touched = presence.follow(cloud.view, cloud.take())
     assert KEY in touched.objects[nodes[0]]
+
+
+async def test_one_that_a_guest_has_is_adopted_with_it_alone(world: World) -> None:
+    """By itself it could be given to another guest besides, which no agent would notice: they are on different nodes."""
+    await tell(world, "n1", told())
+    await tell(world, "n2", guest())
+    say = await refused(world.api.cluster.AdoptVolume(AdoptVolumeRequest(node="n1", id=VOLUME)))
+    assert f"VM young ({VM}) on n2 has it: adopt that one" in say
+    await world.api.cluster.AdoptVm(AdoptVmRequest(node="n2", id=VM))
+
+
+async def test_a_disk_that_its_guest_has_is_told_to_it_at_once_when_it_is_adopted(world: World) -> None:
+    """By the backup another VM had it, whose node need not answer: this guest was given it when all others had let go."""
+    await tell(world, "n1", told())
+    await world.api.cluster.AdoptVolume(AdoptVolumeRequest(node="n1", id=VOLUME))
+    former = await world.vm("former")
+    await world.reconcile()
+    volume = Volume()
+    known = world.cache.view.get(kinds.VOLUME, VOLUME)
+    assert known is not None
+    volume.CopyFrom(known)
+    volume.spec.former_vm, volume.spec.former_generation = former.id, 7
+    await world.commit(Txn("api").put(kinds.VOLUME, VOLUME, volume))
+    await tell(world, "n2", guest())
+    await world.api.cluster.AdoptVm(AdoptVmRequest(node="n2", id=VM))
+    view = world.cache.view
+    object = desired(view, Presence(view), node(world, "n2"), f"vm/{VM}")
+    assert object is not None
+    assert [disk.volume for disk in object.vm.disks] == [VOLUME]
+
+
+def test_no_guest_is_given_what_one_has_open_that_no_record_speaks_of() -> None:
+    """By the backup it is this VM's; since then another one got it, on another node."""
+    from cairn.controller.nodespec import node_objects
+    from cairn.controller.reconcilers.assignments import Assignments
+    from cairn.controller.reconcilers.placement import Placements
+
+    from tests.unit.cloud_kit import Cloud
+
+    cloud = Cloud()
+    nodes = [cloud.node(f"n{i}", shared={"tank": 100 * GIB}) for i in range(2)]
+    vm = cloud.vm("web", type="net", node=nodes[0])
+    cloud.settle([Placements(), Assignments()])
+    (disk,) = cloud.view.by(kinds.VOLUME, "vm", vm)
+    presence = Presence(cloud.view)
+
+    def disks() -> list[str]:
+        return [each.volume for each in node_objects(cloud.view, presence, nodes[0])[f"vm/{vm}"].vm.disks]
+
+    assert disks() == [disk]
+    given = Desired(vm=DesiredVm(id=VM, disks=[VmDisk(volume=disk, type=TYPE, pool=POOL)]))
+    cloud.take()
+    cloud.put(kinds.UNKNOWN, f"{nodes[1]}/vm/{VM}", Unknown(key=f"vm/{VM}", node=nodes[1], desired=given, running=True))
+    assert f"vm/{vm}" in presence.follow(cloud.view, cloud.take()).objects[nodes[0]]
+    assert disks() == []
+    assert holders(cloud.view, disk) == [(VM, nodes[1])]
+    cloud.delete(kinds.UNKNOWN, f"{nodes[1]}/vm/{VM}")
+    assert f"vm/{vm}" in presence.follow(cloud.view, cloud.take()).objects[nodes[0]]
+    assert disks() == [disk]

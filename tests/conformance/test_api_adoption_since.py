@@ -140,3 +140,23 @@ async def test_a_vm_made_of_an_image_since_waits_for_that_to_be_adopted(world: W
     await world.api.cluster.AdoptImage(AdoptImageRequest(node=node, id=image.id))
     adopted = await world.api.cluster.AdoptVm(AdoptVmRequest(node=node, id=vm))
     assert adopted.spec.image == image.id
+
+
+async def test_a_disk_that_was_a_volume_of_its_own_at_the_backup_is_the_root_disk_again(world: World) -> None:
+    """Its VM was deleted at the backup, the disk kept; brought back since, it must not be detached as data volumes can be."""
+    made = await world.vm("web")
+    await world.reconcile()
+    node, root = where(world.cache.view, made.id).runs_on, made.spec.root_volume
+    told = as_told(world, made)
+    await world.api.vms.DeleteVm(DeleteVmRequest(id="web"))
+    volume, kept = Volume(), world.cache.view.get(kinds.VOLUME, root)
+    assert kept is not None
+    volume.CopyFrom(kept)
+    volume.spec.vm, volume.spec.boot, volume.spec.delete_with_vm = "", False, False
+    await world.commit(Txn("api").put(kinds.VOLUME, root, volume))
+    await tell(world, node, told, contested=True)
+    adopted = await world.api.cluster.AdoptVm(AdoptVmRequest(node=node, id=made.id))
+    assert (adopted.spec.root_volume, list(adopted.spec.volumes)) == (root, [])
+    after = world.cache.view.get(kinds.VOLUME, root)
+    assert after is not None
+    assert (after.spec.vm, after.spec.boot) == (made.id, True)

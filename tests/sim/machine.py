@@ -188,6 +188,10 @@ class Machine:
         """Return the guests that execute instructions."""
         return sorted(id for id, guest in self.host.guests.items() if guest.live is not None and not guest.live.paused)
 
+    def open_volumes(self) -> list[str]:
+        """Return the volumes that guests which are on have open, each as often as there are such guests."""
+        return [volume for guest in self.host.guests.values() if guest.live is not None for volume in guest.live.disks]
+
     def lose_power(self, torn: int) -> None:
         """Guests, networks and unsynced bytes are gone."""
         self.host.power_off()

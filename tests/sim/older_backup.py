@@ -1,8 +1,8 @@
 """What an operator does after an older backup was restored: decide about what nodes know better, do again what was done.
 
 All through the API, as the command line does it. What nodes still have of what users asked for is adopted; what users had
-removed since, and came back with the backup, is removed again, as is what nobody asked for. What cannot be adopted has to be
-told why, and since.py says which reasons are right ones.
+removed since, and came back with the backup, is removed again, as is what nobody asked for. Then nothing is left that cannot be
+adopted.
 """
 
 from __future__ import annotations
@@ -96,12 +96,9 @@ class Operator:
             if kind == "volume" and not known.contested and self._comes_with_vm(id):
                 return
             request = {"vm": cluster_pb2.AdoptVmRequest, "volume": cluster_pb2.AdoptVolumeRequest}[kind]
-            why = await self._tried(f"Adopt{kind.title()}", request(node=known.node, id=id))
-            if not why or known.contested or not self._since.is_right(why, id):
-                self._why[id] = why
-                return
-            self._since.refuse(id, why)
-        elif kind == "volume" and self._comes_with_vm(id):
+            self._why[id] = await self._tried(f"Adopt{kind.title()}", request(node=known.node, id=id))
+            return
+        if kind == "volume" and self._comes_with_vm(id):
             return
         await self._tried("ForgetUnknown", cluster_pb2.ForgetUnknownRequest(node=known.node, key=known.key))
 

@@ -5,7 +5,8 @@
 
 What was in the backup and not erased since is there. What came since is there when a node held it, unless the operator could
 not adopt it, and rightly so (`refused`). Whether a guest is to run, how large it is and which disks it has is as its node was
-told last; what no node is told (names of volumes, whether a disk goes with its VM) is as in the backup.
+told last; what no node is told (names of volumes and subnets, whether a disk goes with its VM, networks without guests) is as
+in the backup.
 """
 
 from __future__ import annotations
@@ -41,12 +42,6 @@ class Since:
     # What could not be adopted, and rightly so: id -> why.
     refused: dict[str, str] = field(default_factory=dict)
 
-    def is_right(self, why: str, id: str) -> bool:
-        """Tell whether a refusal to adopt is a right one: only with the network is it known which addresses are whose."""
-        vm = self.before["vm"].get(id)
-        cards = [nic.subnet for nic in vm.spec.nics] if vm is not None else []
-        return "which is not there" in why and any(subnet not in self.backup["subnet"] for subnet in cards)
-
     def refuse(self, id: str, why: str) -> None:
         """It cannot be adopted, nor can its own disk."""
         self.refused[id] = why
@@ -69,11 +64,26 @@ class Since:
         for id in asked.images:
             if id not in now["image"]:
                 yield f"image {id}, which nodes hold, is gone"
-        for id in list(asked.subnets):
-            if id not in now["subnet"]:
-                if id in self.backup["subnet"]:
-                    yield f"subnet {id} was in the backup and is gone"
+        yield from self._networks(asked, now)
+
+    def _networks(self, asked: Asked, now: Records) -> Iterator[str]:
+        """Of those made since nodes know what guests there are in; the name of a VPC, not of a subnet."""
+        used = {nic.subnet for id in asked.vms for nic in self.before["vm"][id].spec.nics}
+        for id, subnet in list(asked.subnets.items()):
+            record, was = now["subnet"].get(id), self.before["subnet"][id]
+            if record is None:
+                if id in self.backup["subnet"] or id in used:
+                    yield f"subnet {subnet.name} ({id}) was in the backup, or has guests, and is gone"
                 del asked.subnets[id]
+                continue
+            subnet.name = record.name
+            vpc = now["vpc"].get(record.spec.vpc)
+            if record.spec != was.spec or vpc is None or vpc.spec != self.before["vpc"][vpc.id].spec:
+                yield f"subnet {id} is {record.spec} of VPC {vpc}, it was {was.spec} of {self.before['vpc'].get(was.spec.vpc)}"
+                continue
+            name = (self.backup["vpc"].get(vpc.id) or self.before["vpc"][vpc.id]).name
+            if vpc.name not in (name, f"{name[:54]}-{vpc.id[-8:]}"):
+                yield f"VPC {vpc.id} is called {vpc.name}, it was {name}"
 
     def _vm(self, asked: Asked, id: str, vm: AskedVm, now: Records) -> Iterator[str]:
         record, kept = now["vm"].get(id), self.backup["vm"].get(id)

@@ -59,7 +59,9 @@ def _chosen(cloud: Cloud, change: Changed) -> Iterator[str]:
         return
     cluster, last = cloud.get("cluster", "self"), before.generation if before is not None else 0
     least = cluster.epoch << 24 if cluster is not None and cluster.HasField("restored") else 0
-    if after.generation != max(last + 1, least):
+    # What a history begins with, once restored records were decided about, may have moved before; what is adopted has moved.
+    begins = before is None and least and after.generation >= least
+    if after.generation != max(last + 1, least) and not begins:
         was = before.generation if before is not None else "none"
         yield f"{change.key} was given to {cloud.name_of(after.node)} as generation {after.generation} after {was}"
     if before is not None and before.node == after.node and last >= least:

@@ -138,6 +138,9 @@ def _judge(world: World, before: Guests, boots: Mapping[str, int], volumes: Gues
     assert not again, f"guests were started again by a restore: {sorted(again)}"
     twice = [id for id, count in Counter(id for id, _ in running).items() if count > 1]
     assert not twice, f"guests run twice after a restore: {twice}"
+    shared = Counter(id for each in world.machines.values() for id in each.open_volumes() if id in world.tank.volumes)
+    opened = [id for id, count in shared.items() if count > 1]
+    assert not opened, f"two guests have a volume open after a restore: {opened}"
     erased = volumes - _volumes(world)
     assert not erased, f"volumes were erased by a restore: {sorted(erased)}"
     back = sorted(id for id, _ in running if id in asked.erased and (id, _) not in before)
