@@ -11,6 +11,7 @@ from pathlib import Path
 import grpc.aio
 from cairn.agent import identity
 from cairn.agent.identity import Files, JoinError
+from cairn.controller.api.nodes import TOKEN_TTL_S_MAX
 from cairn.proto.v1.node_pb2 import CreateJoinTokenRequest, DeleteNodeRequest, Node, UpdateNodeRequest
 from cairn.proto.v1.node_pb2_grpc import NodeServiceStub
 
@@ -46,7 +47,8 @@ async def join(user: User, name: str) -> None:
 async def become_node(world: World, client: SimClient, machine: Machine) -> None:
     """Have a server join, with whatever is on it."""
     name = machine.name
-    request = CreateJoinTokenRequest(node_name=name)
+    # Controllers' clocks may be hours apart: the one that looks at it is not the one that made it.
+    request = CreateJoinTokenRequest(node_name=name, ttl_s=TOKEN_TTL_S_MAX)
     token = (await client.call(NodeServiceStub, "CreateJoinToken", request)).token
     with tempfile.TemporaryDirectory() as folder:
         while True:
