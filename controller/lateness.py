@@ -21,6 +21,9 @@ TICK_S: Final = 0.02
 WARN_S: Final = 0.5
 # While much is read: a collection in between walks what was read since.
 FREEZE_EVERY_S: Final = 0.25
+# And after that, so long.
+FREEZE_LATER_S: Final = 2.0
+SETTLES_S: Final = 60.0
 _BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 
@@ -39,6 +42,10 @@ async def freeze_heap(*loaded: asyncio.Event) -> None:
                 gc.freeze()
         finally:
             happened.cancel()
+    # The first scans make the reconcilers' own tables.
+    for _ in range(int(SETTLES_S / FREEZE_LATER_S)):
+        await asyncio.sleep(FREEZE_LATER_S)
+        gc.freeze()
     await asyncio.Event().wait()
 
 

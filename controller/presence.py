@@ -28,7 +28,7 @@ from cairn.proto.v1.agent_pb2 import BlobSource, Desired, ImageReport
 from cairn.proto.v1.image_pb2 import ImageFormat
 
 # Records taken in before others may run.
-STEP: Final = 100
+STEP: Final = 50
 UNREACHED: Final = Transit(0, "", 0)
 # What the tables are made of, in an order in which each finds what it needs.
 _FIRST: Final[tuple[AnyKind, ...]] = (

@@ -55,7 +55,7 @@ from cairn.proto.seams import Clock, Ids
 _log = logger("runtime")
 SLICE_S: Final = 0.01
 # The same when there is nothing but a scan: those of all reconcilers come in one turn of the loop, and callers wait for that.
-SCAN_SLICE_S: Final = 0.004
+SCAN_SLICE_S: Final = 0.002
 SCAN_S: Final = 60.0
 # When a key is looked at again that waits for a record to be readable: its change wakes it at once.
 UNREADABLE_AGAIN_S: Final = 30.0

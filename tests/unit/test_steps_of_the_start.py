@@ -7,7 +7,7 @@ import gc
 from typing import Any
 
 import pytest
-from cairn.controller.lateness import FREEZE_EVERY_S, freeze_heap
+from cairn.controller.lateness import FREEZE_EVERY_S, FREEZE_LATER_S, freeze_heap
 from cairn.controller.presence import Presence
 from cairn.proto import kinds
 from cairn.proto.v1.image_pb2 import ImageContent
@@ -68,6 +68,9 @@ def test_what_is_read_at_the_start_is_never_collected_again() -> None:
         await elapse(FREEZE_EVERY_S)
         after = gc.get_freeze_count()
         assert after >= during + 900, "and once it is all there"
+        read += [[number] for number in range(1000)]
+        await elapse(2 * FREEZE_LATER_S)
+        assert gc.get_freeze_count() >= after + 900, "and what the first scans make of it"
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
