@@ -24,6 +24,7 @@ from cairn.controller.api.core import Core
 from cairn.controller.api.feed import Feed
 from cairn.controller.api.interceptor import Gate
 from cairn.controller.api.projects import ensure_default_project
+from cairn.controller.api.roles import ensure_builtin_roles
 from cairn.controller.api.services import add_enrolment, add_services
 from cairn.controller.backup import cluster_record
 from cairn.controller.config import Config, ConfigError
@@ -32,6 +33,7 @@ from cairn.controller.jobs.keepers import Keepers
 from cairn.controller.jobs.machine import Jobs
 from cairn.controller.lateness import Lateness, freeze_heap
 from cairn.controller.metrics import RuntimeMetrics, SyncMetrics
+from cairn.controller.model.permits import Caller, permits_anywhere
 from cairn.controller.model.unreadable import all_unreadable
 from cairn.controller.peers import Peers
 from cairn.controller.reconcilers.assignments import Assignments
@@ -145,12 +147,12 @@ class Controller:
 
     async def start(self) -> None:
         """Serve, and begin to work as soon as the store answers. Raises OSError when an address cannot be used."""
-        server = self._transport.server(interceptors=[Gate(self._unready)])
+        server = self._transport.server(interceptors=[Gate(self._unready, self._may_ask)])
         names = add_services(server, self.core)
         agent_pb2_grpc.add_AgentServiceServicer_to_server(self.sync, server)
         await self._serve(server, [*names, "cairn.v1.AgentService"], list(self.config.listen), mutual=True)
         if self.config.enrol_listen:
-            server = self._transport.server(interceptors=[Gate(self._unready)])
+            server = self._transport.server(interceptors=[Gate(self._unready, self._may_ask)])
             names = add_enrolment(server, self.core)
             (self._enrol_address,) = await self._serve(server, names, [self.config.enrol_listen], mutual=False)
         self._spawn(self.cache.run(), "cache")
@@ -233,15 +235,19 @@ class Controller:
                 self.ready.set()
                 _log.info("ready", name=self.config.name, revision=self.cache.view.revision)
 
+    def _may_ask(self, caller: Caller, permission: str) -> bool:
+        return permits_anywhere(self.cache.view, caller, permission)
+
     async def _follow(self, changes: Any) -> None:
         async for change in changes:
             self._current_feed().push(self.cache.view, change.revision, change.records, change.gone)
 
     async def _prepare(self) -> None:
-        """Make the default project and be registered, however long the store takes."""
+        """Make the default project and the roles that come with us, and be registered, however long the store takes."""
         while True:
             try:
                 await ensure_default_project(self.core, self._clock)
+                await ensure_builtin_roles(self.core, self._clock)
                 await self.peers.registered.wait()
                 await self.core.mutations.freshen()
                 return

@@ -13,6 +13,7 @@ from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 from cairn.proto.v1 import (
     agent_pb2,
+    binding_pb2,
     cluster_pb2,
     common_pb2,
     event_pb2,
@@ -21,8 +22,10 @@ from cairn.proto.v1 import (
     node_pb2,
     port_pb2,
     project_pb2,
+    role_pb2,
     secret_pb2,
     subnet_pb2,
+    user_pb2,
     vm_pb2,
     volume_pb2,
     vpc_pb2,
@@ -76,6 +79,10 @@ NODE = Kind("node", node_pb2.Node, "api", "node")
 JOB = Kind("job", job_pb2.Job, "api", "j", _GARBAGE)
 # id: "<kind>/<id>" of whom it belongs to; sealed, see sealing.py.
 SECRET = Kind("secret", secret_pb2.Secret, "api", "", _GARBAGE)
+# Who asks, what goes together, and who has which of it where.
+USER = Kind("user", user_pb2.User, "api", "usr")
+ROLE = Kind("role", role_pb2.Role, "api", "role")
+BINDING = Kind("binding", binding_pb2.Binding, "api", "rb", _GARBAGE)
 JOIN_TOKEN = Kind("join_token", node_pb2.JoinToken, "api", "jt", _GARBAGE)
 NAME = Kind("name", cluster_pb2.NameClaim, "api", "", _GARBAGE)  # id: <project>/<kind>/<name>
 VNI = Kind("vni", vpc_pb2.VniClaim, "api", "", _GARBAGE)  # id: decimal, 8 digits
@@ -115,7 +122,8 @@ EVENT = Kind("event", event_pb2.Event, "*", "ev", kept=False, cached=False)
 EVENT_OF = Kind("event_of", event_pb2.EventRef, "*", kept=False, cached=False)  # id: <object>/<event>; leased with the event
 
 ALL: Final[tuple[Kind[Message], ...]] = (
-    PROJECT, IMAGE, VPC, SUBNET, PORT, VOLUME, VM, NODE, JOB, SECRET, JOIN_TOKEN, NAME, VNI, ERASURE, REQUEST, PLAN,
+    PROJECT, IMAGE, VPC, SUBNET, PORT, VOLUME, VM, NODE, JOB, USER, ROLE, BINDING, SECRET, JOIN_TOKEN, NAME, VNI, ERASURE,
+    REQUEST, PLAN,
     PORT_BINDING, ADDRESS, PLACEMENT, DECISION, NODE_CLAIMS, VOLUME_PLACEMENT, POOL_CLAIMS, ASSIGNMENT, NODE_LOSS, NODE_TOLD,
     PURGE, IMAGE_CONTENT, JOB_STATE,
     OBSERVED, UNKNOWN, NODE_HEARD, NODE_FACTS, NODE_POOLS, NODE_SESSION, CONTROLLER, CONTROLLER_MEMBER,
@@ -132,8 +140,8 @@ _TO_COME: Final = frozenset(
         "lb", "lbl", "lbb", "lbp", "cert",
         # Key pairs, placement groups, secrets, bare-metal machines.
         "kp", "ig", "sec", "bm",
-        # Users, tokens, access keys, roles and their bindings.
-        "usr", "tok", "ak", "role", "rb",
+        # Tokens and access keys.
+        "tok", "ak",
     }
 )  # fmt: skip
 ID_PREFIXES: Final = frozenset(kind.id_prefix for kind in ALL if kind.id_prefix) | _TO_COME

@@ -12,6 +12,7 @@ from typing import Any, Final
 from cairn.proto.v1 import (
     access_pb2,
     agent_pb2,
+    binding_pb2,
     cluster_pb2,
     event_pb2,
     image_pb2,
@@ -19,7 +20,9 @@ from cairn.proto.v1 import (
     node_pb2,
     port_pb2,
     project_pb2,
+    role_pb2,
     subnet_pb2,
+    user_pb2,
     vm_pb2,
     volume_pb2,
     vpc_pb2,
@@ -27,6 +30,7 @@ from cairn.proto.v1 import (
 
 _FILES: Final[tuple[Any, ...]] = (
     agent_pb2,
+    binding_pb2,
     cluster_pb2,
     event_pb2,
     image_pb2,
@@ -34,7 +38,9 @@ _FILES: Final[tuple[Any, ...]] = (
     node_pb2,
     port_pb2,
     project_pb2,
+    role_pb2,
     subnet_pb2,
+    user_pb2,
     vm_pb2,
     volume_pb2,
     vpc_pb2,

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import grpc
 import grpc.aio
 from cairn.controller.api.authorise import PACKAGE, authorise
+from cairn.controller.model.permits import Caller
 from cairn.controller.outage import refusal
 from cairn.controller.store.base import StoreError
-from cairn.proto.errors import Refused
+from cairn.proto.errors import Denied, Refused
+from cairn.proto.permissions import METHODS
 
 Handler = Any
 _SHAPES: Final[dict[tuple[bool, bool], tuple[str, Any]]] = {
@@ -35,11 +37,16 @@ def always_ready(_method: str) -> Refused | None:
 class Gate(grpc.aio.ServerInterceptor[Any, Any] if TYPE_CHECKING else grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Authorises every call of ours; health and reflection are for anybody with a certificate.
 
-    unready: says why the controller cannot answer a method now, None when it can.
+    unready: says why the controller cannot answer a method now, None when it can. may_ask: whether a caller has a method's
+    permission for anything at all; which objects it has it for is asked where they are looked up.
     """
 
-    def __init__(self, unready: Callable[[str], Refused | None] = always_ready) -> None:
-        self._unready = unready
+    def __init__(
+        self,
+        unready: Callable[[str], Refused | None] = always_ready,
+        may_ask: Callable[[Caller, str], bool] = lambda _caller, _permission: True,
+    ) -> None:
+        self._unready, self._may_ask = unready, may_ask
 
     async def intercept_service(
         self,
@@ -88,6 +95,11 @@ class Gate(grpc.aio.ServerInterceptor[Any, Any] if TYPE_CHECKING else grpc.aio.S
 
     def _admit(self, method: str, context: Any) -> None:
         """Raises Denied, Unauthenticated, TryAgain, BadState."""
-        authorise(method, context)
-        if method.startswith(PACKAGE) and (why := self._unready(method)) is not None:
+        identity = authorise(method, context)
+        if not method.startswith(PACKAGE):
+            return
+        if (why := self._unready(method)) is not None:
             raise why
+        if identity is not None and not self._may_ask(Caller(identity.kind, identity.id), METHODS[method]):
+            say = f"{identity.kind} {identity.id!r} may not do that to anything: no role bound to it has {METHODS[method]}"
+            raise Denied(say)

@@ -185,7 +185,7 @@ class Mutations:
 
     def _refusal(self, request: Any, digest: bytes, caller: Caller, why: Refused) -> RequestRecord | None:
         """Return what is remembered of a refusal; None: nothing."""
-        if not request.request_id or not isinstance(why, LASTING) or not may_act(caller):
+        if not request.request_id or not isinstance(why, LASTING) or not may_act(self._cache.view, caller):
             return None
         status = why.status()
         if status.ByteSize() > REFUSAL_BYTES_MAX:

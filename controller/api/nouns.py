@@ -6,18 +6,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
-from cairn.controller.api import status
+from cairn.controller.api import access_status, status
 from cairn.controller.api.vm_status import vm
 from cairn.controller.store.base import Record, View
 from cairn.proto import kinds
 from cairn.proto.kinds import Kind
+from cairn.proto.v1.binding_pb2 import Binding
 from cairn.proto.v1.event_pb2 import Event
 from cairn.proto.v1.image_pb2 import Image
 from cairn.proto.v1.job_pb2 import Job
 from cairn.proto.v1.node_pb2 import Node
 from cairn.proto.v1.port_pb2 import Port
 from cairn.proto.v1.project_pb2 import Project
+from cairn.proto.v1.role_pb2 import Role
 from cairn.proto.v1.subnet_pb2 import Subnet
+from cairn.proto.v1.user_pb2 import User
 from cairn.proto.v1.vm_pb2 import Vm
 from cairn.proto.v1.volume_pb2 import Volume
 from cairn.proto.v1.vpc_pb2 import Vpc
@@ -62,12 +65,15 @@ VM: Final = Noun(kinds.VM, "VM", "vms", vm, soft_delete=True)
 NODE: Final = Noun(kinds.NODE, "node", "nodes", status.node, cluster_wide=True)
 JOB: Final = Noun(kinds.JOB, "job", "jobs", status.job)
 EVENT: Final = Noun(kinds.EVENT, "event", "events", status.event)
+USER: Final = Noun(kinds.USER, "user", "users", access_status.user, cluster_wide=True)
+ROLE: Final = Noun(kinds.ROLE, "role", "roles", access_status.role, cluster_wide=True)
+BINDING: Final = Noun(kinds.BINDING, "binding", "bindings", access_status.binding, cluster_wide=True)
 
-ALL: Final[tuple[Noun[Any], ...]] = (PROJECT, IMAGE, VPC, SUBNET, PORT, VOLUME, VM, NODE, JOB, EVENT)
+ALL: Final[tuple[Noun[Any], ...]] = (PROJECT, IMAGE, VPC, SUBNET, PORT, VOLUME, VM, NODE, JOB, EVENT, USER, ROLE, BINDING)
 BY_KIND: Final[dict[str, Noun[Any]]] = {noun.kind.name: noun for noun in ALL}
 
 __all__ = [
-    "ALL", "BY_KIND", "CLUSTER_WIDE", "DEFAULT_PROJECT", "DEFAULT_PROJECT_ID", "EVENT", "IMAGE", "JOB", "NODE", "PORT",
-    "PROJECT", "SUBNET", "VM", "VOLUME", "VPC", "Event", "Image", "Job", "Node", "Noun", "Port", "Project", "Subnet", "Vm",
-    "Volume", "Vpc",
+    "ALL", "BINDING", "BY_KIND", "CLUSTER_WIDE", "DEFAULT_PROJECT", "DEFAULT_PROJECT_ID", "EVENT", "IMAGE", "JOB", "NODE",
+    "PORT", "PROJECT", "ROLE", "SUBNET", "USER", "VM", "VOLUME", "VPC", "Binding", "Event", "Image", "Job", "Node", "Noun",
+    "Port", "Project", "Role", "Subnet", "User", "Vm", "Volume", "Vpc",
 ]  # fmt: skip

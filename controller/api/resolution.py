@@ -9,7 +9,7 @@ get one name, whichever controllers they were made through. Soft deletion releas
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from cairn.controller.api import nouns
 from cairn.controller.api.nouns import CLUSTER_WIDE, DEFAULT_PROJECT, DEFAULT_PROJECT_ID, Noun
@@ -21,6 +21,8 @@ from cairn.proto.v1.cluster_pb2 import NameClaim
 from google.protobuf.message import Message
 
 M = TypeVar("M", bound=Message)
+# To be called by name, and be found.
+_SEEN: Final = (Verb.SEE, Verb.USE)
 
 
 def claim_id(noun: Noun[M], project: str, name: str) -> str:
@@ -56,7 +58,8 @@ def find(
     record = _found(view, noun, project, text, deleted=deleted)
     if record is None and view.harmed:
         _refuse_unreadable(view, noun, project, text)
-    if record is None or not permits(view, caller, Verb.SEE, record.message):
+    seen = record is not None and any(permits(view, caller, each, record.message) for each in (Verb.SEE, verb) if each in _SEEN)
+    if record is None or not seen:
         raise NotFound(noun.kind.name, text, f"{noun.title} {text!r} does not exist")
     if verb is not Verb.SEE:
         admit(view, caller, verb, noun, record.message)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 import grpc.aio
+from cairn.controller.api.bindings import BindingService
 from cairn.controller.api.cluster import ClusterService
 from cairn.controller.api.core import Core
 from cairn.controller.api.enrolment import EnrolmentService
@@ -15,11 +16,14 @@ from cairn.controller.api.jobs import JobService
 from cairn.controller.api.nodes import NodeService
 from cairn.controller.api.ports import PortService
 from cairn.controller.api.projects import ProjectService
+from cairn.controller.api.roles import RoleService
 from cairn.controller.api.subnets import SubnetService
+from cairn.controller.api.users import UserService
 from cairn.controller.api.vms import VmService
 from cairn.controller.api.volumes import VolumeService
 from cairn.controller.api.vpcs import VpcService
 from cairn.proto.v1 import (
+    binding_pb2_grpc,
     cluster_pb2_grpc,
     event_pb2_grpc,
     image_pb2_grpc,
@@ -27,7 +31,9 @@ from cairn.proto.v1 import (
     node_pb2_grpc,
     port_pb2_grpc,
     project_pb2_grpc,
+    role_pb2_grpc,
     subnet_pb2_grpc,
+    user_pb2_grpc,
     vm_pb2_grpc,
     volume_pb2_grpc,
     vpc_pb2_grpc,
@@ -45,6 +51,9 @@ SERVICES: Final[tuple[tuple[str, Any, Any], ...]] = (
     ("cairn.v1.NodeService", node_pb2_grpc.add_NodeServiceServicer_to_server, NodeService),
     ("cairn.v1.JobService", job_pb2_grpc.add_JobServiceServicer_to_server, JobService),
     ("cairn.v1.EventService", event_pb2_grpc.add_EventServiceServicer_to_server, EventService),
+    ("cairn.v1.UserService", user_pb2_grpc.add_UserServiceServicer_to_server, UserService),
+    ("cairn.v1.RoleService", role_pb2_grpc.add_RoleServiceServicer_to_server, RoleService),
+    ("cairn.v1.BindingService", binding_pb2_grpc.add_BindingServiceServicer_to_server, BindingService),
     ("cairn.v1.ClusterService", cluster_pb2_grpc.add_ClusterServiceServicer_to_server, ClusterService),
     ("cairn.v1.IdentityService", cluster_pb2_grpc.add_IdentityServiceServicer_to_server, IdentityService),
 )

@@ -30,6 +30,7 @@ NAME_LENGTH_MAX: Final = 63
 # An id of ours: no name may look like one, so that "an id or a name" is never ambiguous.
 ID_LIKE: Final = re.compile(rf"({'|'.join(sorted(ID_PREFIXES))})-[0-9a-z]{{8}}")
 LABELS_MAX: Final = 64
+DESCRIPTION_LENGTH_MAX: Final = 255
 LABEL_LENGTH_MAX: Final = 63
 LABEL_KEY: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?")
 
@@ -132,6 +133,14 @@ def at_most(field: str, values: Sequence[object], most: int, what: str) -> None:
     """Check how many there are of something."""
     if len(values) > most:
         raise Invalid(field, f"{len(values)} {what}, at most {most} are allowed")
+
+
+def description(field: str, value: str) -> None:
+    """Check a sentence about an object: one line."""
+    if len(value) > DESCRIPTION_LENGTH_MAX:
+        raise Invalid(field, f"{len(value)} characters long, at most {DESCRIPTION_LENGTH_MAX} are allowed")
+    if not value.isprintable():
+        raise Invalid(field, "it has a control character: one line of text is wanted")
 
 
 def one_of(field: str, value: str, allowed: Iterable[str]) -> str:

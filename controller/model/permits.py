@@ -4,9 +4,8 @@
     permits(view, caller, Verb.CREATE, made)   the record as it is going to be
 
 A pure function of the picture, so that a decision and the right to it are of one moment, and a refusal can be explained,
-planned and simulated like everything else. Answers today: users and controllers may do all; nodes what concerns themselves;
-who holds a join token may join by it; a controller's own parts (Caller.system) all; anybody else nothing. Users' roles in
-projects have their place here and nowhere else.
+planned and simulated like everything else. Users may do what bindings of roles give them (authority.py); nodes what concerns
+themselves; who holds a join token may join by it; controllers and their own parts (Caller.system) all; anybody else nothing.
 
 What a caller may not see does not exist for him: it is NOT_FOUND when he names it, and is in no list, watch, count or sentence
 he gets. What he may see but not change is PERMISSION_DENIED (controller/api/resolution.py).
@@ -17,11 +16,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, Final, Self, TypeVar
 
+from cairn.controller.model.authority import ROOT, authority, user_called
 from cairn.controller.store.base import View
 from cairn.proto.kinds import Kind
 from cairn.proto.v1.node_pb2 import JoinToken, Node
+from cairn.proto.v1.project_pb2 import Project
 from google.protobuf.message import Message
 
 M = TypeVar("M", bound=Message)
@@ -71,15 +73,18 @@ class Verb(StrEnum):
     RETIRE = "retire"
 
 
-_UNRESTRICTED: Final = frozenset({"user", "controller", "system"})
+_UNRESTRICTED: Final = frozenset({"controller", "system"})
+# Who may do that to anything may do it to all: what roles there are, and what users are called, whoever binds them must find.
+_OF_ALL: Final = frozenset({"role.see", "role.use", "user.use"})
 _OF_ITSELF: Final = frozenset({Verb.SEE, Verb.RENEW})
 
 
 def permits(view: View, caller: Caller, verb: Verb, record: Message) -> bool:
     """Tell whether a caller may do that. record: as stored, or as it is going to be."""
-    del view  # bindings of roles will be looked up in it
     if caller.kind in _UNRESTRICTED:
         return True
+    if caller.kind == "user":
+        return _permits_user(view, caller, verb, record)
     if caller.kind == "node":
         return verb in _OF_ITSELF and isinstance(record, Node) and record.id == caller.id
     if caller.kind == "join_token":
@@ -89,13 +94,50 @@ def permits(view: View, caller: Caller, verb: Verb, record: Message) -> bool:
 
 def permission_of(verb: Verb, record: Message) -> str:
     """Return the name of doing that to such a record, for example "vm.create": what methods name in their .proto."""
-    noun = re.sub("(?<!^)(?=[A-Z])", "_", record.DESCRIPTOR.name).lower()
-    return f"{noun}.{verb}"
+    return f"{noun_of(record)}.{verb}"
 
 
-def may_act(caller: Caller) -> bool:
+@lru_cache(maxsize=256)
+def _snake(name: str) -> str:
+    return re.sub("(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+def noun_of(record: Message) -> str:
+    """Return what permissions call such a record."""
+    return _snake(record.DESCRIPTOR.name)
+
+
+def _permits_user(view: View, caller: Caller, verb: Verb, record: Any) -> bool:
+    of, permission = authority(view, caller.id), permission_of(verb, record)
+    if permission in _OF_ALL and of.anywhere(permission):
+        return True
+    if of.allows(permission, project_of(record), object_key(record)):
+        return True
+    if isinstance(record, Project) and verb is Verb.SEE:
+        # Whoever has anything in it may call it by its name.
+        return any(each.project == record.id for each in of.grants)
+    # A certificate is renewed for whoever it was made for, as long as he is anybody.
+    return verb is Verb.RENEW and (caller.id == ROOT or user_called(view, caller.id) is not None)
+
+
+def project_of(record: Any) -> str:
+    """Return the id of the project that a record is of; empty: of none. A project is of itself."""
+    return str(record.id if isinstance(record, Project) else getattr(record, "project", ""))
+
+
+def object_key(record: Any) -> str:
+    """Return what a binding to one object names it: "vm/i-..."."""
+    return f"{noun_of(record)}/{getattr(record, 'id', '')}"
+
+
+def permits_anywhere(view: View, caller: Caller, permission: str) -> bool:
+    """Tell whether a user may do that to anything; others are asked of each record alone."""
+    return caller.kind != "user" or caller.id == ROOT or authority(view, caller.id).anywhere(permission)
+
+
+def may_act(view: View, caller: Caller) -> bool:
     """Tell whether a caller may do anything that is refused for the state of things: others leave nothing behind."""
-    return caller.kind in _UNRESTRICTED
+    return caller.kind in _UNRESTRICTED or (caller.kind == "user" and bool(authority(view, caller.id).grants))
 
 
 def visible(view: View, caller: Caller, kind: Kind[M], id: str) -> M | None:

@@ -6,14 +6,15 @@ it cannot be read is for the asker to know (nodespec.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from cairn.controller.store.base import Record, Txn, Unreadable, View
 from cairn.proto.kinds import Kind
 from google.protobuf.message import Message
 
 M = TypeVar("M", bound=Message)
+T = TypeVar("T")
 
 
 class CannotTell(Exception):
@@ -87,6 +88,10 @@ class Readable:
     def harmed(self) -> bool:
         """Whether there is any record that cannot be decoded."""
         return self._view.harmed
+
+    def recall(self, name: str, about: Sequence[Kind[Any]], make: Callable[[], T]) -> T:
+        """Return make(), remembered by its name until a record of those kinds changes."""
+        return self._view.recall(name, about, make)
 
     def fork(self, txn: Txn) -> View:
         """Return a picture as if txn had been committed."""

@@ -18,14 +18,15 @@ tests/conformance/test_store.py. Rejected: read-modify-write under locks (a dead
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Final, Generic, Protocol, Self, TypeAlias, TypeVar
+from typing import Any, ClassVar, Final, Generic, Protocol, Self, TypeAlias, TypeVar
 
 from cairn.proto.kinds import AnyKind, Kind, split
 from google.protobuf.message import Message
 
 M = TypeVar("M", bound=Message)
+T = TypeVar("T")
 # What changed: a record, by kind and id. It may be gone.
 Changed: TypeAlias = tuple[AnyKind, str]
 # etcd's defaults for one transaction (--max-txn-ops, and a margin below --max-request-bytes, which counts framing too).
@@ -450,6 +451,10 @@ class View(Protocol):
     @property
     def harmed(self) -> bool:
         """Whether there is any record that cannot be decoded."""
+        ...
+
+    def recall(self, name: str, about: Sequence[Kind[Any]], make: Callable[[], T]) -> T:
+        """Return make(), a pure function of records of those kinds: remembered by its name until one of them changes."""
         ...
 
     def fork(self, txn: Txn) -> View:

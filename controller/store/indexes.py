@@ -8,6 +8,7 @@ from typing import Any, Final
 from cairn.proto import kinds
 from cairn.proto.ids import pool_id
 from cairn.proto.owners import owner_key
+from cairn.proto.subjects import subject_key
 
 Extract = Callable[[str, Any], Iterable[str]]
 
@@ -73,5 +74,12 @@ INDEXES: Final[dict[str, dict[str, Extract]]] = {
     },
     kinds.ERASURE.name: {"key": lambda _, m: (m.key,), "node": lambda _, m: (m.node,)},
     kinds.IMAGE_CONTENT.name: {"node": lambda _, m: tuple(m.nodes)},
+    kinds.USER.name: {"name": lambda _, m: (m.name,), "group": lambda _, m: tuple(m.spec.groups)},
+    kinds.BINDING.name: {
+        "subject": lambda _, m: (subject_key(m.spec.subject),),
+        "role": lambda _, m: (m.spec.role,),
+        "project": lambda _, m: (m.project,),
+        "object": lambda _, m: (m.spec.object,) if m.spec.object else (),
+    },
     kinds.JOB.name: {"target": lambda _, m: (m.spec.target,)},
 }

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from cairn.controller.store.base import Record, Txn, Unreadable, View
@@ -24,6 +24,7 @@ from cairn.proto.kinds import Kind, split
 from google.protobuf.message import Message
 
 M = TypeVar("M", bound=Message)
+T = TypeVar("T")
 # Messages kept of a kind: between once and twice as many.
 RECENT_MAX: Final = 2048
 # Before each value: the revisions that changed and made the record, as little-endian 64-bit numbers.
@@ -69,10 +70,13 @@ class Table:
         self._extracts = INDEXES.get(kind.name, {})
         self._indexes: dict[str, dict[str, str | list[str]]] = {name: {} for name in self._extracts}
         self.unreadable: dict[str, Unreadable] = {}
+        # Grows with each change.
+        self.changes = 0
 
     def put(self, id: str, value: bytes, mod_revision: int, create_revision: int) -> None:
         """Write a record. Raises DecodeError, changing nothing."""
         message = self._parse(value)
+        self.changes += 1
         if id in self._rows:
             before = self.get(id) if self._extracts else None
             for name, extract in self._extracts.items():
@@ -87,6 +91,7 @@ class Table:
     def keep(self, id: str, revision: int, error: str) -> None:
         """Take note that a record cannot be decoded: what it was before, if anything, stays."""
         self.unreadable[id] = Unreadable(revision, error, kept=id in self._rows)
+        self.changes += 1
 
     def seen(self, id: str) -> int:
         """Return the revision it is at in the store, readable or not; 0 when absent."""
@@ -100,6 +105,7 @@ class Table:
     def delete(self, id: str) -> Any:
         """Remove a record; return its message, None when it was not there."""
         self.unreadable.pop(id, None)
+        self.changes += 1
         before = self.get(id)
         if before is None:
             return None
@@ -205,6 +211,8 @@ class LiveView:
     def __init__(self) -> None:
         self._revision = 0
         self._tables: dict[str, Table] = {}
+        # Name -> (states of the tables it was made from, what was made).
+        self._recalled: dict[str, tuple[tuple[int, ...], Any]] = {}
 
     @property
     def revision(self) -> int:
@@ -275,6 +283,17 @@ class LiveView:
     def harmed(self) -> bool:
         """Whether there is any record that cannot be decoded."""
         return any(table.unreadable for table in self._tables.values())
+
+    def recall(self, name: str, about: Sequence[Kind[Any]], make: Callable[[], T]) -> T:
+        """Return make(), remembered by its name until a record of those kinds changes."""
+        states = tuple([self.table(kind).changes for kind in about])
+        found = self._recalled.get(name)
+        if found is None or found[0] != states:
+            if len(self._recalled) >= RECENT_MAX:
+                self._recalled.clear()
+            found = self._recalled[name] = (states, make())
+        made: T = found[1]
+        return made
 
     def fork(self, txn: Txn) -> View:
         """Return a picture as if txn had been committed."""
@@ -409,6 +428,10 @@ class Fork:
     def harmed(self) -> bool:
         """Whether there is any record that cannot be decoded."""
         return self._parent.harmed
+
+    def recall(self, name: str, about: Sequence[Kind[Any]], make: Callable[[], T]) -> T:
+        """Return make(): what the parent remembers, unless the transaction changed a record of those kinds."""
+        return make() if any(self._changed.get(kind.name) for kind in about) else self._parent.recall(name, about, make)
 
     def fork(self, txn: Txn) -> View:
         """Return a picture as if txn had been committed after this one's."""

@@ -98,7 +98,7 @@ class Site:
 
     def metrics(self) -> dict[str, float]:
         """The controller's metrics now: sample as written -> value."""
-        user = self.authority.issue(Identity("user", "bench"))
+        user = self.authority.issue(Identity("user", "admin"))
         pki.install_pair(self.folder / "user.crt", self.folder / "user.key", user)
         context = ssl.create_default_context(cafile=str(self.folder / "ca.crt"))
         context.load_cert_chain(self.folder / "user.crt", self.folder / "user.key")
@@ -109,7 +109,7 @@ class Site:
     @asynccontextmanager
     async def channel(self) -> AsyncIterator[grpc.aio.Channel]:
         """Open a channel to the controller; waits until it answers."""
-        transport = GrpcTransport(StaticCredentials(self.authority.cert_pem, self.authority.issue(Identity("user", "bench"))))
+        transport = GrpcTransport(StaticCredentials(self.authority.cert_pem, self.authority.issue(Identity("user", "admin"))))
         async with transport.channel([f"unix:{self.socket}"], server_name=CONTROLLER_SERVER_NAME) as channel:
             await _serving(channel)
             yield channel

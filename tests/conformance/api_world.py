@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -15,7 +15,9 @@ from cairn.controller.api.core import Core
 from cairn.controller.api.feed import Feed
 from cairn.controller.api.interceptor import Gate
 from cairn.controller.api.projects import ensure_default_project
+from cairn.controller.api.roles import ensure_builtin_roles
 from cairn.controller.api.services import add_enrolment, add_services
+from cairn.controller.model.permits import permits_anywhere
 from cairn.controller.reconcilers.placement import Placements
 from cairn.controller.reconcilers.ports import Ports
 from cairn.controller.store.base import Conflict, Put, Store, Txn
@@ -27,6 +29,7 @@ from cairn.proto.rpc import GrpcTransport, StaticCredentials
 from cairn.proto.sealing import KEY_BYTES, Seals
 from cairn.proto.seams import SystemClock, SystemIds
 from cairn.proto.v1 import (
+    binding_pb2_grpc,
     cluster_pb2_grpc,
     event_pb2_grpc,
     image_pb2_grpc,
@@ -34,16 +37,22 @@ from cairn.proto.v1 import (
     node_pb2_grpc,
     port_pb2_grpc,
     project_pb2_grpc,
+    role_pb2_grpc,
     subnet_pb2_grpc,
+    user_pb2,
+    user_pb2_grpc,
     vm_pb2_grpc,
     volume_pb2_grpc,
     vpc_pb2_grpc,
 )
 from cairn.proto.v1.agent_pb2 import Observed, Report
-from cairn.proto.v1.cluster_pb2 import ControllerSession
+from cairn.proto.v1.binding_pb2 import Binding, BindingSpec, CreateBindingRequest, Subject
+from cairn.proto.v1.cluster_pb2 import ControllerSession, NameClaim
 from cairn.proto.v1.image_pb2 import IMAGE_FORMAT_QCOW2, CreateImageRequest, Image, ImageContent, ImageSpec
 from cairn.proto.v1.node_pb2 import Node, NodeFacts, NodeSession
+from cairn.proto.v1.project_pb2 import Project
 from cairn.proto.v1.subnet_pb2 import CreateSubnetRequest, Subnet, SubnetSpec
+from cairn.proto.v1.user_pb2 import User, UserSpec
 from cairn.proto.v1.vm_pb2 import CreateVmRequest, Nic, Vm, VmSpec
 from cairn.proto.v1.vpc_pb2 import CreateVpcRequest, Vpc, VpcSpec
 
@@ -67,6 +76,9 @@ class Stubs:
         self.nodes: Any = node_pb2_grpc.NodeServiceStub(channel)
         self.jobs: Any = job_pb2_grpc.JobServiceStub(channel)
         self.events: Any = event_pb2_grpc.EventServiceStub(channel)
+        self.users: Any = user_pb2_grpc.UserServiceStub(channel)
+        self.roles: Any = role_pb2_grpc.RoleServiceStub(channel)
+        self.bindings: Any = binding_pb2_grpc.BindingServiceStub(channel)
         self.cluster: Any = cluster_pb2_grpc.ClusterServiceStub(channel)
         self.identity: Any = cluster_pb2_grpc.IdentityServiceStub(channel)
         self.enrolment: Any = cluster_pb2_grpc.EnrolmentServiceStub(channel)
@@ -120,15 +132,39 @@ class World:
             seals=Seals([bytes(KEY_BYTES)]),
         )
         await ensure_default_project(self.core, self.clock)
-        self.server = transport.server(interceptors=[Gate()])
+        await ensure_builtin_roles(self.core, self.clock)
+        gate = Gate(may_ask=lambda caller, permission: permits_anywhere(self.cache.view, caller, permission))
+        self.server = transport.server(interceptors=[gate])
         add_services(self.server, self.core)
         self.address = await transport.listen(self.server, f"unix:{self.folder}/api.sock")
         await self.server.start()
-        self.enrolment_server = transport.server(interceptors=[Gate()])
+        self.enrolment_server = transport.server(interceptors=[gate])
         add_enrolment(self.enrolment_server, self.core)
         self.enrolment = await transport.listen(self.enrolment_server, "127.0.0.1:0", mutual=False)
         await self.enrolment_server.start()
-        self.api = self.stubs(Identity("user", "alice"))
+        self.api = self.stubs(Identity("user", "admin"))
+
+    async def user(self, name: str, role: str = "", project: str = "", groups: Sequence[str] = ()) -> Stubs:
+        """Make a user, with a role in a project (empty: everywhere) when one is named; return its stubs."""
+        made = User(name=name, spec=UserSpec(groups=groups))
+        await self.api.users.CreateUser(user_pb2.CreateUserRequest(user=made))
+        if role:
+            await self.bind(role, project, user=name)
+        return self.stubs(Identity("user", name))
+
+    async def bind(self, role: str, project: str = "", object: str = "", **subject: Any) -> Binding:
+        """Bind a role."""
+        spec = BindingSpec(role=role, object=object, subject=Subject(**subject))
+        made = Binding(project=project, spec=spec)
+        return await self.api.bindings.CreateBinding(CreateBindingRequest(binding=made))
+
+    async def project(self, name: str) -> str:
+        """Make a project; return its id."""
+        project = Project(id=self.ids.new("prj"), name=name)
+        claim = NameClaim(kind="project", project="-", name=name, id=project.id)
+        txn = Txn("api").create(kinds.PROJECT, project.id, project).create(kinds.NAME, f"-/project/{name}", claim)
+        await self.commit(txn)
+        return project.id
 
     async def _feed(self) -> None:
         with self.cache.subscribe() as changes:

@@ -39,7 +39,7 @@ _LISTS: Final[dict[str, tuple[Any, str, Any, str]]] = {
 async def everything(world: World, controller: str) -> dict[str, list[Any]]:
     """Return kind -> objects, as that controller shows them without being asked to be fresh."""
     ids = SimIds(f"{world.seed}/auditor/{controller}/{world.loop.time()}")
-    transport = SimTransport(world.network, "user-auditor", Identity("user", "auditor"), ids)
+    transport = SimTransport(world.network, "user-auditor", Identity("user", "admin"), ids)
     return await listed(SimClient(transport, (f"{controller}:7443",), ids, lambda _text: None))
 
 

@@ -1,0 +1,120 @@
+"""What a user may do where: the sum of the bindings that speak of him. Default: nothing.
+
+    of = authority(view, "alice")
+    of.allows("vm.delete", project, "vm/i-...")      # by a binding to the cluster, the project or that one object
+    of.reasons("vm.delete", project, "vm/i-...")     # the ids of those bindings
+
+The first administrator (`cairn cluster init` makes its certificate) may do everything, whatever is recorded: a way in that no
+mistake with bindings can close. Everybody else has a record, and nothing once it is disabled or gone. A binding or role that
+cannot be read gives nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from cairn.controller.model.roles import PERMISSIONS, allowed_by
+from cairn.controller.store.base import View
+from cairn.proto import kinds
+from cairn.proto.subjects import EVERYONE
+from cairn.proto.v1.user_pb2 import User
+
+# Name of the first administrator.
+ROOT: Final = "admin"
+_READS: Final[tuple[kinds.AnyKind, ...]] = (kinds.USER, kinds.ROLE, kinds.BINDING)
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What one binding gives. project: id, empty: in the whole cluster; object: "<noun>/<id>", empty: any there."""
+
+    binding: str
+    permissions: frozenset[str]
+    project: str = ""
+    object: str = ""
+
+    def covers(self, permission: str, project: str, object: str) -> bool:
+        """Tell whether it permits that to an object of a project (empty: of none)."""
+        if self.object and self.object != object:
+            return False
+        return permission in self.permissions and (not self.project or self.project == project)
+
+
+@dataclass(frozen=True, slots=True)
+class Authority:
+    """See the module."""
+
+    grants: tuple[Grant, ...] = ()
+    # The same, for the one question that is asked of every record of a list.
+    everywhere: frozenset[str] = frozenset()
+    in_project: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    of_object: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+    def allows(self, permission: str, project: str, object: str) -> bool:
+        """Tell whether that may be done to an object of a project (empty: of none)."""
+        if permission in self.everywhere or permission in self.in_project.get(project, ()):
+            return True
+        return permission in self.of_object.get(object, ())
+
+    def reasons(self, permission: str, project: str, object: str) -> list[str]:
+        """Return the ids of the bindings that permit it."""
+        return [each.binding for each in self.grants if each.covers(permission, project, object)]
+
+    def anywhere(self, permission: str) -> bool:
+        """Tell whether there is anything it may be done to."""
+        return any(permission in each.permissions for each in self.grants)
+
+
+NONE: Final = Authority()
+ALL: Final = Authority((Grant("", PERMISSIONS),), PERMISSIONS)
+
+
+def user_called(view: View, name: str) -> User | None:
+    """Return the record of a user that may do anything; None: there is none, or it is disabled."""
+    for id in view.by(kinds.USER, "name", name):
+        user = view.get(kinds.USER, id)
+        if user is not None and not user.spec.disabled:
+            return user
+    return None
+
+
+def authority(view: View, name: str) -> Authority:
+    """Return what the user of that name may do."""
+    if name == ROOT:
+        return ALL
+    return view.recall(f"authority of {name}", _READS, lambda: _summed(view, name))
+
+
+def _summed(view: View, name: str) -> Authority:
+    user = user_called(view, name)
+    if user is None:
+        return NONE
+    return summed(tuple(_grants(view, user)))
+
+
+def summed(grants: tuple[Grant, ...]) -> Authority:
+    """Return what grants give together."""
+    everywhere: frozenset[str] = frozenset()
+    in_project: dict[str, frozenset[str]] = {}
+    of_object: dict[str, frozenset[str]] = {}
+    for each in grants:
+        if each.object:
+            of_object[each.object] = of_object.get(each.object, frozenset()) | each.permissions
+        elif each.project:
+            in_project[each.project] = in_project.get(each.project, frozenset()) | each.permissions
+        else:
+            everywhere |= each.permissions
+    return Authority(grants, everywhere, in_project, of_object)
+
+
+def _grants(view: View, user: User) -> Iterator[Grant]:
+    """Yield what speaks of a user, in the order of ids."""
+    subjects = [f"user/{user.id}", *(f"group/{each}" for each in sorted(user.spec.groups)), EVERYONE]
+    for subject in subjects:
+        for id in view.by(kinds.BINDING, "subject", subject):
+            binding: Any = view.get(kinds.BINDING, id)
+            role = view.get(kinds.ROLE, binding.spec.role) if binding is not None else None
+            if role is not None:
+                yield Grant(id, allowed_by(role), binding.project, binding.spec.object)
