@@ -4,7 +4,7 @@ V := .venv/bin
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PYTEST := $(V)/pytest
 
-.PHONY: dev check test release-protos sim mutants twin e2e bench proto demo up down clean
+.PHONY: dev docs check test release-protos sim mutants twin e2e bench proto demo up down clean
 
 .dev/ready: pyproject.toml requirements.lock ansible/files/apt-dev.txt tests/lab/install.sh
 	tests/lab/install.sh
@@ -17,6 +17,9 @@ proto: .dev/ready ## Generate the stubs again.
 	  --mypy_out=quiet:.dev --mypy_grpc_out=quiet:.dev \
 	  --plugin=protoc-gen-mypy=$(V)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(V)/protoc-gen-mypy_grpc \
 	  .dev/cairn/proto/v1/*.proto .dev/cairn/proto/etcd/*.proto
+
+docs: .dev/ready ## Write docs/permissions.md anew.
+	$(V)/python -m cairn.controller.permission_table > docs/permissions.md
 
 check: .dev/ready ## Types, style, layers, protos, tidiness. Seconds.
 	$(V)/ruff check .

@@ -12,6 +12,7 @@ from typing import Any, Final
 from cairn.proto.v1 import (
     access_pb2,
     agent_pb2,
+    auth_pb2,
     binding_pb2,
     cluster_pb2,
     event_pb2,
@@ -30,6 +31,7 @@ from cairn.proto.v1 import (
 
 _FILES: Final[tuple[Any, ...]] = (
     agent_pb2,
+    auth_pb2,
     binding_pb2,
     cluster_pb2,
     event_pb2,

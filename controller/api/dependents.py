@@ -19,6 +19,8 @@ from cairn.controller.store.base import View
 from cairn.proto import kinds
 from cairn.proto.ids import LOCAL_POOL
 from cairn.proto.kinds import Kind
+from cairn.proto.subjects import subject_key
+from cairn.proto.v1.binding_pb2 import Subject
 
 Affected = tuple[str, str]
 Rule = Callable[[View, str], Iterator[Affected]]
@@ -176,6 +178,28 @@ def _unknown(_view: View, id: str) -> Iterator[Affected]:
     yield "node", id.partition("/")[0]
 
 
+def _user(view: View, id: str) -> Iterator[Affected]:
+    yield "user", id
+    for binding in view.by(kinds.BINDING, "subject", subject_key(Subject(user=id))):
+        yield "binding", binding
+
+
+def _role(view: View, id: str) -> Iterator[Affected]:
+    yield "role", id
+    for binding in view.by(kinds.BINDING, "role", id):
+        yield "binding", binding
+
+
+def _role_binding(view: View, id: str) -> Iterator[Affected]:
+    """Users and roles say how much is bound to them; of what one that is gone was about is not known any more."""
+    yield "binding", id
+    binding = view.get(kinds.BINDING, id)
+    for user in [binding.spec.subject.user] if binding is not None else list(view.ids(kinds.USER)):
+        yield "user", user
+    for role in [binding.spec.role] if binding is not None else list(view.ids(kinds.ROLE)):
+        yield "role", role
+
+
 RULES: Final[dict[str, Rule]] = {
     kinds.VM.name: _vm,
     kinds.PLACEMENT.name: _placement,
@@ -200,6 +224,9 @@ RULES: Final[dict[str, Rule]] = {
     kinds.PURGE.name: _purge,
     kinds.OBSERVED.name: _observed,
     kinds.UNKNOWN.name: _unknown,
+    kinds.USER.name: _user,
+    kinds.ROLE.name: _role,
+    kinds.BINDING.name: _role_binding,
 }
 
 
@@ -210,3 +237,7 @@ def affected(view: View, kind: Kind[Any], id: str) -> Iterator[Affected]:
         yield from rule(view, id)
     elif kind.name in BY_KIND:
         yield kind.name, id
+    # Those for one object call it by its name.
+    if kind.name in BY_KIND:
+        for binding in view.by(kinds.BINDING, "object", f"{kind.name}/{id}"):
+            yield "binding", binding

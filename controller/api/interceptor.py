@@ -7,7 +7,8 @@ UNAVAILABLE.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -21,6 +22,8 @@ from cairn.proto.errors import Denied, Refused
 from cairn.proto.permissions import METHODS
 
 Handler = Any
+# How often it is asked of an open stream whether its caller may still have it.
+ASK_AGAIN_S: Final = 0.5
 _SHAPES: Final[dict[tuple[bool, bool], tuple[str, Any]]] = {
     (False, False): ("unary_unary", grpc.unary_unary_rpc_method_handler),
     (False, True): ("unary_stream", grpc.unary_stream_rpc_method_handler),
@@ -79,27 +82,59 @@ class Gate(grpc.aio.ServerInterceptor[Any, Any] if TYPE_CHECKING else grpc.aio.S
 
     def _stream(self, method: str, behaviour: Any) -> Any:
         async def call(request: Any, context: Any) -> AsyncIterator[Any]:
-            self._admit(method, context)
+            caller = self._admit(method, context)
             try:
                 result = behaviour(request, context)
                 if not hasattr(result, "__aiter__"):
                     await result  # a handler in the style that writes to the context itself
                     return
-                async with aclosing(cast("Any", result)):
-                    async for response in result:
+                async with aclosing(self._while_allowed(caller, method, cast("Any", result))) as responses:
+                    async for response in responses:
                         yield response
             except StoreError as error:
                 raise refusal(error) from error
 
         return call
 
-    def _admit(self, method: str, context: Any) -> None:
-        """Raises Denied, Unauthenticated, TryAgain, BadState."""
+    async def _while_allowed(self, caller: Caller | None, method: str, responses: Any) -> AsyncGenerator[Any, None]:
+        """Pass responses on until a user may not ask any longer, also while there are none. Raises Denied."""
+        if caller is None or caller.kind != "user":
+            async with aclosing(responses):
+                async for response in responses:
+                    yield response
+            return
+        following: asyncio.Future[Any] | None = None
+        try:
+            while True:
+                following = following or asyncio.ensure_future(anext(responses, None))
+                done, _ = await asyncio.wait([following], timeout=ASK_AGAIN_S)
+                self._refuse(caller, method)
+                if done:
+                    response, following = following.result(), None
+                    if response is None:
+                        return
+                    yield response
+        finally:
+            if following is not None:
+                following.cancel()
+                await asyncio.wait([following])
+            await responses.aclose()
+
+    def _refuse(self, caller: Caller, method: str) -> None:
+        """Raises Denied."""
+        if not self._may_ask(caller, METHODS[method]):
+            say = f"{caller.kind} {caller.id!r} may not do that to anything: no role bound to it has {METHODS[method]}"
+            raise Denied(say)
+
+    def _admit(self, method: str, context: Any) -> Caller | None:
+        """Return who calls a method of ours. Raises Denied, Unauthenticated, TryAgain, BadState."""
         identity = authorise(method, context)
         if not method.startswith(PACKAGE):
-            return
+            return None
         if (why := self._unready(method)) is not None:
             raise why
-        if identity is not None and not self._may_ask(Caller(identity.kind, identity.id), METHODS[method]):
-            say = f"{identity.kind} {identity.id!r} may not do that to anything: no role bound to it has {METHODS[method]}"
-            raise Denied(say)
+        if identity is None:
+            return None
+        caller = Caller(identity.kind, identity.id)
+        self._refuse(caller, method)
+        return caller

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 import grpc.aio
+from cairn.controller.api.auth import AuthService
 from cairn.controller.api.bindings import BindingService
 from cairn.controller.api.cluster import ClusterService
 from cairn.controller.api.core import Core
@@ -23,6 +24,7 @@ from cairn.controller.api.vms import VmService
 from cairn.controller.api.volumes import VolumeService
 from cairn.controller.api.vpcs import VpcService
 from cairn.proto.v1 import (
+    auth_pb2_grpc,
     binding_pb2_grpc,
     cluster_pb2_grpc,
     event_pb2_grpc,
@@ -54,6 +56,7 @@ SERVICES: Final[tuple[tuple[str, Any, Any], ...]] = (
     ("cairn.v1.UserService", user_pb2_grpc.add_UserServiceServicer_to_server, UserService),
     ("cairn.v1.RoleService", role_pb2_grpc.add_RoleServiceServicer_to_server, RoleService),
     ("cairn.v1.BindingService", binding_pb2_grpc.add_BindingServiceServicer_to_server, BindingService),
+    ("cairn.v1.AuthService", auth_pb2_grpc.add_AuthServiceServicer_to_server, AuthService),
     ("cairn.v1.ClusterService", cluster_pb2_grpc.add_ClusterServiceServicer_to_server, ClusterService),
     ("cairn.v1.IdentityService", cluster_pb2_grpc.add_IdentityServiceServicer_to_server, IdentityService),
 )

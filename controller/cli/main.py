@@ -32,6 +32,11 @@ AREAS: Final = {
         "event": "What happened, and to what.",
         "project": "Owners of everything else.",
     },
+    "Access": {
+        "user": "People and programs that ask.",
+        "role": "What may be done, and who may do it where.",
+        "auth": "Who am I, what may I do, and why.",
+    },
 }
 
 

@@ -87,6 +87,12 @@ def _of_owner(port: Any) -> Iterator[tuple[AnyKind, str]]:
         yield kind, found.id
 
 
+def _of_binding(binding: Any) -> Iterator[tuple[AnyKind, str]]:
+    yield kinds.ROLE, binding.spec.role
+    yield kinds.PROJECT, binding.project
+    yield kinds.USER, binding.spec.subject.user
+
+
 _REFERS: Final[dict[AnyKind, Callable[[Any], Iterable[tuple[AnyKind, str]]]]] = {
     kinds.VM: _of_vm,
     kinds.VOLUME: lambda volume: (
@@ -96,6 +102,7 @@ _REFERS: Final[dict[AnyKind, Callable[[Any], Iterable[tuple[AnyKind, str]]]]] = 
     ),
     kinds.PORT: lambda port: (*_of_owner(port), (kinds.SUBNET, port.spec.subnet), (kinds.VPC, port.spec.vpc)),
     kinds.SUBNET: lambda subnet: ((kinds.VPC, subnet.spec.vpc),),
+    kinds.BINDING: _of_binding,
     kinds.PORT_BINDING: lambda binding: ((kinds.PORT, binding.port), (kinds.SUBNET, binding.subnet)),
 }
 

@@ -71,11 +71,14 @@ class Verb(StrEnum):
     ADOPT = "adopt"
     FORGET = "forget"
     RETIRE = "retire"
+    ASK = "ask"
 
 
 _UNRESTRICTED: Final = frozenset({"controller", "system"})
 # Who may do that to anything may do it to all: what roles there are, and what users are called, whoever binds them must find.
 _OF_ALL: Final = frozenset({"role.see", "role.use", "user.use"})
+# What every user may: ask about himself, have his certificate renewed.
+OWN: Final = frozenset({"auth.ask", "cluster.renew"})
 _OF_ITSELF: Final = frozenset({Verb.SEE, Verb.RENEW})
 
 
@@ -108,6 +111,8 @@ def noun_of(record: Message) -> str:
 
 
 def _permits_user(view: View, caller: Caller, verb: Verb, record: Any) -> bool:
+    if caller.id == ROOT:
+        return True
     of, permission = authority(view, caller.id), permission_of(verb, record)
     if permission in _OF_ALL and of.anywhere(permission):
         return True
@@ -116,8 +121,7 @@ def _permits_user(view: View, caller: Caller, verb: Verb, record: Any) -> bool:
     if isinstance(record, Project) and verb is Verb.SEE:
         # Whoever has anything in it may call it by its name.
         return any(each.project == record.id for each in of.grants)
-    # A certificate is renewed for whoever it was made for, as long as he is anybody.
-    return verb is Verb.RENEW and (caller.id == ROOT or user_called(view, caller.id) is not None)
+    return permission in OWN and permits_anywhere(view, caller, permission)
 
 
 def project_of(record: Any) -> str:
@@ -132,7 +136,11 @@ def object_key(record: Any) -> str:
 
 def permits_anywhere(view: View, caller: Caller, permission: str) -> bool:
     """Tell whether a user may do that to anything; others are asked of each record alone."""
-    return caller.kind != "user" or caller.id == ROOT or authority(view, caller.id).anywhere(permission)
+    if caller.kind != "user" or caller.id == ROOT:
+        return True
+    if permission in OWN:
+        return user_called(view, caller.id) is not None
+    return authority(view, caller.id).anywhere(permission)
 
 
 def may_act(view: View, caller: Caller) -> bool:

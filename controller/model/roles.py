@@ -20,9 +20,10 @@ from cairn.proto.v1.role_pb2 import Role
 
 # Nouns that live in a project. What else there is belongs to the cluster.
 _PROJECT_NOUNS: Final = ("vm", "volume", "image", "vpc", "subnet", "port", "job")
-# To make another object refer to one; no method is called that.
-_USED: Final = ("image", "vpc", "subnet", "port", "volume", "role", "user")
-PERMISSIONS: Final = frozenset(METHODS.values()) | {f"{noun}.use" for noun in _USED}
+# No method is called that: to make another object refer to one, and to take up what a node says of one.
+_USED: Final = ("vm", "volume", "image", "vpc", "subnet", "port", "node", "project", "role", "user")
+_ADOPTED: Final = ("vm", "volume", "image", "vpc", "subnet")
+PERMISSIONS: Final = frozenset({*METHODS.values(), *(f"{noun}.use" for noun in _USED), *(f"{noun}.adopt" for noun in _ADOPTED)})
 
 BUILTIN: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = MappingProxyType(
     {
@@ -37,7 +38,7 @@ BUILTIN: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = MappingProxyType(
         ),
         "operator": (
             "looks after nodes and what they hold; changes nothing of a project's",
-            ("*.see", "node.*", "join_token.*", "unknown.*", "job.cancel", "cluster.backup", "cluster.retire"),
+            ("*.see", "node.*", "join_token.*", "unknown.*", "*.adopt", "job.cancel", "cluster.backup", "cluster.retire"),
         ),
         "auditor": ("sees all, and who did what; changes nothing", ("*.see",)),
         "cluster-admin": ("may do everything", ("*.*",)),

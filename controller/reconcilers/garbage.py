@@ -44,7 +44,7 @@ KEEP: Final = timedelta(hours=24)
 ERASURE_KEEP: Final = timedelta(days=90)
 _LOOKED_AT: Final[tuple[AnyKind, ...]] = (
     kinds.VM, kinds.VOLUME, kinds.PURGE, kinds.IMAGE_CONTENT, kinds.VNI, kinds.NAME, kinds.JOB, kinds.JOB_STATE,
-    kinds.JOIN_TOKEN, kinds.ERASURE,
+    kinds.JOIN_TOKEN, kinds.ERASURE, kinds.BINDING,
 )  # fmt: skip
 _HOLDERS: Final = (kinds.VPC, kinds.SUBNET)
 _OF_JOBS: Final[tuple[AnyKind, ...]] = (kinds.JOB, kinds.JOB_STATE)
@@ -68,12 +68,12 @@ class Garbage:
     reads: tuple[AnyKind, ...] = (
         kinds.VM, kinds.VOLUME, kinds.PURGE, kinds.PLACEMENT, kinds.VOLUME_PLACEMENT, kinds.OBSERVED, kinds.IMAGE, kinds.JOB,
         kinds.JOB_STATE, kinds.JOIN_TOKEN, kinds.NODE, kinds.NODE_FACTS, kinds.NODE_POOLS, kinds.NODE_HEARD, kinds.NODE_TOLD,
-        kinds.UNKNOWN, kinds.ERASURE,
+        kinds.UNKNOWN, kinds.ERASURE, kinds.BINDING,
     )  # fmt: skip
     writes: tuple[AnyKind, ...] = (
         kinds.PURGE, kinds.VM, kinds.SECRET, kinds.VOLUME, kinds.PORT, kinds.OBSERVED, kinds.IMAGE_CONTENT, kinds.VNI,
         kinds.NAME, kinds.JOB, kinds.JOB_STATE, kinds.JOIN_TOKEN, kinds.NODE_FACTS, kinds.NODE_POOLS, kinds.NODE_HEARD,
-        kinds.NODE_TOLD, kinds.UNKNOWN, kinds.ERASURE,
+        kinds.NODE_TOLD, kinds.UNKNOWN, kinds.ERASURE, kinds.BINDING,
     )  # fmt: skip
 
     def keys(self, view: View, kind: AnyKind, id: str) -> Iterable[str]:
@@ -308,6 +308,17 @@ def _join_token(view: View, id: str, now: datetime) -> Outcome:
     return _drop(view, kinds.JOIN_TOKEN, id, f"join token {id} expired long ago")
 
 
+def _binding(view: View, id: str, now: datetime) -> Outcome:  # noqa: ARG001 - one shape for all rules
+    """What was given for one object ends with it; found by the scan, as its id is never given again."""
+    binding = view.get(kinds.BINDING, id)
+    kind_name, _, about = binding.spec.object.partition("/") if binding is not None else ("", "", "")
+    kind = kinds.BY_NAME.get(kind_name)
+    if kind is None or view.get(kind, about) is not None or about in view.unreadable(kind):
+        return NOTHING
+    say = f"binding {id} was for {kind_name} {about}, which is gone"
+    return _drop(view, kinds.BINDING, id, say, because=((kind, about),))
+
+
 def _node(view: View, id: str, now: datetime) -> Outcome:  # noqa: ARG001 - one shape for all rules
     """What a node that was removed had reported; some at a time, as each removal wakes this again."""
     if view.get(kinds.NODE, id) is not None:
@@ -357,4 +368,5 @@ _RULES: Final[dict[str, Callable[[View, str, datetime], Outcome]]] = {
     kinds.JOIN_TOKEN.name: _join_token,
     kinds.NODE.name: _node,
     kinds.ERASURE.name: _erasure,
+    kinds.BINDING.name: _binding,
 }

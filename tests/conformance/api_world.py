@@ -29,6 +29,7 @@ from cairn.proto.rpc import GrpcTransport, StaticCredentials
 from cairn.proto.sealing import KEY_BYTES, Seals
 from cairn.proto.seams import SystemClock, SystemIds
 from cairn.proto.v1 import (
+    auth_pb2_grpc,
     binding_pb2_grpc,
     cluster_pb2_grpc,
     event_pb2_grpc,
@@ -76,6 +77,7 @@ class Stubs:
         self.nodes: Any = node_pb2_grpc.NodeServiceStub(channel)
         self.jobs: Any = job_pb2_grpc.JobServiceStub(channel)
         self.events: Any = event_pb2_grpc.EventServiceStub(channel)
+        self.auth: Any = auth_pb2_grpc.AuthServiceStub(channel)
         self.users: Any = user_pb2_grpc.UserServiceStub(channel)
         self.roles: Any = role_pb2_grpc.RoleServiceStub(channel)
         self.bindings: Any = binding_pb2_grpc.BindingServiceStub(channel)

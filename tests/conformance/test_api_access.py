@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from cairn.controller.store.memory import MemoryStore
 from cairn.proto import kinds
 from cairn.proto.pki import Identity
 from cairn.proto.v1 import binding_pb2, role_pb2, user_pb2, vm_pb2, vpc_pb2
+from cairn.proto.v1.auth_pb2 import CheckPermissionRequest, WhoAmIRequest
 from cairn.proto.v1.role_pb2 import Role, RoleSpec
 from cairn.proto.v1.user_pb2 import User, UserSpec
 from cairn.proto.v1.vpc_pb2 import Vpc, VpcSpec
@@ -169,3 +171,41 @@ async def names(world: World) -> list[str]:
 async def test_no_user_is_called_like_the_first_administrator(world: World) -> None:
     code, say = await refused(world.api.users.CreateUser(user_pb2.CreateUserRequest(user=User(name="admin"))))
     assert (code, "first administrator" in say) == (Code.INVALID_ARGUMENT, True)
+
+
+async def test_an_open_watch_ends_when_its_user_is_disabled(world: World) -> None:
+    bob = await world.user("bob", "viewer")
+    watch = bob.vpcs.WatchVpcs(vpc_pb2.WatchVpcsRequest())
+    assert (await watch.read()).vpc.name == "home"
+    change = user_pb2.UpdateUserRequest(user=User(name="bob", spec=UserSpec(disabled=True)), allow_stale=True)
+    change.update_mask.paths.append("spec.disabled")
+    await world.api.users.UpdateUser(change)
+    async with asyncio.timeout(5):
+        code, _ = await refused(drained(watch))
+    assert code is Code.PERMISSION_DENIED
+
+
+async def drained(watch: Any) -> None:
+    while await watch.read() is not grpc.aio.EOF:
+        pass
+
+
+async def test_a_user_learns_who_he_is_what_he_may_and_why(world: World) -> None:
+    await world.vm("web")
+    red = await world.project("red")
+    bob = await world.user("bob", "member", "red")
+    me = await bob.auth.WhoAmI(WhoAmIRequest())
+    assert (me.name, [each.status.role_name for each in me.bindings]) == ("bob", ["member"])
+    may = await bob.auth.CheckPermission(CheckPermissionRequest(permission="vm.create", project="red"))
+    assert (may.allowed, "user bob has role member" in may.say) == (True, True)
+    not_so = await world.api.auth.CheckPermission(CheckPermissionRequest(permission="vm.delete", object="vm/web", user="bob"))
+    assert (not_so.allowed, "cluster-admin, member, project-admin" in not_so.say) == (False, True)
+    for permission, object, user, code in (
+        ("vm.fly", "", "", Code.INVALID_ARGUMENT),
+        ("vm.see", "vm/web", "", Code.NOT_FOUND),
+        ("vm.see", "", "admin2", Code.NOT_FOUND),
+    ):
+        asked = CheckPermissionRequest(permission=permission, object=object, user=user, project=red)
+        assert (await refused(bob.auth.CheckPermission(asked)))[0] is code
+    root = await world.api.auth.WhoAmI(WhoAmIRequest())
+    assert "first administrator" in root.say

@@ -68,7 +68,7 @@ class Site:
         return GrpcTransport(StaticCredentials(self.authority.cert_pem, self.authority.issue(identity)))
 
     def channel(self, address: str, identity: Identity | None = None) -> grpc.aio.Channel:
-        transport = self.transport(identity or Identity("user", "alice"))
+        transport = self.transport(identity or Identity("user", "admin"))
         return transport.channel([address], server_name=CONTROLLER_SERVER_NAME)
 
 

@@ -151,7 +151,7 @@ async def test_no_request_is_an_error_on_our_side(
 ) -> None:
     monkeypatch.setattr(images, "RECEIVER_WAIT_S", 0.0)
     # The channel remembers how each method's requests are serialised: here they are bytes.
-    channel = world.stubs(Identity("user", "mallory")).channel
+    channel = world.stubs(Identity("user", "admin")).channel
     drawn, found = Drawn(SEED, list((await made(world)).values())), list[str]()
     held: list[int] = []
     tracemalloc.start()
@@ -220,7 +220,7 @@ async def test_what_is_no_message_is_told_by_its_field(world: World, name: str, 
 
 
 async def test_a_stream_that_goes_bad_later_is_refused_too(world: World) -> None:
-    channel = world.stubs(Identity("user", "mallory")).channel
+    channel = world.stubs(Identity("user", "admin")).channel
     path = by_name("RestoreCluster").path
     call = channel.stream_stream(path, request_serializer=bytes, response_deserializer=bytes)()
     options = RestoreClusterRequest(options=RestoreOptions(validate_only=True))

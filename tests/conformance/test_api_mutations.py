@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
+from cairn.controller.model.roles import BUILTIN
 from cairn.controller.store.base import Indeterminate, Store, Txn
 from cairn.proto import kinds
 from cairn.proto.errors import status_of
@@ -113,7 +114,8 @@ async def test_an_answer_lost_between_commit_and_caller_is_found_again(world: Wo
     again = await world.api.vms.CreateVm(request)
     assert first.id == again.id
     assert await world.count(kinds.VM) == 1
-    assert await world.count(kinds.NAME) == len({"project", "image", "vpc", "subnet", "n1", "n2", "vm", "root volume"})
+    made = {"project", "image", "vpc", "subnet", "n1", "n2", "vm", "root volume", *BUILTIN}
+    assert await world.count(kinds.NAME) == len(made)
 
 
 async def test_a_repeat_through_another_controller_finds_the_first_answer(world: World, tmp_path: Path) -> None:
@@ -300,7 +302,7 @@ async def test_every_mutation_leaves_an_event(world: World) -> None:
 
     found = await world.api.events.ListEvents(ListEventsRequest(filter="object_name=web"))
     assert sorted(event.reason for event in found.events) == ["Created", "Deleted"]
-    assert {event.actor for event in found.events} == {"alice"}
+    assert {event.actor for event in found.events} == {"admin"}
 
 
 async def test_keys_and_user_data_are_kept_apart_and_sealed(world: World) -> None:

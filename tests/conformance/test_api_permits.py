@@ -13,7 +13,7 @@ import grpc
 import pytest
 from cairn.controller.api import images, nouns
 from cairn.controller.api.services import SERVICES, add_services
-from cairn.controller.model.permits import Caller, Verb, permission_of, permits
+from cairn.controller.model.permits import OWN, Caller, Verb, permission_of, permits
 from cairn.controller.store.base import Txn, View
 from cairn.controller.store.memory import MemoryStore
 from cairn.proto import kinds
@@ -21,21 +21,28 @@ from cairn.proto.kinds import ROOT
 from cairn.proto.permissions import METHODS
 from cairn.proto.pki import Identity, make_csr
 from cairn.proto.v1 import (
+    binding_pb2,
     cluster_pb2,
     image_pb2,
     node_pb2,
     port_pb2,
+    role_pb2,
     subnet_pb2,
+    user_pb2,
     vm_pb2,
     volume_pb2,
 )
 from cairn.proto.v1.agent_pb2 import Desired, DesiredImage, DesiredVm, DesiredVolume, Unknown
+from cairn.proto.v1.auth_pb2 import CheckPermissionRequest
 from cairn.proto.v1.backup_pb2 import RestoreClusterRequest, RestoreOptions
+from cairn.proto.v1.binding_pb2 import Binding, BindingSpec, Subject
 from cairn.proto.v1.common_pb2 import CHANGE_TYPE_BOOKMARK
 from cairn.proto.v1.image_pb2 import IMAGE_FORMAT_QCOW2
 from cairn.proto.v1.port_pb2 import Port, PortSpec
 from cairn.proto.v1.project_pb2 import Project
+from cairn.proto.v1.role_pb2 import Role, RoleSpec
 from cairn.proto.v1.subnet_pb2 import Subnet, SubnetSpec
+from cairn.proto.v1.user_pb2 import User
 from cairn.proto.v1.volume_pb2 import Volume, VolumeSpec
 from cairn.proto.v1.vpc_pb2 import CreateVpcRequest, DeleteVpcRequest, GetVpcRequest, UpdateVpcRequest, Vpc, VpcSpec
 from google.protobuf import descriptor_pool
@@ -76,11 +83,17 @@ async def made(world: World) -> dict[str, str]:
     spec = VolumeSpec(size_bytes=MIB)
     await world.api.volumes.CreateVolume(volume_pb2.CreateVolumeRequest(volume=Volume(name="data", spec=spec)))
     await world.vm("web")
+    await world.user("ann", "cluster-admin")
+    await world.user("bob", "viewer")
+    await world.api.roles.CreateRole(CREATED_ROLE)
     await unknowns(world)
     gone = cluster_pb2.ControllerMember(name="c9")
     await world.commit(Txn("members").put(kinds.CONTROLLER_MEMBER, gone.name, gone))
     view = world.cache.view
-    return {noun.kind.name: min(view.ids(noun.kind)) for noun in nouns.ALL if view.count(noun.kind)}
+    objects = {noun.kind.name: min(view.ids(noun.kind)) for noun in nouns.ALL if view.count(noun.kind)}
+    # One that may be changed and deleted.
+    own = next(role for role in view.all(kinds.ROLE) if role.name == "own")
+    return objects | {"role": own.id}
 
 
 async def unknowns(world: World) -> None:
@@ -118,7 +131,14 @@ def request_for(method: Method, objects: dict[str, str]) -> Any:
     return request
 
 
+CREATED_ROLE = role_pb2.CreateRoleRequest(role=Role(name="own", spec=RoleSpec(permissions=["vm.*"])))
 CREATED: dict[str, Any] = {
+    "CreateUser": user_pb2.CreateUserRequest(user=User(name="second")),
+    "CreateRole": role_pb2.CreateRoleRequest(role=Role(name="second", spec=RoleSpec(permissions=["vm.see"]))),
+    "CreateBinding": binding_pb2.CreateBindingRequest(
+        binding=Binding(spec=BindingSpec(role="viewer", subject=Subject(user="ann")))
+    ),
+    "CheckPermission": CheckPermissionRequest(permission="vm.see"),
     "CreateImage": image_pb2.CreateImageRequest(image=image("second")),
     "UploadImage": image_pb2.UploadImageRequest(image="demo"),
     "CreateVpc": CreateVpcRequest(vpc=Vpc(name="second", spec=VpcSpec(cidr="10.2.0.0/16"))),
@@ -205,7 +225,7 @@ async def test_each_method_asks_for_the_permission_its_proto_names(world: World,
         asked.clear()
         with contextlib.suppress(grpc.aio.AioRpcError):
             await told(world.api.channel, method, request_for(method, objects))
-        if METHODS[method.path] not in asked:
+        if METHODS[method.path] not in asked | OWN:
             wrong.append(f"{method.name} names {METHODS[method.path]} and asks for {', '.join(sorted(asked)) or 'nothing'}")
     assert not wrong, "\n".join(wrong)
 
@@ -244,7 +264,7 @@ async def test_a_node_sees_nothing_but_itself(world: World) -> None:
 
 async def test_a_request_id_is_its_callers_own(world: World) -> None:
     id = world.ids.uuid()
-    bob = world.stubs(Identity("user", "bob"))
+    bob = await world.user("bob", "cluster-admin")
     mine = CreateVpcRequest(vpc=Vpc(name="mine", spec=VpcSpec(cidr="10.2.0.0/16")), request_id=id)
     his = CreateVpcRequest(vpc=Vpc(name="his", spec=VpcSpec(cidr="10.2.0.0/16")), request_id=id)
     first = await world.api.vpcs.CreateVpc(mine)
@@ -259,7 +279,7 @@ async def test_a_plan_is_its_callers_own(world: World) -> None:
     plan = (await world.api.vpcs.CreateVpc(asked)).plan.plan_id
     asked.validate_only, asked.plan_id = False, plan
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await world.stubs(Identity("user", "bob")).vpcs.CreateVpc(asked)
+        await (await world.user("bob", "cluster-admin")).vpcs.CreateVpc(asked)
     assert caught.value.code() is grpc.StatusCode.ABORTED
     assert (await world.api.vpcs.CreateVpc(asked)).name == "mine"
 
@@ -268,7 +288,7 @@ async def test_a_join_token_is_asked_for_again_by_who_asked_for_it(world: World)
     await world.controller("c1", "10.0.0.1:7443")
     asked = node_pb2.CreateJoinTokenRequest(node_name="n7", request_id=world.ids.uuid())
     await world.api.nodes.CreateJoinToken(asked)
-    await world.stubs(Identity("user", "bob")).nodes.CreateJoinToken(asked)
+    await (await world.user("bob", "cluster-admin")).nodes.CreateJoinToken(asked)
     assert await world.count(kinds.JOIN_TOKEN) == 2
     asked.node_name = "n8"
     with pytest.raises(grpc.aio.AioRpcError) as caught:

@@ -20,7 +20,7 @@ from cairn.proto.v1.vpc_pb2 import ListVpcsRequest, ListVpcsResponse, Vpc, VpcSp
 
 from tests.conformance.api_world import MIB, World, world_on
 
-ALICE = Caller("user", "alice")
+ALICE = Caller("user", "admin")
 COUNT = 600
 # As many and as long as an object may have.
 LABELS = {f"{number:02}" + "k" * 61: "v" * 63 for number in range(64)}

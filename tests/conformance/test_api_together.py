@@ -218,7 +218,7 @@ async def test_a_change_that_fits_no_commit_says_what_is_large(world: World) -> 
 
     request = CreateVmRequest(vm=vm("big"))
     with pytest.raises(Exhausted) as caught:
-        await core.mutations.run(request, Caller("user", "alice"), decide)
+        await core.mutations.run(request, Caller("user", "admin"), decide)
     assert "the largest are vm/i-00000big with 2 MiB; give less" in caught.value.say
     await world.vm("small")
 

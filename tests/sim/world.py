@@ -34,6 +34,7 @@ from cairn.controller.api import nouns, resolution
 from cairn.controller.app import Controller
 from cairn.controller.config import Config
 from cairn.controller.model.permits import Caller
+from cairn.controller.model.roles import ADMINISTRATOR, builtin_id
 from cairn.controller.store.base import Txn
 from cairn.controller.store.memory import MemoryStore
 from cairn.controller.store.view import LiveView
@@ -43,7 +44,9 @@ from cairn.proto.log import hide_secrets
 from cairn.proto.pki import Authority, Identity
 from cairn.proto.sealing import KEY_BYTES, Seals
 from cairn.proto.seams import ID_ALPHABET, ID_LENGTH, timestamp
+from cairn.proto.v1.binding_pb2 import Binding
 from cairn.proto.v1.node_pb2 import Node
+from cairn.proto.v1.user_pb2 import User
 from cairn.storage.fake import FakeImages, FakeVolumes
 from cairn.storage.fake_shared import FakeSharedVolumes, SharedPool
 
@@ -58,6 +61,9 @@ from tests.sim.transport import SimTransport
 
 START: Final = datetime(2030, 1, 1, tzinfo=UTC)
 START_S: Final = 60.0
+# Whoever may ask in a story, and so many that make load.
+USERS: Final = tuple(f"u{number}" for number in range(1, 21))
+LOADS: Final = 4
 # What all controllers of a story seal secrets with.
 SEALS: Final = Seals([bytes(range(KEY_BYTES))])
 
@@ -267,7 +273,20 @@ class World:
             txn = Txn("api").create(kinds.NODE, node.id, node)
             resolution.claim(txn, view, Caller.system("world"), nouns.NODE, "", machine.name, node.id)
             await store.commit(txn)
+        await store.commit(self._users(view, ids))
         self.look()
+
+    def _users(self, view: LiveView, ids: SimIds) -> Txn:
+        """Return what makes everybody of the story a user who may do everything."""
+        txn, now = Txn("api"), timestamp(START)
+        for name in (*USERS, "operator", *(f"load{number}" for number in range(LOADS))):
+            user = User(id=ids.new("usr"), name=name, create_time=now, update_time=now)
+            txn.create(kinds.USER, user.id, user)
+            resolution.claim(txn, view, Caller.system("world"), nouns.USER, "", name, user.id)
+        binding = Binding(id=ids.new("rb"), name="everyone", create_time=now, update_time=now)
+        binding.spec.role, binding.spec.subject.everyone = builtin_id(ADMINISTRATOR), True
+        resolution.claim(txn, view, Caller.system("world"), nouns.BINDING, "", binding.name, binding.id)
+        return txn.create(kinds.BINDING, binding.id, binding)
 
     def alive(self, name: str) -> bool:
         """Tell whether a process lives."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
+from pathlib import Path
 
+from cairn.controller import permission_table
 from cairn.controller.model.permits import Verb
 from cairn.proto import permissions, v1
 
@@ -30,3 +32,8 @@ def test_what_users_do_has_a_verb_that_permits_knows() -> None:
     verbs = {str(verb) for verb in Verb}
     others = {each for each in permissions.METHODS.values() if each.partition(".")[2] not in verbs}
     assert others == BETWEEN_PROGRAMS - {"host.console"}
+
+
+def test_the_page_of_permissions_is_what_the_protos_say() -> None:
+    page = Path(__file__).parents[2] / "docs" / "permissions.md"
+    assert page.read_text() == permission_table.table(), "run `make docs`"
