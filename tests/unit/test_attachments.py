@@ -29,7 +29,7 @@ from tests.unit.cloud_kit import GIB, Cloud
 
 DATA, ROOT, VM = "vol-0000data", "vol-00000web", "i-00000web"
 S = VolumeStatus
-CALLER = Caller("user", "ann")
+CALLER = Caller("user", "admin")
 
 
 class Site:

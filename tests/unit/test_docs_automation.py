@@ -12,6 +12,7 @@ import pytest
 
 from tests.unit.cli_real import RealCloud
 
+CAIRN = [sys.executable, "-c", "from cairn.controller.cli.main import main; main()"]
 PAGE = Path(__file__).parents[2] / "docs" / "operations" / "automation.md"
 
 
@@ -28,11 +29,12 @@ def real(tmp_path: Path):
 def test_the_example_works_for_a_second_user_on_tcp(real: RealCloud, tmp_path: Path) -> None:
     (program,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     # By a process of its own: the clock of the other tests' command line shows a day long gone.
-    certify = [sys.executable, "-c", "from cairn.controller.cli.main import main; main()", "cluster", "certify"]
-    certify += ["--directory", str(real.folder), "--user", "robot"]
+    certify = [*CAIRN, "cluster", "certify", "--directory", str(real.folder), "--user", "robot"]
     subprocess.run(certify, check=True, capture_output=True)
     again = subprocess.run(certify, capture_output=True, text=True)
     assert (again.returncode, "exists" in again.stderr) == (1, True)
+    for command in (["user", "create", "robot", "--service"], ["role", "bind", "member", "--user", "robot", "--cluster"]):
+        subprocess.run([*CAIRN, *command], check=True, capture_output=True, env={**os.environ, **real.environment})
     address = next(each for each in real.controllers["c1"].addresses if not each.startswith("unix:"))
     files = {"CAIRN_CA": "ca.crt", "CAIRN_CERT": "user-robot.crt", "CAIRN_KEY": "user-robot.key"}
     environment = {**os.environ, **{name: str(real.folder / file) for name, file in files.items()}, "CAIRN_ENDPOINT": address}

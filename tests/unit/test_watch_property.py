@@ -23,7 +23,7 @@ from google.protobuf.message import Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-ALICE = Caller("user", "alice")
+ALICE = Caller("user", "admin")
 PROJECTS = ("prj-00000001", "prj-00000002")
 # Of the loop, after which who has something to say has said it.
 TURNS = 50
