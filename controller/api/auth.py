@@ -66,7 +66,7 @@ class AuthService(auth_pb2_grpc.AuthServiceServicer):
             why = "the first administrator may do everything" if who == ROOT else "every user may"
             answer.say = f"{who} may {request.permission} {what}: {why}"
             return answer
-        ids = of.reasons(request.permission, project, object)
+        ids = [each.binding for each in of.reasons(request.permission, project, object)]
         answer.bindings.extend(_shown(view, ids))
         answer.allowed = bool(ids)
         answer.say = _say(view, who, request.permission, what, answer.bindings)

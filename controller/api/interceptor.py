@@ -32,6 +32,11 @@ _SHAPES: Final[dict[tuple[bool, bool], tuple[str, Any]]] = {
 }
 
 
+async def may_all(_caller: Caller, _permission: str) -> bool:
+    """Everybody may ask anything."""
+    return True
+
+
 def always_ready(_method: str) -> Refused | None:
     """Nothing stands in the way."""
     return None
@@ -47,7 +52,7 @@ class Gate(grpc.aio.ServerInterceptor[Any, Any] if TYPE_CHECKING else grpc.aio.S
     def __init__(
         self,
         unready: Callable[[str], Refused | None] = always_ready,
-        may_ask: Callable[[Caller, str], bool] = lambda _caller, _permission: True,
+        may_ask: Callable[[Caller, str], Awaitable[bool]] = may_all,
     ) -> None:
         self._unready, self._may_ask = unready, may_ask
 
@@ -72,7 +77,7 @@ class Gate(grpc.aio.ServerInterceptor[Any, Any] if TYPE_CHECKING else grpc.aio.S
 
     def _single(self, method: str, behaviour: Any) -> Any:
         async def call(request: Any, context: Any) -> Any:
-            self._admit(method, context)
+            await self._admit(method, context)
             try:
                 return await behaviour(request, context)
             except StoreError as error:
@@ -82,7 +87,7 @@ class Gate(grpc.aio.ServerInterceptor[Any, Any] if TYPE_CHECKING else grpc.aio.S
 
     def _stream(self, method: str, behaviour: Any) -> Any:
         async def call(request: Any, context: Any) -> AsyncIterator[Any]:
-            caller = self._admit(method, context)
+            caller = await self._admit(method, context)
             try:
                 result = behaviour(request, context)
                 if not hasattr(result, "__aiter__"):
@@ -108,7 +113,7 @@ class Gate(grpc.aio.ServerInterceptor[Any, Any] if TYPE_CHECKING else grpc.aio.S
             while True:
                 following = following or asyncio.ensure_future(anext(responses, None))
                 done, _ = await asyncio.wait([following], timeout=ASK_AGAIN_S)
-                self._refuse(caller, method)
+                await self._refuse(caller, method)
                 if done:
                     response, following = following.result(), None
                     if response is None:
@@ -120,13 +125,13 @@ class Gate(grpc.aio.ServerInterceptor[Any, Any] if TYPE_CHECKING else grpc.aio.S
                 await asyncio.wait([following])
             await responses.aclose()
 
-    def _refuse(self, caller: Caller, method: str) -> None:
+    async def _refuse(self, caller: Caller, method: str) -> None:
         """Raises Denied."""
-        if not self._may_ask(caller, METHODS[method]):
+        if not await self._may_ask(caller, METHODS[method]):
             say = f"{caller.kind} {caller.id!r} may not do that to anything: no role bound to it has {METHODS[method]}"
             raise Denied(say)
 
-    def _admit(self, method: str, context: Any) -> Caller | None:
+    async def _admit(self, method: str, context: Any) -> Caller | None:
         """Return who calls a method of ours. Raises Denied, Unauthenticated, TryAgain, BadState."""
         identity = authorise(method, context)
         if not method.startswith(PACKAGE):
@@ -136,5 +141,5 @@ class Gate(grpc.aio.ServerInterceptor[Any, Any] if TYPE_CHECKING else grpc.aio.S
         if identity is None:
             return None
         caller = Caller(identity.kind, identity.id)
-        self._refuse(caller, method)
+        await self._refuse(caller, method)
         return caller

@@ -27,7 +27,7 @@ from cairn.controller.api.freshness import Freshness
 from cairn.controller.api.group import Call
 from cairn.controller.api.plan import Planner, Touched
 from cairn.controller.events import add, event_id
-from cairn.controller.model.permits import Caller, Verb, may_act, permits
+from cairn.controller.model.permits import Caller, Verb, may_act, permits, witnesses
 from cairn.controller.model.unreadable import touched
 from cairn.controller.outage import refusal
 from cairn.controller.retention import EVENT_KEEP_S, REQUEST_KEEP_S, Retention
@@ -283,5 +283,8 @@ def _admit(view: View, caller: Caller, request: Message, decided: Decided[Any]) 
     if record is None and put is not None:
         record = noun.kind.message.FromString(put.value)
     verb = verb_of(request)
+    for kind, id in witnesses(view, caller, verb, record) if record is not None else ():
+        # Taken back at this moment through another controller, it is not his any more.
+        decided.txn.check(kind, id, view.revision_of(kind, id))
     if record is not None and not permits(view, caller, verb, record):
         raise Denied(f"{caller.kind} {caller.id!r} may not {verb} {noun.title} {decided.name or decided.id!r}")

@@ -2,7 +2,7 @@
 
     of = authority(view, "alice")
     of.allows("vm.delete", project, "vm/i-...")      # by a binding to the cluster, the project or that one object
-    of.reasons("vm.delete", project, "vm/i-...")     # the ids of those bindings
+    of.reasons("vm.delete", project, "vm/i-...")     # those bindings
 
 The first administrator (`cairn cluster init` makes its certificate) may do everything, whatever is recorded: a way in that no
 mistake with bindings can close. Everybody else has a record, and nothing once it is disabled or gone. A binding or role that
@@ -28,10 +28,15 @@ _READS: Final[tuple[kinds.AnyKind, ...]] = (kinds.USER, kinds.ROLE, kinds.BINDIN
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What one binding gives. project: id, empty: in the whole cluster; object: "<noun>/<id>", empty: any there."""
+    """What one binding gives. binding, role, user: the records it follows from.
+
+    project: id, empty: in the whole cluster; object: "<noun>/<id>", empty: any there.
+    """
 
     binding: str
     permissions: frozenset[str]
+    role: str = ""
+    user: str = ""
     project: str = ""
     object: str = ""
 
@@ -58,9 +63,9 @@ class Authority:
             return True
         return permission in self.of_object.get(object, ())
 
-    def reasons(self, permission: str, project: str, object: str) -> list[str]:
-        """Return the ids of the bindings that permit it."""
-        return [each.binding for each in self.grants if each.covers(permission, project, object)]
+    def reasons(self, permission: str, project: str, object: str) -> list[Grant]:
+        """Return what permits it."""
+        return [each for each in self.grants if each.covers(permission, project, object)]
 
     def anywhere(self, permission: str) -> bool:
         """Tell whether there is anything it may be done to."""
@@ -117,4 +122,4 @@ def _grants(view: View, user: User) -> Iterator[Grant]:
             binding: Any = view.get(kinds.BINDING, id)
             role = view.get(kinds.ROLE, binding.spec.role) if binding is not None else None
             if role is not None:
-                yield Grant(id, allowed_by(role), binding.project, binding.spec.object)
+                yield Grant(id, allowed_by(role), role.id, user.id, binding.project, binding.spec.object)

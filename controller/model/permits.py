@@ -21,7 +21,8 @@ from typing import Any, Final, Self, TypeVar
 
 from cairn.controller.model.authority import ROOT, authority, user_called
 from cairn.controller.store.base import View
-from cairn.proto.kinds import Kind
+from cairn.proto import kinds
+from cairn.proto.kinds import AnyKind, Kind
 from cairn.proto.v1.node_pb2 import JoinToken, Node
 from cairn.proto.v1.project_pb2 import Project
 from google.protobuf.message import Message
@@ -122,6 +123,16 @@ def _permits_user(view: View, caller: Caller, verb: Verb, record: Any) -> bool:
         # Whoever has anything in it may call it by its name.
         return any(each.project == record.id for each in of.grants)
     return permission in OWN and permits_anywhere(view, caller, permission)
+
+
+def witnesses(view: View, caller: Caller, verb: Verb, record: Message) -> tuple[tuple[AnyKind, str], ...]:
+    """Return records that a user's right to do that follows from: as they are now, it is his. Empty: it follows from none."""
+    if caller.kind != "user" or caller.id == ROOT:
+        return ()
+    of = authority(view, caller.id)
+    for each in of.reasons(permission_of(verb, record), project_of(record), object_key(record)):
+        return ((kinds.BINDING, each.binding), (kinds.ROLE, each.role), (kinds.USER, each.user))
+    return ()
 
 
 def project_of(record: Any) -> str:

@@ -17,7 +17,7 @@ from cairn.controller.api.interceptor import Gate
 from cairn.controller.api.projects import ensure_default_project
 from cairn.controller.api.roles import ensure_builtin_roles
 from cairn.controller.api.services import add_enrolment, add_services
-from cairn.controller.model.permits import permits_anywhere
+from cairn.controller.model.permits import Caller, permits_anywhere
 from cairn.controller.reconcilers.placement import Placements
 from cairn.controller.reconcilers.ports import Ports
 from cairn.controller.store.base import Conflict, Put, Store, Txn
@@ -135,7 +135,7 @@ class World:
         )
         await ensure_default_project(self.core, self.clock)
         await ensure_builtin_roles(self.core, self.clock)
-        gate = Gate(may_ask=lambda caller, permission: permits_anywhere(self.cache.view, caller, permission))
+        gate = Gate(may_ask=self.may_ask)
         self.server = transport.server(interceptors=[gate])
         add_services(self.server, self.core)
         self.address = await transport.listen(self.server, f"unix:{self.folder}/api.sock")
@@ -167,6 +167,9 @@ class World:
         txn = Txn("api").create(kinds.PROJECT, project.id, project).create(kinds.NAME, f"-/project/{name}", claim)
         await self.commit(txn)
         return project.id
+
+    async def may_ask(self, caller: Caller, permission: str) -> bool:
+        return permits_anywhere(await self.core.mutations.freshen(), caller, permission)
 
     async def _feed(self) -> None:
         with self.cache.subscribe() as changes:

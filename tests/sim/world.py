@@ -64,6 +64,7 @@ START_S: Final = 60.0
 # Whoever may ask in a story, and so many that make load.
 USERS: Final = tuple(f"u{number}" for number in range(1, 21))
 LOADS: Final = 4
+STAFF: Final = "staff"
 # What all controllers of a story seal secrets with.
 SEALS: Final = Seals([bytes(range(KEY_BYTES))])
 
@@ -277,14 +278,15 @@ class World:
         self.look()
 
     def _users(self, view: LiveView, ids: SimIds) -> Txn:
-        """Return what makes everybody of the story a user who may do everything."""
+        """Return what makes those who begin a story users who may do everything."""
         txn, now = Txn("api"), timestamp(START)
         for name in (*USERS, "operator", *(f"load{number}" for number in range(LOADS))):
             user = User(id=ids.new("usr"), name=name, create_time=now, update_time=now)
+            user.spec.groups.append(STAFF)
             txn.create(kinds.USER, user.id, user)
             resolution.claim(txn, view, Caller.system("world"), nouns.USER, "", name, user.id)
-        binding = Binding(id=ids.new("rb"), name="everyone", create_time=now, update_time=now)
-        binding.spec.role, binding.spec.subject.everyone = builtin_id(ADMINISTRATOR), True
+        binding = Binding(id=ids.new("rb"), name=STAFF, create_time=now, update_time=now)
+        binding.spec.role, binding.spec.subject.group = builtin_id(ADMINISTRATOR), STAFF
         resolution.claim(txn, view, Caller.system("world"), nouns.BINDING, "", binding.name, binding.id)
         return txn.create(kinds.BINDING, binding.id, binding)
 
