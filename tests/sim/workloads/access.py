@@ -26,6 +26,8 @@ from tests.sim.client import MIB, SimClient
 from tests.sim.story import Event, Size, spread
 from tests.sim.user import Code, User
 
+# Calls that are under way when somebody is shut out.
+WHILE = 4
 _REFUSED = (Code.PERMISSION_DENIED, Code.NOT_FOUND)
 
 
@@ -47,7 +49,9 @@ async def let_in(user: User, number: int, role: str, way: str, for_s: float) -> 
     his = user.world.connect(name)
     await _asks(user, his, name, number, role)
     await asyncio.sleep(for_s)
+    working = asyncio.create_task(_works_on(user, his, name))
     revision = await _shut_out(user, made, bound, way)
+    await working
     if revision and await _seen(his, revision):
         user.asked.contradict(f"{name} was shut out ({way}), and sees VMs")
     if await user.attempt(his.create_volume(f"late-{name}", MIB), *_REFUSED) is not None:
@@ -67,6 +71,14 @@ async def _asks(user: User, his: SimClient, name: str, number: int, role: str) -
         user.asked.contradict(f"{name} is {role}, and has{'' if volume is not None else ' not'} made a volume")
     if volume is not None:
         await user.client.delete_volume(volume.id, purge=True)
+
+
+async def _works_on(user: User, his: SimClient, name: str) -> None:
+    """Make volumes, several at a time, while the right to it is taken back: what is made before that is his to make."""
+    tries = [user.attempt(his.create_volume(f"while-{name}-{number}", MIB), *_REFUSED) for number in range(WHILE)]
+    for volume in await asyncio.gather(*tries):
+        if volume is not None:
+            await user.client.delete_volume(volume.id, purge=True)
 
 
 async def _shut_out(user: User, made: Any, bound: Any, way: str) -> int:
