@@ -52,6 +52,9 @@ async def let_in(user: User, number: int, role: str, way: str, for_s: float) -> 
     working = asyncio.create_task(_works_on(user, his, name))
     revision = await _shut_out(user, made, bound, way)
     await working
+    for number in range(WHILE):
+        # Also those whose answer he was not told any more.
+        await user.attempt(user.client.delete_volume(f"while-{name}-{number}", purge=True), Code.NOT_FOUND)
     if revision and await _seen(his, revision):
         user.asked.contradict(f"{name} was shut out ({way}), and sees VMs")
     if await user.attempt(his.create_volume(f"late-{name}", MIB), *_REFUSED) is not None:
@@ -76,9 +79,7 @@ async def _asks(user: User, his: SimClient, name: str, number: int, role: str) -
 async def _works_on(user: User, his: SimClient, name: str) -> None:
     """Make volumes, several at a time, while the right to it is taken back: what is made before that is his to make."""
     tries = [user.attempt(his.create_volume(f"while-{name}-{number}", MIB), *_REFUSED) for number in range(WHILE)]
-    for volume in await asyncio.gather(*tries):
-        if volume is not None:
-            await user.client.delete_volume(volume.id, purge=True)
+    await asyncio.gather(*tries)
 
 
 async def _shut_out(user: User, made: Any, bound: Any, way: str) -> int:
