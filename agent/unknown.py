@@ -3,7 +3,8 @@
 Three sorts: what the ledger knows from before (its last object was taken back, or a snapshot lacked it, without a word that it
 be absent), and what is found on the host without the ledger knowing anything. Neither is ever started, stopped or removed from
 here; guests that run keep their networks (kept.py). What is unknown and not here any more is forgotten. The third are guests
-that are doubted (doubt.py): told here, so that somebody adopts or removes them, and managed as ever until then.
+that are managed as ever, and told here so that somebody adopts or removes them: those that are doubted (doubt.py), and those of
+which a restored store cannot say what they are to be (it lacks the address of a card that was given one since).
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ class Unknowns:
         found = {key: self._unknown(key) for key in remembered if self._is_here(key)}
         found |= {key: self._unknown(key) for key in sorted(self._strangers())}
         found |= {key: self._contested(key) for key in self._ledger.overruled}
+        found |= {key: self._untold(key) for key in self._untold_since_a_restore()}
         found |= {key: self._doubted(key) for key in sorted(self._ledger.doubted)}
         self._tell_doubt()
         self._reports.put_unknown(found, epoch=self._ledger.held[0])
@@ -121,6 +123,21 @@ class Unknowns:
         kind, _, id = key.partition("/")
         domain = self._world.domains.get(id) if kind == "vm" else None
         return domain is not None and domain.state is not DomainState.SHUT_OFF
+
+    def _untold_since_a_restore(self) -> list[str]:
+        """Return guests that stay desired as an earlier epoch had them: the controller cannot tell what they are to be."""
+        epoch, desired = self._ledger.held[0], self._ledger.desired
+        there = (key for key in desired if key.startswith("vm/") and not is_absent(desired[key].object))
+        told = self._ledger.doubted | self._ledger.overruled.keys()
+        return sorted(key for key in there if desired[key].version.epoch < epoch and key not in told)
+
+    def _untold(self, key: str) -> Unknown:
+        """Tell of a guest what its node was told of it last."""
+        held, running = self._ledger.desired[key], self._is_running(key)
+        say = "stays as it was told before the restore: the records cannot say yet what it is to be"
+        told = Unknown(key=key, running=running, say=say, contested=True, desired=held.object, version=held.version)
+        told.networks.extend(self._networks_of(held.object.vm))
+        return told
 
     def _contested(self, key: str) -> Unknown:
         """Tell what stays in force though the restored record says otherwise."""

@@ -324,3 +324,29 @@ def test_a_note_of_a_newer_release_is_read_and_kept() -> None:
         await agent.stop()
 
     run(scenario)
+
+
+def test_a_guest_of_which_a_restored_store_cannot_tell_what_it_is_to_be_is_told() -> None:
+    """It lacks the address of a card: the guest is kept, and only what its node says of it knows what it has."""
+
+    async def scenario() -> None:
+        machine, agent = await forgets(_nothing)()
+        others = {key: each for key, each in vm_objects().items() if key not in (KEY, PORT)}
+        upserts = [Upsert(key=key, version=Version(epoch=2, revision=1), object=each) for key, each in others.items()]
+        await agent.ledger.accept_snapshot(
+            Version(epoch=2, revision=1), upserts, [KEY, PORT, UNSETTLED], then=agent.loop.accepted
+        )
+        await until("the guest to be told", lambda: KEY in told(agent))
+        known = told(agent)[KEY]
+        assert (known.running, known.contested, known.desired.vm.nics[0].port) == (True, True, PORT.partition("/")[2])
+        assert machine.running() == {VM}
+        whole = [Upsert(key=key, version=Version(epoch=2, revision=2), object=each) for key, each in vm_objects().items()]
+        await agent.ledger.accept_snapshot(Version(epoch=2, revision=2), whole, then=agent.loop.accepted)
+        await until("it to be told no more", lambda: KEY not in told(agent))
+        assert machine.running() == {VM}
+
+    run(scenario)
+
+
+async def _nothing(_machine: Machine, _agent: Agent) -> None:
+    """All stays as it was."""
