@@ -32,7 +32,7 @@ def begin(view: View, caller: Caller, core: Core, noun: Noun[M], given: Any) -> 
     field = noun.kind.name
     name = validation.name(f"{field}.name", given.name)
     validation.labels(f"{field}.labels", given.labels)
-    project = resolution.project_id(view, caller, given.project)
+    project = "" if noun.cluster_wide else resolution.project_id(view, caller, given.project)
     id = core.ids.new(noun.kind.id_prefix)
     now = timestamp(core.clock.now())
     made: Any = noun.kind.message(id=id, name=name, project=project, labels=given.labels, create_time=now, update_time=now)

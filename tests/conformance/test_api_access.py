@@ -12,7 +12,7 @@ import pytest
 from cairn.controller.store.memory import MemoryStore
 from cairn.proto import kinds
 from cairn.proto.pki import Identity
-from cairn.proto.v1 import binding_pb2, role_pb2, user_pb2, vm_pb2, vpc_pb2
+from cairn.proto.v1 import binding_pb2, node_pb2, role_pb2, user_pb2, vm_pb2, vpc_pb2
 from cairn.proto.v1.auth_pb2 import CheckPermissionRequest, WhoAmIRequest
 from cairn.proto.v1.role_pb2 import Role, RoleSpec
 from cairn.proto.v1.user_pb2 import User, UserSpec
@@ -68,6 +68,14 @@ async def test_a_member_of_one_project_sees_nothing_of_another(world: World) -> 
         code, say = await refused(call)
         assert code is Code.NOT_FOUND
         assert "10.1" not in say
+
+
+async def test_who_looks_into_a_project_does_not_see_who_else_there_is(world: World) -> None:
+    bob = await world.user("bob", "viewer", "default")
+    assert not (await bob.users.ListUsers(user_pb2.ListUsersRequest())).users
+    assert (await refused(bob.users.GetUser(user_pb2.GetUserRequest(id="bob"))))[0] is Code.NOT_FOUND
+    assert (await bob.roles.ListRoles(role_pb2.ListRolesRequest())).roles, "what roles there are is no secret"
+    assert not (await bob.nodes.ListNodes(node_pb2.ListNodesRequest())).nodes
 
 
 async def test_a_binding_for_one_object_gives_that_object(world: World) -> None:
