@@ -91,9 +91,11 @@ async def made(world: World) -> dict[str, str]:
     await world.commit(Txn("members").put(kinds.CONTROLLER_MEMBER, gone.name, gone))
     view = world.cache.view
     objects = {noun.kind.name: min(view.ids(noun.kind)) for noun in nouns.ALL if view.count(noun.kind)}
-    # One that may be changed and deleted.
+    # Those that may be changed and deleted, whatever is deleted before.
     own = next(role for role in view.all(kinds.ROLE) if role.name == "own")
-    return objects | {"role": own.id}
+    ann = next(user for user in view.all(kinds.USER) if user.name == "ann")
+    other = next(each for each in view.all(kinds.BINDING) if each.spec.subject.user != ann.id)
+    return objects | {"role": own.id, "user": ann.id, "binding": other.id}
 
 
 async def unknowns(world: World) -> None:
