@@ -127,10 +127,10 @@ class Networks:
     @property
     def _networks(self) -> dict[str, DesiredNetwork]:
         """The networks with their peers in them, as the dataplane makes and observes them."""
-        for vpc in self._told.keys() - self._joined.keys():
+        for vpc in sorted(self._told.keys() - self._joined.keys()):
             lacked = self._lacked[vpc].subnets if vpc in self._lacked else ()
             self._joined[vpc] = _with_peers(with_subnets(self._told[vpc], lacked), self._peers.get(vpc, {}))
-        for vpc in self._joined.keys() - self._told.keys():
+        for vpc in sorted(self._joined.keys() - self._told.keys()):
             del self._joined[vpc]
         return self._joined
 
@@ -337,7 +337,7 @@ class Networks:
 
     def _report(self, ports: Set[str] | None = None) -> None:
         """Tell of ports; of all unless some are named."""
-        for id in self._ports.keys() if ports is None else ports & self._ports.keys():
+        for id in self._ports.keys() if ports is None else sorted(ports & self._ports.keys()):
             port = self._ports[id]
             held = self._ledger.desired.get(f"port/{id}")
             if held is None or id in self._unseen:
