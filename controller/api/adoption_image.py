@@ -60,7 +60,8 @@ def kept_too(view: View, unknown: Unknown) -> Decided[Image]:
         return Decided(Txn("api").check(kinds.IMAGE, id, record.mod_revision), nouns.IMAGE, id, image.name, image.project)
     content.nodes.append(unknown.node)
     said = f"image {image.name} is kept on {node_name(view, unknown.node)} too, which holds it"
-    return Decided(put(view, content, [unknown.node]), nouns.IMAGE, id, image.name, image.project, events=[("Adopted", said)])
+    txn = Txn("api").check(kinds.IMAGE, id, record.mod_revision).merge(put(view, content, [unknown.node]))
+    return Decided(txn, nouns.IMAGE, id, image.name, image.project, events=[("Adopted", said)])
 
 
 def _arch(view: View, node: str) -> str:

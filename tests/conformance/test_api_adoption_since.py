@@ -15,7 +15,7 @@ from cairn.controller.store.memory import MemoryStore
 from cairn.proto import kinds
 from cairn.proto.v1.agent_pb2 import Desired, DesiredImage, DesiredVm, DesiredVolume, Unknown, VmDisk, VmNic
 from cairn.proto.v1.cluster_pb2 import AdoptImageRequest, AdoptVmRequest, AdoptVolumeRequest
-from cairn.proto.v1.image_pb2 import IMAGE_FORMAT_QCOW2
+from cairn.proto.v1.image_pb2 import IMAGE_FORMAT_QCOW2, ImageContent
 from cairn.proto.v1.vm_pb2 import DeleteVmRequest, Vm
 from cairn.proto.v1.volume_pb2 import CreateVolumeRequest, Volume, VolumeSpec
 
@@ -125,6 +125,17 @@ async def test_an_image_is_adopted_and_kept_where_it_is(world: World) -> None:
     content = world.cache.view.get(kinds.IMAGE_CONTENT, image.id)
     assert content is not None
     assert sorted(content.nodes) == [first, second], "whoever has its bytes keeps them, also one that is away now"
+
+
+async def test_an_image_the_records_know_is_kept_by_one_more_node_that_holds_it(world: World) -> None:
+    first, second = sorted(world.cache.view.ids(kinds.NODE))
+    image = min(world.cache.view.ids(kinds.IMAGE))
+    content = ImageContent(image=image, nodes=[first], virtual_size_bytes=1 << 20)
+    await world.commit(Txn("jobs").put(kinds.IMAGE_CONTENT, image, content))
+    await tell(world, second, Desired(image=DesiredImage(id=image, digest=DIGEST)))
+    answer = await world.api.cluster.AdoptImage(AdoptImageRequest(node=second, id=image))
+    kept = world.cache.view.get(kinds.IMAGE_CONTENT, image)
+    assert (answer.id, sorted(kept.nodes) if kept is not None else []) == (image, [first, second])
 
 
 async def test_a_vm_made_of_an_image_since_waits_for_that_to_be_adopted(world: World) -> None:
