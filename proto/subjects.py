@@ -7,6 +7,8 @@ from typing import Final
 from cairn.proto.v1.binding_pb2 import Subject
 
 EVERYONE: Final = "everyone"
+# Name of the first administrator, who has no record.
+ROOT: Final = "admin"
 
 
 def subject_key(subject: Subject) -> str:

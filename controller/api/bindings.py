@@ -87,7 +87,7 @@ class BindingService(binding_pb2_grpc.BindingServiceServicer):
         _subject(txn, view, caller, given.spec.subject, binding.spec.subject)
         binding.spec.object = _object(txn, view, caller, project, given.spec.object)
         resolution.admit(view, caller, Verb.CREATE, nouns.BINDING, binding)
-        _refuse_more(view, caller, role, binding)
+        refuse_giving(view, caller, role, binding)
         resolution.claim(txn, view, caller, nouns.BINDING, "", name, id)
         txn.create(kinds.BINDING, id, binding)
         shown = nouns.BINDING.of(view.fork(txn), id)
@@ -134,14 +134,15 @@ def _object(txn: Txn, view: View, caller: Caller, project: str, text: str) -> st
     return f"{kind}/{record.message.id}"
 
 
-def _refuse_more(view: View, caller: Caller, role: Role, binding: Binding) -> None:
-    """Nobody gives what he has not. Raises Denied."""
+def refuse_giving(view: View, caller: Caller, role: Role, binding: Binding) -> None:
+    """Nobody gives what he has not, by binding it or by letting somebody into a group that has it. Raises Denied."""
     if caller.kind != "user":
         return
     mine = authority(view, caller.id)
     lacking = [each for each in allowed_by(role) if not mine.allows(each, binding.project, binding.spec.object)]
     if lacking:
-        raise Denied(f"user {caller.id!r} may not {min(lacking)} there, and so not bind role {role.name!r}, which permits it")
+        say = f"user {caller.id!r} may not {min(lacking)} there, and so cannot give role {role.name!r}, which permits it"
+        raise Denied(say)
 
 
 def _told(binding: Binding) -> str:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Any, Final
 
 from cairn.controller.api import nouns, resolution, validation
 from cairn.controller.api.administrators import keep_one
 from cairn.controller.api.authorise import caller_of
-from cairn.controller.api.bindings import drop_binding
+from cairn.controller.api.bindings import drop_binding, refuse_giving
 from cairn.controller.api.core import Core
 from cairn.controller.api.decision import Decided
 from cairn.controller.api.masks import UpdateRules
 from cairn.controller.api.objects import addressed, begin, updated
-from cairn.controller.model.authority import ROOT
 from cairn.controller.model.permits import Caller, Verb
 from cairn.controller.store.base import Record, Txn, View
 from cairn.proto import kinds
 from cairn.proto.errors import BadState, Invalid
-from cairn.proto.subjects import subject_key
+from cairn.proto.subjects import ROOT, subject_key
 from cairn.proto.v1 import user_pb2, user_pb2_grpc
 from cairn.proto.v1.binding_pb2 import Subject
 from cairn.proto.v1.user_pb2 import User, UserSpec
@@ -47,6 +46,7 @@ class UserService(user_pb2_grpc.UserServiceServicer):
             user.spec.CopyFrom(request.user.spec)
             user.spec.type = user.spec.type or UserSpec.TYPE_PERSON
             _check(user)
+            _refuse_joining(view, caller, user.spec.groups)
             decided.txn.create(kinds.USER, user.id, user)
             return decided
 
@@ -63,8 +63,9 @@ class UserService(user_pb2_grpc.UserServiceServicer):
     async def UpdateUser(self, request: user_pb2.UpdateUserRequest, context: Any) -> User:
         """Disable it or let it in again; change its groups."""
 
-        def amend(view: View, _caller: Caller, txn: Txn, new: User, _old: Record[User]) -> None:
+        def amend(view: View, caller: Caller, txn: Txn, new: User, old: Record[User]) -> None:
             _check(new)
+            _refuse_joining(view, caller, set(new.spec.groups) - set(old.message.spec.groups))
             txn.put(kinds.USER, new.id, new)
             keep_one(view, txn, f"user {new.name!r}")
 
@@ -104,6 +105,16 @@ def removal(view: View, record: Record[User]) -> Decided[User]:
     keep_one(view, txn, f"user {user.name!r}")
     said = [("Deleted", f"user {user.name} was deleted, with {len(bindings)} bindings")]
     return Decided(txn, nouns.USER, user.id, user.name, "", erased=nouns.USER.project(view, record), events=said)
+
+
+def _refuse_joining(view: View, caller: Caller, groups: Iterable[str]) -> None:
+    """Whoever is let into a group is given what is bound to it. Raises Denied."""
+    for group in sorted(groups):
+        for id in view.by(kinds.BINDING, "subject", subject_key(Subject(group=group))):
+            binding = view.get(kinds.BINDING, id)
+            role = view.get(kinds.ROLE, binding.spec.role) if binding is not None else None
+            if binding is not None and role is not None:
+                refuse_giving(view, caller, role, binding)
 
 
 def _check(user: User) -> None:

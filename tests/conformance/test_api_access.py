@@ -129,6 +129,21 @@ async def test_nobody_gives_what_he_has_not(world: World) -> None:
     assert code is Code.PERMISSION_DENIED
 
 
+async def test_nobody_lets_himself_into_a_group_that_has_more_than_he(world: World) -> None:
+    await world.bind("cluster-admin", group="staff")
+    spec = RoleSpec(permissions=["user.*", "project.see"])
+    await world.api.roles.CreateRole(role_pb2.CreateRoleRequest(role=Role(name="doorman", spec=spec)))
+    bob = await world.user("bob", "doorman")
+    join = user_pb2.UpdateUserRequest(user=User(name="bob", spec=UserSpec(groups=["staff"])), allow_stale=True)
+    join.update_mask.paths.append("spec.groups")
+    made = user_pb2.CreateUserRequest(user=User(name="eve", spec=UserSpec(groups=["staff"])))
+    for call in (bob.users.UpdateUser(join), bob.users.CreateUser(made)):
+        code, say = await refused(call)
+        assert (code, "cannot give role 'cluster-admin'" in say) == (Code.PERMISSION_DENIED, True)
+    made.user.spec.groups[:] = ["guests"]
+    await bob.users.CreateUser(made)
+
+
 async def test_a_role_of_ones_own_is_what_it_says_at_once(world: World) -> None:
     spec = RoleSpec(permissions=["vpc.see", "project.see"])
     role = await world.api.roles.CreateRole(role_pb2.CreateRoleRequest(role=Role(name="vpcs", spec=spec)))
