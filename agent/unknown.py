@@ -93,10 +93,14 @@ class Unknowns:
 
     def _doubted(self, key: str) -> Unknown:
         """Tell of a guest that stays as it was told last."""
+        runs = "its guest runs" if self._is_running(key) else "its guest is off"
+        return self._in_force(key, f"{runs}, and is managed as before: too many are missing at once", doubted=True)
+
+    def _in_force(self, key: str, say: str, *, doubted: bool = False, contested: bool = False) -> Unknown:
+        """Return what is told of an object that stays as its node was told last, with its networks if it is a guest."""
         held = self._ledger.desired[key]
-        running = self._is_running(key)
-        say = f"{'its guest runs' if running else 'its guest is off'}, and is managed as before: too many are missing at once"
-        told = Unknown(key=key, running=running, say=say, doubted=True, desired=held.object, version=held.version)
+        told = Unknown(key=key, running=self._is_running(key), say=say, desired=held.object, version=held.version)
+        told.doubted, told.contested = doubted, contested
         told.networks.extend(self._networks_of(held.object.vm))
         return told
 
@@ -133,19 +137,15 @@ class Unknowns:
 
     def _untold(self, key: str) -> Unknown:
         """Tell of a guest what its node was told of it last."""
-        held, running = self._ledger.desired[key], self._is_running(key)
         say = "stays as it was told before the restore: the records cannot say yet what it is to be"
-        told = Unknown(key=key, running=running, say=say, contested=True, desired=held.object, version=held.version)
-        told.networks.extend(self._networks_of(held.object.vm))
-        return told
+        return self._in_force(key, say, contested=True)
 
     def _contested(self, key: str) -> Unknown:
         """Tell what stays in force though the restored record says otherwise."""
-        held, running = self._ledger.desired[key], self._is_running(key)
         say = "was told otherwise after the backup, and stays so"
-        if is_absent(held.object):
+        if is_absent(self._ledger.desired[key].object):
             say = "was removed by explicit word after the backup, and is not brought back"
-        return Unknown(key=key, running=running, say=say, contested=True, desired=held.object, version=held.version)
+        return self._in_force(key, say, contested=True)
 
     def _unknown(self, key: str) -> Unknown:
         held, (kind, _, id) = self._ledger.unknown.get(key), key.partition("/")

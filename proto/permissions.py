@@ -5,54 +5,21 @@ METHODS["/cairn.v1.VmService/CreateVm"]     # "vm.create"
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Mapping
+from importlib import import_module
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 
-from cairn.proto.v1 import (
-    access_pb2,
-    agent_pb2,
-    auth_pb2,
-    binding_pb2,
-    cluster_pb2,
-    event_pb2,
-    image_pb2,
-    job_pb2,
-    node_pb2,
-    port_pb2,
-    project_pb2,
-    role_pb2,
-    subnet_pb2,
-    user_pb2,
-    vm_pb2,
-    volume_pb2,
-    vpc_pb2,
-)
-
-_FILES: Final[tuple[Any, ...]] = (
-    agent_pb2,
-    auth_pb2,
-    binding_pb2,
-    cluster_pb2,
-    event_pb2,
-    image_pb2,
-    job_pb2,
-    node_pb2,
-    port_pb2,
-    project_pb2,
-    role_pb2,
-    subnet_pb2,
-    user_pb2,
-    vm_pb2,
-    volume_pb2,
-    vpc_pb2,
-)
+from cairn.proto import v1
+from cairn.proto.v1 import access_pb2
 
 
 def _methods() -> Mapping[str, str]:
+    """Look at every file of the API, so that none can be forgotten."""
     found = {}
-    for file in _FILES:
-        for service in file.DESCRIPTOR.services_by_name.values():
+    for module in sorted(each.name for each in pkgutil.iter_modules(v1.__path__) if each.name.endswith("_pb2")):
+        for service in import_module(f"{v1.__name__}.{module}").DESCRIPTOR.services_by_name.values():
             for method in service.methods:
                 permission = method.GetOptions().Extensions[access_pb2.permission]
                 found[f"/{service.full_name}/{method.name}"] = permission

@@ -25,6 +25,7 @@ from typing import Final, Self
 from cairn.proto.files import replace_file, sync_folder
 from cairn.proto.sealing import new_key
 from cairn.proto.seams import Clock, Ids
+from cairn.proto.subjects import ROOT
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
@@ -332,7 +333,6 @@ def init_cluster(
     etcd_members: Mapping[str, Sequence[str]],
     clock: Clock,
     ids: Ids,
-    admin: str = "admin",
     lifetime: timedelta = LEAF_LIFETIME,
 ) -> list[Path]:
     """Make what is missing of a cluster's authorities and first certificates; return the files made now.
@@ -356,7 +356,7 @@ def init_cluster(
     if not sealing_path.exists():
         write_private(sealing_path, new_key())
         made.append(sealing_path)
-    leaf("admin", ca, Identity("user", admin))
+    leaf("admin", ca, Identity("user", ROOT))
     for controller, hosts in controllers.items():
         leaf(f"controller-{controller}", ca, Identity("controller", controller), [*hosts, *LOOPBACK])
         leaf(f"controller-{controller}-etcd", etcd_ca, Identity("controller", controller))

@@ -8,12 +8,13 @@ from cairn.controller.api import nouns, resolution, selection, validation
 from cairn.controller.api.authorise import caller_of
 from cairn.controller.api.core import Core
 from cairn.controller.api.nouns import Noun
-from cairn.controller.model.authority import ROOT, authority, user_called
+from cairn.controller.model.authority import authority, user_called
 from cairn.controller.model.permits import OWN, Caller, object_key, permits_anywhere, project_of
 from cairn.controller.model.roles import BUILTIN, PERMISSIONS, expanded
 from cairn.controller.store.base import View
 from cairn.controller.words import several
 from cairn.proto.errors import Denied, Invalid
+from cairn.proto.subjects import ROOT
 from cairn.proto.v1 import auth_pb2, auth_pb2_grpc
 from cairn.proto.v1.binding_pb2 import Binding
 

@@ -6,16 +6,18 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Final, TypeVar
 
-from cairn.controller.api import masks, resolution, validation
+from cairn.controller.api import masks, nouns, resolution, validation
 from cairn.controller.api.core import Core
 from cairn.controller.api.decision import Decided
 from cairn.controller.api.masks import UpdateRules
 from cairn.controller.api.nouns import Noun
 from cairn.controller.model.lifetime import put_away
 from cairn.controller.model.permits import Caller, Verb
-from cairn.controller.store.base import Record, Txn, View
+from cairn.controller.store.base import Conflict, Indeterminate, Record, Txn, View
+from cairn.proto import kinds
 from cairn.proto.errors import BadState, NotFound
-from cairn.proto.seams import timestamp
+from cairn.proto.seams import Clock, timestamp
+from cairn.proto.v1.cluster_pb2 import NameClaim
 from google.protobuf.message import Message
 
 M = TypeVar("M", bound=Message)
@@ -104,3 +106,26 @@ def mark_deleted(core: Core, message: Any, *, purge: bool) -> None:
         message.delete_time.CopyFrom(timestamp(now))
     message.update_time.CopyFrom(timestamp(now))
     message.purge_time.CopyFrom(message.delete_time if purge else timestamp(now + RETENTION))
+
+
+async def ensure(core: Core, clock: Clock, noun: Noun[Any], message: Any) -> None:
+    """Make a cluster-wide object that comes with us, unless it exists; controllers may all try at once. Raises StoreError.
+
+    message: with its id, which is the same on every controller, and its name. One that cannot be read exists: who has to repair
+    it needs a controller. One that is gone may have left its name.
+    """
+    view, name = core.cache.view, resolution.claim_id(noun, "", message.name)
+    while view.get(noun.kind, message.id) is None:
+        if message.id in view.unreadable(noun.kind) or name in view.unreadable(kinds.NAME):
+            return
+        now = timestamp(clock.now())
+        message.create_time.CopyFrom(now)
+        message.update_time.CopyFrom(now)
+        claim = NameClaim(kind=noun.kind.name, project=nouns.CLUSTER_WIDE, name=message.name, id=message.id)
+        txn = Txn("api").create(noun.kind, message.id, message)
+        txn.check(kinds.NAME, name, view.revision_of(kinds.NAME, name)).put(kinds.NAME, name, claim)
+        try:
+            await core.cache.wait_for(await core.store.commit(txn))
+        except (Conflict, Indeterminate):
+            await core.mutations.freshen()
+        view = core.cache.view

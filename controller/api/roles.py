@@ -10,17 +10,16 @@ from cairn.controller.api.authorise import caller_of
 from cairn.controller.api.core import Core
 from cairn.controller.api.decision import Decided
 from cairn.controller.api.masks import UpdateRules
-from cairn.controller.api.objects import addressed, begin, updated
+from cairn.controller.api.objects import addressed, begin, ensure, updated
 from cairn.controller.model.authority import authority
 from cairn.controller.model.permits import Caller, Verb
 from cairn.controller.model.roles import BUILTIN, allowed_by, builtin_id, expanded, unknown_patterns
-from cairn.controller.store.base import Conflict, Indeterminate, Record, Txn, View
+from cairn.controller.store.base import Record, Txn, View
 from cairn.controller.words import several
 from cairn.proto import kinds
 from cairn.proto.errors import BadState, Denied, Invalid
-from cairn.proto.seams import Clock, timestamp
+from cairn.proto.seams import Clock
 from cairn.proto.v1 import role_pb2, role_pb2_grpc
-from cairn.proto.v1.cluster_pb2 import NameClaim
 from cairn.proto.v1.role_pb2 import Role
 
 PATTERNS_MAX: Final = 64
@@ -124,21 +123,9 @@ def _refuse_more(view: View, caller: Caller, new: Role, old: Role) -> None:
 
 
 async def ensure_builtin_roles(core: Core, clock: Clock) -> None:
-    """Make records of the roles that came with this release, to be listed and bound; controllers may all try at once."""
+    """Make records of the roles that came with this release, to be listed and bound. Raises StoreError."""
     for name, (description, patterns) in BUILTIN.items():
-        id, claim_id = builtin_id(name), resolution.claim_id(nouns.ROLE, "", name)
-        while core.cache.view.get(kinds.ROLE, id) is None:
-            view = core.cache.view
-            if id in view.unreadable(kinds.ROLE) or claim_id in view.unreadable(kinds.NAME):
-                break
-            now = timestamp(clock.now())
-            role = Role(id=id, name=name, create_time=now, update_time=now)
-            role.spec.description, role.spec.builtin = description, True
-            role.spec.permissions.extend(patterns)
-            claim = NameClaim(kind="role", project=nouns.CLUSTER_WIDE, name=name, id=id)
-            txn = Txn("api").create(kinds.ROLE, id, role)
-            txn.check(kinds.NAME, claim_id, view.revision_of(kinds.NAME, claim_id)).put(kinds.NAME, claim_id, claim)
-            try:
-                await core.cache.wait_for(await core.store.commit(txn))
-            except (Conflict, Indeterminate):
-                await core.mutations.freshen()
+        role = Role(id=builtin_id(name), name=name)
+        role.spec.description, role.spec.builtin = description, True
+        role.spec.permissions.extend(patterns)
+        await ensure(core, clock, nouns.ROLE, role)

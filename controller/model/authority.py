@@ -18,11 +18,9 @@ from typing import Any, Final
 from cairn.controller.model.roles import PERMISSIONS, allowed_by
 from cairn.controller.store.base import View
 from cairn.proto import kinds
-from cairn.proto.subjects import EVERYONE
+from cairn.proto.subjects import EVERYONE, ROOT
 from cairn.proto.v1.user_pb2 import User
 
-# Name of the first administrator.
-ROOT: Final = "admin"
 _READS: Final[tuple[kinds.AnyKind, ...]] = (kinds.USER, kinds.ROLE, kinds.BINDING)
 
 

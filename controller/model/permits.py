@@ -19,10 +19,11 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Any, Final, Self, TypeVar
 
-from cairn.controller.model.authority import ROOT, authority, user_called
+from cairn.controller.model.authority import authority, user_called
 from cairn.controller.store.base import View
 from cairn.proto import kinds
 from cairn.proto.kinds import AnyKind, Kind
+from cairn.proto.subjects import ROOT
 from cairn.proto.v1.node_pb2 import JoinToken, Node
 from cairn.proto.v1.project_pb2 import Project
 from google.protobuf.message import Message
