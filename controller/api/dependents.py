@@ -174,8 +174,13 @@ def _observed(view: View, id: str) -> Iterator[Affected]:
                 yield "vm", vm
 
 
-def _unknown(_view: View, id: str) -> Iterator[Affected]:
+def _unknown(view: View, id: str) -> Iterator[Affected]:
+    """A guest that no record speaks of holds volumes, too; which ones it held that is gone is not known any more."""
     yield "node", id.partition("/")[0]
+    if "/vm/" in id:
+        unknown = view.get(kinds.UNKNOWN, id)
+        disks = [disk.volume for disk in unknown.desired.vm.disks] if unknown is not None else list(view.ids(kinds.VOLUME))
+        yield from (("volume", volume) for volume in disks)
 
 
 def _user(view: View, id: str) -> Iterator[Affected]:

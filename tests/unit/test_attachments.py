@@ -20,7 +20,7 @@ from cairn.controller.reconcilers.placement import Placements
 from cairn.controller.reconcilers.ports import Ports
 from cairn.controller.store.base import Conflict, Txn
 from cairn.proto import kinds
-from cairn.proto.v1.agent_pb2 import VmReport, VolumeReport, VolumeTrouble
+from cairn.proto.v1.agent_pb2 import Desired, DesiredVm, Unknown, VmDisk, VmReport, VolumeReport, VolumeTrouble
 from cairn.proto.v1.project_pb2 import Project
 from cairn.proto.v1.vm_pb2 import POWER_STATE_STOPPED, DeleteVmRequest
 from cairn.proto.v1.volume_pb2 import Volume, VolumeStatus
@@ -265,6 +265,18 @@ def test_watchers_are_told_when_a_guest_lets_go() -> None:
     assert ("volume", DATA) in set(affected(site.cloud.view, kinds.OBSERVED, f"{site.node}/vm/{VM}"))
     site.attach()
     assert ("volume", DATA) in set(affected(site.cloud.view, kinds.OBSERVED, f"{site.node}/vm/{VM}"))
+
+
+def test_watchers_are_told_of_guests_that_no_record_speaks_of() -> None:
+    site, key = Site(), "vm/i-0000gone"
+    id, guest = f"{site.node}/{key}", DesiredVm(id="i-0000gone", name="gone", disks=[VmDisk(volume=DATA)])
+    before = site.state
+    site.cloud.put(kinds.UNKNOWN, id, Unknown(key=key, node=site.node, running=True, desired=Desired(vm=guest)))
+    assert site.state != before
+    assert ("volume", DATA) in set(affected(site.cloud.view, kinds.UNKNOWN, id))
+    site.cloud.delete(kinds.UNKNOWN, id)
+    assert site.state == before
+    assert ("volume", DATA) in set(affected(site.cloud.view, kinds.UNKNOWN, id))
 
 
 def order(cloud: Cloud) -> list[str]:
