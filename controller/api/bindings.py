@@ -23,6 +23,8 @@ from cairn.proto.v1 import binding_pb2, binding_pb2_grpc
 from cairn.proto.v1.binding_pb2 import Binding, Subject
 from cairn.proto.v1.role_pb2 import Role
 
+# Those that go with a user or project, in its transaction.
+BINDINGS_MAX: Final = 40
 # Nouns one object of which may be named.
 OBJECTS: Final[dict[str, Noun[Any]]] = {
     noun.kind.name: noun for noun in (nouns.VM, nouns.VOLUME, nouns.IMAGE, nouns.VPC, nouns.SUBNET, nouns.PORT)

@@ -40,6 +40,9 @@ def begin(view: View, caller: Caller, core: Core, noun: Noun[M], given: Any) -> 
     made: Any = noun.kind.message(id=id, name=name, project=project, labels=given.labels, create_time=now, update_time=now)
     resolution.admit(view, caller, Verb.CREATE, noun, made)
     txn = Txn("api")
+    if not noun.cluster_wide:
+        # One that is being deleted takes nothing new.
+        resolution.usable_project(txn, view, project)
     resolution.claim(txn, view, caller, noun, project, name, id)
     decided = Decided(txn, noun, id, name, project, events=[("Created", f"{noun.title} {name} was asked for")])
     return decided, made

@@ -37,6 +37,14 @@ def project_id(view: View, caller: Caller, text: str) -> str:
     return str(find(view, caller, nouns.PROJECT, "", text).message.id)
 
 
+def usable_project(txn: Txn, view: View, id: str) -> None:
+    """Have a transaction that makes something in a project stand on it. Raises BadState: it is being deleted."""
+    project = view.get(kinds.PROJECT, id)
+    if project is not None and project.HasField("delete_time"):
+        raise BadState("project", project.name, f"project {project.name!r} is being deleted")
+    txn.check(kinds.PROJECT, id, view.revision_of(kinds.PROJECT, id))
+
+
 def find(
     view: View,
     caller: Caller,

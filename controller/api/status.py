@@ -92,11 +92,16 @@ def virtual_size(view: View, image: str) -> int:
     return content.virtual_size_bytes if content is not None and not content.failed else 0
 
 
-def project(_view: View, record: Record[Project]) -> Project:
+def project(view: View, record: Record[Project]) -> Project:
     """Project a project."""
     result: Project = copied(record)
-    result.status.say = "ready"
-    result.status.observed_revision = record.mod_revision
+    status = result.status
+    status.vms, status.volumes = (view.count_by(kind, "project", result.id) for kind in (kinds.VM, kinds.VOLUME))
+    status.images, status.vpcs = (view.count_by(kind, "project", result.id) for kind in (kinds.IMAGE, kinds.VPC))
+    status.say = "ready"
+    if result.HasField("delete_time"):
+        result.reconciling, status.say = True, "being deleted"
+    status.observed_revision = record.mod_revision
     return result
 
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 from cairn.controller.api import nouns, resolution, validation
 from cairn.controller.api.administrators import keep_one
 from cairn.controller.api.authorise import caller_of
-from cairn.controller.api.bindings import drop_binding, refuse_giving
+from cairn.controller.api.bindings import BINDINGS_MAX, drop_binding, refuse_giving
 from cairn.controller.api.core import Core
 from cairn.controller.api.decision import Decided
 from cairn.controller.api.masks import UpdateRules
@@ -23,8 +23,6 @@ from cairn.proto.v1.binding_pb2 import Subject
 from cairn.proto.v1.user_pb2 import User, UserSpec
 
 GROUPS_MAX: Final = 64
-# Bindings that go with a user, in its transaction.
-BINDINGS_MAX: Final = 64
 RULES: Final = UpdateRules(
     mutable=("labels", "spec.disabled", "spec.groups", "spec.description"), immutable=("name", "spec.type")
 )

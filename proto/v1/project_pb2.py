@@ -24,10 +24,11 @@ _sym_db = _symbol_database.Default()
 
 from cairn.proto.v1 import access_pb2 as cairn_dot_proto_dot_v1_dot_access__pb2
 from cairn.proto.v1 import common_pb2 as cairn_dot_proto_dot_v1_dot_common__pb2
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63\x61irn/proto/v1/project.proto\x12\x08\x63\x61irn.v1\x1a\x1b\x63\x61irn/proto/v1/access.proto\x1a\x1b\x63\x61irn/proto/v1/common.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"G\n\x11GetProjectRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x15\n\rread_revision\x18\x03 \x01(\x03\"t\n\x13ListProjectsRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\x12\x15\n\rread_revision\x18\x05 \x01(\x03\"f\n\x14ListProjectsResponse\x12#\n\x08projects\x18\x01 \x03(\x0b\x32\x11.cairn.v1.Project\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\"\xf6\x03\n\x07Project\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07project\x18\x03 \x01(\t\x12-\n\x06labels\x18\x04 \x03(\x0b\x32\x1d.cairn.v1.Project.LabelsEntry\x12\x10\n\x08revision\x18\x05 \x01(\x03\x12\x0c\n\x04\x65tag\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64\x65lete_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\npurge_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0breconciling\x18\x0b \x01(\x08\x12#\n\x04spec\x18\x10 \x01(\x0b\x32\x15.cairn.v1.ProjectSpec\x12\'\n\x06status\x18\x11 \x01(\x0b\x32\x17.cairn.v1.ProjectStatus\x12\x1c\n\x04plan\x18\x12 \x01(\x0b\x32\x0e.cairn.v1.Plan\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\"\n\x0bProjectSpec\x12\x13\n\x0b\x64\x65scription\x18\x01 \x01(\t\"`\n\rProjectStatus\x12\x0b\n\x03say\x18\x01 \x01(\t\x12\'\n\nconditions\x18\x02 \x03(\x0b\x32\x13.cairn.v1.Condition\x12\x19\n\x11observed_revision\x18\x03 \x01(\x03\x32\xbf\x01\n\x0eProjectService\x12M\n\nGetProject\x12\x1b.cairn.v1.GetProjectRequest\x1a\x11.cairn.v1.Project\"\x0f\xca\xea\x1b\x0bproject.see\x12^\n\x0cListProjects\x12\x1d.cairn.v1.ListProjectsRequest\x1a\x1e.cairn.v1.ListProjectsResponse\"\x0f\xca\xea\x1b\x0bproject.seeb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63\x61irn/proto/v1/project.proto\x12\x08\x63\x61irn.v1\x1a\x1b\x63\x61irn/proto/v1/access.proto\x1a\x1b\x63\x61irn/proto/v1/common.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"G\n\x11GetProjectRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x15\n\rread_revision\x18\x03 \x01(\x03\"t\n\x13ListProjectsRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\x12\x15\n\rread_revision\x18\x05 \x01(\x03\"f\n\x14ListProjectsResponse\x12#\n\x08projects\x18\x01 \x03(\x0b\x32\x11.cairn.v1.Project\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\"v\n\x14\x43reateProjectRequest\x12\"\n\x07project\x18\x01 \x01(\x0b\x32\x11.cairn.v1.Project\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x0f\n\x07plan_id\x18\x04 \x01(\t\"\xbc\x01\n\x14UpdateProjectRequest\x12\"\n\x07project\x18\x01 \x01(\x0b\x32\x11.cairn.v1.Project\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x0f\n\x07plan_id\x18\x05 \x01(\t\x12\x13\n\x0b\x61llow_stale\x18\x06 \x01(\x08\"\x8c\x01\n\x14\x44\x65leteProjectRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x12\x0f\n\x07plan_id\x18\x06 \x01(\t\x12\r\n\x05purge\x18\x07 \x01(\x08\"O\n\x14WatchProjectsRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\t\x12\x16\n\x0e\x61\x66ter_revision\x18\x03 \x01(\x03\"q\n\x15WatchProjectsResponse\x12\"\n\x04type\x18\x01 \x01(\x0e\x32\x14.cairn.v1.ChangeType\x12\"\n\x07project\x18\x02 \x01(\x0b\x32\x11.cairn.v1.Project\x12\x10\n\x08revision\x18\x03 \x01(\x03\"\xf6\x03\n\x07Project\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07project\x18\x03 \x01(\t\x12-\n\x06labels\x18\x04 \x03(\x0b\x32\x1d.cairn.v1.Project.LabelsEntry\x12\x10\n\x08revision\x18\x05 \x01(\x03\x12\x0c\n\x04\x65tag\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64\x65lete_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\npurge_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0breconciling\x18\x0b \x01(\x08\x12#\n\x04spec\x18\x10 \x01(\x0b\x32\x15.cairn.v1.ProjectSpec\x12\'\n\x06status\x18\x11 \x01(\x0b\x32\x17.cairn.v1.ProjectStatus\x12\x1c\n\x04plan\x18\x12 \x01(\x0b\x32\x0e.cairn.v1.Plan\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\"\n\x0bProjectSpec\x12\x13\n\x0b\x64\x65scription\x18\x01 \x01(\t\"\x9c\x01\n\rProjectStatus\x12\x0b\n\x03say\x18\x01 \x01(\t\x12\'\n\nconditions\x18\x02 \x03(\x0b\x32\x13.cairn.v1.Condition\x12\x19\n\x11observed_revision\x18\x03 \x01(\x03\x12\x0b\n\x03vms\x18\x04 \x01(\r\x12\x0f\n\x07volumes\x18\x05 \x01(\r\x12\x0e\n\x06images\x18\x06 \x01(\r\x12\x0c\n\x04vpcs\x18\x07 \x01(\r2\xac\x04\n\x0eProjectService\x12V\n\rCreateProject\x12\x1e.cairn.v1.CreateProjectRequest\x1a\x11.cairn.v1.Project\"\x12\xca\xea\x1b\x0eproject.create\x12M\n\nGetProject\x12\x1b.cairn.v1.GetProjectRequest\x1a\x11.cairn.v1.Project\"\x0f\xca\xea\x1b\x0bproject.see\x12^\n\x0cListProjects\x12\x1d.cairn.v1.ListProjectsRequest\x1a\x1e.cairn.v1.ListProjectsResponse\"\x0f\xca\xea\x1b\x0bproject.see\x12V\n\rUpdateProject\x12\x1e.cairn.v1.UpdateProjectRequest\x1a\x11.cairn.v1.Project\"\x12\xca\xea\x1b\x0eproject.update\x12V\n\rDeleteProject\x12\x1e.cairn.v1.DeleteProjectRequest\x1a\x11.cairn.v1.Project\"\x12\xca\xea\x1b\x0eproject.delete\x12\x63\n\rWatchProjects\x12\x1e.cairn.v1.WatchProjectsRequest\x1a\x1f.cairn.v1.WatchProjectsResponse\"\x0f\xca\xea\x1b\x0bproject.see0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,24 +37,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PROJECT_LABELSENTRY']._loaded_options = None
   _globals['_PROJECT_LABELSENTRY']._serialized_options = b'8\001'
+  _globals['_PROJECTSERVICE'].methods_by_name['CreateProject']._loaded_options = None
+  _globals['_PROJECTSERVICE'].methods_by_name['CreateProject']._serialized_options = b'\312\352\033\016project.create'
   _globals['_PROJECTSERVICE'].methods_by_name['GetProject']._loaded_options = None
   _globals['_PROJECTSERVICE'].methods_by_name['GetProject']._serialized_options = b'\312\352\033\013project.see'
   _globals['_PROJECTSERVICE'].methods_by_name['ListProjects']._loaded_options = None
   _globals['_PROJECTSERVICE'].methods_by_name['ListProjects']._serialized_options = b'\312\352\033\013project.see'
-  _globals['_GETPROJECTREQUEST']._serialized_start=133
-  _globals['_GETPROJECTREQUEST']._serialized_end=204
-  _globals['_LISTPROJECTSREQUEST']._serialized_start=206
-  _globals['_LISTPROJECTSREQUEST']._serialized_end=322
-  _globals['_LISTPROJECTSRESPONSE']._serialized_start=324
-  _globals['_LISTPROJECTSRESPONSE']._serialized_end=426
-  _globals['_PROJECT']._serialized_start=429
-  _globals['_PROJECT']._serialized_end=931
-  _globals['_PROJECT_LABELSENTRY']._serialized_start=886
-  _globals['_PROJECT_LABELSENTRY']._serialized_end=931
-  _globals['_PROJECTSPEC']._serialized_start=933
-  _globals['_PROJECTSPEC']._serialized_end=967
-  _globals['_PROJECTSTATUS']._serialized_start=969
-  _globals['_PROJECTSTATUS']._serialized_end=1065
-  _globals['_PROJECTSERVICE']._serialized_start=1068
-  _globals['_PROJECTSERVICE']._serialized_end=1259
+  _globals['_PROJECTSERVICE'].methods_by_name['UpdateProject']._loaded_options = None
+  _globals['_PROJECTSERVICE'].methods_by_name['UpdateProject']._serialized_options = b'\312\352\033\016project.update'
+  _globals['_PROJECTSERVICE'].methods_by_name['DeleteProject']._loaded_options = None
+  _globals['_PROJECTSERVICE'].methods_by_name['DeleteProject']._serialized_options = b'\312\352\033\016project.delete'
+  _globals['_PROJECTSERVICE'].methods_by_name['WatchProjects']._loaded_options = None
+  _globals['_PROJECTSERVICE'].methods_by_name['WatchProjects']._serialized_options = b'\312\352\033\013project.see'
+  _globals['_GETPROJECTREQUEST']._serialized_start=167
+  _globals['_GETPROJECTREQUEST']._serialized_end=238
+  _globals['_LISTPROJECTSREQUEST']._serialized_start=240
+  _globals['_LISTPROJECTSREQUEST']._serialized_end=356
+  _globals['_LISTPROJECTSRESPONSE']._serialized_start=358
+  _globals['_LISTPROJECTSRESPONSE']._serialized_end=460
+  _globals['_CREATEPROJECTREQUEST']._serialized_start=462
+  _globals['_CREATEPROJECTREQUEST']._serialized_end=580
+  _globals['_UPDATEPROJECTREQUEST']._serialized_start=583
+  _globals['_UPDATEPROJECTREQUEST']._serialized_end=771
+  _globals['_DELETEPROJECTREQUEST']._serialized_start=774
+  _globals['_DELETEPROJECTREQUEST']._serialized_end=914
+  _globals['_WATCHPROJECTSREQUEST']._serialized_start=916
+  _globals['_WATCHPROJECTSREQUEST']._serialized_end=995
+  _globals['_WATCHPROJECTSRESPONSE']._serialized_start=997
+  _globals['_WATCHPROJECTSRESPONSE']._serialized_end=1110
+  _globals['_PROJECT']._serialized_start=1113
+  _globals['_PROJECT']._serialized_end=1615
+  _globals['_PROJECT_LABELSENTRY']._serialized_start=1570
+  _globals['_PROJECT_LABELSENTRY']._serialized_end=1615
+  _globals['_PROJECTSPEC']._serialized_start=1617
+  _globals['_PROJECTSPEC']._serialized_end=1651
+  _globals['_PROJECTSTATUS']._serialized_start=1654
+  _globals['_PROJECTSTATUS']._serialized_end=1810
+  _globals['_PROJECTSERVICE']._serialized_start=1813
+  _globals['_PROJECTSERVICE']._serialized_end=2369
 # @@protoc_insertion_point(module_scope)

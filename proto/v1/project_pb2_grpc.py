@@ -35,6 +35,11 @@ class ProjectServiceStub:
         Args:
             channel: A grpc.Channel.
         """
+        self.CreateProject = channel.unary_unary(
+                '/cairn.v1.ProjectService/CreateProject',
+                request_serializer=cairn_dot_proto_dot_v1_dot_project__pb2.CreateProjectRequest.SerializeToString,
+                response_deserializer=cairn_dot_proto_dot_v1_dot_project__pb2.Project.FromString,
+                _registered_method=True)
         self.GetProject = channel.unary_unary(
                 '/cairn.v1.ProjectService/GetProject',
                 request_serializer=cairn_dot_proto_dot_v1_dot_project__pb2.GetProjectRequest.SerializeToString,
@@ -45,11 +50,32 @@ class ProjectServiceStub:
                 request_serializer=cairn_dot_proto_dot_v1_dot_project__pb2.ListProjectsRequest.SerializeToString,
                 response_deserializer=cairn_dot_proto_dot_v1_dot_project__pb2.ListProjectsResponse.FromString,
                 _registered_method=True)
+        self.UpdateProject = channel.unary_unary(
+                '/cairn.v1.ProjectService/UpdateProject',
+                request_serializer=cairn_dot_proto_dot_v1_dot_project__pb2.UpdateProjectRequest.SerializeToString,
+                response_deserializer=cairn_dot_proto_dot_v1_dot_project__pb2.Project.FromString,
+                _registered_method=True)
+        self.DeleteProject = channel.unary_unary(
+                '/cairn.v1.ProjectService/DeleteProject',
+                request_serializer=cairn_dot_proto_dot_v1_dot_project__pb2.DeleteProjectRequest.SerializeToString,
+                response_deserializer=cairn_dot_proto_dot_v1_dot_project__pb2.Project.FromString,
+                _registered_method=True)
+        self.WatchProjects = channel.unary_stream(
+                '/cairn.v1.ProjectService/WatchProjects',
+                request_serializer=cairn_dot_proto_dot_v1_dot_project__pb2.WatchProjectsRequest.SerializeToString,
+                response_deserializer=cairn_dot_proto_dot_v1_dot_project__pb2.WatchProjectsResponse.FromString,
+                _registered_method=True)
 
 
 class ProjectServiceServicer:
     """Projects. Standard methods of AIP-131 to 135, plus Watch.
     """
+
+    def CreateProject(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
     def GetProject(self, request, context):
         """Missing associated documentation comment in .proto file."""
@@ -63,9 +89,34 @@ class ProjectServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateProject(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteProject(self, request, context):
+        """FAILED_PRECONDITION while anything lives in it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchProjects(self, request, context):
+        """The current objects, a bookmark, then every change. Resume with the last revision seen.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ProjectServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'CreateProject': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateProject,
+                    request_deserializer=cairn_dot_proto_dot_v1_dot_project__pb2.CreateProjectRequest.FromString,
+                    response_serializer=cairn_dot_proto_dot_v1_dot_project__pb2.Project.SerializeToString,
+            ),
             'GetProject': grpc.unary_unary_rpc_method_handler(
                     servicer.GetProject,
                     request_deserializer=cairn_dot_proto_dot_v1_dot_project__pb2.GetProjectRequest.FromString,
@@ -75,6 +126,21 @@ def add_ProjectServiceServicer_to_server(servicer, server):
                     servicer.ListProjects,
                     request_deserializer=cairn_dot_proto_dot_v1_dot_project__pb2.ListProjectsRequest.FromString,
                     response_serializer=cairn_dot_proto_dot_v1_dot_project__pb2.ListProjectsResponse.SerializeToString,
+            ),
+            'UpdateProject': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateProject,
+                    request_deserializer=cairn_dot_proto_dot_v1_dot_project__pb2.UpdateProjectRequest.FromString,
+                    response_serializer=cairn_dot_proto_dot_v1_dot_project__pb2.Project.SerializeToString,
+            ),
+            'DeleteProject': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteProject,
+                    request_deserializer=cairn_dot_proto_dot_v1_dot_project__pb2.DeleteProjectRequest.FromString,
+                    response_serializer=cairn_dot_proto_dot_v1_dot_project__pb2.Project.SerializeToString,
+            ),
+            'WatchProjects': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchProjects,
+                    request_deserializer=cairn_dot_proto_dot_v1_dot_project__pb2.WatchProjectsRequest.FromString,
+                    response_serializer=cairn_dot_proto_dot_v1_dot_project__pb2.WatchProjectsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -87,6 +153,33 @@ def add_ProjectServiceServicer_to_server(servicer, server):
 class ProjectService:
     """Projects. Standard methods of AIP-131 to 135, plus Watch.
     """
+
+    @staticmethod
+    def CreateProject(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cairn.v1.ProjectService/CreateProject',
+            cairn_dot_proto_dot_v1_dot_project__pb2.CreateProjectRequest.SerializeToString,
+            cairn_dot_proto_dot_v1_dot_project__pb2.Project.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def GetProject(request,
@@ -132,6 +225,87 @@ class ProjectService:
             '/cairn.v1.ProjectService/ListProjects',
             cairn_dot_proto_dot_v1_dot_project__pb2.ListProjectsRequest.SerializeToString,
             cairn_dot_proto_dot_v1_dot_project__pb2.ListProjectsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateProject(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cairn.v1.ProjectService/UpdateProject',
+            cairn_dot_proto_dot_v1_dot_project__pb2.UpdateProjectRequest.SerializeToString,
+            cairn_dot_proto_dot_v1_dot_project__pb2.Project.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteProject(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cairn.v1.ProjectService/DeleteProject',
+            cairn_dot_proto_dot_v1_dot_project__pb2.DeleteProjectRequest.SerializeToString,
+            cairn_dot_proto_dot_v1_dot_project__pb2.Project.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchProjects(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/cairn.v1.ProjectService/WatchProjects',
+            cairn_dot_proto_dot_v1_dot_project__pb2.WatchProjectsRequest.SerializeToString,
+            cairn_dot_proto_dot_v1_dot_project__pb2.WatchProjectsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -33,19 +33,38 @@ class ProjectServiceStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ProjectServiceAsyncStub: ...
+    CreateProject: _grpc.UnaryUnaryMultiCallable[_project_pb2.CreateProjectRequest, _project_pb2.Project]
     GetProject: _grpc.UnaryUnaryMultiCallable[_project_pb2.GetProjectRequest, _project_pb2.Project]
     ListProjects: _grpc.UnaryUnaryMultiCallable[_project_pb2.ListProjectsRequest, _project_pb2.ListProjectsResponse]
+    UpdateProject: _grpc.UnaryUnaryMultiCallable[_project_pb2.UpdateProjectRequest, _project_pb2.Project]
+    DeleteProject: _grpc.UnaryUnaryMultiCallable[_project_pb2.DeleteProjectRequest, _project_pb2.Project]
+    """FAILED_PRECONDITION while anything lives in it."""
+    WatchProjects: _grpc.UnaryStreamMultiCallable[_project_pb2.WatchProjectsRequest, _project_pb2.WatchProjectsResponse]
+    """The current objects, a bookmark, then every change. Resume with the last revision seen."""
 
 @_typing.type_check_only
 class ProjectServiceAsyncStub(ProjectServiceStub):
     """Projects. Standard methods of AIP-131 to 135, plus Watch."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
+    CreateProject: _aio.UnaryUnaryMultiCallable[_project_pb2.CreateProjectRequest, _project_pb2.Project]  # type: ignore[assignment]
     GetProject: _aio.UnaryUnaryMultiCallable[_project_pb2.GetProjectRequest, _project_pb2.Project]  # type: ignore[assignment]
     ListProjects: _aio.UnaryUnaryMultiCallable[_project_pb2.ListProjectsRequest, _project_pb2.ListProjectsResponse]  # type: ignore[assignment]
+    UpdateProject: _aio.UnaryUnaryMultiCallable[_project_pb2.UpdateProjectRequest, _project_pb2.Project]  # type: ignore[assignment]
+    DeleteProject: _aio.UnaryUnaryMultiCallable[_project_pb2.DeleteProjectRequest, _project_pb2.Project]  # type: ignore[assignment]
+    """FAILED_PRECONDITION while anything lives in it."""
+    WatchProjects: _aio.UnaryStreamMultiCallable[_project_pb2.WatchProjectsRequest, _project_pb2.WatchProjectsResponse]  # type: ignore[assignment]
+    """The current objects, a bookmark, then every change. Resume with the last revision seen."""
 
 class ProjectServiceServicer(metaclass=_abc_1.ABCMeta):
     """Projects. Standard methods of AIP-131 to 135, plus Watch."""
+
+    @_abc_1.abstractmethod
+    def CreateProject(
+        self,
+        request: _project_pb2.CreateProjectRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_project_pb2.Project, _abc.Awaitable[_project_pb2.Project]]: ...
 
     @_abc_1.abstractmethod
     def GetProject(
@@ -60,5 +79,28 @@ class ProjectServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _project_pb2.ListProjectsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_project_pb2.ListProjectsResponse, _abc.Awaitable[_project_pb2.ListProjectsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def UpdateProject(
+        self,
+        request: _project_pb2.UpdateProjectRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_project_pb2.Project, _abc.Awaitable[_project_pb2.Project]]: ...
+
+    @_abc_1.abstractmethod
+    def DeleteProject(
+        self,
+        request: _project_pb2.DeleteProjectRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_project_pb2.Project, _abc.Awaitable[_project_pb2.Project]]:
+        """FAILED_PRECONDITION while anything lives in it."""
+
+    @_abc_1.abstractmethod
+    def WatchProjects(
+        self,
+        request: _project_pb2.WatchProjectsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_project_pb2.WatchProjectsResponse], _abc.AsyncIterator[_project_pb2.WatchProjectsResponse]]:
+        """The current objects, a bookmark, then every change. Resume with the last revision seen."""
 
 def add_ProjectServiceServicer_to_server(servicer: ProjectServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
