@@ -153,7 +153,12 @@ class Adoption:
         return self._api.merge(self._ports).merge(self._placement).merge(self._assignments)
 
     def _project(self, project: str) -> str:
-        return project if self._view.get(kinds.PROJECT, project) is not None else DEFAULT_PROJECT_ID
+        """Return the project it was in, or the default one when that is gone."""
+        known = self._view.get(kinds.PROJECT, project)
+        if known is None or known.HasField("delete_time"):
+            return DEFAULT_PROJECT_ID
+        self._api.check(kinds.PROJECT, project, self._view.revision_of(kinds.PROJECT, project))
+        return project
 
     def _name(self, noun: Noun[Any], project: str, name: str, id: str) -> str:
         """Claim the name it had, or that with the end of its id when somebody else has it."""

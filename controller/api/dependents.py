@@ -23,6 +23,8 @@ from cairn.proto.subjects import subject_key
 from cairn.proto.v1.binding_pb2 import Subject
 
 Affected = tuple[str, str]
+# A project says how many of these live in it; of one that is gone its project is not known any more.
+_COUNTED: Final = (kinds.VM, kinds.VOLUME, kinds.IMAGE, kinds.VPC)
 Rule = Callable[[View, str], Iterator[Affected]]
 
 
@@ -242,6 +244,10 @@ def affected(view: View, kind: Kind[Any], id: str) -> Iterator[Affected]:
         yield from rule(view, id)
     elif kind.name in BY_KIND:
         yield kind.name, id
+    if kind in _COUNTED:
+        found: Any = view.get(kind, id)
+        for project in [found.project] if found is not None else list(view.ids(kinds.PROJECT)):
+            yield "project", project
     # Those for one object call it by its name.
     if kind.name in BY_KIND:
         for binding in view.by(kinds.BINDING, "object", f"{kind.name}/{id}"):

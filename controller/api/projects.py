@@ -24,7 +24,7 @@ from cairn.proto.v1 import project_pb2, project_pb2_grpc
 from cairn.proto.v1.project_pb2 import Project
 
 DEFAULT_SAY: Final = "is where things are made when no project is named"
-RULES: Final = UpdateRules(mutable=("name", "labels", "spec.description"))
+RULES: Final = UpdateRules(mutable=("name", "labels", "spec.description"), immutable=())
 # What keeps a project, in the order in which it is deleted.
 _LIVING: Final = (nouns.VM, nouns.VOLUME, nouns.PORT, nouns.SUBNET, nouns.VPC, nouns.IMAGE)
 
@@ -51,9 +51,9 @@ class ProjectService(project_pb2_grpc.ProjectServiceServicer):
     async def UpdateProject(self, request: project_pb2.UpdateProjectRequest, context: Any) -> Project:
         """Change its name, labels and description."""
 
-        def amend(_view: View, _caller: Caller, _txn: Txn, new: Project, _old: Record[Project]) -> None:
+        def amend(_view: View, _caller: Caller, _txn: Txn, new: Project, old: Record[Project]) -> None:
             validation.description("project.spec.description", new.spec.description)
-            _refuse_default(_old.message, renamed=new.name != _old.message.name)
+            _refuse_default(old.message, renamed=new.name != old.message.name)
 
         def decide(view: View, caller: Caller) -> Decided[Project]:
             decided, _, _ = updated(view, caller, self._core, nouns.PROJECT, request, RULES, amend)

@@ -34,7 +34,7 @@ BUILTIN: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = MappingProxyType(
         ),
         "project-admin": (
             "does what a member does, and says who else may do what",
-            ("*.see", *(f"{noun}.*" for noun in _PROJECT_NOUNS), "binding.*", "role.use", "user.use"),
+            ("*.see", *(f"{noun}.*" for noun in _PROJECT_NOUNS), "project.update", "binding.*", "role.use", "user.use"),
         ),
         "operator": (
             "looks after nodes and what they hold; changes nothing of a project's",
