@@ -34,7 +34,8 @@ from google.protobuf.message import Message
 _log = log.logger("api")
 # Records that refer to what is erased here.
 _REFERRING: Final[tuple[AnyKind, ...]] = (
-    kinds.VM, kinds.VOLUME, kinds.PORT, kinds.SUBNET, kinds.VPC, kinds.IMAGE, kinds.PLACEMENT, kinds.VOLUME_PLACEMENT, kinds.IMAGE_CONTENT,
+    kinds.VM, kinds.VOLUME, kinds.PORT, kinds.SUBNET, kinds.VPC, kinds.IMAGE, kinds.PLACEMENT, kinds.VOLUME_PLACEMENT,
+    kinds.IMAGE_CONTENT,
 )  # fmt: skip
 M = TypeVar("M", bound=Message)
 
