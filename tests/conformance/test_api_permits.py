@@ -26,6 +26,7 @@ from cairn.proto.v1 import (
     image_pb2,
     node_pb2,
     port_pb2,
+    project_pb2,
     role_pb2,
     subnet_pb2,
     user_pb2,
@@ -141,6 +142,7 @@ CREATED: dict[str, Any] = {
         binding=Binding(spec=BindingSpec(role="viewer", subject=Subject(user="ann")))
     ),
     "CheckPermission": CheckPermissionRequest(permission="vm.see"),
+    "CreateProject": project_pb2.CreateProjectRequest(project=Project(name="second")),
     "CreateImage": image_pb2.CreateImageRequest(image=image("second")),
     "UploadImage": image_pb2.UploadImageRequest(image="demo"),
     "CreateVpc": CreateVpcRequest(vpc=Vpc(name="second", spec=VpcSpec(cidr="10.2.0.0/16"))),
