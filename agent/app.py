@@ -23,6 +23,7 @@ import grpc.aio
 from cairn.agent import config as configuration
 from cairn.agent import identity
 from cairn.agent.config import Config, ConfigError
+from cairn.agent.exclusive import Exclusive
 from cairn.agent.facts import Facts, agent_version
 from cairn.agent.guestfiles import GuestFiles, GuestFolders
 from cairn.agent.guests import Guests
@@ -93,6 +94,7 @@ class Agent:
         self.ledger.watch(self._tell_slow_disk)
         self.world = World(hypervisor, self.drivers, images, dataplane, files)
         self.networks = Networks(dataplane, services, self.world, self.ledger, self.reports)
+        exclusive = Exclusive()
         self.guests = Guests(
             hypervisor,
             files,
@@ -100,9 +102,10 @@ class Agent:
             self.networks,
             self.ledger,
             self.reports,
+            exclusive,
             permitted=lambda: self.sync.synced.is_set(),
         )
-        volume_unit = Volumes(self.drivers, hypervisor, self.world, self.ledger, self.reports)
+        volume_unit = Volumes(self.drivers, hypervisor, self.world, self.ledger, self.reports, exclusive)
         self.images = Images(images, self.world, self.ledger, self.reports, transport)
         unknowns = Unknowns(self.world, self.ledger, self.reports)
         units = Units(self.guests, volume_unit, self.images, self.networks, unknowns)

@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import asdict
 from itertools import groupby
-from weakref import WeakValueDictionary
 
 from cairn.agent.actions import (
     Action,
@@ -33,6 +32,7 @@ from cairn.agent.actions import (
     Undefine,
     WriteSeed,
 )
+from cairn.agent.exclusive import Exclusive
 from cairn.agent.guestfiles import GuestFiles
 from cairn.agent.hypervisor.base import Disk, DomainSpec, DomainState, Hypervisor, HypervisorError
 from cairn.agent.ledger import Ledger
@@ -64,18 +64,17 @@ class Guests:
         networks: Networks,
         ledger: Ledger,
         reports: Reports,
+        exclusive: Exclusive,
         *,
         permitted: Callable[[], bool],
     ) -> None:
         """permitted: whether a controller is heard that says who is to run what."""
         self._hypervisor, self._files, self._world, self._networks = hypervisor, files, world, networks
-        self._ledger, self._reports = ledger, reports
+        self._ledger, self._reports, self._exclusive = ledger, reports, exclusive
         self.permitted = permitted
         self._memories: dict[str, Memory] = {}
         # Guest -> volume -> why it could not be plugged in or out.
         self._troubles: dict[str, dict[str, str]] = {}
-        # Of volumes a guest is just opening.
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self.actions = 0
 
     async def settle(self, key: str) -> Again:
@@ -241,10 +240,8 @@ class Guests:
 
     @asynccontextmanager
     async def _opening(self, id: str, volumes: set[str]) -> AsyncGenerator[None]:
-        """Let nobody else open these volumes meanwhile. HypervisorError when another guest has one of them open."""
-        async with AsyncExitStack() as held:
-            for volume in sorted(volumes):
-                await held.enter_async_context(self._locks.setdefault(volume, asyncio.Lock()))
+        """Let nobody else open or change these volumes meanwhile. HypervisorError when another guest has one of them open."""
+        async with self._exclusive.hold(volumes):
             await self._world.refresh(Part.DOMAINS)
             for other in self._world.domains.values():
                 taken = volumes.intersection(other.volumes) if other.id != id else set()

@@ -10,8 +10,11 @@ Its type decides who makes it (storage/drivers.py); a type this node does not kn
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from typing import Final
 
+from cairn.agent.exclusive import Exclusive
 from cairn.agent.hypervisor.base import Hypervisor, HypervisorError
 from cairn.agent.ledger import Ledger
 from cairn.agent.reports import Reports
@@ -20,7 +23,7 @@ from cairn.agent.world import Part, World
 from cairn.proto.v1.agent_pb2 import DesiredVolume, ImageReport, Report, VolumeReport
 from cairn.storage.base import StorageError, VolumeDriver
 from cairn.storage.drivers import Drivers
-from cairn.storage.plan import CreateVolume, DeleteVolume, GrowVolume, plan
+from cairn.storage.plan import Action, CreateVolume, DeleteVolume, GrowVolume, plan
 
 LOST: Final = "was here and is gone: is its pool mounted? Bring its file back, or delete it; it is not made again by itself"
 LOOK_AGAIN_S: Final = 10.0
@@ -31,8 +34,16 @@ _HERE: Final = "here"
 class Volumes:
     """Observe, plan, apply, report for a volume."""
 
-    def __init__(self, drivers: Drivers, hypervisor: Hypervisor, world: World, ledger: Ledger, reports: Reports) -> None:
-        self._drivers, self._hypervisor = drivers, hypervisor
+    def __init__(
+        self,
+        drivers: Drivers,
+        hypervisor: Hypervisor,
+        world: World,
+        ledger: Ledger,
+        reports: Reports,
+        exclusive: Exclusive,
+    ) -> None:
+        self._drivers, self._hypervisor, self._exclusive = drivers, hypervisor, exclusive
         self._world, self._ledger, self._reports = world, ledger, reports
         # Keys that wait for a guest to let go.
         self.in_use: set[str] = set()
@@ -54,16 +65,38 @@ class Volumes:
         held = self._world.volumes.get(desired.id)
         if desired.absent and held is not None and await self._ledger.yield_to(key):
             # It was to be removed before a restore, and is still here: the restored record lets it live.
-            desired = (self._ledger.object(key) or object).volume
+            object = self._ledger.object(key) or object
+            desired = object.volume
         image = self._world.images.get(desired.image_digest)
         actions = plan([], [desired], [image] if image else [], [held] if held else [])
-        if any(self._is_held_from_removal(action) for action in actions):
-            self.in_use.add(key)
-            self._say_in_use(key, desired)
-            return Again()
         if held is None and not desired.absent and (desired.made or self._was_here(key)):
             self._report(key, VolumeReport(state=VolumeReport.STATE_FAILED, say=LOST, error=LOST))
             return Again(after_s=LOOK_AGAIN_S)
+        async with self._alone(desired.id, actions):
+            if self._ledger.object(key) != object:
+                # It was told something else meanwhile, which has woken this key.
+                return Again()
+            if any(self._is_held_from_removal(action) for action in actions):
+                self.in_use.add(key)
+                self._say_in_use(key, desired)
+                return Again()
+            await self._act(key, desired, driver, actions)
+        await self._world.refresh(Part.VOLUMES)
+        await self._conclude(key, desired)
+        return Again()
+
+    @asynccontextmanager
+    async def _alone(self, id: str, actions: Sequence[Action]) -> AsyncGenerator[None]:
+        """Let no guest begin to open a volume that is grown or removed; who has it open by now is seen."""
+        if not any(isinstance(action, GrowVolume | DeleteVolume) for action in actions):
+            yield
+            return
+        async with self._exclusive.hold({id}):
+            await self._world.refresh(Part.DOMAINS)
+            yield
+
+    async def _act(self, key: str, desired: DesiredVolume, driver: VolumeDriver, actions: Sequence[Action]) -> None:
+        """Do what was planned, and say it; StorageError or HypervisorError when that failed."""
         try:
             for action in actions:
                 if not isinstance(action, CreateVolume | GrowVolume | DeleteVolume):
@@ -78,9 +111,6 @@ class Volumes:
         except HypervisorError as error:
             self._say_not_grown(key, desired, str(error))
             raise
-        await self._world.refresh(Part.VOLUMES)
-        await self._conclude(key, desired)
-        return Again()
 
     def _was_here(self, key: str) -> bool:
         return bool(self._ledger.note(key).get(_HERE))
@@ -106,7 +136,7 @@ class Volumes:
         else:
             await driver.resize(action.id, action.size_bytes, generation=generation)
 
-    def _is_held_from_removal(self, action: object) -> bool:
+    def _is_held_from_removal(self, action: Action) -> bool:
         """Whether a guest has a volume that is to be removed, or is about to start with it."""
         domains = self._world.domains.values()
         return isinstance(action, DeleteVolume) and any(action.id in domain.volumes for domain in domains)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from cairn.agent.app import Agent
 from cairn.proto.v1.agent_pb2 import Desired, DesiredVm, DesiredVolume, VmDisk
+from cairn.proto.v1.vm_pb2 import POWER_STATE_STOPPED
 
-from tests.unit.agent_kit import MIB, Machine, ran, run, until, vm_objects
+from tests.unit.agent_kit import MIB, Machine, elapse, ran, run, until, vm_objects
 
 DATA = "vol-000000da"
 ONE, TWO = "i-00000001", "i-00000002"
@@ -69,6 +70,55 @@ def test_two_guests_that_open_it_at_the_same_moment_do_so_one_after_the_other() 
                 await machine.upsert(agent, {f"vm/i-{here:08d}": guest(here, data=True)[f"vm/i-{here:08d}"]})
                 await until("it to have moved", lambda here=here: holders(machine) == [f"i-{here:08d}"])
         assert max(len(each) for each in seen) == 1
+        await agent.stop()
+
+    run(scenario)
+
+
+def test_no_guest_opens_a_volume_while_it_is_grown_from_outside() -> None:
+    async def scenario() -> None:
+        machine = Machine()
+        agent = await both_run(machine)
+        off = guest(1, data=True)
+        off[f"vm/{ONE}"].vm.power_state = POWER_STATE_STOPPED
+        off[f"vm/{ONE}"].vm.force = True
+        await machine.upsert(agent, {f"vm/{ONE}": off[f"vm/{ONE}"]})
+        await until("it to be off", lambda: holders(machine) == [])
+        machine.pool.hang["resize"] = 1
+        larger = data()
+        larger[f"volume/{DATA}"].volume.size_bytes = 2 * MIB
+        await machine.upsert(agent, larger)
+        await until("its growing to begin", lambda: len(machine.pool.hanging) == 1)
+        on = guest(1, data=True)[f"vm/{ONE}"]
+        on.vm.power_generation = 1
+        await machine.upsert(agent, {f"vm/{ONE}": on})
+        await elapse(5)
+        assert holders(machine) == []
+        assert machine.pool.volumes[DATA].size_bytes == MIB
+        machine.pool.let_go()
+        await until("it to run", lambda: holders(machine) == [ONE])
+        assert machine.pool.volumes[DATA].size_bytes == 2 * MIB
+        await agent.stop()
+
+    run(scenario)
+
+
+def test_a_volume_is_not_removed_while_a_guest_is_just_opening_it() -> None:
+    async def scenario() -> None:
+        machine = Machine()
+        agent = await both_run(machine)
+        await machine.upsert(agent, {f"vm/{ONE}": guest(1, data=False)[f"vm/{ONE}"]})
+        await until("the first to have let go", lambda: holders(machine) == [])
+        machine.knobs.hang["attach_disk"] = 1
+        await machine.upsert(agent, {f"vm/{TWO}": guest(2, data=True)[f"vm/{TWO}"]})
+        await until("it to be plugged in", lambda: len(machine.knobs.hanging) == 1)
+        gone = {f"volume/{DATA}": Desired(volume=DesiredVolume(id=DATA, absent=True))}
+        await machine.upsert(agent, {**gone, f"vm/{TWO}": guest(2, data=False)[f"vm/{TWO}"]})
+        await elapse(5)
+        assert DATA in machine.pool.volumes
+        machine.knobs.let_go()
+        await until("it to be removed", lambda: DATA not in machine.pool.volumes)
+        assert holders(machine) == []
         await agent.stop()
 
     run(scenario)
