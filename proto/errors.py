@@ -6,14 +6,15 @@
       AlreadyExists              ALREADY_EXISTS       + ResourceInfo
       BadState                   FAILED_PRECONDITION  + PreconditionFailure         an object and its state
       Exhausted                  RESOURCE_EXHAUSTED   + QuotaFailure                what would make it fit
-      Moved                      ABORTED              + ErrorInfo                   stale etag or plan: read again
+      Moved                      ABORTED              + ErrorInfo                   stale etag: read again
+        Overtaken                ABORTED              + ErrorInfo                   a plan that is over: plan again
       Denied                     PERMISSION_DENIED    + ErrorInfo
       Unauthenticated            UNAUTHENTICATED      + ErrorInfo
       TryAgain                   UNAVAILABLE          + RetryInfo                   retryable
       OutOfRange                 OUT_OF_RANGE         + ErrorInfo                   compacted revision: list again
 
 All but TryAgain and Moved are permanent: repeating the same call gives the same answer. For that, what hangs on the state of
-other objects (LASTING) is remembered under the request's id (docs/decisions/0029).
+other objects, or on whose clock says so (LASTING), is remembered under the request's id (docs/decisions/0029).
 """
 
 from __future__ import annotations
@@ -127,9 +128,13 @@ class Exhausted(Refused):
 
 
 class Moved(Refused):
-    """The object or plan changed since it was read."""
+    """The object changed since it was read."""
 
     code = grpc.StatusCode.ABORTED
+
+
+class Overtaken(Moved):
+    """The plan is over, for who decides here: what it was decided on has changed, or its time has come."""
 
 
 class Denied(Refused):
@@ -174,8 +179,8 @@ class Repeated(Refused):
         return self._status
 
 
-# Refusals that the same call would be spared once other objects have changed.
-LASTING: Final = (NotFound, AlreadyExists, BadState, Exhausted)
+# Refusals that the same call would be spared once other objects have changed, or by a controller with another clock.
+LASTING: Final = (NotFound, AlreadyExists, BadState, Exhausted, Overtaken)
 _CODES: Final = {int(code.value[0]): code for code in grpc.StatusCode}
 
 

@@ -31,7 +31,7 @@ from cairn.controller.store.view import Fork
 from cairn.controller.words import several, size
 from cairn.proto import kinds
 from cairn.proto.addresses import addresses_of
-from cairn.proto.errors import Invalid, Moved
+from cairn.proto.errors import Invalid, Overtaken
 from cairn.proto.seams import Clock, Ids, moment, timestamp
 from cairn.proto.v1.cluster_pb2 import PlanRecord, StoredTxn
 from cairn.proto.v1.common_pb2 import Plan
@@ -173,12 +173,12 @@ class Planner:
             await self._views.wait_for(await self._store.commit(gathering.txn))
 
     def recall(self, view: View, caller: Caller, plan_id: str, digest: bytes, touched: Touched) -> Decided[Any]:
-        """Return a stored plan as a decision. Raises Moved: this caller has none; Invalid: for another request."""
+        """Return a stored plan as a decision. Raises Overtaken: it is over, or not his; Invalid: for another request."""
         record = view.record(kinds.PLAN, plan_id)
         if record is not None and record.message.caller != caller.uri:
             record = None
         if record is None or moment(record.message.expire_time) <= self._clock.now():
-            raise Moved(f"plan {plan_id!r} is unknown, used or older than {PLAN_KEEP_S / 60:.0f} minutes: plan again")
+            raise Overtaken(f"plan {plan_id!r} is unknown, used or older than {PLAN_KEEP_S / 60:.0f} minutes: plan again")
         if record.message.fingerprint != digest:
             raise Invalid("plan_id", f"{plan_id} was made for another request; repeat that one, or plan again")
         txn = restored(StoredTxn.FromString(record.message.transaction))
@@ -188,7 +188,7 @@ class Planner:
         as_left = all(_digest(view, key) == digest for key, digest in record.message.left.items())
         txn.checks.update({key: view.revision_of(*kinds.split(key)) for key in record.message.left})
         if not as_left or not all(view.revision_of(*kinds.split(key)) == revision for key, revision in txn.checks.items()):
-            raise Moved(f"plan {plan_id} no longer applies: something it was decided on has changed; plan again")
+            raise Overtaken(f"plan {plan_id} no longer applies: something it was decided on has changed; plan again")
         txn.check(kinds.PLAN, plan_id, record.mod_revision).delete(kinds.PLAN, plan_id)
         kind, _, id = record.message.object.partition("/")
         noun = nouns.BY_KIND[kind]

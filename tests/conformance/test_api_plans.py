@@ -77,6 +77,16 @@ async def test_a_plan_fits_only_its_request_and_expires(world: World) -> None:
     assert await code_of(world.api.vms.CreateVm(apply)) is grpc.StatusCode.ABORTED
 
 
+async def test_a_plan_that_was_refused_is_not_applied_by_a_controller_whose_clock_is_behind(world: World) -> None:
+    planned = await world.api.vms.CreateVm(CreateVmRequest(vm=vm("web"), validate_only=True))
+    apply = CreateVmRequest(vm=vm("web"), plan_id=planned.plan.plan_id, request_id=world.ids.uuid())
+    world.clock.ahead = timedelta(minutes=11)
+    assert await code_of(world.api.vms.CreateVm(apply)) is grpc.StatusCode.ABORTED
+    world.clock.ahead = timedelta()
+    assert await code_of(world.api.vms.CreateVm(apply)) is grpc.StatusCode.ABORTED
+    assert await world.count(kinds.VM) == 0
+
+
 async def test_what_cannot_be_placed_says_what_would_make_it_fit(world: World) -> None:
     for number in range(4):
         await world.vm(f"big-{number}", memory_bytes=3 * GIB)
