@@ -38,7 +38,7 @@ class EventWatches:
     async def watch(self, caller: Caller, request: WatchEventsRequest) -> AsyncIterator[WatchEventsResponse]:
         """Yield changes until the caller goes away. Raises Invalid, OutOfRange, TryAgain."""
         after = request.after_revision
-        view = await self._listings.view(after)
+        view = await self._listings.view(after) if after else await self._listings.now()
         selection = Selection.of(view, caller, nouns.EVENT, request, watching=True)
         told, complete = Told(selection, resumed=bool(after)), after or view.revision
         if not after:

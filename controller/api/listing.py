@@ -2,8 +2,8 @@
 meanwhile. A page ends after so many objects or so many bytes, whichever comes first.
 
 The first page is read from the View as it is at one moment, also when answering takes long and others have their turn; the
-following ones, and all of events, which no view has, from the store at the revision the token names; both are in the order of
-ids. Which objects a walk shows, and
+following ones, and all of events, which no view has, from the store at the revision the token names (of the first: at least
+what the store had when it was asked for); both are in the order of ids. Which objects a walk shows, and
 their specs, are those of that revision; their status is today's. A token is opaque, bound to the list and the caller it was
 made for, and carries a checksum: a damaged or foreign one is refused, not misread. It is no secret and grants nothing, so it
 is not signed.
@@ -84,6 +84,16 @@ class Listings:
                 raise Invalid("read_revision", f"{read_revision} lies in the future: the newest is {newest}")
         return self._cache.view
 
+    async def now(self) -> View:
+        """Return a view whose revision the store still knows: one that has fallen behind names one that is forgotten."""
+        fresh: View = await self._freshen()
+        return fresh
+
+    async def _beginning(self, noun: Noun[Any], request: Any) -> View:
+        """Return the view that a page is of."""
+        view = await self.view(request.read_revision)
+        return view if noun.kind.cached or request.page_token else await self.now()
+
     async def get(self, caller: Caller, noun: Noun[M], request: Any) -> M:
         """Answer Get. Raises NotFound, Invalid."""
         view = await self.view(request.read_revision)
@@ -104,7 +114,7 @@ class Listings:
         if request.page_size < 0:
             raise Invalid("page_size", f"{request.page_size} is negative")
         size = min(request.page_size or PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)
-        view = await self.view(request.read_revision)
+        view = await self._beginning(noun, request)
         selection = Selection.of(view, caller, noun, request)
         scope = "\0".join(
             (caller.uri, noun.kind.name, request.project, request.filter, str(getattr(request, "show_deleted", False)))

@@ -206,6 +206,18 @@ async def test_a_revision_the_store_forgot_is_told(world: World) -> None:
     assert refused.value.code() is grpc.StatusCode.OUT_OF_RANGE
 
 
+async def test_a_controller_that_has_fallen_behind_does_not_begin_at_what_the_store_forgot(world: World) -> None:
+    await tell(world, "i-1")
+    async with watching(world) as told:
+        async with world.behind():
+            await world.store.commit(Txn("sync").put(kinds.EVENT, "ev-late", Event(id="ev-late", reason="Late")))
+            await world.store.compact(await world.store.revision())
+            found, first = asyncio.create_task(listed(world, project="-")), asyncio.create_task(told())
+            await asyncio.wait({found, first}, timeout=0.3)
+        assert "ev-late" in await found
+        assert (await first).type == UPSERT
+
+
 async def test_many_watchers_leave_nothing_behind(world: World) -> None:
     for _ in range(5):
         async with watching(world) as told:
