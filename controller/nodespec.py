@@ -26,6 +26,7 @@ from cairn.controller.model.administered import let_go_of
 from cairn.controller.model.assigned import VOLUME_WORK, assigned_to, assignment
 from cairn.controller.model.attachments import is_let_go
 from cairn.controller.model.capabilities import lacking
+from cairn.controller.model.lifetime import kept_no_longer
 from cairn.controller.model.owners import hostname_of, vm_of
 from cairn.controller.model.readable import CannotTell, Readable
 from cairn.controller.model.restored import is_restored, settled
@@ -73,6 +74,7 @@ from cairn.proto.v1.node_pb2 import Assignment
 from cairn.proto.v1.port_pb2 import PortBinding
 from cairn.proto.v1.secret_pb2 import Secret
 from cairn.proto.v1.vm_pb2 import Vm
+from cairn.proto.v1.volume_pb2 import Volume
 from google.protobuf.message import Message
 
 M = TypeVar("M", bound=Message)
@@ -302,6 +304,12 @@ def _erased(view: View, id: str) -> bool:
     return volume.spec.delete_with_vm and bool(volume.spec.vm) and view.get(kinds.PURGE, volume.spec.vm) is not None
 
 
+def _goes(view: View, volume: Volume) -> bool:
+    """Tell whether a volume was purged, by itself or with its VM: what is written next is that it be erased."""
+    vm = view.get(kinds.VM, volume.spec.vm) if volume.spec.vm and volume.spec.delete_with_vm else None
+    return any(each.HasField("delete_time") and kept_no_longer(each) for each in (volume, vm) if each is not None)
+
+
 def _volume(view: View, _presence: Presence, node: str, id: str) -> Desired | None:
     volume = view.get(kinds.VOLUME, id)
     if volume is None or node != volume_node(view, id):
@@ -311,6 +319,9 @@ def _volume(view: View, _presence: Presence, node: str, id: str) -> Desired | No
     if _erased(view, id):
         result.absent = True
         return Desired(volume=result)
+    if _goes(view, volume):
+        # Its node may have erased it before a restore: told that it is to be, it would make it anew, empty.
+        raise CannotTell(f"volume {id} was purged, and is not said to be erased yet")
     # Not larger than the room claimed for it.
     result.size_bytes = volume_claimed_bytes(view, id)
     image = view.get(kinds.IMAGE, volume.spec.image) if volume.spec.image else None

@@ -267,6 +267,11 @@ class Presence:
     def _on_vm(self, view: View, id: str, affected: Affected, ports: dict[str, None]) -> None:
         self._vm_changed(id, affected)
         self._takers_changed(view, id, affected)
+        vm = view.get(kinds.VM, id)
+        if vm is None or vm.HasField("delete_time"):
+            # Those that go with it are told no more once it was purged.
+            for disk in view.by(kinds.VOLUME, "vm", id):
+                self._disk_changed(disk, affected)
         ports.update(dict.fromkeys(ports_of(view, kinds.VM, id)))
 
     def _on_secret(self, _view: View, id: str, affected: Affected, _ports: dict[str, None]) -> None:

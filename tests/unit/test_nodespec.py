@@ -158,6 +158,17 @@ def test_a_purged_disk_is_sent_as_absent_and_its_image_is_not_needed() -> None:
     assert "image/img-0000demo" not in held
 
 
+def test_of_what_was_purged_a_node_that_has_none_of_it_makes_none() -> None:
+    """Its node had erased it, before a restore, and was told to make it anew until the word that it be erased was written."""
+    cloud, nodes, vms = two_vms()
+    cloud.delete_vm(vms[0])
+    assert "volume/vol-00000vm0" in objects(cloud, nodes[0]), "it may be brought back"
+    cloud.delete_vm(vms[0], purge=True)
+    kept: set[str] = set()
+    assert "volume/vol-00000vm0" not in node_objects(cloud.view, Presence(cloud.view), nodes[0], kept)
+    assert "volume/vol-00000vm0" in kept
+
+
 def test_a_copy_too_many_goes_only_once_a_keeper_has_one() -> None:
     """Keepers change; by the records of a backup they may be nodes that have left since, and this copy the last."""
     cloud, _, _ = two_vms()
