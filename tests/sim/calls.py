@@ -427,7 +427,7 @@ class ClientCall:
                 again = Connection(network, *connection.hosts, connection.caller, network.random.choice(there))
                 ServerCall(again, self, method, self._timeout_s, mute=True).repeat(data)
 
-        network.after(network.random.uniform(0, network.faults.duplicate_s), arrive)
+        network.once_more(arrive)
 
     async def done_writing(self) -> None:
         """Send no more."""

@@ -32,7 +32,7 @@ PASSING: Final = frozenset(
     }
 )
 
-# Refusals for the state of things, and what is said to who asks again after what he had made was erased.
+# Refusals for the state of things (one that a plan is over besides), and what is said to who asks again after what he had made was erased.
 LASTING: Final = frozenset(
     {
         grpc.StatusCode.NOT_FOUND,
@@ -82,7 +82,8 @@ class SimClient:
         try:
             return await self._repeat(method, begin, first=first, final=final)
         except grpc.aio.AioRpcError as error:
-            if getattr(request, "request_id", "") and error.code() in LASTING and ERASED not in str(error.details()):
+            lasts = error.code() in LASTING or (error.code() is grpc.StatusCode.ABORTED and getattr(request, "plan_id", ""))
+            if getattr(request, "request_id", "") and lasts and ERASED not in str(error.details()):
                 self._refused[request.request_id] = f"{method} {error.code().name} {error.details()}"
             raise
 

@@ -198,6 +198,7 @@ class Network:
         # Counts changes of what is blocked.
         self.blocks = 0
         self._blocked: dict[tuple[str, str], None] = {}
+        self._forgotten = 0
         self._number = 0
         # Messages under way belong to nobody: they outlive their sender.
         self._context = contextvars.copy_context()
@@ -235,6 +236,15 @@ class Network:
     def keepalive_s(self) -> float:
         """Draw how long a silent connection is believed in."""
         return self.random.uniform(*self.faults.keepalive_s)
+
+    def once_more(self, arrive: Callable[[], None]) -> None:
+        """Have a request arrive a second time, after a while."""
+        forgotten = self._forgotten
+        self.after(self.random.uniform(0, self.faults.duplicate_s), lambda: arrive() if self._forgotten == forgotten else None)
+
+    def forget_requests(self) -> None:
+        """What was sent arrives no second time: a restored store does not know that it was answered (decision 0029)."""
+        self._forgotten += 1
 
     def after(self, delay_s: float, act: Callable[..., None], *arguments: Any) -> None:
         """Do something a little later, whoever lives then."""

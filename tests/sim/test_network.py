@@ -41,3 +41,16 @@ def test_who_only_reads_learns_that_the_other_side_gave_up_while_the_link_was_cu
             await asyncio.gather(*(side.over.wait() for side in sides))
 
     run(seed, scenario)
+
+
+def test_what_was_sent_before_a_restore_does_not_arrive_a_second_time_after_it() -> None:
+    async def scenario() -> None:
+        loop: Any = asyncio.get_running_loop()
+        network, arrived = Network(loop, 1), list[str]()
+        network.once_more(lambda: arrived.append("before"))
+        network.forget_requests()
+        network.once_more(lambda: arrived.append("after"))
+        await asyncio.sleep(network.faults.duplicate_s)
+        assert arrived == ["after"]
+
+    run(1, scenario)

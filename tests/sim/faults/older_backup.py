@@ -64,6 +64,7 @@ def _nodes(world: World) -> set[str]:
 async def _restore(world: World, content: bytes, crash_steps: tuple[int, ...]) -> None:
     world.note("the older backup is restored")
     world.network.count("older_backup")
+    world.network.forget_requests()
     before, volumes, since = set(world.running()), _volumes(world), Since(backed_up(content), _records(world))
     boots, asked = _boots(world), world.referee.asked
     world.referee.suspend()

@@ -38,6 +38,7 @@ async def restore_store(world: World, down_s: float) -> None:
 async def _restore(world: World, down_s: float) -> None:
     world.note("the store is made anew from its dump")
     world.network.count("restore_store")
+    world.network.forget_requests()
     for name in world.controllers:
         world.crash(name)
     await asyncio.sleep(down_s)
