@@ -89,12 +89,11 @@ class Agent:
         self._files = files = files or GuestFolders(state / "seeds", state / "console", guests_owner(config))
         self.membership, self._config, self._transport = membership, config, transport
         self.drivers, self._extend = Drivers(volumes), extend
-        self.ledger = Ledger(disk)
+        self.ledger, exclusive = Ledger(disk), Exclusive()
         self.reports = Reports(clock)
         self.ledger.watch(self._tell_slow_disk)
         self.world = World(hypervisor, self.drivers, images, dataplane, files)
         self.networks = Networks(dataplane, services, self.world, self.ledger, self.reports)
-        exclusive = Exclusive()
         self.guests = Guests(
             hypervisor,
             files,

@@ -32,7 +32,7 @@ PASSING: Final = frozenset(
     }
 )
 
-# Refusals for the state of things (one that a plan is over besides), and what is said to who asks again after what he had made was erased.
+# Refusals for the state of things (and that a plan is over), and what is said to who asks again when what he made was erased.
 LASTING: Final = frozenset(
     {
         grpc.StatusCode.NOT_FOUND,
