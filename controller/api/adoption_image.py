@@ -42,7 +42,7 @@ def adopted(view: View, caller: Caller, core: Core, unknown: Unknown, name: str,
     validation.image(spec)
     txn = Txn("api").create(kinds.IMAGE, image.id, image)
     resolution.claim(txn, view, caller, nouns.IMAGE, image.project, image.name, image.id)
-    txn.merge(start(image, core.ids.new(kinds.JOB.id_prefix), now))
+    txn.merge(start(image, core.ids.new(kinds.JOB.id_prefix), now, adopted=True))
     said = f"image {image.name} was adopted: {node_name(view, node)} holds it"
     return Decided(txn, nouns.IMAGE, image.id, image.name, image.project, events=[("Adopted", said)])
 
@@ -55,6 +55,9 @@ def kept_too(view: View, unknown: Unknown) -> Decided[Image]:
     image, content = record.message, content_of(view, id)
     if image.HasField("delete_time"):
         raise BadState("image", image.name, f"image {image.name!r} was deleted")
+    if content.failed:
+        say = f"image {image.name!r} could not be imported ({content.error}): delete it, and adopt it anew"
+        raise BadState("image", image.name, say)
     if unknown.node in content.nodes or not view.revision_of(kinds.IMAGE_CONTENT, id):
         # It is told to keep it in a moment, by its import job if that has not begun.
         return Decided(Txn("api").check(kinds.IMAGE, id, record.mod_revision), nouns.IMAGE, id, image.name, image.project)

@@ -9,7 +9,7 @@ from typing import Final
 from cairn.controller.jobs.machine import State, Step
 from cairn.controller.model.facts import pools_of
 from cairn.controller.model.happening import EventSpec
-from cairn.controller.model.jobs import status_of
+from cairn.controller.model.jobs import deadline_of, status_of
 from cairn.controller.model.nodes import connected, hash_of, node_name
 from cairn.controller.model.reports import image_report
 from cairn.controller.model.restored import holders
@@ -68,7 +68,7 @@ class ImportImage:
             return Step("", fail="the image was deleted")
         wanted = image.spec.replicas or REPLICAS
         # Of one that was adopted all that have it: nobody else could give it to others.
-        there = [node for node in holders(view, f"{kinds.IMAGE.name}/{image.id}") if view.get(kinds.NODE, node) is not None]
+        there = _holders(view, image.id)
         more = [node for node in candidates(view, image) if node not in there]
         keepers = there + more[: max(0, wanted - len(there))]
         if not keepers:
@@ -85,15 +85,20 @@ class ImportImage:
         if image is None:
             return Step("", fail="the image was deleted")
         content = content_of(view, image.id)
+        if more := [node for node in _holders(view, image.id) if node not in content.nodes]:
+            # At a backup it was under way, and others were chosen since: they would be told to remove it if it failed.
+            return Step(f"{names([node_name(view, node) for node in more])} has it already", next="choose", data={})
         reports = {node: seen for node in content.nodes if (seen := image_report(view, node, image.id)) is not None}
         for node, seen in reports.items():
             if seen.state == ImageReport.STATE_READY:
                 content.virtual_size_bytes, content.format = seen.virtual_size_bytes, seen.format
                 say = f"verified on {node_name(view, node)}"
                 return Step(say, next="replicate", percent=60, txn=put(view, content), data={})
-        for node, seen in reports.items():
-            if seen.state == ImageReport.STATE_FAILED:
-                return Step("", fail=f"{node_name(view, node)}: {seen.error or seen.say}")
+        bad = {node: seen for node, seen in reports.items() if seen.state == ImageReport.STATE_FAILED}
+        if bad and (job.spec.HasField("deadline") or len(bad) == len(content.nodes)):
+            # Of one that was adopted another node may have sound bytes: those of a failed import are removed.
+            node, seen = next(iter(bad.items()))
+            return Step("", fail=f"{node_name(view, node)}: {seen.error or seen.say}")
         where = names([node_name(view, node) for node in content.nodes])
         if not any(connected(view, node) for node in content.nodes):
             return _lost(job, now, f"waits for {where}, which does not answer")
@@ -111,7 +116,8 @@ class ImportImage:
         seen = {node: image_report(view, node, image.id) for node in content.nodes}
         there = [node for node, report in seen.items() if report is not None and report.state == ImageReport.STATE_READY]
         missing = [node for node in content.nodes if node not in there and view.get(kinds.NODE, node) is not None]
-        late = job.spec.cancel_requested or (job.spec.HasField("deadline") and now >= job.spec.deadline.ToDatetime(now.tzinfo))
+        deadline = deadline_of(view, job)
+        late = job.spec.cancel_requested or (deadline is not None and now >= deadline)
         if not missing or late:
             say = f"image {image.name} is kept on {names([node_name(view, node) for node in there])}"
             if missing:
@@ -136,11 +142,16 @@ class ImportImage:
         return Step(say, next="failed", txn=put(view, content), events=(event,))
 
 
-def start(image: Image, job: str, now: datetime) -> Txn:
-    """Return the transaction that wishes for the import of an image, to be merged with its creation."""
+def start(image: Image, job: str, now: datetime, *, adopted: bool = False) -> Txn:
+    """Return the transaction that wishes for the import of an image, to be merged with its creation.
+
+    adopted: nodes have its bytes, which nobody else may have. Time, by whoever's clock, is no reason to give them up.
+    """
     record = Job(id=job, name=job, project=image.project, create_time=timestamp(now), update_time=timestamp(now))
     record.spec.kind, record.spec.target = ImportImage.kind, image.id
     record.spec.deadline.CopyFrom(timestamp(now + DEADLINE))
+    if adopted:
+        record.spec.ClearField("deadline")
     return Txn("api").create(kinds.JOB, job, record)
 
 
@@ -157,6 +168,11 @@ def candidates(view: View, image: Image) -> list[str]:
         if holds or free_bytes > image.spec.size_bytes:
             found.append((not holds, -free_bytes, hash_of(f"{image.id}{node.id}"), node.id))
     return [node for _, _, _, node in sorted(found)]
+
+
+def _holders(view: View, image: str) -> list[str]:
+    """Return the nodes that have an image which they were not told to keep."""
+    return [node for node in holders(view, f"{kinds.IMAGE.name}/{image}") if view.get(kinds.NODE, node) is not None]
 
 
 def _lost(job: Job, now: datetime, say: str) -> Step:

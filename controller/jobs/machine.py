@@ -25,13 +25,13 @@ from datetime import datetime
 from typing import Final, Protocol
 
 from cairn.controller.model.happening import EventSpec
-from cairn.controller.model.jobs import status_of, under_way, whole
+from cairn.controller.model.jobs import deadline_of, status_of, under_way, whole
 from cairn.controller.model.readable import CannotTell, Readable
 from cairn.controller.reconcilers.base import NOTHING, Outcome
 from cairn.controller.store.base import Txn, View
 from cairn.proto import kinds
 from cairn.proto.kinds import AnyKind
-from cairn.proto.seams import moment, timestamp
+from cairn.proto.seams import timestamp
 from cairn.proto.v1.job_pb2 import Job, JobStatus
 
 DONE: Final = "done"
@@ -177,7 +177,7 @@ class Jobs:
             return Outcome(None, f"jobs of kind {job.spec.kind!r} are unknown to this controller")
         name = job.status.state or machine.first
         state = machine.states[name]
-        reason = _stop_reason(job, now) if state.stoppable else ""
+        reason = _stop_reason(view, job, now) if state.stoppable else ""
         if reason:
             step = Step(f"stopping: {reason}", next=machine.stop, fail=reason)
         else:
@@ -193,10 +193,11 @@ class Jobs:
         return _written(view, job, name, step, now)
 
 
-def _stop_reason(job: Job, now: datetime) -> str:
+def _stop_reason(view: View, job: Job, now: datetime) -> str:
     if job.spec.cancel_requested:
         return "it was cancelled"
-    if job.spec.HasField("deadline") and now >= moment(job.spec.deadline):
+    deadline = deadline_of(view, job)
+    if deadline is not None and now >= deadline:
         return f"its deadline has passed while it {job.status.say or 'had not begun'}"
     return ""
 
@@ -220,8 +221,8 @@ def _written(view: View, job: Job, name: str, step: Step, now: datetime) -> Outc
     if status != job.status:
         txn.check(kinds.JOB, job.id, view.revision_of(kinds.JOB, job.id))
         txn.check(kinds.JOB_STATE, job.id, view.revision_of(kinds.JOB_STATE, job.id)).put(kinds.JOB_STATE, job.id, status)
-    again_after_s = step.again_after_s
-    if not status.done and job.spec.HasField("deadline"):
-        left_s = max(0.0, (moment(job.spec.deadline) - now).total_seconds())
+    again_after_s, deadline = step.again_after_s, deadline_of(view, job)
+    if not status.done and deadline is not None:
+        left_s = max(0.0, (deadline - now).total_seconds())
         again_after_s = left_s if again_after_s is None else min(left_s, again_after_s)
     return Outcome(txn if txn else None, step.say, again_after_s, step.events if txn else ())

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
+from cairn.controller.model.restored import CLUSTER_ID, is_restored
 from cairn.controller.store.base import View
 from cairn.proto import kinds
+from cairn.proto.seams import moment
 from cairn.proto.v1.job_pb2 import Job, JobStatus
 
 
@@ -29,3 +33,16 @@ def whole(view: View, id: str) -> Job | None:
 def under_way(view: View, target: str) -> list[str]:
     """Return the ids of the jobs on an object that have not ended, sorted."""
     return [id for id in view.by(kinds.JOB, "target", target) if not status_of(view, id).done]
+
+
+def deadline_of(view: View, job: Job) -> datetime | None:
+    """Return when a job is to have ended; None: it has all the time there is.
+
+    Of a backup's job the time begins anew with the restore: it may have ended well since, and what it made is there.
+    """
+    if not job.spec.HasField("deadline"):
+        return None
+    deadline, cluster = moment(job.spec.deadline), view.get(kinds.CLUSTER, CLUSTER_ID)
+    if cluster is None or not is_restored(view, kinds.JOB, job.id):
+        return deadline
+    return max(deadline, moment(cluster.restored.restore_time) + (deadline - moment(job.create_time)))

@@ -138,6 +138,15 @@ async def test_an_image_the_records_know_is_kept_by_one_more_node_that_holds_it(
     assert (answer.id, sorted(kept.nodes) if kept is not None else []) == (image, [first, second])
 
 
+async def test_no_node_is_made_a_keeper_of_an_image_that_could_not_be_imported(world: World) -> None:
+    image, node = min(world.cache.view.ids(kinds.IMAGE)), min(world.cache.view.ids(kinds.NODE))
+    await world.commit(Txn("jobs").put(kinds.IMAGE_CONTENT, image, ImageContent(image=image, failed=True, error="bad bytes")))
+    await tell(world, node, Desired(image=DesiredImage(id=image, digest=DIGEST)))
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await world.api.cluster.AdoptImage(AdoptImageRequest(node=node, id=image))
+    assert "adopt it anew" in str(refused.value.details())
+
+
 async def test_a_vm_made_of_an_image_since_waits_for_that_to_be_adopted(world: World) -> None:
     node, vm, root = next(iter(world.cache.view.ids(kinds.NODE))), "i-since000", "vol-since000"
     disks = [VmDisk(volume=root, boot=True)]

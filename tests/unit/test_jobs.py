@@ -12,7 +12,9 @@ from cairn.controller.model.jobs import under_way, whole
 from cairn.controller.runtime import check_writers
 from cairn.controller.store.base import Conflict
 from cairn.proto import kinds
-from cairn.proto.v1.agent_pb2 import ImageReport
+from cairn.proto.seams import timestamp
+from cairn.proto.v1.agent_pb2 import ImageReport, Unknown
+from cairn.proto.v1.cluster_pb2 import Cluster
 from cairn.proto.v1.image_pb2 import IMAGE_FORMAT_QCOW2, ImageContent
 from cairn.proto.v1.job_pb2 import Job
 
@@ -25,13 +27,13 @@ VISITED: set[tuple[str, str]] = set()
 class Import:
     """One import, driven step by step. Each decision is made twice and committed twice: the second must change nothing."""
 
-    def __init__(self, nodes: int = 3) -> None:
+    def __init__(self, nodes: int = 3, *, adopted: bool = False) -> None:
         self.cloud = Cloud()
         self.nodes = [self.cloud.node(f"n{i}", disk=(100 + i) * GIB) for i in range(nodes)]
         self.image = self.cloud.image("demo")
         record = self.cloud.view.get(kinds.IMAGE, self.image)
         assert record is not None
-        self.cloud.commit(start(record, JOB, self.cloud.now))
+        self.cloud.commit(start(record, JOB, self.cloud.now, adopted=adopted))
         self.jobs = Jobs([ImportImage()])
         self.told: list[str] = []
 
@@ -233,6 +235,53 @@ def test_an_image_that_cannot_be_read_is_not_deleted(state: str) -> None:
     assert outcome.again_after_s
     job.cloud.put(kinds.IMAGE, job.image, image)
     assert job.run() == state
+
+
+def test_what_was_adopted_is_not_given_up_for_time_nor_for_one_bad_copy_of_several() -> None:
+    """Nobody else may have its bytes, and nodes remove those of a failed import."""
+    job = Import(adopted=True)
+    job.run()
+    job.cloud.now += DEADLINE * 2
+    assert job.run() == "upload"
+    bad, good = job.content.nodes
+    job.report(bad, state=ImageReport.STATE_FAILED, error="bad bytes")
+    assert job.run() == "upload"
+    job.ready(good)
+    assert job.run() == "replicate"
+
+
+def test_an_adopted_image_of_which_no_copy_is_sound_fails() -> None:
+    job = Import(adopted=True)
+    job.run()
+    for node in job.content.nodes:
+        job.report(node, state=ImageReport.STATE_FAILED, error="bad bytes")
+    assert job.run() == "failed"
+
+
+def test_the_time_of_a_restored_job_begins_anew() -> None:
+    """It may have ended well since the backup, days ago; nodes would remove what they hold of it."""
+    job = Import()
+    job.run()
+    cluster = Cluster(name="blue", epoch=2)
+    job.cloud.now += timedelta(days=1)
+    cluster.restored.revision = job.cloud.view.revision
+    cluster.restored.restore_time.CopyFrom(timestamp(job.cloud.now))
+    job.cloud.put(kinds.CLUSTER, "self", cluster)
+    assert job.run() == "upload"
+    job.cloud.now += DEADLINE - timedelta(seconds=1)
+    assert job.run() == "upload"
+    job.cloud.now += timedelta(seconds=1)
+    assert job.run() == "failed"
+
+
+def test_who_has_it_already_is_a_keeper() -> None:
+    job = Import()
+    job.run()
+    (other,) = set(job.nodes) - set(job.content.nodes)
+    key = f"image/{job.image}"
+    job.cloud.put(kinds.UNKNOWN, f"{other}/{key}", Unknown(node=other, key=key))
+    assert job.run() == "upload"
+    assert job.content.nodes[0] == other
 
 
 def test_deadline_is_looked_at_in_time() -> None:
