@@ -243,7 +243,7 @@ class Controller:
 
     async def _follow(self, changes: Any) -> None:
         async for change in changes:
-            self._current_feed().push(self.cache.view, change.revision, change.records, change.gone)
+            self._current_feed().push(self.cache.view, change.revision, change.records, change.gone, change.before)
 
     async def _prepare(self) -> None:
         """Make the default project and the roles that come with us, and be registered, however long the store takes."""

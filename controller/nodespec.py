@@ -468,3 +468,13 @@ _LEADS_TO: Final[dict[AnyKind, tuple[str, ...]]] = {
     kinds.IMAGE: ("image/{id}",),
     kinds.IMAGE_CONTENT: ("image/{id}",),
 }
+# Kinds that no desired object is made of. A new kind is among these or in presence.py's RULES (tests/unit/test_nodespec.py).
+NOBODYS: Final = frozenset(
+    kind.name
+    for kind in (
+        kinds.JOIN_TOKEN, kinds.NAME, kinds.VNI, kinds.REQUEST, kinds.PLAN, kinds.ADDRESS, kinds.DECISION, kinds.NODE_CLAIMS,
+        kinds.POOL_CLAIMS, kinds.NODE_HEARD, kinds.NODE_LOSS, kinds.JOB, kinds.JOB_STATE, kinds.CONTROLLER, kinds.CLUSTER,
+        kinds.EVENT, kinds.EVENT_OF, kinds.NODE_TOLD, kinds.NODE_POOLS, kinds.CONTROLLER_MEMBER, kinds.USER, kinds.ROLE,
+        kinds.BINDING,
+    )
+)  # fmt: skip

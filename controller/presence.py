@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 from cairn.controller.model.assigned import VOLUME_WORK
 from cairn.controller.model.owners import hostname_of, ports_of, vm_of
 from cairn.controller.model.seats import Seat, Transit, seat_of, transit_of
-from cairn.controller.model.where import vms_on, volume_node, volume_pool, where
+from cairn.controller.model.where import in_shared_pool, vms_on, volume_node, volume_pool, where
 from cairn.controller.shared import NOTHING, Shared, forward_of, peer_of
 from cairn.controller.sources import Sources
 from cairn.controller.store.base import Changed, View
@@ -73,8 +73,8 @@ class Presence:
         # Image -> node -> volumes there that are copies of it.
         self._copies: dict[str, dict[str, set[str]]] = {}
         self._replicas: dict[str, tuple[str, ...]] = {}
-        # Disks of guests that run and no record speaks of, by the id of what is told of them.
-        self._held: dict[str, tuple[str, ...]] = {}
+        # Key of what is told of a guest -> disks of one that runs and no record speaks of; volumes in shared pools it has open.
+        self._held: dict[str, set[str]] = {}
         # Image -> nodes that hold it; and those of them that can be asked for it.
         self._ready: dict[str, set[str]] = {}
         self._sources: dict[str, Sources] = {}
@@ -309,6 +309,8 @@ class Presence:
             self._disks[id] = _Disk(node, volume.spec.image, volume.spec.vm)
             self._copies.setdefault(volume.spec.image, {}).setdefault(node, set()).add(id)
         self._disk_changed(id, affected)
+        for seen in view.by(kinds.OBSERVED, "open", id) if in_shared_pool(view, id) else ():
+            self._held.setdefault(kinds.OBSERVED.key(seen), set()).add(id)
         # Who administered it before a restore is told to let go of it once the records know it.
         for unknown in view.by(kinds.UNKNOWN, "key", f"volume/{id}"):
             affected[unknown.partition("/")[0]].add(f"volume/{id}")
@@ -380,7 +382,9 @@ class Presence:
             affected[node].add(f"{kind}/{object}")
         if kind == kinds.VM.name:
             self._takers_changed(view, object, affected)
-            vm = view.get(kinds.VM, object)
+            vm, seen = view.get(kinds.VM, object), view.get(kinds.OBSERVED, id)
+            open_volumes = seen.report.vm.open_volumes if seen is not None else ()
+            self._holds(kinds.OBSERVED.key(id), {each for each in open_volumes if in_shared_pool(view, each)}, affected)
             if vm is not None and vm.HasField("delete_time"):
                 ports.update(dict.fromkeys(ports_of(view, kinds.VM, object)))
         if kind != kinds.IMAGE.name:
@@ -405,12 +409,15 @@ class Presence:
         node, _, key = id.partition("/")
         affected[node].add(key)
         told = view.get(kinds.UNKNOWN, id)
-        disks = [disk.volume for disk in told.desired.vm.disks] if told is not None and told.running else []
-        # A VM that waits for the guest to let go of one of them.
-        for disk in (*self._held.pop(id, ()), *disks):
-            self._disk_changed(disk, affected)
-        if disks:
-            self._held[id] = tuple(disks)
+        disks = {disk.volume for disk in told.desired.vm.disks} if told is not None and told.running else set[str]()
+        self._holds(kinds.UNKNOWN.key(id), disks, affected)
+
+    def _holds(self, key: str, volumes: set[str], affected: Affected) -> None:
+        """A guest has these now: VMs may wait for it to let go of one, also of one that names it no more."""
+        for volume in self._held.pop(key, set[str]()) ^ volumes:
+            self._disk_changed(volume, affected)
+        if volumes:
+            self._held[key] = volumes
 
     def _on_erasure(self, view: View, id: str, affected: Affected, _ports: dict[str, None]) -> None:
         node, _, key = id.partition("/")
@@ -488,13 +495,3 @@ RULES: Final[dict[str, _Rule]] = {
     kinds.NODE_FACTS.name: Presence._on_node,
     kinds.NODE_SESSION.name: Presence._on_node_session,
 }
-# Kinds that no desired object is made of. A new kind is in one of the two (tests/unit/test_nodespec.py).
-NOBODYS: Final = frozenset(
-    kind.name
-    for kind in (
-        kinds.JOIN_TOKEN, kinds.NAME, kinds.VNI, kinds.REQUEST, kinds.PLAN, kinds.ADDRESS, kinds.DECISION, kinds.NODE_CLAIMS,
-        kinds.POOL_CLAIMS, kinds.NODE_HEARD, kinds.NODE_LOSS, kinds.JOB, kinds.JOB_STATE, kinds.CONTROLLER, kinds.CLUSTER,
-        kinds.EVENT, kinds.EVENT_OF, kinds.NODE_TOLD, kinds.NODE_POOLS, kinds.CONTROLLER_MEMBER, kinds.USER, kinds.ROLE,
-        kinds.BINDING,
-    )
-)  # fmt: skip

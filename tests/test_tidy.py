@@ -15,7 +15,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from cairn.controller.presence import NOBODYS, RULES
+from cairn.controller.nodespec import NOBODYS
+from cairn.controller.presence import RULES
 from cairn.proto import kinds
 
 ROOT = Path(__file__).parent.parent

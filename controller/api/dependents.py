@@ -20,7 +20,9 @@ from cairn.proto import kinds
 from cairn.proto.ids import LOCAL_POOL
 from cairn.proto.kinds import Kind
 from cairn.proto.subjects import subject_key
+from cairn.proto.v1.agent_pb2 import Observed, Unknown
 from cairn.proto.v1.binding_pb2 import Subject
+from google.protobuf.message import Message
 
 Affected = tuple[str, str]
 # A project says how many of these live in it; of one that is gone its project is not known any more.
@@ -165,9 +167,7 @@ def _observed(view: View, id: str) -> Iterator[Affected]:
         yield kind, object
     if kind == "vm":
         yield from _volumes(view, object)
-        seen = view.get(kinds.OBSERVED, id)
-        for volume in seen.report.vm.open_volumes if seen is not None else ():
-            yield "volume", volume
+        yield from held(view.get(kinds.OBSERVED, id))
     if kind == "image":
         yield "image", object
         for vm in vms_on(view, node):
@@ -176,13 +176,18 @@ def _observed(view: View, id: str) -> Iterator[Affected]:
                 yield "vm", vm
 
 
+def held(record: Message | None) -> Iterator[Affected]:
+    """Yield the volumes that a guest has, or had: one it let go of does not name it any more."""
+    if isinstance(record, Observed):
+        yield from (("volume", volume) for volume in record.report.vm.open_volumes)
+    elif isinstance(record, Unknown):
+        yield from (("volume", disk.volume) for disk in record.desired.vm.disks)
+
+
 def _unknown(view: View, id: str) -> Iterator[Affected]:
-    """A guest that no record speaks of holds volumes, too; which ones it held that is gone is not known any more."""
+    """A guest that no record speaks of holds volumes, too."""
     yield "node", id.partition("/")[0]
-    if "/vm/" in id:
-        unknown = view.get(kinds.UNKNOWN, id)
-        disks = [disk.volume for disk in unknown.desired.vm.disks] if unknown is not None else list(view.ids(kinds.VOLUME))
-        yield from (("volume", volume) for volume in disks)
+    yield from held(view.get(kinds.UNKNOWN, id))
 
 
 def _user(view: View, id: str) -> Iterator[Affected]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
-from cairn.controller.api.dependents import affected
+from cairn.controller.api.dependents import affected, held
 from cairn.controller.store.base import View
 from cairn.proto.errors import OutOfRange
 from cairn.proto.kinds import Kind
@@ -63,13 +63,21 @@ class Feed:
         self._subscriptions: dict[Subscription, None] = {}
 
     def push(
-        self, view: View, revision: int, records: Iterable[tuple[Kind[Any], str]], gone: Mapping[str, Message] | None = None
+        self,
+        view: View,
+        revision: int,
+        records: Iterable[tuple[Kind[Any], str]],
+        gone: Mapping[str, Message] | None = None,
+        before: Mapping[str, Message] | None = None,
     ) -> None:
-        """Take the records changed up to a revision. gone: by key, how removed ones looked."""
+        """Take the records changed up to a revision. gone, before: by key, how removed and changed ones looked, where known."""
         touched: dict[str, Touched] = {}
         for kind, id in records:
             for shown, object in affected(view, kind, id):
                 touched.setdefault(shown, {}).setdefault(object, None)
+            for looked in (gone, before):
+                for shown, object in held(looked.get(kind.key(id)) if looked else None):
+                    touched.setdefault(shown, {}).setdefault(object, None)
             last = gone.get(kind.key(id)) if gone else None
             if last is not None and id in touched.get(kind.name, {}):
                 touched[kind.name][id] = last

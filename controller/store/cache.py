@@ -39,6 +39,8 @@ from google.protobuf.message import DecodeError, Message
 
 _log = logger("cache")
 RETRY_S: Final = 0.5
+# Kinds of records that speak of others, which nobody finds any more once they do so no longer.
+SHRINKING: Final = frozenset({kinds.OBSERVED, kinds.UNKNOWN})
 # Changes queued for a slow subscriber before the newest are merged into one.
 QUEUE_MAX: Final = 1024
 # Records taken at a time from a list, before others may run.
@@ -53,18 +55,20 @@ class Changes:
     """Records that changed up to a revision.
 
     relisted: the picture was read anew; `records` are those that differ, but revisions in between were not seen. gone: by key,
-    how records looked that were removed.
+    how records looked that were removed; before: how those looked that were changed, of kinds where that is asked (SHRINKING).
     """
 
     revision: int
     records: tuple[Changed, ...]
     relisted: bool = False
     gone: Mapping[str, Message] = field(default_factory=dict)
+    before: Mapping[str, Message] = field(default_factory=dict)
 
     def merge(self, newer: Changes) -> Changes:
         """Return both as one."""
         records = tuple(dict.fromkeys((*self.records, *newer.records)))
-        return Changes(newer.revision, records, self.relisted or newer.relisted, {**self.gone, **newer.gone})
+        gone, before = {**self.gone, **newer.gone}, {**newer.before, **self.before}
+        return Changes(newer.revision, records, self.relisted or newer.relisted, gone, before)
 
 
 class Subscription:
@@ -216,18 +220,19 @@ class Cache:
             records += len(items)
             for where, item in listing.differing(items):
                 if not self.ready.is_set():
-                    self._put(*where, item)
+                    self._put(*where, item, {})
                 else:
                     listing.found.append((where, item))
         gone = listing.gone()
+        before: dict[str, Message] = {}
         for where, item in listing.found:
-            self._put(*where, item)
+            self._put(*where, item, before)
         last = {kind.key(id): self._view.table(kind).delete(id) for kind, id in gone}
         changed = [*(where for where, _ in listing.found), *gone]
         if not self.ready.is_set() and self._subscriptions:
             changed = [(table.kind, id) for table in self._view.tables() for id in table.ids()]
         _log.info("records_listed", revision=listing.revision, records=records, changed=len(changed))
-        self._publish(listing.revision, changed, last, relisted=True)
+        self._publish(listing.revision, changed, last, before, relisted=True)
         self.ready.set()
 
     async def _pages(self, listing: _Listing) -> AsyncGenerator[list[Item], None]:
@@ -258,7 +263,7 @@ class Cache:
 
     def _apply(self, batch: Batch, *, own: bool = False) -> None:
         changed: list[Changed] = []
-        gone: dict[str, Message] = {}
+        gone, before = dict[str, Message](), dict[str, Message]()
         for change in batch.changes:
             where = self._keys.split(change.key)
             if where is None:
@@ -269,14 +274,17 @@ class Cache:
                 if last is not None:
                     gone[change.key] = last
             else:
-                self._put(kind, id, Item(change.key, change.value, batch.revision, change.create_revision))
+                self._put(kind, id, Item(change.key, change.value, batch.revision, change.create_revision), before)
             changed.append(where)
-        self._publish(batch.revision, changed, gone, own=own)
+        self._publish(batch.revision, changed, gone, before, own=own)
 
-    def _put(self, kind: Kind[Any], id: str, item: Item) -> None:
+    def _put(self, kind: Kind[Any], id: str, item: Item, before: dict[str, Message]) -> None:
+        """Write a record into the picture, and into `before` how it looked, if that is asked."""
         table = self._view.table(kind)
         try:
-            table.put(id, item.value, item.mod_revision, item.create_revision)
+            last = table.put(id, item.value, item.mod_revision, item.create_revision)
+            if last is not None and kind in SHRINKING:
+                before[item.key] = last
         except DecodeError as error:
             if id not in table.unreadable:
                 _log.error("record_unreadable", key=item.key, revision=item.mod_revision, error=str(error), kept=id in table)
@@ -287,6 +295,7 @@ class Cache:
         revision: int,
         changed: Iterable[Changed],
         gone: Mapping[str, Message],
+        before: Mapping[str, Message],
         *,
         relisted: bool = False,
         own: bool = False,
@@ -294,7 +303,7 @@ class Cache:
         self._view.advance(revision)
         records = tuple(changed)
         if records or relisted:
-            changes = Changes(self._view.revision, records, relisted, gone)
+            changes = Changes(self._view.revision, records, relisted, gone, before)
             touched = {kind for kind, _ in records}
             for subscription in self._subscriptions:
                 if relisted or subscription.about is None or not subscription.about.isdisjoint(touched):

@@ -73,9 +73,9 @@ class Table:
         # Grows with each change.
         self.changes = 0
 
-    def put(self, id: str, value: bytes, mod_revision: int, create_revision: int) -> None:
-        """Write a record. Raises DecodeError, changing nothing."""
-        message = self._parse(value)
+    def put(self, id: str, value: bytes, mod_revision: int, create_revision: int) -> Any:
+        """Write a record; return how it looked, None: it was not there, or no index. Raises DecodeError, changing nothing."""
+        message, before = self._parse(value), None
         self.changes += 1
         if id in self._rows:
             before = self.get(id) if self._extracts else None
@@ -87,6 +87,7 @@ class Table:
                 _add(self._indexes[name], extract(id, message), id)
         self._rows[id] = _REVISIONS.pack(mod_revision, create_revision) + value
         self.unreadable.pop(id, None)
+        return before
 
     def keep(self, id: str, revision: int, error: str) -> None:
         """Take note that a record cannot be decoded: what it was before, if anything, stays."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from cairn.controller.api import nouns
-from cairn.controller.api.dependents import affected
+from cairn.controller.api.dependents import affected, held
+from cairn.controller.api.feed import Feed
 from cairn.controller.api.nouns import DEFAULT_PROJECT, DEFAULT_PROJECT_ID
 from cairn.controller.api.vms import delete_vm
 from cairn.controller.api.volumes import amend, attach, detach
@@ -20,7 +22,7 @@ from cairn.controller.reconcilers.placement import Placements
 from cairn.controller.reconcilers.ports import Ports
 from cairn.controller.store.base import Conflict, Txn
 from cairn.proto import kinds
-from cairn.proto.v1.agent_pb2 import Desired, DesiredVm, Unknown, VmDisk, VmReport, VolumeReport, VolumeTrouble
+from cairn.proto.v1.agent_pb2 import Desired, DesiredVm, Observed, Unknown, VmDisk, VmReport, VolumeReport, VolumeTrouble
 from cairn.proto.v1.project_pb2 import Project
 from cairn.proto.v1.vm_pb2 import POWER_STATE_STOPPED, DeleteVmRequest
 from cairn.proto.v1.volume_pb2 import Volume, VolumeStatus
@@ -274,9 +276,20 @@ def test_watchers_are_told_of_guests_that_no_record_speaks_of() -> None:
     site.cloud.put(kinds.UNKNOWN, id, Unknown(key=key, node=site.node, running=True, desired=Desired(vm=guest)))
     assert site.state != before
     assert ("volume", DATA) in set(affected(site.cloud.view, kinds.UNKNOWN, id))
+    told = site.cloud.edit(kinds.UNKNOWN, id)
     site.cloud.delete(kinds.UNKNOWN, id)
     assert site.state == before
-    assert ("volume", DATA) in set(affected(site.cloud.view, kinds.UNKNOWN, id))
+    assert ("volume", DATA) in set(held(told)), "who tells knows how it looked"
+
+
+def test_watchers_are_told_of_a_guest_that_let_go_of_a_volume_that_names_others() -> None:
+    site, feed = Site(), Feed(0)
+    key, id = kinds.OBSERVED.key("n/vm/i-0000more"), "n/vm/i-0000more"
+    before = Observed(key="vm/i-0000more", node="n")
+    before.report.vm.open_volumes.append(DATA)
+    with feed.subscribe("volume", 0) as told:
+        feed.push(site.cloud.view, 1, [(kinds.OBSERVED, id)], before={key: before})
+        assert asyncio.run(told.take())[0] == {DATA: None}
 
 
 def order(cloud: Cloud) -> list[str]:
@@ -436,6 +449,22 @@ def test_who_has_it_open_is_waited_for_whatever_the_one_before_says_by_now() -> 
     tank.cloud.report(tank.nodes[0], f"vm/{tank.vms[0]}", state=VmReport.STATE_RUNNING)
     tank.move(1, on=False)
     assert tank.cloud.edit(kinds.VOLUME, DATA).spec.former_vm == tank.vms[1]
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_a_guest_whose_volume_names_it_no_more_is_waited_for_and_heard(started: bool) -> None:
+    """It was handed on twice before the first had let go: who was to have it waited for ever, as only two are named."""
+    tank = Tank()
+    tank.move(0, on=False)
+    tank.move(1, on=True)
+    volume = tank.cloud.edit(kinds.VOLUME, DATA)
+    volume.spec.former_vm = ""
+    tank.cloud.put(kinds.VOLUME, DATA, volume)
+    if started:
+        tank.presence = Presence(tank.cloud.view)
+    assert not tank.told(1)
+    tank.says(0, [])
+    assert tank.told(1)
 
 
 def test_an_older_agent_gives_a_shared_volume_free_by_saying_that_the_guest_is_as_asked() -> None:

@@ -14,6 +14,7 @@ from cairn.controller.store.base import Batch, Item, Put, Store, Txn, Unavailabl
 from cairn.controller.store.cache import Cache, Changes
 from cairn.controller.store.memory import MemoryBackend, MemoryStore
 from cairn.proto import kinds
+from cairn.proto.v1.agent_pb2 import Observed
 from cairn.proto.v1.vm_pb2 import Placement, Vm
 
 
@@ -79,6 +80,26 @@ async def test_subscribers_are_told_once_and_find_it_in_the_view() -> None:
                     break
         assert [change.revision for change in seen] == revisions
         assert [change.records for change in seen] == [((kinds.PLACEMENT, f"i-{n}"),) for n in range(1, 20)]
+
+
+async def test_how_a_report_looked_before_is_told_once_however_often_it_changed() -> None:
+    """What a guest had open that it has no more, nobody finds from the record there is."""
+    store = MemoryStore()
+
+    async def report(*volumes: str) -> int:
+        observed = Observed(key="vm/i-1", node="n")
+        observed.report.vm.open_volumes.extend(volumes)
+        return await store.commit(Txn("sync").put(kinds.OBSERVED, "n/vm/i-1", observed))
+
+    await report("vol-1")
+    async with running(store) as cache:
+        with cache.subscribe() as changes:
+            await report("vol-2")
+            await cache.wait_for(await report())
+            first, last = await anext(changes), await anext(changes)
+            told = first.merge(last).before[kinds.OBSERVED.key("n/vm/i-1")]
+    assert isinstance(told, Observed)
+    assert list(told.report.vm.open_volumes) == ["vol-1"]
 
 
 async def test_a_subscriber_from_the_start_gets_the_first_picture() -> None:
