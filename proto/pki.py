@@ -365,10 +365,9 @@ def init_cluster(
     return made
 
 
-def certify_user(directory: Path, name: str, lifetime: timedelta, clock: Clock, ids: Ids) -> list[Path]:
-    """Make user-<name>.crt and .key with the CA in a folder; return both. PkiError when they are there, or the name is none."""
-    cert_path, key_path = directory / f"user-{name}.crt", directory / f"user-{name}.key"
-    identity = Identity("user", name)
+def certify(directory: Path, identity: Identity, name: str, lifetime: timedelta, clock: Clock, ids: Ids) -> list[Path]:
+    """Make <kind>-<name>.crt and .key with the CA in a folder; return both. PkiError when they are there, or the id is none."""
+    cert_path, key_path = (directory / f"{identity.kind}-{name}.{end}" for end in ("crt", "key"))
     if cert_path.exists():
         raise PkiError(f"{cert_path} exists: remove it and its key to have them made again")
     authority = Authority.load(directory / "ca.crt", directory / "ca.key", clock, ids)

@@ -103,18 +103,29 @@ async def init(session: Session, directory: Path, name: str, controller: tuple[s
 @click.option(
     "--directory", type=click.Path(file_okay=False, exists=True, path_type=Path), required=True, help="Where ca.key is."
 )
-@click.option("--user", required=True, metavar="NAME", help="Who the certificate is for.")
+@click.option("--user", metavar="NAME", help="The person or program it is for.")
+@click.option("--node", metavar="NAME", help="Or the node: one that was away when its certificate ended.")
 @click.option("--days", type=click.IntRange(1, 90), default=90, show_default=True, help="How long it is good for.")
-async def certify(session: Session, directory: Path, user: str, days: int) -> None:
-    """Make a certificate for one more person or program, beside the CA's. Its holder renews it while it is good."""
+async def certify(session: Session, directory: Path, user: str | None, node: str | None, days: int) -> None:
+    """Make a certificate for one more person, program or node, beside the CA's. Its holder renews it while it is good."""
     from cairn.proto import pki
+    from cairn.proto.v1.node_pb2 import GetNodeRequest
 
+    if (user is None) == (node is None):
+        raise Failure("say who it is for: --user NAME or --node NAME", usage=True)
+    then = f"hand both files to {user}, and {directory}/ca.crt: CAIRN_CERT, CAIRN_KEY and CAIRN_CA"
+    name, id = user or "", user or ""
+    if node is not None:
+        found = await session.call("node", GetNodeRequest(id=node))
+        name, id = found.name, found.id
+        then = f"on {name} they are node.crt and node.key in /etc/cairn/pki: put both there, then start cairn-agent"
     try:
-        made = pki.certify_user(directory, user, timedelta(days=days), session.clock, session.ids)
+        identity = pki.Identity("node" if node is not None else "user", id)
+        made = pki.certify(directory, identity, name, timedelta(days=days), session.clock, session.ids)
     except (pki.PkiError, OSError) as error:
         raise Failure(str(error)) from error
     session.output.lines(str(path) for path in made)
-    session.output.say(f"hand both files to {user}, and {directory}/ca.crt: CAIRN_CERT, CAIRN_KEY and CAIRN_CA")
+    session.output.say(then)
 
 
 def hosts_of(option: str, given: tuple[str, ...]) -> dict[str, list[str]]:

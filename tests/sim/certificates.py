@@ -48,6 +48,7 @@ class Certificates:
         world.folders.append(folder.name)
         # One controller keeps the key that signs; the others ask it.
         self._signer = world.controllers[0]
+        self._life_s = 0.0
 
     def issue(self, life_s: float, left_s: float) -> None:
         """Give every process a certificate of that life, with so much of it left; from now on only valid ones connect."""
@@ -57,10 +58,17 @@ class Certificates:
         for name in (*world.controllers, *world.machines):
             pki.install_pair(*self._files(name), old.issue(self._whose(name), lifetime=timedelta(seconds=life_s)))
             pki.write_public(self._folder / name / "ca.crt", world.authority.cert_pem)
-        world.network.refuses = self._refuses
+        world.network.refuses, world.certify = self._refuses, self._certify
+        self._life_s = life_s
         world.beside.append(self._renewing)
         for process in world.processes.values():
             world.start_beside(process, self._renewing)
+
+    def _certify(self, name: str) -> None:
+        """As `cairn cluster certify --node` makes one."""
+        certificate, key = self._files(name)
+        if certificate.exists() and pki.parse_cert(certificate.read_bytes()).not_valid_after_utc <= self._world.now():
+            pki.install_pair(certificate, key, self._world.authority.issue(self._whose(name), lifetime=timedelta(seconds=self._life_s)))
 
     def _whose(self, name: str) -> Identity:
         world = self._world

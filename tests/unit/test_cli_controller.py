@@ -14,6 +14,7 @@ import pytest
 from cairn.agent import reboots
 from cairn.controller.store.memory import MemoryStore
 from cairn.proto import kinds
+from cairn.proto.pki import Identity, identity_of, load_pair
 
 from tests.unit.cli_real import START_S, RealCloud
 from tests.unit.cli_run import Ran, run
@@ -54,6 +55,16 @@ def test_import_left_the_image_on_two_nodes(cloud: RealCloud) -> None:
     (job,) = done(cloud, "job", "list", "-o", "json").json
     assert job["status"]["done"] is True
     done(cloud, "job", "watch", job["id"])
+
+
+def test_a_node_whose_certificate_ended_gets_another_one(cloud: RealCloud) -> None:
+    certify = ("cluster", "certify", "--directory", str(cloud.folder))
+    assert "node.crt and node.key" in done(cloud, *certify, "--node", "n1").err
+    id = done(cloud, "node", "show", "n1", "-o", "json").json["id"]
+    pair = load_pair(cloud.folder / "node-n1.crt", cloud.folder / "node-n1.key")
+    assert identity_of(pair.cert_pem) == Identity("node", id)
+    assert run(cloud, *certify, "--node", "n9").code == 4
+    assert run(cloud, *certify).code == 2
 
 
 def test_life_of_a_vm(cloud: RealCloud) -> None:

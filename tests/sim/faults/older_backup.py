@@ -100,6 +100,7 @@ async def _gather_nodes(world: World, since: Since) -> None:
         if machine.id in since.backup["node"] and machine.away:
             world.note(f"{machine.name} is a node again")
             machine.away = False
+            world.certify(machine.name)
             world.restart(machine.name)
         elif machine.id and machine.id not in since.backup["node"] and not machine.away:
             world.note(f"{machine.name} joins again")
