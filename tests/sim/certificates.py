@@ -68,7 +68,8 @@ class Certificates:
         """As `cairn cluster certify --node` makes one."""
         certificate, key = self._files(name)
         if certificate.exists() and pki.parse_cert(certificate.read_bytes()).not_valid_after_utc <= self._world.now():
-            pki.install_pair(certificate, key, self._world.authority.issue(self._whose(name), lifetime=timedelta(seconds=self._life_s)))
+            life = timedelta(seconds=self._life_s)
+            pki.install_pair(certificate, key, self._world.authority.issue(self._whose(name), lifetime=life))
 
     def _whose(self, name: str) -> Identity:
         world = self._world
