@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import click
 import grpc.aio
+from cairn.controller.api.authorise import Admission
 from cairn.controller.api.core import Core
 from cairn.controller.api.feed import Feed
 from cairn.controller.api.interceptor import Gate
@@ -33,7 +34,6 @@ from cairn.controller.jobs.keepers import Keepers
 from cairn.controller.jobs.machine import Jobs
 from cairn.controller.lateness import Lateness, freeze_heap
 from cairn.controller.metrics import RuntimeMetrics, SyncMetrics
-from cairn.controller.model.permits import Caller, permits_anywhere
 from cairn.controller.model.unreadable import all_unreadable
 from cairn.controller.peers import Peers
 from cairn.controller.reconcilers.assignments import Assignments
@@ -147,13 +147,15 @@ class Controller:
 
     async def start(self) -> None:
         """Serve, and begin to work as soon as the store answers. Raises OSError when an address cannot be used."""
-        server = self._transport.server(interceptors=[Gate(self._unready, self._may_ask)])
+        gate = Gate(Admission(self.cache, self.core.mutations.freshen, self._clock), self._unready)
+        server = self._transport.server(interceptors=[gate])
         names = add_services(server, self.core)
         agent_pb2_grpc.add_AgentServiceServicer_to_server(self.sync, server)
         await self._serve(server, [*names, "cairn.v1.AgentService"], list(self.config.listen), mutual=True)
         if self.config.enrol_listen:
-            server = self._transport.server(interceptors=[Gate(self._unready, self._may_ask)])
-            names = add_enrolment(server, self.core)
+            # Where no certificate is asked for: nodes that join, and callers with tokens.
+            server = self._transport.server(interceptors=[gate])
+            names = [*add_enrolment(server, self.core), *add_services(server, self.core)]
             (self._enrol_address,) = await self._serve(server, names, [self.config.enrol_listen], mutual=False)
         self._spawn(self.cache.run(), "cache")
         self._spawn(self._work(), "work")
@@ -234,12 +236,6 @@ class Controller:
                 group.create_task(self.sync.run(), name="sync")
                 self.ready.set()
                 _log.info("ready", name=self.config.name, revision=self.cache.view.revision)
-
-    async def _may_ask(self, caller: Caller, permission: str) -> bool:
-        """A refusal is believed only on a view as fresh as the store: what was given a moment ago elsewhere counts."""
-        if permits_anywhere(self.cache.view, caller, permission):
-            return True
-        return permits_anywhere(await self.core.mutations.freshen(), caller, permission)
 
     async def _follow(self, changes: Any) -> None:
         async for change in changes:

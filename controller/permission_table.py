@@ -37,13 +37,14 @@ def table() -> str:
     for permission, called in methods.items():
         if permission.startswith(_BETWEEN_PROGRAMS):
             continue
-        having = ["x" if permission in OWN or permission in allowed else "" for allowed in roles.values()]
+        own = "own" if permission in OWN else ""
+        having = ["x" if permission in allowed else own for allowed in roles.values()]
         lines.append(f"| {permission} | {', '.join(sorted(called))} | {' | '.join(having)} |")
     lines += [
         "",
-        "Every user has auth.ask and cluster.renew (of his own certificate). `use` is asked of what a new object refers to,",
-        "`adopt` of what is taken up after a restore; no method is called that. Nodes and controllers speak to each other by",
-        "permissions that no role has: node.sync, host.*, join_token.join.",
+        "own: every user has that of himself, of his certificate and of his API tokens. `use` is asked of what a new object",
+        "refers to, `adopt` of what is taken up after a restore; no method is called that. Nodes and controllers speak to each",
+        "other by permissions that no role has: node.sync, host.*, join_token.join.",
         "",
     ]
     return "\n".join(lines)

@@ -13,6 +13,7 @@ from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 from cairn.proto.v1 import (
     agent_pb2,
+    api_token_pb2,
     binding_pb2,
     cluster_pb2,
     common_pb2,
@@ -83,6 +84,7 @@ SECRET = Kind("secret", secret_pb2.Secret, "api", "", _GARBAGE)
 USER = Kind("user", user_pb2.User, "api", "usr")
 ROLE = Kind("role", role_pb2.Role, "api", "role")
 BINDING = Kind("binding", binding_pb2.Binding, "api", "rb", _GARBAGE)
+API_TOKEN = Kind("api_token", api_token_pb2.ApiToken, "api", "tok", _GARBAGE)
 JOIN_TOKEN = Kind("join_token", node_pb2.JoinToken, "api", "jt", _GARBAGE)
 NAME = Kind("name", cluster_pb2.NameClaim, "api", "", _GARBAGE)  # id: <project>/<kind>/<name>
 VNI = Kind("vni", vpc_pb2.VniClaim, "api", "", _GARBAGE)  # id: decimal, 8 digits
@@ -122,8 +124,8 @@ EVENT = Kind("event", event_pb2.Event, "*", "ev", kept=False, cached=False)
 EVENT_OF = Kind("event_of", event_pb2.EventRef, "*", kept=False, cached=False)  # id: <object>/<event>; leased with the event
 
 ALL: Final[tuple[Kind[Message], ...]] = (
-    PROJECT, IMAGE, VPC, SUBNET, PORT, VOLUME, VM, NODE, JOB, USER, ROLE, BINDING, SECRET, JOIN_TOKEN, NAME, VNI, ERASURE,
-    REQUEST, PLAN,
+    PROJECT, IMAGE, VPC, SUBNET, PORT, VOLUME, VM, NODE, JOB, USER, ROLE, BINDING, API_TOKEN, SECRET, JOIN_TOKEN, NAME, VNI,
+    ERASURE, REQUEST, PLAN,
     PORT_BINDING, ADDRESS, PLACEMENT, DECISION, NODE_CLAIMS, VOLUME_PLACEMENT, POOL_CLAIMS, ASSIGNMENT, NODE_LOSS, NODE_TOLD,
     PURGE, IMAGE_CONTENT, JOB_STATE,
     OBSERVED, UNKNOWN, NODE_HEARD, NODE_FACTS, NODE_POOLS, NODE_SESSION, CONTROLLER, CONTROLLER_MEMBER,
@@ -140,8 +142,8 @@ _TO_COME: Final = frozenset(
         "lb", "lbl", "lbb", "lbp", "cert",
         # Key pairs, placement groups, secrets, bare-metal machines.
         "kp", "ig", "sec", "bm",
-        # Tokens and access keys.
-        "tok", "ak",
+        # Access keys.
+        "ak",
     }
 )  # fmt: skip
 ID_PREFIXES: Final = frozenset(kind.id_prefix for kind in ALL if kind.id_prefix) | _TO_COME

@@ -262,6 +262,14 @@ def install_pair(cert_path: Path, key_path: Path, pair: Pair) -> None:
     sync_folder(key_path.parent)
 
 
+def read_token(path: Path) -> str:
+    """Return the API token that a file holds, alone on a line. PkiError, which does not say what else it holds; OSError."""
+    text = path.read_bytes().strip()
+    if not text or not text.isascii() or len(text.split()) != 1:
+        raise PkiError(f"{path} does not hold one token, alone on a line")
+    return text.decode()
+
+
 def load_pair(cert_path: Path, key_path: Path) -> Pair:
     """Read a certificate and its key; PkiError when they do not belong together, OSError when unreadable."""
     cert_pem = cert_path.read_bytes()

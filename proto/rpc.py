@@ -76,10 +76,14 @@ _SERVER_OPTIONS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """What TLS needs: the CA to trust, and our own certificate and key unless we have none (enrolment)."""
+    """What TLS needs: the CA to trust, and our own certificate and key unless we have none (enrolment, or a token).
+
+    token: sent along with each call, to where no certificate is asked for.
+    """
 
     ca_pem: bytes
     pair: pki.Pair | None
+    token: str = ""
 
 
 class Credentials(Protocol):
@@ -93,8 +97,8 @@ class Credentials(Protocol):
 class StaticCredentials:
     """Material that never changes, for example a join token's CA."""
 
-    def __init__(self, ca_pem: bytes, pair: pki.Pair | None = None) -> None:
-        self._material = Material(ca_pem, pair)
+    def __init__(self, ca_pem: bytes, pair: pki.Pair | None = None, *, token: str = "") -> None:
+        self._material = Material(ca_pem, pair, token)
 
     def material(self) -> Material:
         """Return it."""
@@ -102,16 +106,22 @@ class StaticCredentials:
 
 
 class FileCredentials:
-    """Material in files, read again when they change. While the files do not fit together the last good set is kept."""
+    """Material in files, read again when they change. While the files do not fit together the last good set is kept.
 
-    def __init__(self, ca: Path | str, cert: Path | str | None = None, key: Path | str | None = None) -> None:
+    token: of a file with an API token, instead of a certificate and its key.
+    """
+
+    def __init__(
+        self, ca: Path | str, cert: Path | str | None = None, key: Path | str | None = None, *, token: Path | None = None
+    ) -> None:
         self._ca, self._cert, self._key = Path(ca), Path(cert) if cert else None, Path(key) if key else None
+        self._token = token
         self._seen: tuple[object, ...] = ()
         self._material: Material | None = None
 
     def material(self) -> Material:
         """Return the current material; PkiError or OSError only when there has never been a usable set."""
-        seen = tuple(self._stamp(path) for path in (self._ca, self._cert, self._key))
+        seen = tuple(self._stamp(path) for path in (self._ca, self._cert, self._key, self._token))
         if self._material is None:
             self._material = self._read()
         elif seen != self._seen:
@@ -126,7 +136,7 @@ class FileCredentials:
         ca_pem = self._ca.read_bytes()
         pki.parse_cert(ca_pem, str(self._ca))
         pair = pki.load_pair(self._cert, self._key) if self._cert and self._key else None
-        return Material(ca_pem, pair)
+        return Material(ca_pem, pair, pki.read_token(self._token) if self._token else "")
 
     @staticmethod
     def _stamp(path: Path | None) -> object:
@@ -222,7 +232,10 @@ async def ask_in_turn(transport: Transport, endpoints: Sequence[str], ask: Calla
 
 def _channel_credentials(material: Material) -> grpc.ChannelCredentials:
     pair = material.pair
-    return grpc.ssl_channel_credentials(material.ca_pem, pair.key_pem if pair else None, pair.cert_pem if pair else None)
+    tls = grpc.ssl_channel_credentials(material.ca_pem, pair.key_pem if pair else None, pair.cert_pem if pair else None)
+    if not material.token:
+        return tls
+    return grpc.composite_channel_credentials(tls, grpc.access_token_call_credentials(material.token))
 
 
 def _server_configuration(material: Material, mutual: bool) -> grpc.ServerCertificateConfiguration:

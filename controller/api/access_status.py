@@ -1,4 +1,4 @@
-"""How users, roles and bindings are shown."""
+"""How users, roles, bindings and API tokens are shown."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from cairn.controller.store.base import Record, View
 from cairn.controller.words import several
 from cairn.proto import kinds
 from cairn.proto.subjects import subject_key
+from cairn.proto.v1.api_token_pb2 import ApiToken
 from cairn.proto.v1.binding_pb2 import Binding, Subject
 from cairn.proto.v1.role_pb2 import Role
 from cairn.proto.v1.user_pb2 import User
@@ -53,6 +54,23 @@ def binding(view: View, record: Record[Binding]) -> Binding:
     status.object_name = _object_name(view, spec.object)
     where = status.object_name or ("in its project" if result.project else "in the whole cluster")
     status.say = f"{status.subject_name} has role {status.role_name} {where}"
+    status.observed_revision = record.mod_revision
+    return result
+
+
+def api_token(view: View, record: Record[ApiToken]) -> ApiToken:
+    """Project a token: all but what tells a good secret from a bad one."""
+    result: ApiToken = copied(record)
+    result.ClearField("secret_sha256")
+    status, spec = result.status, result.spec
+    user = view.get(kinds.USER, spec.user)
+    status.user_name = user.name if user is not None else spec.user
+    status.role_names[:] = [named.name if (named := view.get(kinds.ROLE, id)) is not None else id for id in spec.roles]
+    status.say = f"stands for {status.user_name} until {spec.expire_time.ToDatetime():%Y-%m-%d %H:%M} UTC"
+    if spec.disabled:
+        status.say = f"disabled: nobody is taken for {status.user_name} by it"
+    elif user is None or user.spec.disabled:
+        status.say = f"good for nothing: its user {status.user_name} is disabled or gone"
     status.observed_revision = record.mod_revision
     return result
 

@@ -8,8 +8,8 @@ from cairn.controller.api import nouns, resolution, selection, validation
 from cairn.controller.api.authorise import caller_of
 from cairn.controller.api.core import Core
 from cairn.controller.api.nouns import Noun
-from cairn.controller.model.authority import authority, user_called
-from cairn.controller.model.permits import OWN, Caller, object_key, permits_anywhere, project_of
+from cairn.controller.model.authority import user_called
+from cairn.controller.model.permits import Caller, authority_of, has_own, object_key, permits_anywhere, project_of
 from cairn.controller.model.roles import BUILTIN, PERMISSIONS, expanded
 from cairn.controller.store.base import View
 from cairn.controller.words import several
@@ -38,14 +38,16 @@ class AuthService(auth_pb2_grpc.AuthServiceServicer):
         """Say who calls, and what is bound to him."""
         view, caller = await self._asked(context)
         answer = auth_pb2.WhoAmIResponse(name=caller.id)
-        if caller.id == ROOT:
+        if caller.id == ROOT and not caller.token:
             answer.say = "the first administrator, by its certificate: may do everything"
             return answer
-        user = user_called(view, caller.id)
+        user, token = user_called(view, caller.id), nouns.API_TOKEN.of(view, caller.token)
+        if token is not None:
+            answer.token.CopyFrom(token)
         if user is not None:
             answer.user = user.id
             answer.groups.extend(user.spec.groups)
-        answer.bindings.extend(_shown(view, [each.binding for each in authority(view, caller.id).grants]))
+        answer.bindings.extend(_shown(view, [each.binding for each in authority_of(view, caller).grants]))
         answer.say = (
             f"{several(len(answer.bindings), 'binding')}" if user is not None else "no user of that name may do anything"
         )
@@ -60,11 +62,13 @@ class AuthService(auth_pb2_grpc.AuthServiceServicer):
         if request.user and request.user != caller.id:
             resolution.find(view, caller, nouns.USER, "", request.user, field="user")
         project, object, what = _about(view, caller, request)
-        of = authority(view, who)
+        # Of himself it is asked by what he asks with: a token gives less than its user has.
+        asked = caller if who == caller.id else Caller("user", who)
+        of, root = authority_of(view, asked), who == ROOT and not asked.token
         answer = auth_pb2.CheckPermissionResponse()
-        if who == ROOT or request.permission in OWN:
+        if root or has_own(view, asked, request.permission):
             answer.allowed = True
-            why = "the first administrator may do everything" if who == ROOT else "every user may"
+            why = "the first administrator may do everything" if root else "every user may, of what is his own"
             answer.say = f"{who} may {request.permission} {what}: {why}"
             return answer
         ids = [each.binding for each in of.reasons(request.permission, project, object)]

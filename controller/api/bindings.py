@@ -12,8 +12,7 @@ from cairn.controller.api.core import Core
 from cairn.controller.api.decision import Decided
 from cairn.controller.api.nouns import Noun
 from cairn.controller.api.objects import addressed, looked_up
-from cairn.controller.model.authority import authority
-from cairn.controller.model.permits import Caller, Verb
+from cairn.controller.model.permits import Caller, Verb, authority_of
 from cairn.controller.model.roles import allowed_by
 from cairn.controller.store.base import Txn, View
 from cairn.proto import kinds
@@ -140,7 +139,7 @@ def refuse_giving(view: View, caller: Caller, role: Role, binding: Binding) -> N
     """Nobody gives what he has not, by binding it or by letting somebody into a group that has it. Raises Denied."""
     if caller.kind != "user":
         return
-    mine = authority(view, caller.id)
+    mine = authority_of(view, caller)
     lacking = [each for each in allowed_by(role) if not mine.allows(each, binding.project, binding.spec.object)]
     if lacking:
         say = f"user {caller.id!r} may not {min(lacking)} there, and so cannot give role {role.name!r}, which permits it"

@@ -194,12 +194,16 @@ def _user(view: View, id: str) -> Iterator[Affected]:
     yield "user", id
     for binding in view.by(kinds.BINDING, "subject", subject_key(Subject(user=id))):
         yield "binding", binding
+    for token in view.by(kinds.API_TOKEN, "user", id):
+        yield "api_token", token
 
 
 def _role(view: View, id: str) -> Iterator[Affected]:
     yield "role", id
     for binding in view.by(kinds.BINDING, "role", id):
         yield "binding", binding
+    for token in view.by(kinds.API_TOKEN, "role", id):
+        yield "api_token", token
 
 
 def _role_binding(view: View, id: str) -> Iterator[Affected]:

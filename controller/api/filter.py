@@ -197,6 +197,8 @@ def _scalar_test(comparison: Comparison, steps: list[str], field: FieldDescripto
         if field.message_type.full_name != Timestamp.DESCRIPTOR.full_name:
             raise Invalid("filter", f"{comparison.path!r} is a message: compare one of its fields")
         return _time_test(comparison, steps, field.name)
+    if field.type == FieldDescriptor.TYPE_BYTES:
+        raise Invalid("filter", f"{comparison.path!r} is bytes, which are not compared")
     wanted = _typed(comparison, field)
     compare = {"=": operator.eq, ":": operator.eq, "!=": operator.ne, **_ORDER}[comparison.op]
     return lambda message: compare(_at(message, steps), wanted)

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import grpc
 import grpc.aio
-from cairn.controller.api.authorise import PACKAGE, authorise
+from cairn.controller.api.authorise import PACKAGE, Admission, Admitted
+from cairn.controller.api.bearer import sent
 from cairn.controller.model.permits import Caller
 from cairn.controller.outage import refusal
 from cairn.controller.store.base import StoreError
-from cairn.proto.errors import Denied, Refused
+from cairn.proto.errors import Refused
 from cairn.proto.permissions import METHODS
 
 Handler = Any
@@ -32,29 +33,20 @@ _SHAPES: Final[dict[tuple[bool, bool], tuple[str, Any]]] = {
 }
 
 
-async def may_all(_caller: Caller, _permission: str) -> bool:
-    """Everybody may ask anything."""
-    return True
-
-
 def always_ready(_method: str) -> Refused | None:
     """Nothing stands in the way."""
     return None
 
 
 class Gate(grpc.aio.ServerInterceptor[Any, Any] if TYPE_CHECKING else grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Authorises every call of ours; health and reflection are for anybody with a certificate.
+    """Authorises every call of ours; health and reflection are for anybody with a certificate or a token.
 
-    unready: says why the controller cannot answer a method now, None when it can. may_ask: whether a caller has a method's
-    permission for anything at all; which objects it has it for is asked where they are looked up.
+    admission: says who calls, and whether he has a method's permission for anything at all; which objects he has it for is
+    asked where they are looked up. unready: says why the controller cannot answer a method now, None when it can.
     """
 
-    def __init__(
-        self,
-        unready: Callable[[str], Refused | None] = always_ready,
-        may_ask: Callable[[Caller, str], Awaitable[bool]] = may_all,
-    ) -> None:
-        self._unready, self._may_ask = unready, may_ask
+    def __init__(self, admission: Admission, unready: Callable[[str], Refused | None] = always_ready) -> None:
+        self._admission, self._unready = admission, unready
 
     async def intercept_service(
         self,
@@ -77,9 +69,9 @@ class Gate(grpc.aio.ServerInterceptor[Any, Any] if TYPE_CHECKING else grpc.aio.S
 
     def _single(self, method: str, behaviour: Any) -> Any:
         async def call(request: Any, context: Any) -> Any:
-            await self._admit(method, context)
+            _, behind = await self._admit(method, context)
             try:
-                return await behaviour(request, context)
+                return await behaviour(request, behind)
             except StoreError as error:
                 raise refusal(error) from error
 
@@ -87,9 +79,9 @@ class Gate(grpc.aio.ServerInterceptor[Any, Any] if TYPE_CHECKING else grpc.aio.S
 
     def _stream(self, method: str, behaviour: Any) -> Any:
         async def call(request: Any, context: Any) -> AsyncIterator[Any]:
-            caller = await self._admit(method, context)
+            caller, behind = await self._admit(method, context)
             try:
-                result = behaviour(request, context)
+                result = behaviour(request, behind)
                 if not hasattr(result, "__aiter__"):
                     await result  # a handler in the style that writes to the context itself
                     return
@@ -102,7 +94,7 @@ class Gate(grpc.aio.ServerInterceptor[Any, Any] if TYPE_CHECKING else grpc.aio.S
         return call
 
     async def _while_allowed(self, caller: Caller | None, method: str, responses: Any) -> AsyncGenerator[Any, None]:
-        """Pass responses on until a user may not ask any longer, also while there are none. Raises Denied."""
+        """Pass responses on until a user may not ask any longer, also while there are none. Raises Denied, Unauthenticated."""
         if caller is None or caller.kind != "user":
             async with aclosing(responses):
                 async for response in responses:
@@ -113,7 +105,7 @@ class Gate(grpc.aio.ServerInterceptor[Any, Any] if TYPE_CHECKING else grpc.aio.S
             while True:
                 following = following or asyncio.ensure_future(anext(responses, None))
                 done, _ = await asyncio.wait([following], timeout=ASK_AGAIN_S)
-                await self._refuse(caller, method)
+                await self._admission.refuse_unless(caller, METHODS[method])
                 if done:
                     response, following = following.result(), None
                     if response is None:
@@ -125,21 +117,14 @@ class Gate(grpc.aio.ServerInterceptor[Any, Any] if TYPE_CHECKING else grpc.aio.S
                 await asyncio.wait([following])
             await responses.aclose()
 
-    async def _refuse(self, caller: Caller, method: str) -> None:
-        """Raises Denied."""
-        if not await self._may_ask(caller, METHODS[method]):
-            say = f"{caller.kind} {caller.id!r} may not do that to anything: no role bound to it has {METHODS[method]}"
-            raise Denied(say)
-
-    async def _admit(self, method: str, context: Any) -> Caller | None:
-        """Return who calls a method of ours. Raises Denied, Unauthenticated, TryAgain, BadState."""
-        identity = authorise(method, context)
-        if not method.startswith(PACKAGE):
-            return None
-        if (why := self._unready(method)) is not None:
+    async def _admit(self, method: str, context: Any) -> tuple[Caller | None, Any]:
+        """Return who calls a method of ours, and the context it is given. Raises what the gate refuses by."""
+        ours = method.startswith(PACKAGE)
+        # What tokens there are is read off the view, which is not there at once.
+        if (ours or sent(context.invocation_metadata()) is not None) and (why := self._unready(method)) is not None:
             raise why
-        if identity is None:
-            return None
-        caller = Caller(identity.kind, identity.id)
-        await self._refuse(caller, method)
-        return caller
+        caller = await self._admission.who(method, context)
+        if not ours or caller is None:
+            return None, context
+        await self._admission.refuse_unless(caller, METHODS[method])
+        return caller, Admitted(context, caller)

@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
 from cairn.controller.api import nouns, resolution, validation
+from cairn.controller.api.bearer import SAY, stands
 from cairn.controller.api.commits import Commits
 from cairn.controller.api.decision import Decide, Decided, Views
 from cairn.controller.api.freshness import Freshness
@@ -33,7 +34,7 @@ from cairn.controller.outage import refusal
 from cairn.controller.retention import EVENT_KEEP_S, REQUEST_KEEP_S, Retention
 from cairn.controller.store.base import Store, StoreError, View
 from cairn.proto import kinds
-from cairn.proto.errors import LASTING, Denied, Invalid, NotFound, Refused, Repeated, TryAgain
+from cairn.proto.errors import LASTING, Denied, Invalid, NotFound, Refused, Repeated, TryAgain, Unauthenticated
 from cairn.proto.seams import Clock, Ids, timestamp
 from cairn.proto.v1.cluster_pb2 import PlanRecord, RequestRecord
 from cairn.proto.v1.event_pb2 import Event
@@ -103,6 +104,9 @@ class Mutations:
         def decided(view: View) -> Decided[Any]:
             recalled = self._planner.recall(view, caller, plan_id, digest, touched or {}) if plan_id else None
             made: Decided[Any] = recalled or decide(view, caller)
+            if not stands(view, caller, self._clock.now()):
+                # It has ended since the call was let in.
+                raise Unauthenticated(SAY)
             _admit(view, caller, request, made)
             return made
 
@@ -148,7 +152,8 @@ class Mutations:
     def planned(view: View, caller: Caller, request: Any) -> str:
         """Return the id of the object a request's plan was made for; "" without a plan of the caller's."""
         plan = view.get(kinds.PLAN, request.plan_id) if request.plan_id else None
-        return plan.object.partition("/")[2] if plan is not None and plan.caller == caller.uri else ""
+        his = plan is not None and (plan.caller, plan.token) == (caller.uri, caller.token)
+        return plan.object.partition("/")[2] if plan is not None and his else ""
 
     def _complete(self, request: Any, request_id: str, digest: bytes, caller: Caller, decided: Decided[Any]) -> RequestRecord:
         """Add the request record and the events; return the record."""
@@ -160,6 +165,7 @@ class Mutations:
             object=f"{decided.noun.kind.name}/{decided.id}",
             create_time=timestamp(now),
             caller=caller.uri,
+            token=caller.token,
         )
         if decided.erased is not None:
             record.answer = decided.erased.SerializeToString(deterministic=True)
@@ -179,6 +185,7 @@ class Mutations:
                 reason=reason,
                 message=sentence,
                 actor=caller.id,
+                actor_token=caller.token,
             )
             add(decided.txn, event, lease=self._events.current)
         return record
@@ -198,6 +205,7 @@ class Mutations:
             object=f"{kinds.VM.name}/",
             create_time=timestamp(self._clock.now()),
             caller=caller.uri,
+            token=caller.token,
             refusal=status.SerializeToString(deterministic=True),
         )
 
@@ -262,7 +270,10 @@ def _answer_again(view: View, caller: Caller, first: RequestRecord, digest: byte
     noun = nouns.BY_KIND[kind]
     found = noun.of(view, id)
     if found is None and first.HasField("answer"):
-        return noun.kind.message.FromString(first.answer)
+        answer = noun.kind.message.FromString(first.answer)
+        # The same user may ask by less than he had asked by.
+        if not caller.token or caller.token == first.token or permits(view, caller, Verb.SEE, answer):
+            return answer
     resolution.refuse_unreadable(view, noun, id)
     if found is None or not permits(view, caller, Verb.SEE, found):
         raise NotFound(noun.kind.name, id, f"{noun.title} {id} was made by this request and has been erased since")

@@ -11,6 +11,7 @@ from cairn.controller.api.vm_status import vm
 from cairn.controller.store.base import Record, View
 from cairn.proto import kinds
 from cairn.proto.kinds import Kind
+from cairn.proto.v1.api_token_pb2 import ApiToken
 from cairn.proto.v1.binding_pb2 import Binding
 from cairn.proto.v1.event_pb2 import Event
 from cairn.proto.v1.image_pb2 import Image
@@ -68,12 +69,15 @@ EVENT: Final = Noun(kinds.EVENT, "event", "events", status.event)
 USER: Final = Noun(kinds.USER, "user", "users", access_status.user, cluster_wide=True)
 ROLE: Final = Noun(kinds.ROLE, "role", "roles", access_status.role, cluster_wide=True)
 BINDING: Final = Noun(kinds.BINDING, "binding", "bindings", access_status.binding, cluster_wide=True)
+API_TOKEN: Final = Noun(kinds.API_TOKEN, "API token", "api_tokens", access_status.api_token, cluster_wide=True)
 
-ALL: Final[tuple[Noun[Any], ...]] = (PROJECT, IMAGE, VPC, SUBNET, PORT, VOLUME, VM, NODE, JOB, EVENT, USER, ROLE, BINDING)
+ALL: Final[tuple[Noun[Any], ...]] = (
+    PROJECT, IMAGE, VPC, SUBNET, PORT, VOLUME, VM, NODE, JOB, EVENT, USER, ROLE, BINDING, API_TOKEN,
+)  # fmt: skip
 BY_KIND: Final[dict[str, Noun[Any]]] = {noun.kind.name: noun for noun in ALL}
 
 __all__ = [
-    "ALL", "BINDING", "BY_KIND", "CLUSTER_WIDE", "DEFAULT_PROJECT", "DEFAULT_PROJECT_ID", "EVENT", "IMAGE", "JOB", "NODE",
-    "PORT", "PROJECT", "ROLE", "SUBNET", "USER", "VM", "VOLUME", "VPC", "Binding", "Event", "Image", "Job", "Node", "Noun",
-    "Port", "Project", "Role", "Subnet", "User", "Vm", "Volume", "Vpc",
+    "ALL", "API_TOKEN", "BINDING", "BY_KIND", "CLUSTER_WIDE", "DEFAULT_PROJECT", "DEFAULT_PROJECT_ID", "EVENT", "IMAGE", "JOB",
+    "NODE", "PORT", "PROJECT", "ROLE", "SUBNET", "USER", "VM", "VOLUME", "VPC", "ApiToken", "Binding", "Event", "Image", "Job",
+    "Node", "Noun", "Port", "Project", "Role", "Subnet", "User", "Vm", "Volume", "Vpc",
 ]  # fmt: skip

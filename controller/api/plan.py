@@ -118,6 +118,7 @@ class Planner:
             object=f"{decided.noun.kind.name}/{decided.id}",
             expire_time=plan.expire_time,
             caller=caller.uri,
+            token=caller.token,
         )
         answer: Any = decided.erased
         if answer is None:
@@ -175,7 +176,7 @@ class Planner:
     def recall(self, view: View, caller: Caller, plan_id: str, digest: bytes, touched: Touched) -> Decided[Any]:
         """Return a stored plan as a decision. Raises Overtaken: it is over, or not his; Invalid: for another request."""
         record = view.record(kinds.PLAN, plan_id)
-        if record is not None and record.message.caller != caller.uri:
+        if record is not None and (record.message.caller, record.message.token) != (caller.uri, caller.token):
             record = None
         if record is None or moment(record.message.expire_time) <= self._clock.now():
             raise Overtaken(f"plan {plan_id!r} is unknown, used or older than {PLAN_KEEP_S / 60:.0f} minutes: plan again")

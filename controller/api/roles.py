@@ -11,8 +11,7 @@ from cairn.controller.api.core import Core
 from cairn.controller.api.decision import Decided
 from cairn.controller.api.masks import UpdateRules
 from cairn.controller.api.objects import addressed, begin, ensure, updated
-from cairn.controller.model.authority import authority
-from cairn.controller.model.permits import Caller, Verb
+from cairn.controller.model.permits import Caller, Verb, authority_of
 from cairn.controller.model.roles import BUILTIN, allowed_by, builtin_id, expanded, unknown_patterns
 from cairn.controller.store.base import Record, Txn, View
 from cairn.controller.words import several
@@ -94,6 +93,9 @@ def removal(view: View, record: Record[Role]) -> Decided[Role]:
     if bound:
         say = f"role {role.name!r} is bound {several(len(bound), 'time')}: `cairn role bindings` lists whom to, unbind it first"
         raise BadState("role", role.name, say)
+    if by := view.count_by(kinds.API_TOKEN, "role", role.id):
+        say = f"{several(by, 'API token')} give nothing but what is bound by role {role.name!r}: delete them first"
+        raise BadState("role", role.name, say)
     # Whoever binds it checks its revision.
     txn = Txn("api").check(kinds.ROLE, role.id, record.mod_revision).delete(kinds.ROLE, role.id)
     resolution.release(txn, view, nouns.ROLE, "", role.name, role.id)
@@ -118,7 +120,7 @@ def _patterns(given: Sequence[str]) -> list[str]:
 def _refuse_more(view: View, caller: Caller, new: Role, old: Role) -> None:
     """Nobody gives what he has not, also not through a role that is bound already. Raises Denied."""
     more = expanded(tuple(new.spec.permissions)) - allowed_by(old)
-    if caller.kind == "user" and (missing := sorted(more - authority(view, caller.id).everywhere)):
+    if caller.kind == "user" and (missing := sorted(more - authority_of(view, caller).everywhere)):
         raise Denied(f"user {caller.id!r} may not {missing[0]} everywhere, and so cannot put it into a role")
 
 

@@ -17,7 +17,8 @@ async def whoami(session: Session) -> None:
     from cairn.proto.v1.auth_pb2 import WhoAmIRequest
 
     answer = await session.call("auth", WhoAmIRequest())
-    session.output.say(f"{answer.name}: {answer.say}")
+    by = f", by API token {answer.token.name}" if answer.HasField("token") else ""
+    session.output.say(f"{answer.name}{by}: {answer.say}")
     session.output.list(BINDING.columns, list(answer.bindings), empty="no role is bound to it")
 
 

@@ -52,7 +52,7 @@ class Session:
     def context(self) -> Context:
         """Return where the cloud is; Failure when nothing says so."""
         if self._context is None:
-            self._context = load_context(self.settings.context)
+            self._context = load_context(self.settings.context, token_file=self.settings.token_file)
         return self._context
 
     @property
@@ -84,7 +84,7 @@ class Session:
                 log.configure("error")
             context = self.context
             try:
-                transport = GrpcTransport(FileCredentials(context.ca, context.cert, context.key))
+                transport = GrpcTransport(FileCredentials(context.ca, context.cert, context.key, token=context.token))
                 self._channel = transport.channel(context.endpoints, server_name=CONTROLLER_SERVER_NAME)
             except (OSError, PkiError, ValueError) as error:
                 raise Failure(f"context {context.name or 'from the environment'!r}: {error}", usage=True) from error

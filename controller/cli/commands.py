@@ -78,6 +78,7 @@ def global_options() -> list[click.Parameter]:
         option("--timeout", "timeout_s", type=DURATION, metavar="90s", help="How long to wait."),
         option("-q", "--quiet", is_flag=True, flag_value=True, help="Print data only, no progress."),
         option("--context", metavar="NAME", help="Context of the configuration file to use."),
+        option("--token-file", metavar="FILE", help="File with an API token to ask by, not a certificate."),
     ]
 
 
@@ -237,7 +238,11 @@ def completer(noun: str) -> Callable[[click.Context, click.Parameter, str], list
         settings = settings_of(ctx)
 
         async def names() -> list[str]:
-            session = Session(Settings(timeout_s=COMPLETION_S, project=settings.project, context=settings.context))
+            session = Session(
+                Settings(
+                    timeout_s=COMPLETION_S, project=settings.project, context=settings.context, token_file=settings.token_file
+                )
+            )
             try:
                 async with asyncio.timeout(COMPLETION_S):
                     found = await importlib.import_module(f"cairn.controller.cli.{noun}").NOUN.all(session)

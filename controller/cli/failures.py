@@ -61,7 +61,8 @@ def unreachable(endpoints: Sequence[str], why: str) -> Failure:
         f"no controller answers at {', '.join(endpoints)}",
         code=Exit.UNREACHABLE,
         lines=[why] if why else [],
-        next="see whether cairn-controller runs there, and whether the context names the right endpoints and certificates",
+        next="see whether cairn-controller runs there, and whether the context names the right endpoints and certificates "
+        "(tokens are taken at another port)",
     )
 
 
@@ -97,8 +98,8 @@ def answered(error: grpc.aio.AioRpcError) -> bool:
 
 _NEXT = {
     "ABORTED": "something changed meanwhile: look at it again and repeat the command",
-    "UNAUTHENTICATED": "the context's certificate is not accepted: see its cert and key",
-    "PERMISSION_DENIED": "ask for a certificate that may do this, or use another --context",
+    "UNAUTHENTICATED": "the context's certificate or token is not accepted: see its cert and key, or the file its token is in",
+    "PERMISSION_DENIED": "ask for a role that permits this (cairn auth can-i), or use another --context",
     "UNAVAILABLE": "try again in a moment; `cairn cluster status` tells how the cluster is",
     "DEADLINE_EXCEEDED": "it may still be going on: look before you repeat it",
     "UNIMPLEMENTED": "the controller is older than this command: update it",

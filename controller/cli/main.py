@@ -35,6 +35,7 @@ AREAS: Final = {
     "Access": {
         "user": "People and programs that ask.",
         "role": "What may be done, and who may do it where.",
+        "token": "API tokens, for who has no certificate.",
         "auth": "Who am I, what may I do, and why.",
     },
 }

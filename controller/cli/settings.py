@@ -9,8 +9,11 @@ Context file ($CAIRN_CONFIG, else ~/.config/cairn/config.toml):
     cert = "/path/admin.crt"
     key = "/path/admin.key"
 
-CAIRN_ENDPOINT (several separated by commas), CAIRN_CA, CAIRN_CERT and CAIRN_KEY overrule it one by one. CAIRN_TOKEN is read by
-nothing yet: users are known by their certificates.
+Who has an API token and no certificate says `token = "/path/of/a/file"` instead of cert and key, and names endpoints where
+tokens are taken ("10.0.0.1:7444", each controller's `enrol_listen`).
+
+CAIRN_ENDPOINT (several separated by commas), CAIRN_CA, CAIRN_CERT, CAIRN_KEY and CAIRN_TOKEN_FILE overrule it one by one, and
+--token-file all of these. A token itself is never read from the environment or the command line, where others may see it.
 """
 
 from __future__ import annotations
@@ -41,6 +44,7 @@ class Settings:
     timeout_s: float | None = None
     quiet: bool = False
     context: str = ""
+    token_file: str = ""
     # How the command's coroutine is run, and what time it is (None: the machine's); others put theirs here.
     run: Callable[[Coroutine[Any, Any, Any]], Any] = asyncio.run
     clock: Clock | None = None
@@ -48,13 +52,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class Context:
-    """Where the controllers are, and who we are."""
+    """Where the controllers are, and who we are: by a certificate and its key, or by the token in a file."""
 
     name: str
     endpoints: tuple[str, ...]
     ca: Path
-    cert: Path
-    key: Path
+    cert: Path | None = None
+    key: Path | None = None
+    token: Path | None = None
     project: str = ""
 
 
@@ -66,8 +71,8 @@ def config_path(environment: Mapping[str, str]) -> Path:
     return Path(home) / "cairn" / "config.toml"
 
 
-def load_context(name: str = "", environment: Mapping[str, str] = os.environ) -> Context:
-    """Return the context to use; Failure when there is none, or it is incomplete."""
+def load_context(name: str = "", environment: Mapping[str, str] = os.environ, token_file: str = "") -> Context:
+    """Return the context to use; Failure when there is none, or it is incomplete. token_file: ask by the token in it."""
     path = config_path(environment)
     document = _read(path)
     contexts = document.get("contexts", {})
@@ -81,16 +86,26 @@ def load_context(name: str = "", environment: Mapping[str, str] = os.environ) ->
     for option in ("ca", "cert", "key"):
         if value := environment.get(f"CAIRN_{option.upper()}"):
             found[option] = value
+    by = [option for option in ("cert", "key") if environment.get(f"CAIRN_{option.upper()}")]
+    if given := token_file or environment.get("CAIRN_TOKEN_FILE"):
+        if by and not token_file:
+            raise Failure("CAIRN_TOKEN_FILE and CAIRN_CERT are both set: one of them says who you are", usage=True)
+        found["token"] = str(Path(given).expanduser().absolute())
+    elif by:
+        found.pop("token", None)
     if not found:
         raise Failure(
             f"no cloud to talk to: {path} names none",
-            next="bring up the lab (make up), or set CAIRN_ENDPOINT, CAIRN_CA, CAIRN_CERT and CAIRN_KEY",
+            next="bring up the lab (make up), or set CAIRN_ENDPOINT, CAIRN_CA, CAIRN_CERT and CAIRN_KEY (or CAIRN_TOKEN_FILE)",
             usage=True,
         )
-    if missing := [option for option in ("endpoints", "ca", "cert", "key") if not found.get(option)]:
+    needed = ("endpoints", "ca") if found.get("token") else ("endpoints", "ca", "cert", "key")
+    if missing := [option for option in needed if not found.get(option)]:
         raise Failure(f"context {chosen or 'from the environment'!r} lacks {', '.join(missing)}; see {path}", usage=True)
-    ca, cert, key = (_path(path, found[option]) for option in ("ca", "cert", "key"))
-    return Context(chosen, tuple(found["endpoints"]), ca, cert, key, str(found.get("project", "")))
+    endpoints, project, ca = tuple(found["endpoints"]), str(found.get("project", "")), _path(path, found["ca"])
+    if found.get("token"):
+        return Context(chosen, endpoints, ca, token=_path(path, found["token"]), project=project)
+    return Context(chosen, endpoints, ca, _path(path, found["cert"]), _path(path, found["key"]), project=project)
 
 
 def _path(config: Path, value: Any) -> Path:

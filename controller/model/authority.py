@@ -4,6 +4,9 @@
     of.allows("vm.delete", project, "vm/i-...")      # by a binding to the cluster, the project or that one object
     of.reasons("vm.delete", project, "vm/i-...")     # those bindings
 
+Whoever asks by an API token has that, narrowed by what the token says. When a token ends is asked where there is a clock
+(controller/api/tokens.py).
+
 The first administrator (`cairn cluster init` makes its certificate) may do everything, whatever is recorded: a way in that no
 mistake with bindings can close. Everybody else has a record, and nothing once it is disabled or gone. A binding or role that
 cannot be read gives nothing.
@@ -12,13 +15,14 @@ cannot be read gives nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from cairn.controller.model.roles import PERMISSIONS, allowed_by
+from cairn.controller.model.roles import PERMISSIONS, allowed_by, expanded
 from cairn.controller.store.base import View
 from cairn.proto import kinds
 from cairn.proto.subjects import EVERYONE, ROOT
+from cairn.proto.v1.api_token_pb2 import ApiToken
 from cairn.proto.v1.user_pb2 import User
 
 _READS: Final[tuple[kinds.AnyKind, ...]] = (kinds.USER, kinds.ROLE, kinds.BINDING)
@@ -83,11 +87,18 @@ def user_called(view: View, name: str) -> User | None:
     return None
 
 
-def authority(view: View, name: str) -> Authority:
-    """Return what the user of that name may do."""
+def authority(view: View, name: str, token: str = "") -> Authority:
+    """Return what the user of that name may do. token: the id of the API token that he asks by; empty: by none."""
+    if token:
+        return view.recall(f"authority of {name} by {token}", (*_READS, kinds.API_TOKEN), lambda: _by_token(view, name, token))
     if name == ROOT:
         return ALL
     return view.recall(f"authority of {name}", _READS, lambda: _summed(view, name))
+
+
+def _by_token(view: View, name: str, token: str) -> Authority:
+    found = token_of(view, name, token)
+    return narrowed(authority(view, name), found) if found is not None else NONE
 
 
 def _summed(view: View, name: str) -> Authority:
@@ -95,6 +106,37 @@ def _summed(view: View, name: str) -> Authority:
     if user is None:
         return NONE
     return summed(tuple(_grants(view, user)))
+
+
+def token_of(view: View, name: str, token: str) -> ApiToken | None:
+    """Return a token of the user of that name; None: it is gone, disabled or another's, or he may do nothing."""
+    user, found = user_called(view, name), view.get(kinds.API_TOKEN, token)
+    if user is None or found is None or found.spec.user != user.id or found.spec.disabled:
+        return None
+    return found
+
+
+def is_lesser(token: ApiToken) -> bool:
+    """Tell whether a token gives less than its user has, wherever it comes from."""
+    return bool(token.spec.permissions or token.spec.roles or token.spec.projects)
+
+
+def narrowed(of: Authority, token: ApiToken) -> Authority:
+    """Return what a token leaves of what its user may do."""
+    if not is_lesser(token):
+        return of
+    spec = token.spec
+    allowed = expanded(tuple(spec.permissions)) if spec.permissions else PERMISSIONS
+    left: list[Grant] = []
+    for each in of.grants:
+        if spec.roles and each.role not in spec.roles:
+            continue
+        less = replace(each, permissions=each.permissions & allowed)
+        if not spec.projects or each.project in spec.projects:
+            left.append(less)
+        elif not each.project:
+            left.extend(replace(less, project=project) for project in spec.projects)
+    return summed(tuple(left))
 
 
 def summed(grants: tuple[Grant, ...]) -> Authority:

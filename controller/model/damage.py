@@ -93,6 +93,13 @@ def _of_binding(binding: Any) -> Iterator[tuple[AnyKind, str]]:
     yield kinds.USER, binding.spec.subject.user
 
 
+def _of_api_token(token: Any) -> Iterator[tuple[AnyKind, str]]:
+    """Projects that are gone are named by it to no effect."""
+    yield kinds.USER, token.spec.user
+    for role in token.spec.roles:
+        yield kinds.ROLE, role
+
+
 _REFERS: Final[dict[AnyKind, Callable[[Any], Iterable[tuple[AnyKind, str]]]]] = {
     kinds.VM: _of_vm,
     kinds.VOLUME: lambda volume: (
@@ -103,6 +110,7 @@ _REFERS: Final[dict[AnyKind, Callable[[Any], Iterable[tuple[AnyKind, str]]]]] = 
     kinds.PORT: lambda port: (*_of_owner(port), (kinds.SUBNET, port.spec.subnet), (kinds.VPC, port.spec.vpc)),
     kinds.SUBNET: lambda subnet: ((kinds.VPC, subnet.spec.vpc),),
     kinds.BINDING: _of_binding,
+    kinds.API_TOKEN: _of_api_token,
     kinds.PORT_BINDING: lambda binding: ((kinds.PORT, binding.port), (kinds.SUBNET, binding.subnet)),
 }
 

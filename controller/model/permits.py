@@ -19,11 +19,12 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Any, Final, Self, TypeVar
 
-from cairn.controller.model.authority import authority, user_called
+from cairn.controller.model.authority import Authority, authority, is_lesser, token_of, user_called
 from cairn.controller.store.base import View
 from cairn.proto import kinds
 from cairn.proto.kinds import AnyKind, Kind
 from cairn.proto.subjects import ROOT
+from cairn.proto.v1.api_token_pb2 import ApiToken
 from cairn.proto.v1.node_pb2 import JoinToken, Node
 from cairn.proto.v1.project_pb2 import Project
 from google.protobuf.message import Message
@@ -33,10 +34,14 @@ M = TypeVar("M", bound=Message)
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls. kind: of certificates "user", "node", "controller" (proto/pki.py: Identity); "join_token"; "system"."""
+    """Who calls. kind: of certificates "user", "node", "controller" (proto/pki.py: Identity); "join_token"; "system".
+
+    token: id of the API token that a user asks by; empty: he has a certificate.
+    """
 
     kind: str
     id: str
+    token: str = ""
 
     @classmethod
     def system(cls, component: str) -> Self:
@@ -79,8 +84,11 @@ class Verb(StrEnum):
 _UNRESTRICTED: Final = frozenset({"controller", "system"})
 # Who may do that to anything may do it to all: what roles there are, and what users are called, whoever binds them must find.
 _OF_ALL: Final = frozenset({"role.see", "role.use", "user.use"})
-# What every user may: ask about himself, have his certificate renewed.
-OWN: Final = frozenset({"auth.ask", "cluster.renew"})
+# What every user may: ask about himself, have his certificate renewed, and have tokens of his own.
+OWN: Final = frozenset({"auth.ask", "cluster.renew", *(f"api_token.{verb}" for verb in ("see", "create", "update", "delete"))})
+# No token makes a certificate. One that gives less than its user has leaves of that himself, and of tokens itself.
+_OWN_BY_LESSER_TOKEN: Final = frozenset({"auth.ask", "api_token.see", "api_token.delete"})
+_OWN_BY_TOKEN: Final = OWN - {"cluster.renew"}
 _OF_ITSELF: Final = frozenset({Verb.SEE, Verb.RENEW})
 
 
@@ -112,10 +120,37 @@ def noun_of(record: Message) -> str:
     return _snake(record.DESCRIPTOR.name)
 
 
-def _permits_user(view: View, caller: Caller, verb: Verb, record: Any) -> bool:
-    if caller.id == ROOT:
+def authority_of(view: View, caller: Caller) -> Authority:
+    """Return what a user may do, by what he asks with."""
+    return authority(view, caller.id, caller.token)
+
+
+def _is_root(caller: Caller) -> bool:
+    return caller.id == ROOT and not caller.token
+
+
+def has_own(view: View, caller: Caller, permission: str) -> bool:
+    """Tell whether that is a user's own to do, about himself and what is his."""
+    if not caller.token:
+        return permission in OWN and user_called(view, caller.id) is not None
+    token = token_of(view, caller.id, caller.token)
+    return token is not None and permission in (_OWN_BY_LESSER_TOKEN if is_lesser(token) else _OWN_BY_TOKEN)
+
+
+def _is_his(view: View, caller: Caller, record: Any) -> bool:
+    """Tell whether what is asked about is the user's own: a token of his; what is nobody's in particular is everybody's."""
+    if not isinstance(record, ApiToken):
         return True
-    of, permission = authority(view, caller.id), permission_of(verb, record)
+    user, token = user_called(view, caller.id), token_of(view, caller.id, caller.token) if caller.token else None
+    if token is not None and is_lesser(token):
+        return record.id == token.id
+    return user is not None and record.spec.user == user.id
+
+
+def _permits_user(view: View, caller: Caller, verb: Verb, record: Any) -> bool:
+    if _is_root(caller):
+        return True
+    of, permission = authority_of(view, caller), permission_of(verb, record)
     if permission in _OF_ALL and of.anywhere(permission):
         return True
     if of.allows(permission, project_of(record), object_key(record)):
@@ -123,17 +158,19 @@ def _permits_user(view: View, caller: Caller, verb: Verb, record: Any) -> bool:
     if isinstance(record, Project) and verb is Verb.SEE:
         # Whoever has anything in it may call it by its name.
         return any(each.project == record.id for each in of.grants)
-    return permission in OWN and permits_anywhere(view, caller, permission)
+    return has_own(view, caller, permission) and _is_his(view, caller, record)
 
 
 def witnesses(view: View, caller: Caller, verb: Verb, record: Message) -> tuple[tuple[AnyKind, str], ...]:
     """Return records that a user's right to do that follows from: as they are now, it is his. Empty: it follows from none."""
-    if caller.kind != "user" or caller.id == ROOT:
+    if caller.kind != "user" or _is_root(caller):
         return ()
-    of = authority(view, caller.id)
+    by: tuple[tuple[AnyKind, str], ...] = ((kinds.API_TOKEN, caller.token),) if caller.token else ()
+    of = authority_of(view, caller)
     for each in of.reasons(permission_of(verb, record), project_of(record), object_key(record)):
-        return ((kinds.BINDING, each.binding), (kinds.ROLE, each.role), (kinds.USER, each.user))
-    return ()
+        return ((kinds.BINDING, each.binding), (kinds.ROLE, each.role), (kinds.USER, each.user), *by)
+    user = user_called(view, caller.id)
+    return ((kinds.USER, user.id), *by) if user is not None else by
 
 
 def project_of(record: Any) -> str:
@@ -148,16 +185,14 @@ def object_key(record: Any) -> str:
 
 def permits_anywhere(view: View, caller: Caller, permission: str) -> bool:
     """Tell whether a user may do that to anything; others are asked of each record alone."""
-    if caller.kind != "user" or caller.id == ROOT:
+    if caller.kind != "user" or _is_root(caller):
         return True
-    if permission in OWN:
-        return user_called(view, caller.id) is not None
-    return authority(view, caller.id).anywhere(permission)
+    return has_own(view, caller, permission) or authority_of(view, caller).anywhere(permission)
 
 
 def may_act(view: View, caller: Caller) -> bool:
     """Tell whether a caller may do anything that is refused for the state of things: others leave nothing behind."""
-    return caller.kind in _UNRESTRICTED or (caller.kind == "user" and bool(authority(view, caller.id).grants))
+    return caller.kind in _UNRESTRICTED or (caller.kind == "user" and bool(authority_of(view, caller).grants))
 
 
 def visible(view: View, caller: Caller, kind: Kind[M], id: str) -> M | None:

@@ -33,6 +33,7 @@ from cairn.proto import kinds
 from cairn.proto.kinds import AnyKind
 from cairn.proto.seams import moment, timestamp
 from cairn.proto.v1.agent_pb2 import ImageReport, VmReport, VolumeReport
+from cairn.proto.v1.api_token_pb2 import ApiToken
 from cairn.proto.v1.vm_pb2 import Vm
 from cairn.proto.v1.volume_pb2 import Purge, Volume
 
@@ -44,7 +45,7 @@ KEEP: Final = timedelta(hours=24)
 ERASURE_KEEP: Final = timedelta(days=90)
 _LOOKED_AT: Final[tuple[AnyKind, ...]] = (
     kinds.VM, kinds.VOLUME, kinds.PURGE, kinds.IMAGE_CONTENT, kinds.VNI, kinds.NAME, kinds.JOB, kinds.JOB_STATE,
-    kinds.JOIN_TOKEN, kinds.ERASURE, kinds.BINDING,
+    kinds.JOIN_TOKEN, kinds.ERASURE, kinds.BINDING, kinds.API_TOKEN,
 )  # fmt: skip
 _HOLDERS: Final = (kinds.VPC, kinds.SUBNET)
 _OF_JOBS: Final[tuple[AnyKind, ...]] = (kinds.JOB, kinds.JOB_STATE)
@@ -68,12 +69,12 @@ class Garbage:
     reads: tuple[AnyKind, ...] = (
         kinds.VM, kinds.VOLUME, kinds.PURGE, kinds.PLACEMENT, kinds.VOLUME_PLACEMENT, kinds.OBSERVED, kinds.IMAGE, kinds.JOB,
         kinds.JOB_STATE, kinds.JOIN_TOKEN, kinds.NODE, kinds.NODE_FACTS, kinds.NODE_POOLS, kinds.NODE_HEARD, kinds.NODE_TOLD,
-        kinds.UNKNOWN, kinds.ERASURE, kinds.BINDING,
+        kinds.UNKNOWN, kinds.ERASURE, kinds.BINDING, kinds.API_TOKEN, kinds.USER,
     )  # fmt: skip
     writes: tuple[AnyKind, ...] = (
         kinds.PURGE, kinds.VM, kinds.SECRET, kinds.VOLUME, kinds.PORT, kinds.OBSERVED, kinds.IMAGE_CONTENT, kinds.VNI,
         kinds.NAME, kinds.JOB, kinds.JOB_STATE, kinds.JOIN_TOKEN, kinds.NODE_FACTS, kinds.NODE_POOLS, kinds.NODE_HEARD,
-        kinds.NODE_TOLD, kinds.UNKNOWN, kinds.ERASURE, kinds.BINDING,
+        kinds.NODE_TOLD, kinds.UNKNOWN, kinds.ERASURE, kinds.BINDING, kinds.API_TOKEN,
     )  # fmt: skip
 
     def keys(self, view: View, kind: AnyKind, id: str) -> Iterable[str]:
@@ -95,6 +96,8 @@ class Garbage:
             return (f"volume/{id}", f"vm/{volume.spec.vm}") if volume.spec.vm else (f"volume/{id}",)
         if kind is kinds.PURGE:
             return (f"purge/{id}", f"vm/{id}", f"volume/{id}")
+        if kind is kinds.USER:
+            return [f"{kinds.API_TOKEN.name}/{token}" for token in view.by(kinds.API_TOKEN, "user", id)]
         if kind is kinds.IMAGE:
             return (f"image_content/{id}",)
         return (f"{kind.name}/{id}",) if kind in _LOOKED_AT else ()
@@ -319,6 +322,29 @@ def _binding(view: View, id: str, now: datetime) -> Outcome:  # noqa: ARG001 - o
     return _drop(view, kinds.BINDING, id, say, because=((kind, about),))
 
 
+def _api_token(view: View, id: str, now: datetime) -> Outcome:
+    """A token goes some time after it has ended, and with its user."""
+    token = view.get(kinds.API_TOKEN, id)
+    if token is None:
+        return NOTHING
+    user = token.spec.user
+    if view.get(kinds.USER, user) is None and user not in view.unreadable(kinds.USER):
+        return _drop_token(view, token, f"the user of token {id} is gone", because=((kinds.USER, user),))
+    left_s = (moment(token.spec.expire_time) + KEEP - now).total_seconds()
+    if left_s > 0:
+        return Outcome(None, "kept to be looked at", again_after_s=left_s)
+    return _drop_token(view, token, f"token {id} ended long ago")
+
+
+def _drop_token(view: View, token: ApiToken, say: str, *, because: Iterable[tuple[AnyKind, str]] = ()) -> Outcome:
+    """Remove a token with the claim of its name."""
+    outcome, name = _drop(view, kinds.API_TOKEN, token.id, say, because=because), f"-/{kinds.API_TOKEN.name}/{token.name}"
+    held = view.get(kinds.NAME, name)
+    if outcome.txn is not None and held is not None and held.id == token.id:
+        outcome.txn.check(kinds.NAME, name, view.revision_of(kinds.NAME, name)).delete(kinds.NAME, name)
+    return outcome
+
+
 def _node(view: View, id: str, now: datetime) -> Outcome:  # noqa: ARG001 - one shape for all rules
     """What a node that was removed had reported; some at a time, as each removal wakes this again."""
     if view.get(kinds.NODE, id) is not None:
@@ -369,4 +395,5 @@ _RULES: Final[dict[str, Callable[[View, str, datetime], Outcome]]] = {
     kinds.NODE.name: _node,
     kinds.ERASURE.name: _erasure,
     kinds.BINDING.name: _binding,
+    kinds.API_TOKEN.name: _api_token,
 }

@@ -81,5 +81,6 @@ INDEXES: Final[dict[str, dict[str, Extract]]] = {
         "project": lambda _, m: (m.project,),
         "object": lambda _, m: (m.spec.object,) if m.spec.object else (),
     },
+    kinds.API_TOKEN.name: {"user": lambda _, m: (m.spec.user,), "role": lambda _, m: tuple(m.spec.roles)},
     kinds.JOB.name: {"target": lambda _, m: (m.spec.target,)},
 }

@@ -23,10 +23,11 @@ _sym_db = _symbol_database.Default()
 
 
 from cairn.proto.v1 import access_pb2 as cairn_dot_proto_dot_v1_dot_access__pb2
+from cairn.proto.v1 import api_token_pb2 as cairn_dot_proto_dot_v1_dot_api__token__pb2
 from cairn.proto.v1 import binding_pb2 as cairn_dot_proto_dot_v1_dot_binding__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x63\x61irn/proto/v1/auth.proto\x12\x08\x63\x61irn.v1\x1a\x1b\x63\x61irn/proto/v1/access.proto\x1a\x1c\x63\x61irn/proto/v1/binding.proto\"\x0f\n\rWhoAmIRequest\"n\n\x0eWhoAmIResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04user\x18\x02 \x01(\t\x12\x0e\n\x06groups\x18\x03 \x03(\t\x12#\n\x08\x62indings\x18\x04 \x03(\x0b\x32\x11.cairn.v1.Binding\x12\x0b\n\x03say\x18\x05 \x01(\t\"[\n\x16\x43heckPermissionRequest\x12\x12\n\npermission\x18\x01 \x01(\t\x12\x0e\n\x06object\x18\x02 \x01(\t\x12\x0f\n\x07project\x18\x03 \x01(\t\x12\x0c\n\x04user\x18\x04 \x01(\t\"\\\n\x17\x43heckPermissionResponse\x12\x0f\n\x07\x61llowed\x18\x01 \x01(\x08\x12#\n\x08\x62indings\x18\x02 \x03(\x0b\x32\x11.cairn.v1.Binding\x12\x0b\n\x03say\x18\x03 \x01(\t2\xbe\x01\n\x0b\x41uthService\x12I\n\x06WhoAmI\x12\x17.cairn.v1.WhoAmIRequest\x1a\x18.cairn.v1.WhoAmIResponse\"\x0c\xca\xea\x1b\x08\x61uth.ask\x12\x64\n\x0f\x43heckPermission\x12 .cairn.v1.CheckPermissionRequest\x1a!.cairn.v1.CheckPermissionResponse\"\x0c\xca\xea\x1b\x08\x61uth.askb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x63\x61irn/proto/v1/auth.proto\x12\x08\x63\x61irn.v1\x1a\x1b\x63\x61irn/proto/v1/access.proto\x1a\x1e\x63\x61irn/proto/v1/api_token.proto\x1a\x1c\x63\x61irn/proto/v1/binding.proto\"\x0f\n\rWhoAmIRequest\"\x91\x01\n\x0eWhoAmIResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04user\x18\x02 \x01(\t\x12\x0e\n\x06groups\x18\x03 \x03(\t\x12#\n\x08\x62indings\x18\x04 \x03(\x0b\x32\x11.cairn.v1.Binding\x12\x0b\n\x03say\x18\x05 \x01(\t\x12!\n\x05token\x18\x06 \x01(\x0b\x32\x12.cairn.v1.ApiToken\"[\n\x16\x43heckPermissionRequest\x12\x12\n\npermission\x18\x01 \x01(\t\x12\x0e\n\x06object\x18\x02 \x01(\t\x12\x0f\n\x07project\x18\x03 \x01(\t\x12\x0c\n\x04user\x18\x04 \x01(\t\"\\\n\x17\x43heckPermissionResponse\x12\x0f\n\x07\x61llowed\x18\x01 \x01(\x08\x12#\n\x08\x62indings\x18\x02 \x03(\x0b\x32\x11.cairn.v1.Binding\x12\x0b\n\x03say\x18\x03 \x01(\t2\xbe\x01\n\x0b\x41uthService\x12I\n\x06WhoAmI\x12\x17.cairn.v1.WhoAmIRequest\x1a\x18.cairn.v1.WhoAmIResponse\"\x0c\xca\xea\x1b\x08\x61uth.ask\x12\x64\n\x0f\x43heckPermission\x12 .cairn.v1.CheckPermissionRequest\x1a!.cairn.v1.CheckPermissionResponse\"\x0c\xca\xea\x1b\x08\x61uth.askb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,14 +38,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_AUTHSERVICE'].methods_by_name['WhoAmI']._serialized_options = b'\312\352\033\010auth.ask'
   _globals['_AUTHSERVICE'].methods_by_name['CheckPermission']._loaded_options = None
   _globals['_AUTHSERVICE'].methods_by_name['CheckPermission']._serialized_options = b'\312\352\033\010auth.ask'
-  _globals['_WHOAMIREQUEST']._serialized_start=98
-  _globals['_WHOAMIREQUEST']._serialized_end=113
-  _globals['_WHOAMIRESPONSE']._serialized_start=115
-  _globals['_WHOAMIRESPONSE']._serialized_end=225
-  _globals['_CHECKPERMISSIONREQUEST']._serialized_start=227
-  _globals['_CHECKPERMISSIONREQUEST']._serialized_end=318
-  _globals['_CHECKPERMISSIONRESPONSE']._serialized_start=320
-  _globals['_CHECKPERMISSIONRESPONSE']._serialized_end=412
-  _globals['_AUTHSERVICE']._serialized_start=415
-  _globals['_AUTHSERVICE']._serialized_end=605
+  _globals['_WHOAMIREQUEST']._serialized_start=130
+  _globals['_WHOAMIREQUEST']._serialized_end=145
+  _globals['_WHOAMIRESPONSE']._serialized_start=148
+  _globals['_WHOAMIRESPONSE']._serialized_end=293
+  _globals['_CHECKPERMISSIONREQUEST']._serialized_start=295
+  _globals['_CHECKPERMISSIONREQUEST']._serialized_end=386
+  _globals['_CHECKPERMISSIONRESPONSE']._serialized_start=388
+  _globals['_CHECKPERMISSIONRESPONSE']._serialized_end=480
+  _globals['_AUTHSERVICE']._serialized_start=483
+  _globals['_AUTHSERVICE']._serialized_end=673
 # @@protoc_insertion_point(module_scope)

@@ -3,6 +3,7 @@
 isort:skip_file
 Who am I, what may I do, and why."""
 
+from cairn.proto.v1 import api_token_pb2 as _api_token_pb2
 from cairn.proto.v1 import binding_pb2 as _binding_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
@@ -43,6 +44,7 @@ class WhoAmIResponse(_message.Message):
     GROUPS_FIELD_NUMBER: _builtins.int
     BINDINGS_FIELD_NUMBER: _builtins.int
     SAY_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """What certificates call the caller, for example "alice"."""
     user: _builtins.str
@@ -55,6 +57,10 @@ class WhoAmIResponse(_message.Message):
     def bindings(self) -> _containers.RepeatedCompositeFieldContainer[_binding_pb2.Binding]:
         """What speaks of the caller."""
 
+    @_builtins.property
+    def token(self) -> _api_token_pb2.ApiToken:
+        """The API token the caller asks by; none: by a certificate."""
+
     def __init__(
         self,
         *,
@@ -63,10 +69,11 @@ class WhoAmIResponse(_message.Message):
         groups: _abc.Iterable[_builtins.str] | None = ...,
         bindings: _abc.Iterable[_binding_pb2.Binding] | None = ...,
         say: _builtins.str = ...,
+        token: _api_token_pb2.ApiToken | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bindings", b"bindings", "groups", b"groups", "name", b"name", "say", b"say", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bindings", b"bindings", "groups", b"groups", "name", b"name", "say", b"say", "token", b"token", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -799,6 +799,7 @@ class RequestRecord(_message.Message):
     ANSWER_FIELD_NUMBER: _builtins.int
     CALLER_FIELD_NUMBER: _builtins.int
     REFUSAL_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     method: _builtins.str
     fingerprint: _builtins.bytes
@@ -811,6 +812,8 @@ class RequestRecord(_message.Message):
     """Who asked, as in his certificate: "cairn://user/alice". The id is his alone."""
     refusal: _builtins.bytes
     """A google.rpc.Status, when it was refused; object is "<kind>/" then."""
+    token: _builtins.str
+    """Id of the API token he asked by, if any."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -824,10 +827,11 @@ class RequestRecord(_message.Message):
         answer: _builtins.bytes | None = ...,
         caller: _builtins.str = ...,
         refusal: _builtins.bytes | None = ...,
+        token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_answer", b"_answer", "_refusal", b"_refusal", "answer", b"answer", "create_time", b"create_time", "refusal", b"refusal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_answer", b"_answer", "_refusal", b"_refusal", "answer", b"answer", "caller", b"caller", "create_time", b"create_time", "fingerprint", b"fingerprint", "method", b"method", "object", b"object", "refusal", b"refusal", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_answer", b"_answer", "_refusal", b"_refusal", "answer", b"answer", "caller", b"caller", "create_time", b"create_time", "fingerprint", b"fingerprint", "method", b"method", "object", b"object", "refusal", b"refusal", "request_id", b"request_id", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__answer: _TypeAlias = _typing.Literal["answer"]  # noqa: Y015
     _WhichOneofArgType__answer: _TypeAlias = _typing.Literal["_answer", b"_answer"]  # noqa: Y015
@@ -875,6 +879,7 @@ class PlanRecord(_message.Message):
     ANSWER_FIELD_NUMBER: _builtins.int
     CALLER_FIELD_NUMBER: _builtins.int
     LEFT_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
     plan_id: _builtins.str
     method: _builtins.str
     fingerprint: _builtins.bytes
@@ -886,6 +891,8 @@ class PlanRecord(_message.Message):
     """The object as it was, when the plan removes it."""
     caller: _builtins.str
     """Whose plan it is; nobody else can apply it."""
+    token: _builtins.str
+    """Id of the API token it was made by, if any: by another one, or none, it is not applied."""
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -904,10 +911,11 @@ class PlanRecord(_message.Message):
         answer: _builtins.bytes | None = ...,
         caller: _builtins.str = ...,
         left: _abc.Mapping[_builtins.str, _builtins.bytes] | None = ...,
+        token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_answer", b"_answer", "answer", b"answer", "expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_answer", b"_answer", "answer", b"answer", "caller", b"caller", "expire_time", b"expire_time", "fingerprint", b"fingerprint", "left", b"left", "method", b"method", "object", b"object", "plan_id", b"plan_id", "transaction", b"transaction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_answer", b"_answer", "answer", b"answer", "caller", b"caller", "expire_time", b"expire_time", "fingerprint", b"fingerprint", "left", b"left", "method", b"method", "object", b"object", "plan_id", b"plan_id", "token", b"token", "transaction", b"transaction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__answer: _TypeAlias = _typing.Literal["answer"]  # noqa: Y015
     _WhichOneofArgType__answer: _TypeAlias = _typing.Literal["_answer", b"_answer"]  # noqa: Y015

@@ -165,6 +165,7 @@ class Event(_message.Message):
     NODE_FIELD_NUMBER: _builtins.int
     ACTOR_FIELD_NUMBER: _builtins.int
     WARNING_FIELD_NUMBER: _builtins.int
+    ACTOR_TOKEN_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     project: _builtins.str
     object: _builtins.str
@@ -179,6 +180,8 @@ class Event(_message.Message):
     actor: _builtins.str
     """Who: a user's name or a component."""
     warning: _builtins.bool
+    actor_token: _builtins.str
+    """Id of the API token a user asked by, if any."""
     @_builtins.property
     def event_time(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -194,10 +197,11 @@ class Event(_message.Message):
         node: _builtins.str = ...,
         actor: _builtins.str = ...,
         warning: _builtins.bool = ...,
+        actor_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["event_time", b"event_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "event_time", b"event_time", "id", b"id", "message", b"message", "node", b"node", "object", b"object", "object_name", b"object_name", "project", b"project", "reason", b"reason", "warning", b"warning"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "actor_token", b"actor_token", "event_time", b"event_time", "id", b"id", "message", b"message", "node", b"node", "object", b"object", "object_name", b"object_name", "project", b"project", "reason", b"reason", "warning", b"warning"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from cairn.controller.api.authorise import Admission
 from cairn.controller.api.core import Core
 from cairn.controller.api.feed import Feed
 from cairn.controller.api.interceptor import Gate
 from cairn.controller.api.projects import ensure_default_project
 from cairn.controller.api.roles import ensure_builtin_roles
 from cairn.controller.api.services import add_enrolment, add_services
-from cairn.controller.model.permits import Caller, permits_anywhere
 from cairn.controller.reconcilers.placement import Placements
 from cairn.controller.reconcilers.ports import Ports
 from cairn.controller.store.base import Conflict, Put, Store, Txn
@@ -29,6 +29,7 @@ from cairn.proto.rpc import GrpcTransport, StaticCredentials
 from cairn.proto.sealing import KEY_BYTES, Seals
 from cairn.proto.seams import SystemClock, SystemIds
 from cairn.proto.v1 import (
+    api_token_pb2_grpc,
     auth_pb2_grpc,
     binding_pb2_grpc,
     cluster_pb2_grpc,
@@ -80,6 +81,7 @@ class Stubs:
         self.auth: Any = auth_pb2_grpc.AuthServiceStub(channel)
         self.users: Any = user_pb2_grpc.UserServiceStub(channel)
         self.roles: Any = role_pb2_grpc.RoleServiceStub(channel)
+        self.tokens: Any = api_token_pb2_grpc.ApiTokenServiceStub(channel)
         self.bindings: Any = binding_pb2_grpc.BindingServiceStub(channel)
         self.cluster: Any = cluster_pb2_grpc.ClusterServiceStub(channel)
         self.identity: Any = cluster_pb2_grpc.IdentityServiceStub(channel)
@@ -135,13 +137,14 @@ class World:
         )
         await ensure_default_project(self.core, self.clock)
         await ensure_builtin_roles(self.core, self.clock)
-        gate = Gate(may_ask=self.may_ask)
+        gate = Gate(Admission(self.cache, self.core.mutations.freshen, self.clock))
         self.server = transport.server(interceptors=[gate])
         add_services(self.server, self.core)
         self.address = await transport.listen(self.server, f"unix:{self.folder}/api.sock")
         await self.server.start()
         self.enrolment_server = transport.server(interceptors=[gate])
         add_enrolment(self.enrolment_server, self.core)
+        add_services(self.enrolment_server, self.core)
         self.enrolment = await transport.listen(self.enrolment_server, "127.0.0.1:0", mutual=False)
         await self.enrolment_server.start()
         self.api = self.stubs(Identity("user", "admin"))
@@ -167,11 +170,6 @@ class World:
         txn = Txn("api").create(kinds.PROJECT, project.id, project).create(kinds.NAME, f"-/project/{name}", claim)
         await self.commit(txn)
         return project.id
-
-    async def may_ask(self, caller: Caller, permission: str) -> bool:
-        if permits_anywhere(self.cache.view, caller, permission):
-            return True
-        return permits_anywhere(await self.core.mutations.freshen(), caller, permission)
 
     async def _feed(self) -> None:
         with self.cache.subscribe() as changes:
@@ -199,6 +197,13 @@ class World:
     def transport(self, identity: Identity | None) -> GrpcTransport:
         pair = self.authority.issue(identity) if identity is not None else None
         return GrpcTransport(StaticCredentials(self.authority.cert_pem, pair))
+
+    def by_token(self, token: str) -> Stubs:
+        """Return the stubs of somebody who has a token and the CA, and no certificate."""
+        transport = GrpcTransport(StaticCredentials(self.authority.cert_pem, token=token))
+        channel = transport.channel([self.enrolment], server_name=CONTROLLER_SERVER_NAME)
+        self._channels.append(channel)
+        return Stubs(channel)
 
     def stubs(self, identity: Identity | None, address: str = "") -> Stubs:
         channel = self.transport(identity).channel([address or self.address], server_name=CONTROLLER_SERVER_NAME)

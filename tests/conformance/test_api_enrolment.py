@@ -116,12 +116,12 @@ async def test_many_servers_join_at_once_with_numbers_of_their_own(world: World)
     assert sorted(node.spec.index for node in world.cache.view.all(kinds.NODE)) == list(range(1, 9))
 
 
-async def test_only_enrolment_is_open_without_a_certificate(world: World) -> None:
+async def test_only_enrolment_is_open_without_a_certificate_or_token(world: World) -> None:
     from cairn.proto.v1.vm_pb2 import ListVmsRequest
 
     stranger = world.stubs(None, world.enrolment)
-    assert await code_of(stranger.vms.ListVms(ListVmsRequest())) is grpc.StatusCode.UNIMPLEMENTED
-    assert await code_of(world.stubs(None).vms.ListVms(ListVmsRequest(), timeout=5)) is not grpc.StatusCode.UNIMPLEMENTED
+    assert await code_of(stranger.vms.ListVms(ListVmsRequest())) is grpc.StatusCode.UNAUTHENTICATED
+    assert await code_of(world.stubs(None).vms.ListVms(ListVmsRequest(), timeout=5)) is grpc.StatusCode.UNAVAILABLE
 
 
 async def test_the_hash_is_stored_and_not_the_secret(world: World) -> None:

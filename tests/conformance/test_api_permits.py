@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -34,6 +35,7 @@ from cairn.proto.v1 import (
     volume_pb2,
 )
 from cairn.proto.v1.agent_pb2 import Desired, DesiredImage, DesiredVm, DesiredVolume, Unknown
+from cairn.proto.v1.api_token_pb2 import ApiToken, ApiTokenSpec, CreateApiTokenRequest
 from cairn.proto.v1.auth_pb2 import CheckPermissionRequest
 from cairn.proto.v1.backup_pb2 import RestoreClusterRequest, RestoreOptions
 from cairn.proto.v1.binding_pb2 import Binding, BindingSpec, Subject
@@ -87,6 +89,7 @@ async def made(world: World) -> dict[str, str]:
     await world.user("ann", "cluster-admin")
     await world.user("bob", "viewer")
     await world.api.roles.CreateRole(CREATED_ROLE)
+    await world.api.tokens.CreateApiToken(CREATED_TOKEN)
     await unknowns(world)
     gone = cluster_pb2.ControllerMember(name="c9")
     await world.commit(Txn("members").put(kinds.CONTROLLER_MEMBER, gone.name, gone))
@@ -126,8 +129,8 @@ def request_for(method: Method, objects: dict[str, str]) -> Any:
             getattr(request, kind).labels["a"] = "b"
             request.allow_stale = True
     if "id" in request.DESCRIPTOR.fields_by_name:
-        service = method.descriptor.containing_service.name.removesuffix("Service").lower()
-        request.id = objects.get(service, "")
+        service = method.descriptor.containing_service.name.removesuffix("Service")
+        request.id = objects.get(re.sub("(?<!^)(?=[A-Z])", "_", service).lower(), "")
     given = CREATED.get(method.name)
     if given is not None:
         request.MergeFrom(given)
@@ -135,12 +138,14 @@ def request_for(method: Method, objects: dict[str, str]) -> Any:
 
 
 CREATED_ROLE = role_pb2.CreateRoleRequest(role=Role(name="own", spec=RoleSpec(permissions=["vm.*"])))
+CREATED_TOKEN = CreateApiTokenRequest(api_token=ApiToken(name="first", spec=ApiTokenSpec(user="bob")))
 CREATED: dict[str, Any] = {
     "CreateUser": user_pb2.CreateUserRequest(user=User(name="second")),
     "CreateRole": role_pb2.CreateRoleRequest(role=Role(name="second", spec=RoleSpec(permissions=["vm.see"]))),
     "CreateBinding": binding_pb2.CreateBindingRequest(
         binding=Binding(spec=BindingSpec(role="viewer", subject=Subject(user="ann")))
     ),
+    "CreateApiToken": CreateApiTokenRequest(api_token=ApiToken(name="second", spec=ApiTokenSpec(user="bob"))),
     "CheckPermission": CheckPermissionRequest(permission="vm.see"),
     "CreateProject": project_pb2.CreateProjectRequest(project=Project(name="second")),
     "CreateImage": image_pb2.CreateImageRequest(image=image("second")),

@@ -105,8 +105,8 @@ class Flow:
 class Context:
     """What a servicer is given (grpc.aio.ServicerContext)."""
 
-    def __init__(self, call: ServerCall, deadline_s: float | None) -> None:
-        self._call, self._deadline_s = call, deadline_s
+    def __init__(self, call: ServerCall, deadline_s: float | None, metadata: tuple[Any, ...]) -> None:
+        self._call, self._deadline_s, self._metadata = call, deadline_s, metadata
         self.status: Status | None = None
         self._code, self._details, self._trailing = Code.OK, "", ()
 
@@ -128,7 +128,7 @@ class Context:
 
     def invocation_metadata(self) -> tuple[Any, ...]:
         """Return what the caller sent along."""
-        return ()
+        return self._metadata
 
     def peer(self) -> str:
         """Return where the caller is."""
@@ -160,7 +160,7 @@ class ServerCall:
         self.over = False
         connection.network.served += 1
         self.requests, self._responses = Flow(), Flow()
-        self._context = Context(self, None if timeout_s is None else loop.time() + timeout_s)
+        self._context = Context(self, None if timeout_s is None else loop.time() + timeout_s, client.metadata)
         context: contextvars.Context = connection.listener.context.copy()
         connection.join(1, self)
         self._task = loop.create_task(self._serve(), name=f"serve {method.rpartition('/')[2]}", context=context)
@@ -273,6 +273,8 @@ class ClientCall:
     def __init__(self, channel: Any, method: str, codecs: tuple[Any, Any], shape: tuple[bool, bool], timeout_s: float | None):
         loop = asyncio.get_running_loop()
         self._channel, self.method, self._timeout_s = channel, method, timeout_s
+        # Of a call that was sent twice, both have it.
+        self.metadata: tuple[Any, ...] = channel.metadata
         self._serialize, self._deserialize = codecs
         self._in_stream, self._out_stream = shape
         self._responses, self._requests = Flow(), Flow()

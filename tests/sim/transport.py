@@ -105,8 +105,16 @@ class _Method:
 class SimChannel(grpc.aio.Channel):
     """Connects to the first of its endpoints that answers, when there is something to call."""
 
-    def __init__(self, network: Network, host: str, identity: Identity, endpoints: Sequence[str], server_name: str) -> None:
-        self._network, self._host, self._identity = network, host, identity
+    def __init__(
+        self,
+        network: Network,
+        host: str,
+        identity: Identity,
+        endpoints: Sequence[str],
+        server_name: str,
+        metadata: tuple[Any, ...] = (),
+    ) -> None:
+        self._network, self._host, self._identity, self.metadata = network, host, identity, metadata
         self._endpoints, self._server_name = list(endpoints), server_name
         self._connection: Connection | None = None
         self._connecting: asyncio.Task[Connection] | None = None
@@ -197,14 +205,15 @@ class SimChannel(grpc.aio.Channel):
 
 
 class SimTransport:
-    """`seams.Transport` of one process: its host's name and its certificate's identity."""
+    """`seams.Transport` of one process: its host's name and its certificate's identity; token: what it shows besides."""
 
-    def __init__(self, network: Network, host: str, identity: Identity, ids: Ids) -> None:
+    def __init__(self, network: Network, host: str, identity: Identity, ids: Ids, token: str = "") -> None:
         self._network, self._host, self._identity, self._ids = network, host, identity, ids
+        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
 
     def channel(self, endpoints: Sequence[str], *, server_name: str) -> Any:
         """Return a channel to whichever answers."""
-        return SimChannel(self._network, self._host, self._identity, endpoints, server_name)
+        return SimChannel(self._network, self._host, self._identity, endpoints, server_name, self._metadata)
 
     def server(self, *, interceptors: Sequence[Any] = ()) -> Any:
         """Return a server without addresses."""

@@ -186,6 +186,13 @@ class World:
         transport = SimTransport(self.network, f"user-{name}", Identity("user", name), ids)
         return SimClient(transport, self.endpoints, ids, self.note, self.referee.asked.refused)
 
+    def connect_by_token(self, name: str, token: str) -> SimClient:
+        """Return a new client of the API that has a token, and no certificate."""
+        ids = SimIds(f"{self.seed}/client/{name}")
+        transport = SimTransport(self.network, f"user-{name}", Identity("user", "nobody"), ids, token)
+        endpoints = tuple(f"{each}:7444" for each in self.controllers)
+        return SimClient(transport, endpoints, ids, self.note, self.referee.asked.refused)
+
     def stranger(self, name: str) -> SimTransport:
         """Return what a server has that is no node yet."""
         return SimTransport(self.network, name, Identity("node", "none"), SimIds(f"{self.seed}/stranger/{name}"))

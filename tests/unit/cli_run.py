@@ -41,7 +41,7 @@ class SetClock:
 def run(cloud: Cloud, *arguments: str, input: str | None = None, **changed: str) -> Ran:
     """Run a command line in the cloud's own loop (gRPC wants one per process); a Python exception is a failed test."""
     environment: dict[str, str] = {**cloud.environment, **changed}
-    clear = dict.fromkeys(("CAIRN_CONFIG", "CAIRN_ENDPOINT", "CAIRN_CA", "CAIRN_CERT", "CAIRN_KEY"))
+    clear = dict.fromkeys(("CAIRN_CONFIG", "CAIRN_ENDPOINT", "CAIRN_CA", "CAIRN_CERT", "CAIRN_KEY", "CAIRN_TOKEN_FILE"))
     runner = CliRunner(env={**clear, **environment})
     settings = Settings(run=cloud.wait, clock=SetClock())
     result = runner.invoke(cairn, list(arguments), prog_name="cairn", input=input, obj=settings)

@@ -129,3 +129,9 @@ def test_a_wrong_state_is_answered_with_those_there_are() -> None:
     with pytest.raises(Invalid, match=r"'RUNING' is not a value of status.state: PENDING, STARTING, RUNNING,") as refused:
         predicate("status.state = RUNING", Vm.DESCRIPTOR)
     assert "UNSPECIFIED" not in str(refused.value)
+
+
+@pytest.mark.parametrize("text", ["spec.user_data<x", "spec.user_data=1", "spec.user_data:x"])
+def test_bytes_are_not_compared(text: str) -> None:
+    with pytest.raises(Invalid, match="is bytes"):
+        predicate(text, Vm.DESCRIPTOR)(Vm())

@@ -16,7 +16,7 @@ from tests.sim.rules import deleted
 
 # Kinds whose objects have a name of their own; those of a project, and those of the cluster.
 _NAMED = ("vm", "volume", "image", "vpc", "subnet")
-_CLUSTER_WIDE = ("node", "project", "user", "role", "binding")
+_CLUSTER_WIDE = ("node", "project", "user", "role", "binding", "api_token")
 Thing = tuple[str, ...]
 
 

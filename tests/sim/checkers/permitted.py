@@ -1,12 +1,15 @@
 """Nobody changes anything without a right to it at that very revision.
 
 Judged from the records alone, and coarsely: a user that is there and not disabled, and a binding that gives him more than to
-look. What each role permits in particular is for the tests of roles.
+look. What each role permits in particular is for the tests of roles. Who asked by a token has one that is there, is his, is not
+disabled, has not ended by the clock of whoever decided, and is not narrowed to something else.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from typing import Any
 
 from tests.sim.checkers.base import Checker
@@ -26,7 +29,7 @@ class Permitted(Checker):
 
         What is taken back in the same transaction was decided after it, or before what is given there: both count.
         """
-        before: dict[str, list[Any]] = {"user": [], "binding": []}
+        before: dict[str, list[Any]] = {"user": [], "binding": [], "api_token": []}
         for change in commit.changes:
             if change.kind in before and change.before is not None:
                 before[change.kind].append(change.before)
@@ -37,6 +40,22 @@ class Permitted(Checker):
             name = record.caller.removeprefix(_USER)
             if name != _ROOT and not _may(cloud, name, before):
                 yield f"{record.method} of {record.object} was carried out for {name}, who may not"
+            if record.token and not _by(cloud, name, record, before):
+                yield f"{record.method} of {record.object} was carried out by token {record.token} of {name}, which may not"
+
+
+def _by(cloud: Cloud, name: str, record: Any, before: dict[str, list[Any]]) -> bool:
+    """Tell whether a token is good for a request."""
+    verb, noun = re.match(r"([A-Z][a-z]+)(\w+)", record.method).groups()  # type: ignore[union-attr]
+    permission = f"{re.sub('(?<!^)(?=[A-Z])', '_', noun).lower()}.{verb.lower()}"
+    users = {each.id for each in [*cloud.all("user").values(), *before["user"]] if each.name == name}
+    for token in [*cloud.all("api_token").values(), *before["api_token"]]:
+        spec = token.spec
+        ended = record.create_time.ToDatetime() >= spec.expire_time.ToDatetime()
+        wide = not spec.permissions or any(fnmatchcase(permission, each) for each in spec.permissions)
+        if token.id == record.token and spec.user in users and wide and not (spec.disabled or ended):
+            return True
+    return False
 
 
 def _may(cloud: Cloud, name: str, before: dict[str, list[Any]]) -> bool:

@@ -31,6 +31,7 @@ _LEASED: Final[dict[str, Callable[[Any], datetime]]] = {
 _REMOVED: Final[dict[str, Callable[[Any], datetime | None]]] = {
     "job_state": lambda record: _time(record.end_time) + _DAY if record.done else None,
     "join_token": lambda record: _time(record.expire_time) + _DAY,
+    "api_token": lambda record: _time(record.spec.expire_time) + _DAY,
     "vm": lambda record: _time(record.purge_time) if deleted(record) else None,
     "volume": lambda record: _time(record.purge_time) if deleted(record) else None,
 }

@@ -25,6 +25,7 @@ WRITERS: Final[dict[str, tuple[str, str, bool]]] = {
     "user": ("api", "", False),
     "role": ("api", "", False),
     "binding": ("api", "garbage", False),
+    "api_token": ("api", "garbage", False),
     "job": ("api", "garbage", False),
     "secret": ("api", "garbage", False),
     "join_token": ("api", "garbage", False),
