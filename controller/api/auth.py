@@ -9,10 +9,20 @@ from cairn.controller.api.authorise import caller_of
 from cairn.controller.api.core import Core
 from cairn.controller.api.nouns import Noun
 from cairn.controller.model.authority import user_called
-from cairn.controller.model.permits import Caller, authority_of, has_own, object_key, permits_anywhere, project_of
+from cairn.controller.model.permits import (
+    Caller,
+    authority_of,
+    has_own,
+    name_for,
+    object_key,
+    permits_anywhere,
+    project_of,
+    through,
+)
 from cairn.controller.model.roles import BUILTIN, PERMISSIONS, expanded
 from cairn.controller.store.base import View
 from cairn.controller.words import several
+from cairn.proto import kinds
 from cairn.proto.errors import Denied, Invalid
 from cairn.proto.subjects import ROOT
 from cairn.proto.v1 import auth_pb2, auth_pb2_grpc
@@ -61,7 +71,7 @@ class AuthService(auth_pb2_grpc.AuthServiceServicer):
         who = request.user or caller.id
         if request.user and request.user != caller.id:
             resolution.find(view, caller, nouns.USER, "", request.user, field="user")
-        project, object, what = _about(view, caller, request)
+        message, project, what = _about(view, caller, request)
         # Of himself it is asked by what he asks with: a token gives less than its user has.
         asked = caller if who == caller.id else Caller("user", who)
         of, root = authority_of(view, asked), who == ROOT and not asked.token
@@ -71,26 +81,31 @@ class AuthService(auth_pb2_grpc.AuthServiceServicer):
             why = "the first administrator may do everything" if root else "every user may, of what is his own"
             answer.say = f"{who} may {request.permission} {what}: {why}"
             return answer
-        ids = [each.binding for each in of.reasons(request.permission, project, object)]
+        object = object_key(message) if message is not None else ""
+        reasons = of.reasons(request.permission, project, object)
+        if not reasons and message is not None and (shared := through(view, of, request.permission, message)):
+            reasons = of.reasons(request.permission, shared, "")
+            what = f"{what}, which is shared with project {name_for(view, caller, kinds.PROJECT, shared)}"
+        ids = [each.binding for each in reasons]
         answer.bindings.extend(_shown(view, ids))
         answer.allowed = bool(ids)
         answer.say = _say(view, who, request.permission, what, answer.bindings)
         return answer
 
 
-def _about(view: View, caller: Caller, request: auth_pb2.CheckPermissionRequest) -> tuple[str, str, str]:
-    """Return (project id, object key, a phrase) of what is asked about. Raises Invalid, NotFound."""
+def _about(view: View, caller: Caller, request: auth_pb2.CheckPermissionRequest) -> tuple[Any, str, str]:
+    """Return (record or None, project id, a phrase) of what is asked about. Raises Invalid, NotFound."""
     if request.object:
         kind, _, name = request.object.partition("/")
         validation.one_of("object", kind, sorted(_NOUNS))
         noun = _NOUNS[kind]
         project = "" if noun.cluster_wide else resolution.project_id(view, caller, request.project)
         message = resolution.find(view, caller, noun, project, name, field="object").message
-        return project_of(message), object_key(message), f"{noun.title} {message.name or message.id}"
+        return message, project_of(message), f"{noun.title} {message.name or message.id}"
     if request.project == selection.ALL_PROJECTS:
-        return "", "", "everywhere"
+        return None, "", "everywhere"
     project = resolution.project_id(view, caller, request.project)
-    return project, "", f"in project {request.project or nouns.DEFAULT_PROJECT}"
+    return None, project, f"in project {request.project or nouns.DEFAULT_PROJECT}"
 
 
 def _shown(view: View, ids: list[str]) -> list[Binding]:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any, Final, cast
 
 import grpc.aio
-from cairn.controller.api import nouns, resolution, validation
+from cairn.controller.api import nouns, resolution, shared_names, sharing, validation
 from cairn.controller.api.authorise import caller_of
 from cairn.controller.api.core import Core
 from cairn.controller.api.decision import Decided
@@ -51,6 +51,7 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
 
     def _create(self, view: View, caller: Caller, given: Image) -> Decided[Image]:
         validation.image(given.spec)
+        sharing.refuse_sharing(given.spec, "image")
         decided, image = begin(view, caller, self._core, nouns.IMAGE, given)
         image.spec.CopyFrom(given.spec)
         decided.txn.create(kinds.IMAGE, image.id, image)
@@ -72,7 +73,15 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
             decided, _, _ = updated(view, caller, self._core, nouns.IMAGE, request, RULES)
             return decided
 
-        return await self._core.mutations.run(request, caller_of(context), decide)
+        return await shared_names.run(self._core, request, caller_of(context), decide)
+
+    async def ShareImage(self, request: image_pb2.ShareImageRequest, context: Any) -> Image:
+        """Say with whom it is shared."""
+
+        def decide(view: View, caller: Caller) -> Decided[Image]:
+            return sharing.share(view, caller, self._core, nouns.IMAGE, request)
+
+        return await shared_names.run(self._core, request, caller_of(context), decide)
 
     async def DeleteImage(self, request: image_pb2.DeleteImageRequest, context: Any) -> Image:
         """Remove one that no volume is a copy of."""
@@ -175,7 +184,7 @@ def in_use(view: View, caller: Caller, record: Record[Image]) -> None:
 def release(txn: Txn, view: View, record: Record[Image]) -> None:
     """Give back its name; leave the word that its bytes may go, for nodes that hold them and cannot be asked now."""
     image = record.message
-    resolution.release(txn, view, nouns.IMAGE, image.project, image.name, image.id)
+    shared_names.release_names(txn, view, nouns.IMAGE, image)
     key = f"{kinds.IMAGE.name}/{image.id}"
     absent = Desired(image=DesiredImage(id=image.id, digest=image.spec.digest, absent=True))
     txn.create(kinds.ERASURE, f"-/{key}", agent_pb2.Erasure(key=key, desired=absent, create_time=image.delete_time))

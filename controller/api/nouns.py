@@ -8,6 +8,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from cairn.controller.api import access_status, status
 from cairn.controller.api.vm_status import vm
+from cairn.controller.model.sharing import SHAREABLE
 from cairn.controller.store.base import Record, View
 from cairn.proto import kinds
 from cairn.proto.kinds import Kind
@@ -49,6 +50,11 @@ class Noun(Generic[M]):
     cluster_wide: bool = False
     # Deletion keeps it for a while.
     soft_delete: bool = False
+
+    @property
+    def shareable(self) -> bool:
+        """Whether it can be shared with other projects."""
+        return self.kind in SHAREABLE
 
     def of(self, view: View, id: str) -> M | None:
         """Return the projected object, or None."""

@@ -10,7 +10,8 @@ from cairn.controller.api import masks, nouns, resolution, validation
 from cairn.controller.api.core import Core
 from cairn.controller.api.decision import Decided
 from cairn.controller.api.masks import UpdateRules
-from cairn.controller.api.nouns import Noun
+from cairn.controller.api.nouns import DEFAULT_PROJECT, Noun
+from cairn.controller.api.shared_names import move_names
 from cairn.controller.model.lifetime import put_away
 from cairn.controller.model.permits import Caller, Verb
 from cairn.controller.store.base import Conflict, Indeterminate, Record, Txn, View
@@ -34,7 +35,7 @@ def begin(view: View, caller: Caller, core: Core, noun: Noun[M], given: Any) -> 
     field = noun.kind.name
     name = validation.name(f"{field}.name", given.name)
     validation.labels(f"{field}.labels", given.labels)
-    project = "" if noun.cluster_wide else resolution.project_id(view, caller, given.project)
+    project = "" if noun.cluster_wide else resolution.project_id(view, caller, given.project or DEFAULT_PROJECT)
     id = core.ids.new(noun.kind.id_prefix)
     now = timestamp(core.clock.now())
     made: Any = noun.kind.message(id=id, name=name, project=project, labels=given.labels, create_time=now, update_time=now)
@@ -82,6 +83,8 @@ def rename(view: View, caller: Caller, noun: Noun[Any], txn: Txn, old: Any, new:
         raise BadState(noun.kind.name, old.name, say)
     resolution.claim(txn, view, caller, noun, old.project, new.name, old.id)
     resolution.release(txn, view, noun, old.project, old.name, old.id)
+    if noun.shareable:
+        move_names(txn, view, caller, noun, old, new)
 
 
 def addressed(

@@ -104,6 +104,9 @@ def fill(view: View, caller: Caller, txn: Txn, port: Port, subnet: Subnet, asked
     """Complete a new port's spec and add the checks it depends on. Raises Invalid, BadState."""
     port.spec.subnet, port.spec.vpc, port.spec.mac = subnet.id, subnet.spec.vpc, mac_of(port.id)
     txn.check(kinds.SUBNET, subnet.id, view.revision_of(kinds.SUBNET, subnet.id))
+    if subnet.project != port.project:
+        # It may be shared no more at this moment.
+        txn.check(kinds.VPC, subnet.spec.vpc, view.revision_of(kinds.VPC, subnet.spec.vpc))
     if not asked.address:
         return
     field, wanted = asked.field, str(validation.address(asked.field, asked.address, subnet.spec.cidr))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final
 
-from cairn.controller.api import nouns, resolution, validation
+from cairn.controller.api import nouns, resolution, sharing, validation
 from cairn.controller.api.authorise import caller_of
 from cairn.controller.api.bindings import BINDINGS_MAX, drop_binding
 from cairn.controller.api.core import Core
@@ -113,6 +113,7 @@ def release(txn: Txn, view: View, record: Record[Project]) -> None:
         raise BadState("project", project.name, say)
     for id in bindings:
         drop_binding(txn, view, id)
+    sharing.take_out(txn, view, project.id)
 
 
 async def ensure_default_project(core: Core, clock: Clock) -> None:

@@ -8,11 +8,12 @@ get one name, whichever controllers they were made through. Soft deletion releas
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Final, TypeVar
 
 from cairn.controller.api import nouns
 from cairn.controller.api.nouns import CLUSTER_WIDE, DEFAULT_PROJECT, DEFAULT_PROJECT_ID, Noun
+from cairn.controller.model import sharing
 from cairn.controller.model.permits import Caller, Verb, permits
 from cairn.controller.store.base import Record, Txn, View
 from cairn.proto import kinds
@@ -32,9 +33,14 @@ def claim_id(noun: Noun[M], project: str, name: str) -> str:
 
 def project_id(view: View, caller: Caller, text: str) -> str:
     """Return the id of a project given by id or name; empty: the default one. Raises NotFound."""
-    if text in ("", DEFAULT_PROJECT):
-        text = DEFAULT_PROJECT_ID
-    return str(find(view, caller, nouns.PROJECT, "", text).message.id)
+    if not text:
+        # Who has nothing in it may name by their ids what he has elsewhere.
+        return DEFAULT_PROJECT_ID
+    try:
+        id = DEFAULT_PROJECT_ID if text == DEFAULT_PROJECT else text
+        return str(find(view, caller, nouns.PROJECT, "", id).message.id)
+    except NotFound as error:
+        raise NotFound("project", text, f"project {text!r} does not exist") from error
 
 
 def usable_project(txn: Txn, view: View, id: str) -> None:
@@ -92,21 +98,39 @@ def live(
 
 def _found(view: View, noun: Noun[M], project: str, text: str, *, deleted: bool) -> Record[Any] | None:
     record: Record[Any] | None = view.record(noun.kind, text)
-    if record is None:
-        claim = view.get(kinds.NAME, claim_id(noun, project, text))
-        record = view.record(noun.kind, claim.id) if claim is not None else None
+    for key in _claims(noun, project, text) if record is None else ():
+        claim = view.get(kinds.NAME, key)
+        record = view.record(noun.kind, claim.id) if claim is not None and record is None else record
+    if record is None and noun is nouns.SUBNET and "/" in text:
+        record = _shared_subnet(view, project, *text.split("/", 1))
     if record is None and deleted and noun.soft_delete:
         record = _deleted(view, noun, project, text)
     return record
 
 
+def _claims(noun: Noun[Any], project: str, name: str) -> Iterator[str]:
+    """Yield the ids of the claims that may say what is called so in a project, its own first."""
+    yield claim_id(noun, project, name)
+    if noun.shareable:
+        yield claim_id(noun, sharing.ALL, name)
+
+
+def _shared_subnet(view: View, project: str, vpc: str, name: str) -> Record[Any] | None:
+    """Return the subnet that is called so in a VPC: names of subnets are of the VPC's project, wherever that is shared."""
+    found = _found(view, nouns.VPC, project, vpc, deleted=False)
+    ids = view.by(kinds.SUBNET, "vpc", found.message.id) if found is not None else []
+    records = [view.record(kinds.SUBNET, id) for id in ids]
+    return next((each for each in records if each is not None and each.message.name == name), None)
+
+
 def _refuse_unreadable(view: View, noun: Noun[M], project: str, text: str) -> None:
     """Do not call missing what is there and cannot be read. Raises TryAgain."""
-    claim = view.get(kinds.NAME, claim_id(noun, project, text))
-    for id in (text, claim.id if claim is not None else ""):
-        refuse_unreadable(view, noun, id, text)
-    if claim_id(noun, project, text) in view.unreadable(kinds.NAME):
-        raise TryAgain(f"who has the name {text!r} cannot be read; `cairn cluster fsck` lists what is damaged")
+    refuse_unreadable(view, noun, text, text)
+    for key in _claims(noun, project, text):
+        claim = view.get(kinds.NAME, key)
+        refuse_unreadable(view, noun, claim.id if claim is not None else "", text)
+        if key in view.unreadable(kinds.NAME):
+            raise TryAgain(f"who has the name {text!r} cannot be read; `cairn cluster fsck` lists what is damaged")
 
 
 def refuse_unreadable(view: View, noun: Noun[Any], id: str, text: str = "") -> None:
@@ -131,16 +155,19 @@ def _deleted(view: View, noun: Noun[M], project: str, name: str) -> Record[Any] 
 
 
 def claim(txn: Txn, view: View, caller: Caller, noun: Noun[M], project: str, name: str, id: str) -> None:
-    """Claim a name for an object. Raises AlreadyExists."""
+    """Claim a name for an object in a project. Raises AlreadyExists."""
     key = claim_id(noun, project, name)
-    held = view.get(kinds.NAME, key)
-    if held is not None and held.id != id:
-        holder = view.get(noun.kind, held.id)
-        known = f" ({held.id})" if holder is not None and permits(view, caller, Verb.SEE, holder) else ""
-        raise AlreadyExists(noun.kind.name, name, f"{noun.title} {name!r} exists already{known}")
+    for each in _claims(noun, project, name):
+        held = view.get(kinds.NAME, each)
+        if held is not None and held.id != id:
+            holder = view.get(noun.kind, held.id)
+            known = f" ({held.id})" if holder is not None and permits(view, caller, Verb.SEE, holder) else ""
+            raise AlreadyExists(noun.kind.name, name, f"{noun.title} {name!r} exists already{known}")
+        # What is shared with all projects takes its name in each.
+        txn.check(kinds.NAME, each, view.revision_of(kinds.NAME, each))
     owner = CLUSTER_WIDE if noun.cluster_wide else project
     record = NameClaim(kind=noun.kind.name, project=owner, name=name, id=id)
-    txn.check(kinds.NAME, key, view.revision_of(kinds.NAME, key)).put(kinds.NAME, key, record)
+    txn.put(kinds.NAME, key, record)
 
 
 def release(txn: Txn, view: View, noun: Noun[M], project: str, name: str, id: str) -> None:

@@ -18,6 +18,7 @@ from cairn.controller.api.filter import Predicate
 from cairn.controller.api.nouns import Noun
 from cairn.controller.model.lifetime import put_away
 from cairn.controller.model.permits import Caller, Verb, permits
+from cairn.controller.model.sharing import shared_ids, shared_into
 from cairn.controller.store.base import Record, View
 from cairn.controller.store.indexes import INDEXES
 from cairn.proto import kinds
@@ -59,13 +60,15 @@ class Selection:
         if self.only:
             return [self.only]
         if self.project and "project" in INDEXES.get(self.noun.kind.name, {}):
-            return view.by(self.noun.kind, "project", self.project)
+            own, shared = view.by(self.noun.kind, "project", self.project), shared_ids(view, self.noun.kind, self.project)
+            return sorted({*own, *shared}) if shared else own
         return sorted(view.ids(self.noun.kind))
 
     def in_sight(self, view: View, message: Any) -> bool:
         """Tell whether a record is of the project asked for, and for the caller to see."""
         # Cluster-wide objects of project nouns (jobs and events about nodes) have no project and are everybody's.
         mine = not self.project or not message.project or message.project == self.project
+        mine = mine or shared_into(view, message, self.project)
         return mine and permits(view, self.caller, Verb.SEE, message)
 
     def could(self, view: View, message: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
-from cairn.controller.api import nouns, resolution, validation
+from cairn.controller.api import nouns, shared_names, sharing, validation
 from cairn.controller.api.authorise import caller_of
 from cairn.controller.api.core import Core
 from cairn.controller.api.decision import Decided
@@ -36,6 +36,7 @@ class VpcService(vpc_pb2_grpc.VpcServiceServicer):
 
         def decide(view: View, caller: Caller) -> Decided[Vpc]:
             decided, vpc = begin(view, caller, self._core, nouns.VPC, request.vpc)
+            sharing.refuse_sharing(request.vpc.spec, "vpc")
             validation.not_yet("vpc.spec.cidr_v6", request.vpc.spec.cidr_v6)
             vpc.spec.cidr = str(validation.vpc_cidr("vpc.spec.cidr", request.vpc.spec.cidr))
             vpc.spec.vni = claim_vni(decided.txn, view, vpc.id)
@@ -59,7 +60,15 @@ class VpcService(vpc_pb2_grpc.VpcServiceServicer):
             decided, _, _ = updated(view, caller, self._core, nouns.VPC, request, RULES)
             return decided
 
-        return await self._core.mutations.run(request, caller_of(context), decide)
+        return await shared_names.run(self._core, request, caller_of(context), decide)
+
+    async def ShareVpc(self, request: vpc_pb2.ShareVpcRequest, context: Any) -> Vpc:
+        """Say with whom it is shared."""
+
+        def decide(view: View, caller: Caller) -> Decided[Vpc]:
+            return sharing.share(view, caller, self._core, nouns.VPC, request)
+
+        return await shared_names.run(self._core, request, caller_of(context), decide)
 
     async def DeleteVpc(self, request: vpc_pb2.DeleteVpcRequest, context: Any) -> Vpc:
         """Remove one that has no subnet."""
@@ -83,5 +92,5 @@ def in_use(view: View, caller: Caller, record: Record[Vpc]) -> None:
 def release(txn: Txn, view: View, record: Record[Vpc]) -> None:
     """Give back its name and VNI."""
     vpc = record.message
-    resolution.release(txn, view, nouns.VPC, vpc.project, vpc.name, vpc.id)
+    shared_names.release_names(txn, view, nouns.VPC, vpc)
     release_vni(txn, view, vpc.spec.vni, vpc.id)

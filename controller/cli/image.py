@@ -14,6 +14,7 @@ from cairn.controller.cli.commands import NounGroup
 from cairn.controller.cli.failures import Failure
 from cairn.controller.cli.noun import Noun, add_delete, add_label, add_list, add_rename, add_show, settle
 from cairn.controller.cli.output import Column
+from cairn.controller.cli.share import add_share, shared_text
 from cairn.controller.cli.values import PAIR, size_text, state_text
 from cairn.controller.cli.waiting import Goal
 
@@ -47,6 +48,7 @@ NOUN = Noun(
         ("File", f"{size_text(image.spec.size_bytes)}, {image.spec.digest}"),
         ("Disk of a VM", f"at least {size_text(image.status.virtual_size_bytes)}" if image.status.virtual_size_bytes else ""),
         ("Held by", ", ".join(image.status.nodes)),
+        ("Shared", shared_text(image.spec.sharing)),
         ("Job", image.status.job),
     ],
 )
@@ -56,6 +58,7 @@ add_list(group, NOUN)
 add_show(group, NOUN)
 add_label(group, NOUN)
 add_rename(group, NOUN)
+add_share(group, NOUN, "make VMs of it")
 add_delete(group, NOUN)
 
 

@@ -7,6 +7,7 @@ from cairn.controller.cli.client import Session
 from cairn.controller.cli.commands import NounGroup
 from cairn.controller.cli.noun import Noun, add_delete, add_label, add_list, add_rename, add_show, perform
 from cairn.controller.cli.output import Column
+from cairn.controller.cli.share import add_share, shared_text
 from cairn.controller.cli.values import PAIR
 
 NOUN = Noun(
@@ -22,13 +23,19 @@ NOUN = Noun(
         Column("VNI", lambda vpc: vpc.spec.vni, wide=True),
         Column("SAYS", lambda vpc: vpc.status.say, wide=True),
     ],
-    details=lambda vpc: [("CIDR", vpc.spec.cidr), ("Subnets", vpc.status.subnets), ("Transit VNI", vpc.spec.vni)],
+    details=lambda vpc: [
+        ("CIDR", vpc.spec.cidr),
+        ("Subnets", vpc.status.subnets),
+        ("Shared", shared_text(vpc.spec.sharing)),
+        ("Transit VNI", vpc.spec.vni),
+    ],
 )
 group = NounGroup("vpc", "Address spaces of their own; the subnets of a VPC route to each other.")
 add_list(group, NOUN)
 add_show(group, NOUN)
 add_label(group, NOUN)
 add_rename(group, NOUN)
+add_share(group, NOUN, "have cards in its subnets, and see these")
 add_delete(group, NOUN)
 
 

@@ -19,6 +19,7 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Any, Final, Self, TypeVar
 
+from cairn.controller.model import sharing
 from cairn.controller.model.authority import Authority, authority, is_lesser, token_of, user_called
 from cairn.controller.store.base import View
 from cairn.proto import kinds
@@ -69,6 +70,7 @@ class Verb(StrEnum):
     STOP = "stop"
     REBOOT = "reboot"
     CONSOLE = "console"
+    SHARE = "share"
     UPLOAD = "upload"
     CANCEL = "cancel"
     JOIN = "join"
@@ -158,7 +160,18 @@ def _permits_user(view: View, caller: Caller, verb: Verb, record: Any) -> bool:
     if isinstance(record, Project) and verb is Verb.SEE:
         # Whoever has anything in it may call it by its name.
         return any(each.project == record.id for each in of.grants)
+    if through(view, of, permission, record):
+        return True
     return has_own(view, caller, permission) and _is_his(view, caller, record)
+
+
+def through(view: View, of: Authority, permission: str, record: Message) -> str:
+    """Return the project by which somebody has what is shared with it; empty: there is none."""
+    found = sharing.source(view, record) if permission in sharing.PERMISSIONS else None
+    if found is None:
+        return ""
+    _, _, shared = found
+    return next((each for each, held in of.in_project.items() if permission in held and sharing.reaches(shared, each)), "")
 
 
 def witnesses(view: View, caller: Caller, verb: Verb, record: Message) -> tuple[tuple[AnyKind, str], ...]:
@@ -166,8 +179,12 @@ def witnesses(view: View, caller: Caller, verb: Verb, record: Message) -> tuple[
     if caller.kind != "user" or _is_root(caller):
         return ()
     by: tuple[tuple[AnyKind, str], ...] = ((kinds.API_TOKEN, caller.token),) if caller.token else ()
-    of = authority_of(view, caller)
-    for each in of.reasons(permission_of(verb, record), project_of(record), object_key(record)):
+    of, permission = authority_of(view, caller), permission_of(verb, record)
+    reasons = of.reasons(permission, project_of(record), object_key(record))
+    if not reasons and (project := through(view, of, permission, record)):
+        found = sharing.source(view, record)
+        reasons, by = of.reasons(permission, project, ""), (*by, found[:2]) if found is not None else by
+    for each in reasons[:1]:
         return ((kinds.BINDING, each.binding), (kinds.ROLE, each.role), (kinds.USER, each.user), *by)
     user = user_called(view, caller.id)
     return ((kinds.USER, user.id), *by) if user is not None else by

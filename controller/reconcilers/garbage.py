@@ -42,6 +42,8 @@ OPEN_AGAIN_S: Final = 5.0
 # How long finished jobs and expired tokens are kept to be looked at.
 KEEP: Final = timedelta(hours=24)
 # How long nodes that cannot be reached may come back and be told that a deleted image goes.
+# A name that is reserved longer than that is used by nobody: who reserved it has died.
+RESERVED: Final = timedelta(minutes=1)
 ERASURE_KEEP: Final = timedelta(days=90)
 _LOOKED_AT: Final[tuple[AnyKind, ...]] = (
     kinds.VM, kinds.VOLUME, kinds.PURGE, kinds.IMAGE_CONTENT, kinds.VNI, kinds.NAME, kinds.JOB, kinds.JOB_STATE,
@@ -275,14 +277,20 @@ def _vni(view: View, id: str, now: datetime) -> Outcome:  # noqa: ARG001 - one s
     return _drop(view, kinds.VNI, id, say, because=[(kind, claim.holder) for kind in _HOLDERS])
 
 
-def _name(view: View, id: str, now: datetime) -> Outcome:  # noqa: ARG001 - one shape for all rules
+def _name(view: View, id: str, now: datetime) -> Outcome:
     claim = view.get(kinds.NAME, id)
     kind = kinds.BY_NAME.get(claim.kind) if claim is not None else None
-    if claim is None or kind is None or view.get(kind, claim.id) is not None:
+    if claim is None or kind is None:
         return NOTHING
-    return _drop(
-        view, kinds.NAME, id, f"the name {claim.name!r} is free again: {claim.id} is gone", because=((kind, claim.id),)
-    )
+    say = f"the name {claim.name!r} is free again: {claim.id} is gone"
+    if view.get(kind, claim.id) is not None:
+        if not claim.HasField("reserve_time"):
+            return NOTHING
+        left_s = (moment(claim.reserve_time) + RESERVED - now).total_seconds()
+        if left_s > 0:
+            return Outcome(None, "reserved", again_after_s=left_s)
+        say = f"the name {claim.name!r} is free again: {claim.id} was not shared after all"
+    return _drop(view, kinds.NAME, id, say, because=((kind, claim.id),))
 
 
 def _job(view: View, id: str, now: datetime) -> Outcome:

@@ -18,14 +18,20 @@ def _deleted(message: Any) -> Iterable[str]:
     return (f"{message.project}/{message.name}",) if message.HasField("delete_time") else ()
 
 
+def _shared(message: Any) -> Iterable[str]:
+    """Projects it is shared with, "*" for all (model/sharing.py)."""
+    sharing = message.spec.sharing
+    return (*sharing.projects, *(("*",) if sharing.all else ()))
+
+
 def _vnis(network: Any) -> Iterable[int]:
     return (network.transit_vni, *(subnet.vni for subnet in network.subnets))
 
 
 # Each function takes (record id, message).
 INDEXES: Final[dict[str, dict[str, Extract]]] = {
-    kinds.IMAGE.name: {"project": lambda _, m: (m.project,)},
-    kinds.VPC.name: {"project": lambda _, m: (m.project,)},
+    kinds.IMAGE.name: {"project": lambda _, m: (m.project,), "shared": lambda _, m: _shared(m)},
+    kinds.VPC.name: {"project": lambda _, m: (m.project,), "shared": lambda _, m: _shared(m)},
     kinds.SUBNET.name: {"vpc": lambda _, m: (m.spec.vpc,), "project": lambda _, m: (m.project,)},
     kinds.PORT.name: {
         "owner": lambda _, m: (owner_key(m),),

@@ -1015,10 +1015,15 @@ class NameClaim(_message.Message):
     PROJECT_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     ID_FIELD_NUMBER: _builtins.int
+    RESERVE_TIME_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
     project: _builtins.str
     name: _builtins.str
     id: _builtins.str
+    @_builtins.property
+    def reserve_time(self) -> _timestamp_pb2.Timestamp:
+        """Set while it is reserved for something that nobody has yet: in all projects, before the object is shared with them."""
+
     def __init__(
         self,
         *,
@@ -1026,10 +1031,11 @@ class NameClaim(_message.Message):
         project: _builtins.str = ...,
         name: _builtins.str = ...,
         id: _builtins.str = ...,
+        reserve_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reserve_time", b"reserve_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "kind", b"kind", "name", b"name", "project", b"project"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "kind", b"kind", "name", b"name", "project", b"project", "reserve_time", b"reserve_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -24,11 +24,12 @@ _sym_db = _symbol_database.Default()
 
 from cairn.proto.v1 import access_pb2 as cairn_dot_proto_dot_v1_dot_access__pb2
 from cairn.proto.v1 import common_pb2 as cairn_dot_proto_dot_v1_dot_common__pb2
+from cairn.proto.v1 import project_pb2 as cairn_dot_proto_dot_v1_dot_project__pb2
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63\x61irn/proto/v1/image.proto\x12\x08\x63\x61irn.v1\x1a\x1b\x63\x61irn/proto/v1/access.proto\x1a\x1b\x63\x61irn/proto/v1/common.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"p\n\x12\x43reateImageRequest\x12\x1e\n\x05image\x18\x01 \x01(\x0b\x32\x0f.cairn.v1.Image\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x0f\n\x07plan_id\x18\x04 \x01(\t\"E\n\x0fGetImageRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x15\n\rread_revision\x18\x03 \x01(\x03\"r\n\x11ListImagesRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\x12\x15\n\rread_revision\x18\x05 \x01(\x03\"`\n\x12ListImagesResponse\x12\x1f\n\x06images\x18\x01 \x03(\x0b\x32\x0f.cairn.v1.Image\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\"\xb6\x01\n\x12UpdateImageRequest\x12\x1e\n\x05image\x18\x01 \x01(\x0b\x32\x0f.cairn.v1.Image\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x0f\n\x07plan_id\x18\x05 \x01(\t\x12\x13\n\x0b\x61llow_stale\x18\x06 \x01(\x08\"\x8a\x01\n\x12\x44\x65leteImageRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x12\x0f\n\x07plan_id\x18\x06 \x01(\t\x12\r\n\x05purge\x18\x07 \x01(\x08\"M\n\x12WatchImagesRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\t\x12\x16\n\x0e\x61\x66ter_revision\x18\x03 \x01(\x03\"k\n\x13WatchImagesResponse\x12\"\n\x04type\x18\x01 \x01(\x0e\x32\x14.cairn.v1.ChangeType\x12\x1e\n\x05image\x18\x02 \x01(\x0b\x32\x0f.cairn.v1.Image\x12\x10\n\x08revision\x18\x03 \x01(\x03\"O\n\x12UploadImageRequest\x12\x0f\n\x05image\x18\x01 \x01(\tH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x12\x0f\n\x07project\x18\x03 \x01(\tB\x06\n\x04part\"B\n\x13UploadImageResponse\x12\x1e\n\x05image\x18\x01 \x01(\x0b\x32\x0f.cairn.v1.Image\x12\x0b\n\x03job\x18\x02 \x01(\t\"\xee\x03\n\x05Image\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07project\x18\x03 \x01(\t\x12+\n\x06labels\x18\x04 \x03(\x0b\x32\x1b.cairn.v1.Image.LabelsEntry\x12\x10\n\x08revision\x18\x05 \x01(\x03\x12\x0c\n\x04\x65tag\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64\x65lete_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\npurge_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0breconciling\x18\x0b \x01(\x08\x12!\n\x04spec\x18\x10 \x01(\x0b\x32\x13.cairn.v1.ImageSpec\x12%\n\x06status\x18\x11 \x01(\x0b\x32\x15.cairn.v1.ImageStatus\x12\x1c\n\x04plan\x18\x12 \x01(\x0b\x32\x0e.cairn.v1.Plan\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"v\n\tImageSpec\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12%\n\x06\x66ormat\x18\x03 \x01(\x0e\x32\x15.cairn.v1.ImageFormat\x12\x0c\n\x04\x61rch\x18\x04 \x01(\t\x12\x10\n\x08replicas\x18\x05 \x01(\r\"\xc8\x02\n\x0bImageStatus\x12\x0b\n\x03say\x18\x01 \x01(\t\x12\'\n\nconditions\x18\x02 \x03(\x0b\x32\x13.cairn.v1.Condition\x12\x19\n\x11observed_revision\x18\x03 \x01(\x03\x12*\n\x05state\x18\x04 \x01(\x0e\x32\x1b.cairn.v1.ImageStatus.State\x12\r\n\x05nodes\x18\x05 \x03(\t\x12\x1a\n\x12virtual_size_bytes\x18\x06 \x01(\x04\x12\x0b\n\x03job\x18\x07 \x01(\t\"\x83\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTATE_UPLOADING\x10\x01\x12\x13\n\x0fSTATE_VERIFYING\x10\x02\x12\x13\n\x0fSTATE_AVAILABLE\x10\x03\x12\x10\n\x0cSTATE_FAILED\x10\x04\x12\x12\n\x0eSTATE_DELETING\x10\x05\"\x8e\x01\n\x0cImageContent\x12\r\n\x05image\x18\x01 \x01(\t\x12\x1a\n\x12virtual_size_bytes\x18\x02 \x01(\x04\x12%\n\x06\x66ormat\x18\x03 \x01(\x0e\x32\x15.cairn.v1.ImageFormat\x12\r\n\x05nodes\x18\x04 \x03(\t\x12\x0e\n\x06\x66\x61iled\x18\x05 \x01(\x08\x12\r\n\x05\x65rror\x18\x06 \x01(\t*Y\n\x0bImageFormat\x12\x1c\n\x18IMAGE_FORMAT_UNSPECIFIED\x10\x00\x12\x16\n\x12IMAGE_FORMAT_QCOW2\x10\x01\x12\x14\n\x10IMAGE_FORMAT_RAW\x10\x02\x32\xda\x04\n\x0cImageService\x12N\n\x0b\x43reateImage\x12\x1c.cairn.v1.CreateImageRequest\x1a\x0f.cairn.v1.Image\"\x10\xca\xea\x1b\x0cimage.create\x12\x45\n\x08GetImage\x12\x19.cairn.v1.GetImageRequest\x1a\x0f.cairn.v1.Image\"\r\xca\xea\x1b\timage.see\x12V\n\nListImages\x12\x1b.cairn.v1.ListImagesRequest\x1a\x1c.cairn.v1.ListImagesResponse\"\r\xca\xea\x1b\timage.see\x12N\n\x0bUpdateImage\x12\x1c.cairn.v1.UpdateImageRequest\x1a\x0f.cairn.v1.Image\"\x10\xca\xea\x1b\x0cimage.update\x12N\n\x0b\x44\x65leteImage\x12\x1c.cairn.v1.DeleteImageRequest\x1a\x0f.cairn.v1.Image\"\x10\xca\xea\x1b\x0cimage.delete\x12[\n\x0bWatchImages\x12\x1c.cairn.v1.WatchImagesRequest\x1a\x1d.cairn.v1.WatchImagesResponse\"\r\xca\xea\x1b\timage.see0\x01\x12^\n\x0bUploadImage\x12\x1c.cairn.v1.UploadImageRequest\x1a\x1d.cairn.v1.UploadImageResponse\"\x10\xca\xea\x1b\x0cimage.upload(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63\x61irn/proto/v1/image.proto\x12\x08\x63\x61irn.v1\x1a\x1b\x63\x61irn/proto/v1/access.proto\x1a\x1b\x63\x61irn/proto/v1/common.proto\x1a\x1c\x63\x61irn/proto/v1/project.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"p\n\x12\x43reateImageRequest\x12\x1e\n\x05image\x18\x01 \x01(\x0b\x32\x0f.cairn.v1.Image\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x0f\n\x07plan_id\x18\x04 \x01(\t\"E\n\x0fGetImageRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x15\n\rread_revision\x18\x03 \x01(\x03\"r\n\x11ListImagesRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\x12\x15\n\rread_revision\x18\x05 \x01(\x03\"`\n\x12ListImagesResponse\x12\x1f\n\x06images\x18\x01 \x03(\x0b\x32\x0f.cairn.v1.Image\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\"\xb6\x01\n\x12UpdateImageRequest\x12\x1e\n\x05image\x18\x01 \x01(\x0b\x32\x0f.cairn.v1.Image\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x0f\n\x07plan_id\x18\x05 \x01(\t\x12\x13\n\x0b\x61llow_stale\x18\x06 \x01(\x08\"\x9e\x01\n\x11ShareImageRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x12\x0f\n\x07plan_id\x18\x06 \x01(\t\x12\"\n\x07sharing\x18\x07 \x01(\x0b\x32\x11.cairn.v1.Sharing\"\x8a\x01\n\x12\x44\x65leteImageRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x12\x0f\n\x07plan_id\x18\x06 \x01(\t\x12\r\n\x05purge\x18\x07 \x01(\x08\"M\n\x12WatchImagesRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\t\x12\x16\n\x0e\x61\x66ter_revision\x18\x03 \x01(\x03\"k\n\x13WatchImagesResponse\x12\"\n\x04type\x18\x01 \x01(\x0e\x32\x14.cairn.v1.ChangeType\x12\x1e\n\x05image\x18\x02 \x01(\x0b\x32\x0f.cairn.v1.Image\x12\x10\n\x08revision\x18\x03 \x01(\x03\"O\n\x12UploadImageRequest\x12\x0f\n\x05image\x18\x01 \x01(\tH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x12\x0f\n\x07project\x18\x03 \x01(\tB\x06\n\x04part\"B\n\x13UploadImageResponse\x12\x1e\n\x05image\x18\x01 \x01(\x0b\x32\x0f.cairn.v1.Image\x12\x0b\n\x03job\x18\x02 \x01(\t\"\xee\x03\n\x05Image\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07project\x18\x03 \x01(\t\x12+\n\x06labels\x18\x04 \x03(\x0b\x32\x1b.cairn.v1.Image.LabelsEntry\x12\x10\n\x08revision\x18\x05 \x01(\x03\x12\x0c\n\x04\x65tag\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64\x65lete_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\npurge_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0breconciling\x18\x0b \x01(\x08\x12!\n\x04spec\x18\x10 \x01(\x0b\x32\x13.cairn.v1.ImageSpec\x12%\n\x06status\x18\x11 \x01(\x0b\x32\x15.cairn.v1.ImageStatus\x12\x1c\n\x04plan\x18\x12 \x01(\x0b\x32\x0e.cairn.v1.Plan\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x9a\x01\n\tImageSpec\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12%\n\x06\x66ormat\x18\x03 \x01(\x0e\x32\x15.cairn.v1.ImageFormat\x12\x0c\n\x04\x61rch\x18\x04 \x01(\t\x12\x10\n\x08replicas\x18\x05 \x01(\r\x12\"\n\x07sharing\x18\x06 \x01(\x0b\x32\x11.cairn.v1.Sharing\"\xc8\x02\n\x0bImageStatus\x12\x0b\n\x03say\x18\x01 \x01(\t\x12\'\n\nconditions\x18\x02 \x03(\x0b\x32\x13.cairn.v1.Condition\x12\x19\n\x11observed_revision\x18\x03 \x01(\x03\x12*\n\x05state\x18\x04 \x01(\x0e\x32\x1b.cairn.v1.ImageStatus.State\x12\r\n\x05nodes\x18\x05 \x03(\t\x12\x1a\n\x12virtual_size_bytes\x18\x06 \x01(\x04\x12\x0b\n\x03job\x18\x07 \x01(\t\"\x83\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTATE_UPLOADING\x10\x01\x12\x13\n\x0fSTATE_VERIFYING\x10\x02\x12\x13\n\x0fSTATE_AVAILABLE\x10\x03\x12\x10\n\x0cSTATE_FAILED\x10\x04\x12\x12\n\x0eSTATE_DELETING\x10\x05\"\x8e\x01\n\x0cImageContent\x12\r\n\x05image\x18\x01 \x01(\t\x12\x1a\n\x12virtual_size_bytes\x18\x02 \x01(\x04\x12%\n\x06\x66ormat\x18\x03 \x01(\x0e\x32\x15.cairn.v1.ImageFormat\x12\r\n\x05nodes\x18\x04 \x03(\t\x12\x0e\n\x06\x66\x61iled\x18\x05 \x01(\x08\x12\r\n\x05\x65rror\x18\x06 \x01(\t*Y\n\x0bImageFormat\x12\x1c\n\x18IMAGE_FORMAT_UNSPECIFIED\x10\x00\x12\x16\n\x12IMAGE_FORMAT_QCOW2\x10\x01\x12\x14\n\x10IMAGE_FORMAT_RAW\x10\x02\x32\xa7\x05\n\x0cImageService\x12N\n\x0b\x43reateImage\x12\x1c.cairn.v1.CreateImageRequest\x1a\x0f.cairn.v1.Image\"\x10\xca\xea\x1b\x0cimage.create\x12\x45\n\x08GetImage\x12\x19.cairn.v1.GetImageRequest\x1a\x0f.cairn.v1.Image\"\r\xca\xea\x1b\timage.see\x12V\n\nListImages\x12\x1b.cairn.v1.ListImagesRequest\x1a\x1c.cairn.v1.ListImagesResponse\"\r\xca\xea\x1b\timage.see\x12N\n\x0bUpdateImage\x12\x1c.cairn.v1.UpdateImageRequest\x1a\x0f.cairn.v1.Image\"\x10\xca\xea\x1b\x0cimage.update\x12K\n\nShareImage\x12\x1b.cairn.v1.ShareImageRequest\x1a\x0f.cairn.v1.Image\"\x0f\xca\xea\x1b\x0bimage.share\x12N\n\x0b\x44\x65leteImage\x12\x1c.cairn.v1.DeleteImageRequest\x1a\x0f.cairn.v1.Image\"\x10\xca\xea\x1b\x0cimage.delete\x12[\n\x0bWatchImages\x12\x1c.cairn.v1.WatchImagesRequest\x1a\x1d.cairn.v1.WatchImagesResponse\"\r\xca\xea\x1b\timage.see0\x01\x12^\n\x0bUploadImage\x12\x1c.cairn.v1.UploadImageRequest\x1a\x1d.cairn.v1.UploadImageResponse\"\x10\xca\xea\x1b\x0cimage.upload(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,46 +46,50 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IMAGESERVICE'].methods_by_name['ListImages']._serialized_options = b'\312\352\033\timage.see'
   _globals['_IMAGESERVICE'].methods_by_name['UpdateImage']._loaded_options = None
   _globals['_IMAGESERVICE'].methods_by_name['UpdateImage']._serialized_options = b'\312\352\033\014image.update'
+  _globals['_IMAGESERVICE'].methods_by_name['ShareImage']._loaded_options = None
+  _globals['_IMAGESERVICE'].methods_by_name['ShareImage']._serialized_options = b'\312\352\033\013image.share'
   _globals['_IMAGESERVICE'].methods_by_name['DeleteImage']._loaded_options = None
   _globals['_IMAGESERVICE'].methods_by_name['DeleteImage']._serialized_options = b'\312\352\033\014image.delete'
   _globals['_IMAGESERVICE'].methods_by_name['WatchImages']._loaded_options = None
   _globals['_IMAGESERVICE'].methods_by_name['WatchImages']._serialized_options = b'\312\352\033\timage.see'
   _globals['_IMAGESERVICE'].methods_by_name['UploadImage']._loaded_options = None
   _globals['_IMAGESERVICE'].methods_by_name['UploadImage']._serialized_options = b'\312\352\033\014image.upload'
-  _globals['_IMAGEFORMAT']._serialized_start=2320
-  _globals['_IMAGEFORMAT']._serialized_end=2409
-  _globals['_CREATEIMAGEREQUEST']._serialized_start=165
-  _globals['_CREATEIMAGEREQUEST']._serialized_end=277
-  _globals['_GETIMAGEREQUEST']._serialized_start=279
-  _globals['_GETIMAGEREQUEST']._serialized_end=348
-  _globals['_LISTIMAGESREQUEST']._serialized_start=350
-  _globals['_LISTIMAGESREQUEST']._serialized_end=464
-  _globals['_LISTIMAGESRESPONSE']._serialized_start=466
-  _globals['_LISTIMAGESRESPONSE']._serialized_end=562
-  _globals['_UPDATEIMAGEREQUEST']._serialized_start=565
-  _globals['_UPDATEIMAGEREQUEST']._serialized_end=747
-  _globals['_DELETEIMAGEREQUEST']._serialized_start=750
-  _globals['_DELETEIMAGEREQUEST']._serialized_end=888
-  _globals['_WATCHIMAGESREQUEST']._serialized_start=890
-  _globals['_WATCHIMAGESREQUEST']._serialized_end=967
-  _globals['_WATCHIMAGESRESPONSE']._serialized_start=969
-  _globals['_WATCHIMAGESRESPONSE']._serialized_end=1076
-  _globals['_UPLOADIMAGEREQUEST']._serialized_start=1078
-  _globals['_UPLOADIMAGEREQUEST']._serialized_end=1157
-  _globals['_UPLOADIMAGERESPONSE']._serialized_start=1159
-  _globals['_UPLOADIMAGERESPONSE']._serialized_end=1225
-  _globals['_IMAGE']._serialized_start=1228
-  _globals['_IMAGE']._serialized_end=1722
-  _globals['_IMAGE_LABELSENTRY']._serialized_start=1677
-  _globals['_IMAGE_LABELSENTRY']._serialized_end=1722
-  _globals['_IMAGESPEC']._serialized_start=1724
-  _globals['_IMAGESPEC']._serialized_end=1842
-  _globals['_IMAGESTATUS']._serialized_start=1845
-  _globals['_IMAGESTATUS']._serialized_end=2173
-  _globals['_IMAGESTATUS_STATE']._serialized_start=2042
-  _globals['_IMAGESTATUS_STATE']._serialized_end=2173
-  _globals['_IMAGECONTENT']._serialized_start=2176
-  _globals['_IMAGECONTENT']._serialized_end=2318
-  _globals['_IMAGESERVICE']._serialized_start=2412
-  _globals['_IMAGESERVICE']._serialized_end=3014
+  _globals['_IMAGEFORMAT']._serialized_start=2548
+  _globals['_IMAGEFORMAT']._serialized_end=2637
+  _globals['_CREATEIMAGEREQUEST']._serialized_start=195
+  _globals['_CREATEIMAGEREQUEST']._serialized_end=307
+  _globals['_GETIMAGEREQUEST']._serialized_start=309
+  _globals['_GETIMAGEREQUEST']._serialized_end=378
+  _globals['_LISTIMAGESREQUEST']._serialized_start=380
+  _globals['_LISTIMAGESREQUEST']._serialized_end=494
+  _globals['_LISTIMAGESRESPONSE']._serialized_start=496
+  _globals['_LISTIMAGESRESPONSE']._serialized_end=592
+  _globals['_UPDATEIMAGEREQUEST']._serialized_start=595
+  _globals['_UPDATEIMAGEREQUEST']._serialized_end=777
+  _globals['_SHAREIMAGEREQUEST']._serialized_start=780
+  _globals['_SHAREIMAGEREQUEST']._serialized_end=938
+  _globals['_DELETEIMAGEREQUEST']._serialized_start=941
+  _globals['_DELETEIMAGEREQUEST']._serialized_end=1079
+  _globals['_WATCHIMAGESREQUEST']._serialized_start=1081
+  _globals['_WATCHIMAGESREQUEST']._serialized_end=1158
+  _globals['_WATCHIMAGESRESPONSE']._serialized_start=1160
+  _globals['_WATCHIMAGESRESPONSE']._serialized_end=1267
+  _globals['_UPLOADIMAGEREQUEST']._serialized_start=1269
+  _globals['_UPLOADIMAGEREQUEST']._serialized_end=1348
+  _globals['_UPLOADIMAGERESPONSE']._serialized_start=1350
+  _globals['_UPLOADIMAGERESPONSE']._serialized_end=1416
+  _globals['_IMAGE']._serialized_start=1419
+  _globals['_IMAGE']._serialized_end=1913
+  _globals['_IMAGE_LABELSENTRY']._serialized_start=1868
+  _globals['_IMAGE_LABELSENTRY']._serialized_end=1913
+  _globals['_IMAGESPEC']._serialized_start=1916
+  _globals['_IMAGESPEC']._serialized_end=2070
+  _globals['_IMAGESTATUS']._serialized_start=2073
+  _globals['_IMAGESTATUS']._serialized_end=2401
+  _globals['_IMAGESTATUS_STATE']._serialized_start=2270
+  _globals['_IMAGESTATUS_STATE']._serialized_end=2401
+  _globals['_IMAGECONTENT']._serialized_start=2404
+  _globals['_IMAGECONTENT']._serialized_end=2546
+  _globals['_IMAGESERVICE']._serialized_start=2640
+  _globals['_IMAGESERVICE']._serialized_end=3319
 # @@protoc_insertion_point(module_scope)

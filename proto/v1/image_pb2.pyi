@@ -4,6 +4,7 @@ isort:skip_file
 An image: content-addressed bytes a root volume starts from."""
 
 from cairn.proto.v1 import common_pb2 as _common_pb2
+from cairn.proto.v1 import project_pb2 as _project_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import field_mask_pb2 as _field_mask_pb2
@@ -201,6 +202,47 @@ class UpdateImageRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UpdateImageRequest: _TypeAlias = UpdateImageRequest  # noqa: Y015
+
+@_typing.final
+class ShareImageRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    PLAN_ID_FIELD_NUMBER: _builtins.int
+    SHARING_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """An id or a name."""
+    project: _builtins.str
+    etag: _builtins.str
+    request_id: _builtins.str
+    validate_only: _builtins.bool
+    plan_id: _builtins.str
+    @_builtins.property
+    def sharing(self) -> _project_pb2.Sharing:
+        """All with whom it is shared from now on; empty: with nobody."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        project: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        plan_id: _builtins.str = ...,
+        sharing: _project_pb2.Sharing | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sharing", b"sharing"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "id", b"id", "plan_id", b"plan_id", "project", b"project", "request_id", b"request_id", "sharing", b"sharing", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShareImageRequest: _TypeAlias = ShareImageRequest  # noqa: Y015
 
 @_typing.final
 class DeleteImageRequest(_message.Message):
@@ -454,6 +496,7 @@ class ImageSpec(_message.Message):
     FORMAT_FIELD_NUMBER: _builtins.int
     ARCH_FIELD_NUMBER: _builtins.int
     REPLICAS_FIELD_NUMBER: _builtins.int
+    SHARING_FIELD_NUMBER: _builtins.int
     digest: _builtins.str
     """"sha256:" and 64 hex digits, of the file as uploaded."""
     size_bytes: _builtins.int
@@ -463,6 +506,10 @@ class ImageSpec(_message.Message):
     """x86_64 or aarch64."""
     replicas: _builtins.int
     """How many nodes keep a copy; 0 is 2."""
+    @_builtins.property
+    def sharing(self) -> _project_pb2.Sharing:
+        """Set by ShareImage."""
+
     def __init__(
         self,
         *,
@@ -471,10 +518,11 @@ class ImageSpec(_message.Message):
         format: Global___ImageFormat.ValueType = ...,
         arch: _builtins.str = ...,
         replicas: _builtins.int = ...,
+        sharing: _project_pb2.Sharing | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sharing", b"sharing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arch", b"arch", "digest", b"digest", "format", b"format", "replicas", b"replicas", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arch", b"arch", "digest", b"digest", "format", b"format", "replicas", b"replicas", "sharing", b"sharing", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

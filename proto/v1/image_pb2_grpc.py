@@ -55,6 +55,11 @@ class ImageServiceStub:
                 request_serializer=cairn_dot_proto_dot_v1_dot_image__pb2.UpdateImageRequest.SerializeToString,
                 response_deserializer=cairn_dot_proto_dot_v1_dot_image__pb2.Image.FromString,
                 _registered_method=True)
+        self.ShareImage = channel.unary_unary(
+                '/cairn.v1.ImageService/ShareImage',
+                request_serializer=cairn_dot_proto_dot_v1_dot_image__pb2.ShareImageRequest.SerializeToString,
+                response_deserializer=cairn_dot_proto_dot_v1_dot_image__pb2.Image.FromString,
+                _registered_method=True)
         self.DeleteImage = channel.unary_unary(
                 '/cairn.v1.ImageService/DeleteImage',
                 request_serializer=cairn_dot_proto_dot_v1_dot_image__pb2.DeleteImageRequest.SerializeToString,
@@ -100,6 +105,13 @@ class ImageServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ShareImage(self, request, context):
+        """Replaces with whom it is shared. What uses it already goes on when it is not shared any more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteImage(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -141,6 +153,11 @@ def add_ImageServiceServicer_to_server(servicer, server):
             'UpdateImage': grpc.unary_unary_rpc_method_handler(
                     servicer.UpdateImage,
                     request_deserializer=cairn_dot_proto_dot_v1_dot_image__pb2.UpdateImageRequest.FromString,
+                    response_serializer=cairn_dot_proto_dot_v1_dot_image__pb2.Image.SerializeToString,
+            ),
+            'ShareImage': grpc.unary_unary_rpc_method_handler(
+                    servicer.ShareImage,
+                    request_deserializer=cairn_dot_proto_dot_v1_dot_image__pb2.ShareImageRequest.FromString,
                     response_serializer=cairn_dot_proto_dot_v1_dot_image__pb2.Image.SerializeToString,
             ),
             'DeleteImage': grpc.unary_unary_rpc_method_handler(
@@ -267,6 +284,33 @@ class ImageService:
             target,
             '/cairn.v1.ImageService/UpdateImage',
             cairn_dot_proto_dot_v1_dot_image__pb2.UpdateImageRequest.SerializeToString,
+            cairn_dot_proto_dot_v1_dot_image__pb2.Image.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ShareImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cairn.v1.ImageService/ShareImage',
+            cairn_dot_proto_dot_v1_dot_image__pb2.ShareImageRequest.SerializeToString,
             cairn_dot_proto_dot_v1_dot_image__pb2.Image.FromString,
             options,
             channel_credentials,

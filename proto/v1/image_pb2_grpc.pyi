@@ -37,6 +37,8 @@ class ImageServiceStub:
     GetImage: _grpc.UnaryUnaryMultiCallable[_image_pb2.GetImageRequest, _image_pb2.Image]
     ListImages: _grpc.UnaryUnaryMultiCallable[_image_pb2.ListImagesRequest, _image_pb2.ListImagesResponse]
     UpdateImage: _grpc.UnaryUnaryMultiCallable[_image_pb2.UpdateImageRequest, _image_pb2.Image]
+    ShareImage: _grpc.UnaryUnaryMultiCallable[_image_pb2.ShareImageRequest, _image_pb2.Image]
+    """Replaces with whom it is shared. What uses it already goes on when it is not shared any more."""
     DeleteImage: _grpc.UnaryUnaryMultiCallable[_image_pb2.DeleteImageRequest, _image_pb2.Image]
     WatchImages: _grpc.UnaryStreamMultiCallable[_image_pb2.WatchImagesRequest, _image_pb2.WatchImagesResponse]
     """The current objects, a bookmark, then every change. Resume with the last revision seen."""
@@ -52,6 +54,8 @@ class ImageServiceAsyncStub(ImageServiceStub):
     GetImage: _aio.UnaryUnaryMultiCallable[_image_pb2.GetImageRequest, _image_pb2.Image]  # type: ignore[assignment]
     ListImages: _aio.UnaryUnaryMultiCallable[_image_pb2.ListImagesRequest, _image_pb2.ListImagesResponse]  # type: ignore[assignment]
     UpdateImage: _aio.UnaryUnaryMultiCallable[_image_pb2.UpdateImageRequest, _image_pb2.Image]  # type: ignore[assignment]
+    ShareImage: _aio.UnaryUnaryMultiCallable[_image_pb2.ShareImageRequest, _image_pb2.Image]  # type: ignore[assignment]
+    """Replaces with whom it is shared. What uses it already goes on when it is not shared any more."""
     DeleteImage: _aio.UnaryUnaryMultiCallable[_image_pb2.DeleteImageRequest, _image_pb2.Image]  # type: ignore[assignment]
     WatchImages: _aio.UnaryStreamMultiCallable[_image_pb2.WatchImagesRequest, _image_pb2.WatchImagesResponse]  # type: ignore[assignment]
     """The current objects, a bookmark, then every change. Resume with the last revision seen."""
@@ -88,6 +92,14 @@ class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _image_pb2.UpdateImageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_image_pb2.Image, _abc.Awaitable[_image_pb2.Image]]: ...
+
+    @_abc_1.abstractmethod
+    def ShareImage(
+        self,
+        request: _image_pb2.ShareImageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_image_pb2.Image, _abc.Awaitable[_image_pb2.Image]]:
+        """Replaces with whom it is shared. What uses it already goes on when it is not shared any more."""
 
     @_abc_1.abstractmethod
     def DeleteImage(

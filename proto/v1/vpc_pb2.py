@@ -24,11 +24,12 @@ _sym_db = _symbol_database.Default()
 
 from cairn.proto.v1 import access_pb2 as cairn_dot_proto_dot_v1_dot_access__pb2
 from cairn.proto.v1 import common_pb2 as cairn_dot_proto_dot_v1_dot_common__pb2
+from cairn.proto.v1 import project_pb2 as cairn_dot_proto_dot_v1_dot_project__pb2
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63\x61irn/proto/v1/vpc.proto\x12\x08\x63\x61irn.v1\x1a\x1b\x63\x61irn/proto/v1/access.proto\x1a\x1b\x63\x61irn/proto/v1/common.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"j\n\x10\x43reateVpcRequest\x12\x1a\n\x03vpc\x18\x01 \x01(\x0b\x32\r.cairn.v1.Vpc\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x0f\n\x07plan_id\x18\x04 \x01(\t\"C\n\rGetVpcRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x15\n\rread_revision\x18\x03 \x01(\x03\"p\n\x0fListVpcsRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\x12\x15\n\rread_revision\x18\x05 \x01(\x03\"Z\n\x10ListVpcsResponse\x12\x1b\n\x04vpcs\x18\x01 \x03(\x0b\x32\r.cairn.v1.Vpc\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\"\xb0\x01\n\x10UpdateVpcRequest\x12\x1a\n\x03vpc\x18\x01 \x01(\x0b\x32\r.cairn.v1.Vpc\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x0f\n\x07plan_id\x18\x05 \x01(\t\x12\x13\n\x0b\x61llow_stale\x18\x06 \x01(\x08\"\x88\x01\n\x10\x44\x65leteVpcRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x12\x0f\n\x07plan_id\x18\x06 \x01(\t\x12\r\n\x05purge\x18\x07 \x01(\x08\"K\n\x10WatchVpcsRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\t\x12\x16\n\x0e\x61\x66ter_revision\x18\x03 \x01(\x03\"e\n\x11WatchVpcsResponse\x12\"\n\x04type\x18\x01 \x01(\x0e\x32\x14.cairn.v1.ChangeType\x12\x1a\n\x03vpc\x18\x02 \x01(\x0b\x32\r.cairn.v1.Vpc\x12\x10\n\x08revision\x18\x03 \x01(\x03\"\xe6\x03\n\x03Vpc\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07project\x18\x03 \x01(\t\x12)\n\x06labels\x18\x04 \x03(\x0b\x32\x19.cairn.v1.Vpc.LabelsEntry\x12\x10\n\x08revision\x18\x05 \x01(\x03\x12\x0c\n\x04\x65tag\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64\x65lete_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\npurge_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0breconciling\x18\x0b \x01(\x08\x12\x1f\n\x04spec\x18\x10 \x01(\x0b\x32\x11.cairn.v1.VpcSpec\x12#\n\x06status\x18\x11 \x01(\x0b\x32\x13.cairn.v1.VpcStatus\x12\x1c\n\x04plan\x18\x12 \x01(\x0b\x32\x0e.cairn.v1.Plan\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"5\n\x07VpcSpec\x12\x0c\n\x04\x63idr\x18\x01 \x01(\t\x12\x0b\n\x03vni\x18\x02 \x01(\r\x12\x0f\n\x07\x63idr_v6\x18\x03 \x01(\t\"m\n\tVpcStatus\x12\x0b\n\x03say\x18\x01 \x01(\t\x12\'\n\nconditions\x18\x02 \x03(\x0b\x32\x13.cairn.v1.Condition\x12\x19\n\x11observed_revision\x18\x03 \x01(\x03\x12\x0f\n\x07subnets\x18\x04 \x01(\r\"\'\n\x08VniClaim\x12\x0b\n\x03vni\x18\x01 \x01(\r\x12\x0e\n\x06holder\x18\x02 \x01(\t2\xc8\x03\n\nVpcService\x12\x46\n\tCreateVpc\x12\x1a.cairn.v1.CreateVpcRequest\x1a\r.cairn.v1.Vpc\"\x0e\xca\xea\x1b\nvpc.create\x12=\n\x06GetVpc\x12\x17.cairn.v1.GetVpcRequest\x1a\r.cairn.v1.Vpc\"\x0b\xca\xea\x1b\x07vpc.see\x12N\n\x08ListVpcs\x12\x19.cairn.v1.ListVpcsRequest\x1a\x1a.cairn.v1.ListVpcsResponse\"\x0b\xca\xea\x1b\x07vpc.see\x12\x46\n\tUpdateVpc\x12\x1a.cairn.v1.UpdateVpcRequest\x1a\r.cairn.v1.Vpc\"\x0e\xca\xea\x1b\nvpc.update\x12\x46\n\tDeleteVpc\x12\x1a.cairn.v1.DeleteVpcRequest\x1a\r.cairn.v1.Vpc\"\x0e\xca\xea\x1b\nvpc.delete\x12S\n\tWatchVpcs\x12\x1a.cairn.v1.WatchVpcsRequest\x1a\x1b.cairn.v1.WatchVpcsResponse\"\x0b\xca\xea\x1b\x07vpc.see0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63\x61irn/proto/v1/vpc.proto\x12\x08\x63\x61irn.v1\x1a\x1b\x63\x61irn/proto/v1/access.proto\x1a\x1b\x63\x61irn/proto/v1/common.proto\x1a\x1c\x63\x61irn/proto/v1/project.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"j\n\x10\x43reateVpcRequest\x12\x1a\n\x03vpc\x18\x01 \x01(\x0b\x32\r.cairn.v1.Vpc\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x0f\n\x07plan_id\x18\x04 \x01(\t\"C\n\rGetVpcRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x15\n\rread_revision\x18\x03 \x01(\x03\"p\n\x0fListVpcsRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\x12\x15\n\rread_revision\x18\x05 \x01(\x03\"Z\n\x10ListVpcsResponse\x12\x1b\n\x04vpcs\x18\x01 \x03(\x0b\x32\r.cairn.v1.Vpc\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\"\xb0\x01\n\x10UpdateVpcRequest\x12\x1a\n\x03vpc\x18\x01 \x01(\x0b\x32\r.cairn.v1.Vpc\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x0f\n\x07plan_id\x18\x05 \x01(\t\x12\x13\n\x0b\x61llow_stale\x18\x06 \x01(\x08\"\x9c\x01\n\x0fShareVpcRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x12\x0f\n\x07plan_id\x18\x06 \x01(\t\x12\"\n\x07sharing\x18\x07 \x01(\x0b\x32\x11.cairn.v1.Sharing\"\x88\x01\n\x10\x44\x65leteVpcRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x12\x0f\n\x07plan_id\x18\x06 \x01(\t\x12\r\n\x05purge\x18\x07 \x01(\x08\"K\n\x10WatchVpcsRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\t\x12\x16\n\x0e\x61\x66ter_revision\x18\x03 \x01(\x03\"e\n\x11WatchVpcsResponse\x12\"\n\x04type\x18\x01 \x01(\x0e\x32\x14.cairn.v1.ChangeType\x12\x1a\n\x03vpc\x18\x02 \x01(\x0b\x32\r.cairn.v1.Vpc\x12\x10\n\x08revision\x18\x03 \x01(\x03\"\xe6\x03\n\x03Vpc\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07project\x18\x03 \x01(\t\x12)\n\x06labels\x18\x04 \x03(\x0b\x32\x19.cairn.v1.Vpc.LabelsEntry\x12\x10\n\x08revision\x18\x05 \x01(\x03\x12\x0c\n\x04\x65tag\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64\x65lete_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\npurge_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0breconciling\x18\x0b \x01(\x08\x12\x1f\n\x04spec\x18\x10 \x01(\x0b\x32\x11.cairn.v1.VpcSpec\x12#\n\x06status\x18\x11 \x01(\x0b\x32\x13.cairn.v1.VpcStatus\x12\x1c\n\x04plan\x18\x12 \x01(\x0b\x32\x0e.cairn.v1.Plan\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"Y\n\x07VpcSpec\x12\x0c\n\x04\x63idr\x18\x01 \x01(\t\x12\x0b\n\x03vni\x18\x02 \x01(\r\x12\x0f\n\x07\x63idr_v6\x18\x03 \x01(\t\x12\"\n\x07sharing\x18\x04 \x01(\x0b\x32\x11.cairn.v1.Sharing\"m\n\tVpcStatus\x12\x0b\n\x03say\x18\x01 \x01(\t\x12\'\n\nconditions\x18\x02 \x03(\x0b\x32\x13.cairn.v1.Condition\x12\x19\n\x11observed_revision\x18\x03 \x01(\x03\x12\x0f\n\x07subnets\x18\x04 \x01(\r\"\'\n\x08VniClaim\x12\x0b\n\x03vni\x18\x01 \x01(\r\x12\x0e\n\x06holder\x18\x02 \x01(\t2\x8d\x04\n\nVpcService\x12\x46\n\tCreateVpc\x12\x1a.cairn.v1.CreateVpcRequest\x1a\r.cairn.v1.Vpc\"\x0e\xca\xea\x1b\nvpc.create\x12=\n\x06GetVpc\x12\x17.cairn.v1.GetVpcRequest\x1a\r.cairn.v1.Vpc\"\x0b\xca\xea\x1b\x07vpc.see\x12N\n\x08ListVpcs\x12\x19.cairn.v1.ListVpcsRequest\x1a\x1a.cairn.v1.ListVpcsResponse\"\x0b\xca\xea\x1b\x07vpc.see\x12\x46\n\tUpdateVpc\x12\x1a.cairn.v1.UpdateVpcRequest\x1a\r.cairn.v1.Vpc\"\x0e\xca\xea\x1b\nvpc.update\x12\x43\n\x08ShareVpc\x12\x19.cairn.v1.ShareVpcRequest\x1a\r.cairn.v1.Vpc\"\r\xca\xea\x1b\tvpc.share\x12\x46\n\tDeleteVpc\x12\x1a.cairn.v1.DeleteVpcRequest\x1a\r.cairn.v1.Vpc\"\x0e\xca\xea\x1b\nvpc.delete\x12S\n\tWatchVpcs\x12\x1a.cairn.v1.WatchVpcsRequest\x1a\x1b.cairn.v1.WatchVpcsResponse\"\x0b\xca\xea\x1b\x07vpc.see0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,36 +46,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VPCSERVICE'].methods_by_name['ListVpcs']._serialized_options = b'\312\352\033\007vpc.see'
   _globals['_VPCSERVICE'].methods_by_name['UpdateVpc']._loaded_options = None
   _globals['_VPCSERVICE'].methods_by_name['UpdateVpc']._serialized_options = b'\312\352\033\nvpc.update'
+  _globals['_VPCSERVICE'].methods_by_name['ShareVpc']._loaded_options = None
+  _globals['_VPCSERVICE'].methods_by_name['ShareVpc']._serialized_options = b'\312\352\033\tvpc.share'
   _globals['_VPCSERVICE'].methods_by_name['DeleteVpc']._loaded_options = None
   _globals['_VPCSERVICE'].methods_by_name['DeleteVpc']._serialized_options = b'\312\352\033\nvpc.delete'
   _globals['_VPCSERVICE'].methods_by_name['WatchVpcs']._loaded_options = None
   _globals['_VPCSERVICE'].methods_by_name['WatchVpcs']._serialized_options = b'\312\352\033\007vpc.see'
-  _globals['_CREATEVPCREQUEST']._serialized_start=163
-  _globals['_CREATEVPCREQUEST']._serialized_end=269
-  _globals['_GETVPCREQUEST']._serialized_start=271
-  _globals['_GETVPCREQUEST']._serialized_end=338
-  _globals['_LISTVPCSREQUEST']._serialized_start=340
-  _globals['_LISTVPCSREQUEST']._serialized_end=452
-  _globals['_LISTVPCSRESPONSE']._serialized_start=454
-  _globals['_LISTVPCSRESPONSE']._serialized_end=544
-  _globals['_UPDATEVPCREQUEST']._serialized_start=547
-  _globals['_UPDATEVPCREQUEST']._serialized_end=723
-  _globals['_DELETEVPCREQUEST']._serialized_start=726
-  _globals['_DELETEVPCREQUEST']._serialized_end=862
-  _globals['_WATCHVPCSREQUEST']._serialized_start=864
-  _globals['_WATCHVPCSREQUEST']._serialized_end=939
-  _globals['_WATCHVPCSRESPONSE']._serialized_start=941
-  _globals['_WATCHVPCSRESPONSE']._serialized_end=1042
-  _globals['_VPC']._serialized_start=1045
-  _globals['_VPC']._serialized_end=1531
-  _globals['_VPC_LABELSENTRY']._serialized_start=1486
-  _globals['_VPC_LABELSENTRY']._serialized_end=1531
-  _globals['_VPCSPEC']._serialized_start=1533
-  _globals['_VPCSPEC']._serialized_end=1586
-  _globals['_VPCSTATUS']._serialized_start=1588
-  _globals['_VPCSTATUS']._serialized_end=1697
-  _globals['_VNICLAIM']._serialized_start=1699
-  _globals['_VNICLAIM']._serialized_end=1738
-  _globals['_VPCSERVICE']._serialized_start=1741
-  _globals['_VPCSERVICE']._serialized_end=2197
+  _globals['_CREATEVPCREQUEST']._serialized_start=193
+  _globals['_CREATEVPCREQUEST']._serialized_end=299
+  _globals['_GETVPCREQUEST']._serialized_start=301
+  _globals['_GETVPCREQUEST']._serialized_end=368
+  _globals['_LISTVPCSREQUEST']._serialized_start=370
+  _globals['_LISTVPCSREQUEST']._serialized_end=482
+  _globals['_LISTVPCSRESPONSE']._serialized_start=484
+  _globals['_LISTVPCSRESPONSE']._serialized_end=574
+  _globals['_UPDATEVPCREQUEST']._serialized_start=577
+  _globals['_UPDATEVPCREQUEST']._serialized_end=753
+  _globals['_SHAREVPCREQUEST']._serialized_start=756
+  _globals['_SHAREVPCREQUEST']._serialized_end=912
+  _globals['_DELETEVPCREQUEST']._serialized_start=915
+  _globals['_DELETEVPCREQUEST']._serialized_end=1051
+  _globals['_WATCHVPCSREQUEST']._serialized_start=1053
+  _globals['_WATCHVPCSREQUEST']._serialized_end=1128
+  _globals['_WATCHVPCSRESPONSE']._serialized_start=1130
+  _globals['_WATCHVPCSRESPONSE']._serialized_end=1231
+  _globals['_VPC']._serialized_start=1234
+  _globals['_VPC']._serialized_end=1720
+  _globals['_VPC_LABELSENTRY']._serialized_start=1675
+  _globals['_VPC_LABELSENTRY']._serialized_end=1720
+  _globals['_VPCSPEC']._serialized_start=1722
+  _globals['_VPCSPEC']._serialized_end=1811
+  _globals['_VPCSTATUS']._serialized_start=1813
+  _globals['_VPCSTATUS']._serialized_end=1922
+  _globals['_VNICLAIM']._serialized_start=1924
+  _globals['_VNICLAIM']._serialized_end=1963
+  _globals['_VPCSERVICE']._serialized_start=1966
+  _globals['_VPCSERVICE']._serialized_end=2491
 # @@protoc_insertion_point(module_scope)

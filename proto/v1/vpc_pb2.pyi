@@ -4,6 +4,7 @@ isort:skip_file
 A VPC (QingCloud: router): an address space of its own; its subnets route to each other."""
 
 from cairn.proto.v1 import common_pb2 as _common_pb2
+from cairn.proto.v1 import project_pb2 as _project_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import field_mask_pb2 as _field_mask_pb2
@@ -183,6 +184,47 @@ class UpdateVpcRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UpdateVpcRequest: _TypeAlias = UpdateVpcRequest  # noqa: Y015
+
+@_typing.final
+class ShareVpcRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    PLAN_ID_FIELD_NUMBER: _builtins.int
+    SHARING_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """An id or a name."""
+    project: _builtins.str
+    etag: _builtins.str
+    request_id: _builtins.str
+    validate_only: _builtins.bool
+    plan_id: _builtins.str
+    @_builtins.property
+    def sharing(self) -> _project_pb2.Sharing:
+        """All with whom it is shared from now on; empty: with nobody."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        project: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        plan_id: _builtins.str = ...,
+        sharing: _project_pb2.Sharing | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sharing", b"sharing"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "id", b"id", "plan_id", b"plan_id", "project", b"project", "request_id", b"request_id", "sharing", b"sharing", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShareVpcRequest: _TypeAlias = ShareVpcRequest  # noqa: Y015
 
 @_typing.final
 class DeleteVpcRequest(_message.Message):
@@ -380,22 +422,28 @@ class VpcSpec(_message.Message):
     CIDR_FIELD_NUMBER: _builtins.int
     VNI_FIELD_NUMBER: _builtins.int
     CIDR_V6_FIELD_NUMBER: _builtins.int
+    SHARING_FIELD_NUMBER: _builtins.int
     cidr: _builtins.str
     """Private IPv4 (RFC 1918), host bits zero, prefix length 8 to 28. VPCs may overlap each other."""
     vni: _builtins.int
     """VXLAN network identifier of the routed transit; set by the API."""
     cidr_v6: _builtins.str
     """IPv6 beside it; not carried yet, and refused."""
+    @_builtins.property
+    def sharing(self) -> _project_pb2.Sharing:
+        """Its subnets may be used there, too. Set by ShareVpc."""
+
     def __init__(
         self,
         *,
         cidr: _builtins.str = ...,
         vni: _builtins.int = ...,
         cidr_v6: _builtins.str = ...,
+        sharing: _project_pb2.Sharing | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sharing", b"sharing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cidr", b"cidr", "cidr_v6", b"cidr_v6", "vni", b"vni"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cidr", b"cidr", "cidr_v6", b"cidr_v6", "sharing", b"sharing", "vni", b"vni"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

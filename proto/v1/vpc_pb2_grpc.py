@@ -55,6 +55,11 @@ class VpcServiceStub:
                 request_serializer=cairn_dot_proto_dot_v1_dot_vpc__pb2.UpdateVpcRequest.SerializeToString,
                 response_deserializer=cairn_dot_proto_dot_v1_dot_vpc__pb2.Vpc.FromString,
                 _registered_method=True)
+        self.ShareVpc = channel.unary_unary(
+                '/cairn.v1.VpcService/ShareVpc',
+                request_serializer=cairn_dot_proto_dot_v1_dot_vpc__pb2.ShareVpcRequest.SerializeToString,
+                response_deserializer=cairn_dot_proto_dot_v1_dot_vpc__pb2.Vpc.FromString,
+                _registered_method=True)
         self.DeleteVpc = channel.unary_unary(
                 '/cairn.v1.VpcService/DeleteVpc',
                 request_serializer=cairn_dot_proto_dot_v1_dot_vpc__pb2.DeleteVpcRequest.SerializeToString,
@@ -95,6 +100,13 @@ class VpcServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ShareVpc(self, request, context):
+        """Replaces with whom it is shared. What uses it already goes on when it is not shared any more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteVpc(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -129,6 +141,11 @@ def add_VpcServiceServicer_to_server(servicer, server):
             'UpdateVpc': grpc.unary_unary_rpc_method_handler(
                     servicer.UpdateVpc,
                     request_deserializer=cairn_dot_proto_dot_v1_dot_vpc__pb2.UpdateVpcRequest.FromString,
+                    response_serializer=cairn_dot_proto_dot_v1_dot_vpc__pb2.Vpc.SerializeToString,
+            ),
+            'ShareVpc': grpc.unary_unary_rpc_method_handler(
+                    servicer.ShareVpc,
+                    request_deserializer=cairn_dot_proto_dot_v1_dot_vpc__pb2.ShareVpcRequest.FromString,
                     response_serializer=cairn_dot_proto_dot_v1_dot_vpc__pb2.Vpc.SerializeToString,
             ),
             'DeleteVpc': grpc.unary_unary_rpc_method_handler(
@@ -250,6 +267,33 @@ class VpcService:
             target,
             '/cairn.v1.VpcService/UpdateVpc',
             cairn_dot_proto_dot_v1_dot_vpc__pb2.UpdateVpcRequest.SerializeToString,
+            cairn_dot_proto_dot_v1_dot_vpc__pb2.Vpc.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ShareVpc(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cairn.v1.VpcService/ShareVpc',
+            cairn_dot_proto_dot_v1_dot_vpc__pb2.ShareVpcRequest.SerializeToString,
             cairn_dot_proto_dot_v1_dot_vpc__pb2.Vpc.FromString,
             options,
             channel_credentials,

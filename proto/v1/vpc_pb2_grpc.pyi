@@ -37,6 +37,8 @@ class VpcServiceStub:
     GetVpc: _grpc.UnaryUnaryMultiCallable[_vpc_pb2.GetVpcRequest, _vpc_pb2.Vpc]
     ListVpcs: _grpc.UnaryUnaryMultiCallable[_vpc_pb2.ListVpcsRequest, _vpc_pb2.ListVpcsResponse]
     UpdateVpc: _grpc.UnaryUnaryMultiCallable[_vpc_pb2.UpdateVpcRequest, _vpc_pb2.Vpc]
+    ShareVpc: _grpc.UnaryUnaryMultiCallable[_vpc_pb2.ShareVpcRequest, _vpc_pb2.Vpc]
+    """Replaces with whom it is shared. What uses it already goes on when it is not shared any more."""
     DeleteVpc: _grpc.UnaryUnaryMultiCallable[_vpc_pb2.DeleteVpcRequest, _vpc_pb2.Vpc]
     WatchVpcs: _grpc.UnaryStreamMultiCallable[_vpc_pb2.WatchVpcsRequest, _vpc_pb2.WatchVpcsResponse]
     """The current objects, a bookmark, then every change. Resume with the last revision seen."""
@@ -50,6 +52,8 @@ class VpcServiceAsyncStub(VpcServiceStub):
     GetVpc: _aio.UnaryUnaryMultiCallable[_vpc_pb2.GetVpcRequest, _vpc_pb2.Vpc]  # type: ignore[assignment]
     ListVpcs: _aio.UnaryUnaryMultiCallable[_vpc_pb2.ListVpcsRequest, _vpc_pb2.ListVpcsResponse]  # type: ignore[assignment]
     UpdateVpc: _aio.UnaryUnaryMultiCallable[_vpc_pb2.UpdateVpcRequest, _vpc_pb2.Vpc]  # type: ignore[assignment]
+    ShareVpc: _aio.UnaryUnaryMultiCallable[_vpc_pb2.ShareVpcRequest, _vpc_pb2.Vpc]  # type: ignore[assignment]
+    """Replaces with whom it is shared. What uses it already goes on when it is not shared any more."""
     DeleteVpc: _aio.UnaryUnaryMultiCallable[_vpc_pb2.DeleteVpcRequest, _vpc_pb2.Vpc]  # type: ignore[assignment]
     WatchVpcs: _aio.UnaryStreamMultiCallable[_vpc_pb2.WatchVpcsRequest, _vpc_pb2.WatchVpcsResponse]  # type: ignore[assignment]
     """The current objects, a bookmark, then every change. Resume with the last revision seen."""
@@ -84,6 +88,14 @@ class VpcServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vpc_pb2.UpdateVpcRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vpc_pb2.Vpc, _abc.Awaitable[_vpc_pb2.Vpc]]: ...
+
+    @_abc_1.abstractmethod
+    def ShareVpc(
+        self,
+        request: _vpc_pb2.ShareVpcRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vpc_pb2.Vpc, _abc.Awaitable[_vpc_pb2.Vpc]]:
+        """Replaces with whom it is shared. What uses it already goes on when it is not shared any more."""
 
     @_abc_1.abstractmethod
     def DeleteVpc(

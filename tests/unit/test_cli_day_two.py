@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 import pytest
-from cairn.controller.api import images, nodes, ports, subnets, vms, volumes, vpcs
+from cairn.controller.api import images, nodes, ports, projects, subnets, vms, volumes, vpcs
 from cairn.controller.cli.main import cairn
 from cairn.proto.errors import Refused, TryAgain
 from cairn.proto.v1 import vm_pb2
@@ -34,6 +34,7 @@ COMMANDS = {
     "volume spec.size_bytes": ("resize", "--size"),
     "volume spec.vm": ("attach", "--vm"),
     "volume spec.delete_with_vm": ("set", "--with-vm"),
+    "project spec.description": ("update", "--description"),
     "node spec.cordoned": ("cordon", ""),
     "node spec.cpu_overcommit": ("set", "--cpu-overcommit"),
     "node spec.memory_share": ("set", "--memory-share"),
@@ -42,7 +43,7 @@ COMMANDS = {
 NOT_YET = {"vm spec.high_availability"}
 RULES = {
     "vm": vms.RULES, "volume": volumes.RULES, "node": nodes.RULES, "image": images.RULES, "port": ports.RULES,
-    "subnet": subnets.RULES, "vpc": vpcs.RULES,
+    "subnet": subnets.RULES, "vpc": vpcs.RULES, "project": projects.RULES,
 }  # fmt: skip
 
 

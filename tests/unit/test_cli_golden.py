@@ -19,6 +19,7 @@ from cairn.proto.v1.event_pb2 import Event
 from cairn.proto.v1.image_pb2 import Image
 from cairn.proto.v1.job_pb2 import Job
 from cairn.proto.v1.port_pb2 import Port
+from cairn.proto.v1.project_pb2 import Project
 from cairn.proto.v1.subnet_pb2 import Subnet
 from cairn.proto.v1.vm_pb2 import ExplainVmResponse, Vm
 from cairn.proto.v1.volume_pb2 import Volume
@@ -63,7 +64,7 @@ def fill(cloud: Cloud) -> None:  # noqa: F811
     crash.event_time.FromDatetime(BORN)
     for noun, message in (
         ("vm", vm()), ("vm", waiting), ("volume", volume), ("image", image), ("vpc", vpc), ("subnet", subnet), ("port", port),
-        ("job", job), ("node", node()), ("event", event), ("event", crash),
+        ("job", job), ("project", Project(id="prj-red00000", name="red")), ("node", node()), ("event", event), ("event", crash),
     ):  # fmt: skip
         cloud.do(cloud.add(noun, message))
 
