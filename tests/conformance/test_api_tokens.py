@@ -66,7 +66,7 @@ async def test_whoever_shows_a_token_is_its_user_and_needs_no_certificate(world:
     assert (made.status.user_name, made.name) == ("bob", "laptop")
     by = world.by_token(text)
     mine = await by.vpcs.CreateVpc(new_vpc("mine"))
-    assert await sees(by) == ["home", "mine"]
+    assert sorted(await sees(by)) == ["home", "mine"]
     assert (await refused(by.users.CreateUser(user_pb2.CreateUserRequest(user=User(name="x")))))[0] is Code.PERMISSION_DENIED
     me = await by.auth.WhoAmI(WhoAmIRequest())
     assert (me.name, me.token.id, me.token.name) == ("bob", made.id, "laptop")
