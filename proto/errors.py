@@ -19,11 +19,12 @@ other objects, or on whose clock says so (LASTING), is remembered under the requ
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Final, cast
+from collections.abc import Callable, Iterable
+from typing import Any, Final, cast
 
 import grpc
 import grpc.aio
+from google.protobuf import any_pb2
 from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
@@ -39,6 +40,10 @@ class Refused(Exception):
     def __init__(self, say: str) -> None:
         super().__init__(say)
         self.say = say
+
+    def worded(self, word: Callable[[str], str]) -> None:
+        """Say it in other words."""
+        self.say = word(self.say)
 
     def details(self) -> list[Message]:
         """Return google.rpc detail messages."""
@@ -61,6 +66,11 @@ class Invalid(Refused):
     def __init__(self, field: str, say: str) -> None:
         super().__init__(f"{field}: {say}")
         self.field, self.reason = field, say
+
+    def worded(self, word: Callable[[str], str]) -> None:
+        """Say it in other words; the field is the caller's own."""
+        self.reason = word(self.reason)
+        self.say = f"{self.field}: {self.reason}"
 
     def details(self) -> list[Message]:
         """Return the field violation."""
@@ -174,6 +184,22 @@ class Repeated(Refused):
         super().__init__(status.message)
         self.code, self._status = _CODES.get(status.code, grpc.StatusCode.UNKNOWN), status
 
+    def worded(self, word: Callable[[str], str]) -> None:
+        """Say it in other words, in the details too."""
+        super().worded(word)
+        told = status_pb2.Status(code=self._status.code, message=self.say)
+        for packed in self._status.details:
+            for kind, inner in _DESCRIBED.items():
+                detail = kind()
+                if packed.Unpack(detail):
+                    for each in getattr(detail, inner) if inner else (detail,):
+                        each.description = word(each.description)
+                    packed = any_pb2.Any()
+                    packed.Pack(detail)
+                    break
+            told.details.append(packed)
+        self._status = told
+
     def status(self) -> status_pb2.Status:
         """Return what was told."""
         return self._status
@@ -181,6 +207,13 @@ class Repeated(Refused):
 
 # Refusals that the same call would be spared once other objects have changed, or by a controller with another clock.
 LASTING: Final = (NotFound, AlreadyExists, BadState, Exhausted, Overtaken)
+# Details that have sentences, and the field of theirs that holds the parts which have them; empty: themselves.
+_DESCRIBED: Final[dict[type[Any], str]] = {
+    error_details_pb2.BadRequest: "field_violations",
+    error_details_pb2.PreconditionFailure: "violations",
+    error_details_pb2.QuotaFailure: "violations",
+    error_details_pb2.ResourceInfo: "",
+}
 _CODES: Final = {int(code.value[0]): code for code in grpc.StatusCode}
 
 

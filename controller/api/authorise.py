@@ -13,6 +13,7 @@ from typing import Any, Final
 from cairn.controller.api.bearer import SAY, Bearers, sent, stands
 from cairn.controller.api.decision import Views
 from cairn.controller.model.permits import Caller, permits_anywhere
+from cairn.controller.model.veil import Veil, sees_all
 from cairn.controller.store.base import View
 from cairn.proto.errors import Denied, Unauthenticated
 from cairn.proto.rpc import alternative_names, peer_identity
@@ -83,6 +84,11 @@ class Admission:
             by = f" by token {caller.token}" if caller.token else ""
             say = f"{caller.kind} {caller.id!r} may not do that to anything{by}: no role bound to it has {permission}"
             raise Denied(say)
+
+    def veil(self, caller: Caller) -> Veil | None:
+        """Return what is between a caller and what he is answered; None: nothing."""
+        view = self._views.view
+        return None if sees_all(view, caller) else Veil(view, caller)
 
     def _may(self, view: View, caller: Caller, permission: str) -> bool:
         return stands(view, caller, self._clock.now()) and permits_anywhere(view, caller, permission)

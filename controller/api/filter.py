@@ -104,6 +104,11 @@ def _all_of(tests: list[Predicate]) -> Predicate:
     return lambda message: all(test(message) for test in tests)
 
 
+def paths(text: str) -> list[str]:
+    """Return the paths that a filter compares."""
+    return [comparison.path for comparison in parse(text)]
+
+
 def mentions(text: str, path: str) -> bool:
     """Tell whether a filter compares that path."""
     return any(comparison.path == path for comparison in parse(text))

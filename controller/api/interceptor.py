@@ -8,8 +8,8 @@ UNAVAILABLE.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import grpc
@@ -42,7 +42,8 @@ class Gate(grpc.aio.ServerInterceptor[Any, Any] if TYPE_CHECKING else grpc.aio.S
     """Authorises every call of ours; health and reflection are for anybody with a certificate or a token.
 
     admission: says who calls, and whether he has a method's permission for anything at all; which objects he has it for is
-    asked where they are looked up. unready: says why the controller cannot answer a method now, None when it can.
+    asked where they are looked up; and what of what he is answered is not for him. unready: says why the controller cannot
+    answer a method now, None when it can.
     """
 
     def __init__(self, admission: Admission, unready: Callable[[str], Refused | None] = always_ready) -> None:
@@ -69,29 +70,42 @@ class Gate(grpc.aio.ServerInterceptor[Any, Any] if TYPE_CHECKING else grpc.aio.S
 
     def _single(self, method: str, behaviour: Any) -> Any:
         async def call(request: Any, context: Any) -> Any:
-            _, behind = await self._admit(method, context)
-            try:
-                return await behaviour(request, behind)
-            except StoreError as error:
-                raise refusal(error) from error
+            caller, behind = await self._admit(method, context)
+            with self._worded(caller):
+                return self._shown(caller, await behaviour(request, behind))
 
         return call
 
     def _stream(self, method: str, behaviour: Any) -> Any:
         async def call(request: Any, context: Any) -> AsyncIterator[Any]:
             caller, behind = await self._admit(method, context)
-            try:
+            with self._worded(caller):
                 result = behaviour(request, behind)
                 if not hasattr(result, "__aiter__"):
                     await result  # a handler in the style that writes to the context itself
                     return
                 async with aclosing(self._while_allowed(caller, method, cast("Any", result))) as responses:
                     async for response in responses:
-                        yield response
-            except StoreError as error:
-                raise refusal(error) from error
+                        yield self._shown(caller, response)
 
         return call
+
+    def _shown(self, caller: Caller | None, message: Any) -> Any:
+        covers = self._admission.veil(caller) if caller is not None else None
+        return message if covers is None else covers.over(message)
+
+    @contextmanager
+    def _worded(self, caller: Caller | None) -> Iterator[None]:
+        """Refuse in words for the caller; a store that does not answer is a refusal as well."""
+        try:
+            yield
+        except StoreError as error:
+            raise refusal(error) from error
+        except Refused as error:
+            covers = self._admission.veil(caller) if caller is not None else None
+            if covers is not None:
+                error.worded(covers.sentence)
+            raise
 
     async def _while_allowed(self, caller: Caller | None, method: str, responses: Any) -> AsyncGenerator[Any, None]:
         """Pass responses on until a user may not ask any longer, also while there are none. Raises Denied, Unauthenticated."""

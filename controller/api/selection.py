@@ -19,9 +19,11 @@ from cairn.controller.api.nouns import Noun
 from cairn.controller.model.lifetime import put_away
 from cairn.controller.model.permits import Caller, Verb, permits
 from cairn.controller.model.sharing import shared_ids, shared_into
+from cairn.controller.model.veil import SEES_NODES, covered, sees_nodes
 from cairn.controller.store.base import Record, View
 from cairn.controller.store.indexes import INDEXES
 from cairn.proto import kinds
+from cairn.proto.errors import Invalid
 
 ALL_PROJECTS: Final = "-"
 # Naming these in a filter asks for deleted objects.
@@ -47,6 +49,7 @@ class Selection:
     def of(cls, view: View, caller: Caller, noun: Noun[Any], request: Any, *, watching: bool = False) -> Selection:
         """Return what a request asks for. Watches always show deleted ones. Raises Invalid, NotFound."""
         stored, projected = filter.predicates(request.filter, noun.kind.message.DESCRIPTOR)
+        _refuse_physical(view, caller, noun, request.filter)
         project = ""
         if not noun.cluster_wide and request.project != ALL_PROJECTS:
             project = resolution.project_id(view, caller, request.project)
@@ -83,6 +86,15 @@ class Selection:
             return None
         projected = self.noun.project(view, record)
         return projected if self.projected(projected) else None
+
+
+def _refuse_physical(view: View, caller: Caller, noun: Noun[Any], text: str) -> None:
+    """What one is not shown, one does not find things by either. Raises Invalid."""
+    if not text or sees_nodes(view, caller):
+        return
+    for path in filter.paths(text):
+        if covered(noun.kind.message.DESCRIPTOR, path):
+            raise Invalid("filter", f"{path!r} tells of nodes: comparing it takes {SEES_NODES} in the whole cluster")
 
 
 class Turns:

@@ -127,7 +127,8 @@ def authority_of(view: View, caller: Caller) -> Authority:
     return authority(view, caller.id, caller.token)
 
 
-def _is_root(caller: Caller) -> bool:
+def is_root(caller: Caller) -> bool:
+    """Tell whether it is the first administrator by its certificate, who may do everything."""
     return caller.id == ROOT and not caller.token
 
 
@@ -150,7 +151,7 @@ def _is_his(view: View, caller: Caller, record: Any) -> bool:
 
 
 def _permits_user(view: View, caller: Caller, verb: Verb, record: Any) -> bool:
-    if _is_root(caller):
+    if is_root(caller):
         return True
     of, permission = authority_of(view, caller), permission_of(verb, record)
     if permission in _OF_ALL and of.anywhere(permission):
@@ -176,7 +177,7 @@ def through(view: View, of: Authority, permission: str, record: Message) -> str:
 
 def witnesses(view: View, caller: Caller, verb: Verb, record: Message) -> tuple[tuple[AnyKind, str], ...]:
     """Return records that a user's right to do that follows from: as they are now, it is his. Empty: it follows from none."""
-    if caller.kind != "user" or _is_root(caller):
+    if caller.kind != "user" or is_root(caller):
         return ()
     by: tuple[tuple[AnyKind, str], ...] = ((kinds.API_TOKEN, caller.token),) if caller.token else ()
     of, permission = authority_of(view, caller), permission_of(verb, record)
@@ -202,7 +203,7 @@ def object_key(record: Any) -> str:
 
 def permits_anywhere(view: View, caller: Caller, permission: str) -> bool:
     """Tell whether a user may do that to anything; others are asked of each record alone."""
-    if caller.kind != "user" or _is_root(caller):
+    if caller.kind != "user" or is_root(caller):
         return True
     return has_own(view, caller, permission) or authority_of(view, caller).anywhere(permission)
 

@@ -11,5 +11,8 @@ import builtins as _builtins
 DESCRIPTOR: _descriptor.FileDescriptor
 
 PERMISSION_FIELD_NUMBER: _builtins.int
+PHYSICAL_FIELD_NUMBER: _builtins.int
 permission: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, _builtins.str]
 """Noun and verb, for example "vm.create": what the caller needs, asked of each object the method is about."""
+physical: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.FieldOptions, _builtins.bool]
+"""It tells of the machines things are on: shown only to those who may see nodes in the whole cluster."""

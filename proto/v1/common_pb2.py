@@ -22,36 +22,47 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from cairn.proto.v1 import access_pb2 as cairn_dot_proto_dot_v1_dot_access__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63\x61irn/proto/v1/common.proto\x12\x08\x63\x61irn.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"{\n\tCondition\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0e\n\x06status\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12/\n\x0b\x63hange_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xcb\x01\n\x04Plan\x12\x0f\n\x07plan_id\x18\x01 \x01(\t\x12\x0b\n\x03say\x18\x02 \x01(\t\x12(\n\x07\x63hanges\x18\x03 \x03(\x0b\x32\x17.cairn.v1.PlannedChange\x12$\n\x08\x64\x65\x63ision\x18\x04 \x01(\x0b\x32\x12.cairn.v1.Decision\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12$\n\x05parts\x18\x06 \x03(\x0b\x32\x15.cairn.v1.PlannedPart\"F\n\x0bPlannedPart\x12\x0f\n\x07plan_id\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0c\n\x04node\x18\x04 \x01(\t\"X\n\rPlannedChange\x12\x0e\n\x06\x61\x63tion\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x0f\n\x07\x64\x65tails\x18\x05 \x03(\t\"\xc7\x01\n\x08\x44\x65\x63ision\x12\x12\n\nconsidered\x18\x01 \x01(\r\x12&\n\x07\x66ilters\x18\x02 \x03(\x0b\x32\x15.cairn.v1.FilterCount\x12 \n\x03top\x18\x03 \x03(\x0b\x32\x13.cairn.v1.NodeScore\x12\x0c\n\x04node\x18\x04 \x01(\t\x12\x11\n\tnode_name\x18\x05 \x01(\t\x12\x0b\n\x03say\x18\x06 \x01(\t\x12/\n\x0b\x64\x65\x63ide_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"=\n\x0b\x46ilterCount\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07refused\x18\x02 \x01(\r\x12\x0f\n\x07\x65xample\x18\x03 \x01(\t\"\x98\x01\n\tNodeScore\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x11\n\tnode_name\x18\x02 \x01(\t\x12\r\n\x05total\x18\x03 \x01(\x01\x12-\n\x05parts\x18\x04 \x03(\x0b\x32\x1e.cairn.v1.NodeScore.PartsEntry\x1a,\n\nPartsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"!\n\x05Owner\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t*s\n\nChangeType\x12\x1b\n\x17\x43HANGE_TYPE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x43HANGE_TYPE_UPSERT\x10\x01\x12\x16\n\x12\x43HANGE_TYPE_DELETE\x10\x02\x12\x18\n\x14\x43HANGE_TYPE_BOOKMARK\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63\x61irn/proto/v1/common.proto\x12\x08\x63\x61irn.v1\x1a\x1b\x63\x61irn/proto/v1/access.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"{\n\tCondition\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0e\n\x06status\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12/\n\x0b\x63hange_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xcb\x01\n\x04Plan\x12\x0f\n\x07plan_id\x18\x01 \x01(\t\x12\x0b\n\x03say\x18\x02 \x01(\t\x12(\n\x07\x63hanges\x18\x03 \x03(\x0b\x32\x17.cairn.v1.PlannedChange\x12$\n\x08\x64\x65\x63ision\x18\x04 \x01(\x0b\x32\x12.cairn.v1.Decision\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12$\n\x05parts\x18\x06 \x03(\x0b\x32\x15.cairn.v1.PlannedPart\"L\n\x0bPlannedPart\x12\x0f\n\x07plan_id\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x12\n\x04node\x18\x04 \x01(\tB\x04\xd0\xea\x1b\x01\"X\n\rPlannedChange\x12\x0e\n\x06\x61\x63tion\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x0f\n\x07\x64\x65tails\x18\x05 \x03(\t\"\xd9\x01\n\x08\x44\x65\x63ision\x12\x12\n\nconsidered\x18\x01 \x01(\r\x12&\n\x07\x66ilters\x18\x02 \x03(\x0b\x32\x15.cairn.v1.FilterCount\x12&\n\x03top\x18\x03 \x03(\x0b\x32\x13.cairn.v1.NodeScoreB\x04\xd0\xea\x1b\x01\x12\x12\n\x04node\x18\x04 \x01(\tB\x04\xd0\xea\x1b\x01\x12\x17\n\tnode_name\x18\x05 \x01(\tB\x04\xd0\xea\x1b\x01\x12\x0b\n\x03say\x18\x06 \x01(\t\x12/\n\x0b\x64\x65\x63ide_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"C\n\x0b\x46ilterCount\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07refused\x18\x02 \x01(\r\x12\x15\n\x07\x65xample\x18\x03 \x01(\tB\x04\xd0\xea\x1b\x01\"\x98\x01\n\tNodeScore\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x11\n\tnode_name\x18\x02 \x01(\t\x12\r\n\x05total\x18\x03 \x01(\x01\x12-\n\x05parts\x18\x04 \x03(\x0b\x32\x1e.cairn.v1.NodeScore.PartsEntry\x1a,\n\nPartsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"!\n\x05Owner\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t*s\n\nChangeType\x12\x1b\n\x17\x43HANGE_TYPE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x43HANGE_TYPE_UPSERT\x10\x01\x12\x16\n\x12\x43HANGE_TYPE_DELETE\x10\x02\x12\x18\n\x14\x43HANGE_TYPE_BOOKMARK\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'cairn.proto.v1.common_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_PLANNEDPART'].fields_by_name['node']._loaded_options = None
+  _globals['_PLANNEDPART'].fields_by_name['node']._serialized_options = b'\320\352\033\001'
+  _globals['_DECISION'].fields_by_name['top']._loaded_options = None
+  _globals['_DECISION'].fields_by_name['top']._serialized_options = b'\320\352\033\001'
+  _globals['_DECISION'].fields_by_name['node']._loaded_options = None
+  _globals['_DECISION'].fields_by_name['node']._serialized_options = b'\320\352\033\001'
+  _globals['_DECISION'].fields_by_name['node_name']._loaded_options = None
+  _globals['_DECISION'].fields_by_name['node_name']._serialized_options = b'\320\352\033\001'
+  _globals['_FILTERCOUNT'].fields_by_name['example']._loaded_options = None
+  _globals['_FILTERCOUNT'].fields_by_name['example']._serialized_options = b'\320\352\033\001'
   _globals['_NODESCORE_PARTSENTRY']._loaded_options = None
   _globals['_NODESCORE_PARTSENTRY']._serialized_options = b'8\001'
-  _globals['_CHANGETYPE']._serialized_start=1022
-  _globals['_CHANGETYPE']._serialized_end=1137
-  _globals['_CONDITION']._serialized_start=74
-  _globals['_CONDITION']._serialized_end=197
-  _globals['_PLAN']._serialized_start=200
-  _globals['_PLAN']._serialized_end=403
-  _globals['_PLANNEDPART']._serialized_start=405
-  _globals['_PLANNEDPART']._serialized_end=475
-  _globals['_PLANNEDCHANGE']._serialized_start=477
-  _globals['_PLANNEDCHANGE']._serialized_end=565
-  _globals['_DECISION']._serialized_start=568
-  _globals['_DECISION']._serialized_end=767
-  _globals['_FILTERCOUNT']._serialized_start=769
-  _globals['_FILTERCOUNT']._serialized_end=830
-  _globals['_NODESCORE']._serialized_start=833
-  _globals['_NODESCORE']._serialized_end=985
-  _globals['_NODESCORE_PARTSENTRY']._serialized_start=941
-  _globals['_NODESCORE_PARTSENTRY']._serialized_end=985
-  _globals['_OWNER']._serialized_start=987
-  _globals['_OWNER']._serialized_end=1020
+  _globals['_CHANGETYPE']._serialized_start=1081
+  _globals['_CHANGETYPE']._serialized_end=1196
+  _globals['_CONDITION']._serialized_start=103
+  _globals['_CONDITION']._serialized_end=226
+  _globals['_PLAN']._serialized_start=229
+  _globals['_PLAN']._serialized_end=432
+  _globals['_PLANNEDPART']._serialized_start=434
+  _globals['_PLANNEDPART']._serialized_end=510
+  _globals['_PLANNEDCHANGE']._serialized_start=512
+  _globals['_PLANNEDCHANGE']._serialized_end=600
+  _globals['_DECISION']._serialized_start=603
+  _globals['_DECISION']._serialized_end=820
+  _globals['_FILTERCOUNT']._serialized_start=822
+  _globals['_FILTERCOUNT']._serialized_end=889
+  _globals['_NODESCORE']._serialized_start=892
+  _globals['_NODESCORE']._serialized_end=1044
+  _globals['_NODESCORE_PARTSENTRY']._serialized_start=1000
+  _globals['_NODESCORE_PARTSENTRY']._serialized_end=1044
+  _globals['_OWNER']._serialized_start=1046
+  _globals['_OWNER']._serialized_end=1079
 # @@protoc_insertion_point(module_scope)

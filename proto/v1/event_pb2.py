@@ -27,13 +27,15 @@ from cairn.proto.v1 import common_pb2 as cairn_dot_proto_dot_v1_dot_common__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63\x61irn/proto/v1/event.proto\x12\x08\x63\x61irn.v1\x1a\x1b\x63\x61irn/proto/v1/access.proto\x1a\x1b\x63\x61irn/proto/v1/common.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"r\n\x11ListEventsRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\x12\x15\n\rread_revision\x18\x05 \x01(\x03\"`\n\x12ListEventsResponse\x12\x1f\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x0f.cairn.v1.Event\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\"M\n\x12WatchEventsRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\t\x12\x16\n\x0e\x61\x66ter_revision\x18\x03 \x01(\x03\"k\n\x13WatchEventsResponse\x12\"\n\x04type\x18\x01 \x01(\x0e\x32\x14.cairn.v1.ChangeType\x12\x1e\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x0f.cairn.v1.Event\x12\x10\n\x08revision\x18\x03 \x01(\x03\"\x19\n\x08\x45ventRef\x12\r\n\x05\x65vent\x18\x01 \x01(\t\"\xdd\x01\n\x05\x45vent\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12.\n\nevent_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06object\x18\x04 \x01(\t\x12\x13\n\x0bobject_name\x18\x05 \x01(\t\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x0f\n\x07message\x18\x07 \x01(\t\x12\x0c\n\x04node\x18\x08 \x01(\t\x12\r\n\x05\x61\x63tor\x18\t \x01(\t\x12\x0f\n\x07warning\x18\n \x01(\x08\x12\x13\n\x0b\x61\x63tor_token\x18\x0b \x01(\t2\xc3\x01\n\x0c\x45ventService\x12V\n\nListEvents\x12\x1b.cairn.v1.ListEventsRequest\x1a\x1c.cairn.v1.ListEventsResponse\"\r\xca\xea\x1b\tevent.see\x12[\n\x0bWatchEvents\x12\x1c.cairn.v1.WatchEventsRequest\x1a\x1d.cairn.v1.WatchEventsResponse\"\r\xca\xea\x1b\tevent.see0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63\x61irn/proto/v1/event.proto\x12\x08\x63\x61irn.v1\x1a\x1b\x63\x61irn/proto/v1/access.proto\x1a\x1b\x63\x61irn/proto/v1/common.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"r\n\x11ListEventsRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\x12\x15\n\rread_revision\x18\x05 \x01(\x03\"`\n\x12ListEventsResponse\x12\x1f\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x0f.cairn.v1.Event\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\"M\n\x12WatchEventsRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\t\x12\x16\n\x0e\x61\x66ter_revision\x18\x03 \x01(\x03\"k\n\x13WatchEventsResponse\x12\"\n\x04type\x18\x01 \x01(\x0e\x32\x14.cairn.v1.ChangeType\x12\x1e\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x0f.cairn.v1.Event\x12\x10\n\x08revision\x18\x03 \x01(\x03\"\x19\n\x08\x45ventRef\x12\r\n\x05\x65vent\x18\x01 \x01(\t\"\xe3\x01\n\x05\x45vent\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12.\n\nevent_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06object\x18\x04 \x01(\t\x12\x13\n\x0bobject_name\x18\x05 \x01(\t\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x0f\n\x07message\x18\x07 \x01(\t\x12\x12\n\x04node\x18\x08 \x01(\tB\x04\xd0\xea\x1b\x01\x12\r\n\x05\x61\x63tor\x18\t \x01(\t\x12\x0f\n\x07warning\x18\n \x01(\x08\x12\x13\n\x0b\x61\x63tor_token\x18\x0b \x01(\t2\xc3\x01\n\x0c\x45ventService\x12V\n\nListEvents\x12\x1b.cairn.v1.ListEventsRequest\x1a\x1c.cairn.v1.ListEventsResponse\"\r\xca\xea\x1b\tevent.see\x12[\n\x0bWatchEvents\x12\x1c.cairn.v1.WatchEventsRequest\x1a\x1d.cairn.v1.WatchEventsResponse\"\r\xca\xea\x1b\tevent.see0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'cairn.proto.v1.event_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_EVENT'].fields_by_name['node']._loaded_options = None
+  _globals['_EVENT'].fields_by_name['node']._serialized_options = b'\320\352\033\001'
   _globals['_EVENTSERVICE'].methods_by_name['ListEvents']._loaded_options = None
   _globals['_EVENTSERVICE'].methods_by_name['ListEvents']._serialized_options = b'\312\352\033\tevent.see'
   _globals['_EVENTSERVICE'].methods_by_name['WatchEvents']._loaded_options = None
@@ -49,7 +51,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EVENTREF']._serialized_start=533
   _globals['_EVENTREF']._serialized_end=558
   _globals['_EVENT']._serialized_start=561
-  _globals['_EVENT']._serialized_end=782
-  _globals['_EVENTSERVICE']._serialized_start=785
-  _globals['_EVENTSERVICE']._serialized_end=980
+  _globals['_EVENT']._serialized_end=788
+  _globals['_EVENTSERVICE']._serialized_start=791
+  _globals['_EVENTSERVICE']._serialized_end=986
 # @@protoc_insertion_point(module_scope)
