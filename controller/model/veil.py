@@ -18,6 +18,7 @@ from typing import Any, Final, TypeVar
 from cairn.controller.model.authority import Authority
 from cairn.controller.model.permits import Caller, Verb, authority_of, is_root, permits
 from cairn.controller.model.roles import PERMISSIONS
+from cairn.controller.model.where import explained, reason
 from cairn.controller.store.base import View
 from cairn.proto import kinds
 from cairn.proto.ids import LOCAL_POOL
@@ -151,10 +152,10 @@ class Veil:
 
     def _vm(self, vm: Vm) -> None:
         """Why it is where it is, or nowhere, tells what others have."""
-        placement = self._view.get(kinds.PLACEMENT, vm.id)
-        if self._nodes or placement is None or not placement.decision.say:
+        why, decision = reason(self._view, vm.id), explained(self._view, vm.id, None)
+        if self._nodes or not why or decision is None:
             return
-        why, plain = placement.decision.say, plainly(placement.decision)
+        plain = plainly(decision)
         vm.status.say = vm.status.say.replace(why, plain)
         for condition in vm.status.conditions:
             condition.message = condition.message.replace(why, plain)
