@@ -17,6 +17,7 @@ from typing import Any
 
 from cairn.proto import kinds
 from cairn.proto.backup import Reader
+from cairn.proto.v1.vm_pb2 import POWER_STATE_RUNNING
 
 from tests.sim.asked import Asked, AskedVm, AskedVolume
 
@@ -100,8 +101,11 @@ class Since:
             yield f"VM {id} is called {record.name}, which it never was: {names}"
         vm.name = record.name
         if not self.was_held(id):
-            # No node was told anything of it since.
+            # No node was told anything of it since: neither how large it is to be, nor whether it is to run.
             vm.cpus, vm.memory_bytes = record.spec.cpus, record.spec.memory_bytes
+            on = record.spec.power_state == POWER_STATE_RUNNING
+            if not vm.deleted and on != vm.power_on:
+                vm.switch(on=on)
         elif (record.spec.cpus, record.spec.memory_bytes) != (vm.cpus, vm.memory_bytes):
             yield from self._shrunk(id, vm, record)
         self._kept_root(vm, record, now)

@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 from cairn.proto.v1.cluster_pb2 import ForgetUnknownRequest
+from cairn.proto.v1.vm_pb2 import POWER_STATE_RUNNING, Placement, Vm, VmSpec
 
 from tests.sim import cast
+from tests.sim.asked import Asked, AskedVm
 from tests.sim.older_backup import Operator
 from tests.sim.play import play
+from tests.sim.since import Since
 from tests.sim.story import FAULT, Event, Size, Story, draw_story
 
 WORKLOADS = ("create_delete", "power", "soft_delete", "user_data")
@@ -39,6 +42,18 @@ def test_a_backup_has_no_spoiled_record() -> None:
     )
     struck = play(Story("spoiled_backup", size, events)).result["struck"]
     assert (struck["unreadable"], struck["older_backup"]) == (1, 1)
+
+
+def test_what_was_said_of_a_vm_that_was_nowhere_is_lost_with_its_record() -> None:
+    """Deleted since, brought back and told to be off, it fitted nowhere: its node knows that it was deleted, and no more."""
+    empty: dict[str, dict[str, Any]] = {kind: {} for kind in ("vm", "volume", "image", "subnet", "vpc", "placement")}
+    vm = Vm(id="i-1", name="web", spec=VmSpec(cpus=1, power_state=POWER_STATE_RUNNING))
+    records = {**empty, "vm": {"i-1": vm}}
+    for held in (False, True):
+        placement = {"i-1": Placement(vm="i-1", node="n", cpus=1)} if held else {}
+        asked = Asked(vms={"i-1": AskedVm("i-1", "web", "u1", running=False, power_on=False)})
+        assert not list(Since(records, {**records, "placement": placement}).lost(asked, records))
+        assert asked.vms["i-1"].running is not held, "what its node knows is not lost"
 
 
 def test_ways_to_guests_that_were_forgotten_go(monkeypatch: pytest.MonkeyPatch) -> None:
