@@ -21,7 +21,7 @@ from cairn.controller.model.restored import next_power, next_reboot
 from cairn.controller.model.where import explained
 from cairn.controller.store.base import Record, Txn, View
 from cairn.proto import kinds
-from cairn.proto.errors import AlreadyExists, BadState, Invalid, NotFound
+from cairn.proto.errors import AlreadyExists, BadState, Invalid, NotFound, OutOfRange
 from cairn.proto.seams import timestamp
 from cairn.proto.v1 import vm_pb2, vm_pb2_grpc
 from cairn.proto.v1.vm_pb2 import POWER_STATE_RUNNING, POWER_STATE_STOPPED, Vm
@@ -172,12 +172,16 @@ class VmService(vm_pb2_grpc.VmServiceServicer):
 
     async def ExplainVm(self, request: vm_pb2.ExplainVmRequest, context: Any) -> vm_pb2.ExplainVmResponse:
         """Return the decision that placed it, or could not."""
-        view, caller = self._core.cache.view, caller_of(context)
+        caller = caller_of(context)
         try:
-            record = addressed(view, caller, nouns.VM, request, deleted=True)
-        except NotFound:
-            view = await self._core.mutations.freshen()
-            record = addressed(view, caller, nouns.VM, request, deleted=True)
+            return await self._explained(self._core.cache.view, caller, request)
+        except (NotFound, OutOfRange):
+            # Of a picture that has fallen behind, the store may know the revision no more.
+            return await self._explained(await self._core.mutations.freshen(), caller, request)
+
+    async def _explained(self, view: View, caller: Caller, request: vm_pb2.ExplainVmRequest) -> vm_pb2.ExplainVmResponse:
+        """Answer from a picture. Raises NotFound, OutOfRange, TryAgain."""
+        record = addressed(view, caller, nouns.VM, request, deleted=True)
         shown = nouns.VM.project(view, record)
         answer = vm_pb2.ExplainVmResponse(vm=shown.id, vm_name=shown.name, say=shown.status.say)
         decision = explained(view, shown.id, await stored(self._core.store, view.revision, kinds.DECISION, shown.id))

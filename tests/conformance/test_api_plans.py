@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -11,6 +12,7 @@ import grpc
 import pytest
 from cairn.controller.store.base import Put, Txn
 from cairn.proto import kinds
+from cairn.proto.v1.project_pb2 import Project
 from cairn.proto.v1.vm_pb2 import CreateVmRequest, DeleteVmRequest, ExplainVmRequest, GetVmRequest, StopVmRequest
 from cairn.proto.v1.vpc_pb2 import CreateVpcRequest, DeleteVpcRequest, Vpc, VpcSpec
 
@@ -113,6 +115,21 @@ async def test_why_it_is_where_it_is_is_looked_up_when_asked(world: World) -> No
     shown = await world.api.vms.GetVm(GetVmRequest(id=made.id))
     condition = next(each for each in shown.status.conditions if each.type == "Placed")
     assert (condition.reason, condition.message) == ("Placed", explained.decision.say)
+
+
+async def test_a_controller_that_has_fallen_behind_explains_once_it_has_caught_up(world: World) -> None:
+    await world.vm("web")
+    await world.reconcile()
+    async with world.behind():
+        await world.store.commit(Txn("api").put(kinds.PROJECT, "prj-later", Project(id="prj-later", name="later")))
+        await world.store.compact(await world.store.revision())
+        answer = asyncio.create_task(explain(world))
+        await asyncio.wait({answer}, timeout=0.3)
+    assert (await answer).decision.node
+
+
+async def explain(world: World) -> Any:
+    return await world.api.vms.ExplainVm(ExplainVmRequest(id="web"))
 
 
 async def test_a_decision_that_cannot_be_read_hides_nothing_else(world: World) -> None:
