@@ -25,6 +25,7 @@ from cairn.controller.api.core import Core
 from cairn.controller.api.feed import Feed
 from cairn.controller.api.interceptor import Gate
 from cairn.controller.api.projects import ensure_default_project
+from cairn.controller.api.quotas import ensure_quotas
 from cairn.controller.api.roles import ensure_builtin_roles
 from cairn.controller.api.services import add_enrolment, add_services
 from cairn.controller.backup import cluster_record
@@ -247,6 +248,7 @@ class Controller:
             try:
                 await ensure_default_project(self.core, self._clock)
                 await ensure_builtin_roles(self.core, self._clock)
+                await ensure_quotas(self.core, self._clock)
                 await self.peers.registered.wait()
                 await self.core.mutations.freshen()
                 return

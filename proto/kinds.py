@@ -23,6 +23,7 @@ from cairn.proto.v1 import (
     node_pb2,
     port_pb2,
     project_pb2,
+    quota_pb2,
     role_pb2,
     secret_pb2,
     subnet_pb2,
@@ -88,6 +89,9 @@ API_TOKEN = Kind("api_token", api_token_pb2.ApiToken, "api", "tok", _GARBAGE)
 JOIN_TOKEN = Kind("join_token", node_pb2.JoinToken, "api", "jt", _GARBAGE)
 NAME = Kind("name", cluster_pb2.NameClaim, "api", "", _GARBAGE)  # id: <project>/<kind>/<name>
 VNI = Kind("vni", vpc_pb2.VniClaim, "api", "", _GARBAGE)  # id: decimal, 8 digits
+# How much a project may have; and the fence of those that come to have more (id: the project's).
+QUOTA = Kind("quota", quota_pb2.Quota, "api", "quo")
+QUOTA_USE = Kind("quota_use", quota_pb2.QuotaUse, "api", kept=False)
 ERASURE = Kind("erasure", agent_pb2.Erasure, "api", "", _GARBAGE, kept=False)  # id: <node>/<key>, "-/<key>" for every node
 REQUEST = Kind("request", cluster_pb2.RequestRecord, "api", kept=False, cached=False)  # leased, 24 h
 PLAN = Kind("plan", cluster_pb2.PlanRecord, "api", "plan", kept=False)  # leased, 10 min
@@ -125,7 +129,7 @@ EVENT_OF = Kind("event_of", event_pb2.EventRef, "*", kept=False, cached=False)  
 
 ALL: Final[tuple[Kind[Message], ...]] = (
     PROJECT, IMAGE, VPC, SUBNET, PORT, VOLUME, VM, NODE, JOB, USER, ROLE, BINDING, API_TOKEN, SECRET, JOIN_TOKEN, NAME, VNI,
-    ERASURE, REQUEST, PLAN,
+    QUOTA, QUOTA_USE, ERASURE, REQUEST, PLAN,
     PORT_BINDING, ADDRESS, PLACEMENT, DECISION, NODE_CLAIMS, VOLUME_PLACEMENT, POOL_CLAIMS, ASSIGNMENT, NODE_LOSS, NODE_TOLD,
     PURGE, IMAGE_CONTENT, JOB_STATE,
     OBSERVED, UNKNOWN, NODE_HEARD, NODE_FACTS, NODE_POOLS, NODE_SESSION, CONTROLLER, CONTROLLER_MEMBER,

@@ -14,8 +14,10 @@ from typing import Any, Final
 from cairn.controller.api.nouns import BY_KIND
 from cairn.controller.model.assigned import VOLUME_WORK, assigned_to
 from cairn.controller.model.owners import ports_of, vm_of
+from cairn.controller.model.quotas import DEFAULTS_ID, quota_id
 from cairn.controller.model.where import vms_on, volumes_on, where
 from cairn.controller.store.base import View
+from cairn.controller.store.sums import COUNTED
 from cairn.proto import kinds
 from cairn.proto.ids import LOCAL_POOL
 from cairn.proto.kinds import Kind
@@ -216,6 +218,19 @@ def _role_binding(view: View, id: str) -> Iterator[Affected]:
         yield "role", role
 
 
+def _project(_view: View, id: str) -> Iterator[Affected]:
+    """Its quota is called as it is."""
+    yield "project", id
+    yield "quota", quota_id(id)
+
+
+def _quota(view: View, id: str) -> Iterator[Affected]:
+    """What holds where projects say nothing shows in all of them."""
+    yield "quota", id
+    if id == DEFAULTS_ID:
+        yield from (("quota", each) for each in list(view.ids(kinds.QUOTA)))
+
+
 RULES: Final[dict[str, Rule]] = {
     kinds.VM.name: _vm,
     kinds.PLACEMENT.name: _placement,
@@ -243,20 +258,29 @@ RULES: Final[dict[str, Rule]] = {
     kinds.USER.name: _user,
     kinds.ROLE.name: _role,
     kinds.BINDING.name: _role_binding,
+    kinds.QUOTA.name: _quota,
+    kinds.PROJECT.name: _project,
 }
 
 
-def affected(view: View, kind: Kind[Any], id: str) -> Iterator[Affected]:
-    """Yield (kind, id) of the API objects a changed record shows in."""
+def _counts(view: View, kind: Kind[Any], id: str, last: Any) -> Iterator[Affected]:
+    """What a project has shows in it and in its quota."""
+    found: Any = view.get(kind, id) or last
+    for project in [found.project] if found is not None else list(view.ids(kinds.PROJECT)):
+        yield "quota", quota_id(project)
+        if kind in _COUNTED:
+            yield "project", project
+
+
+def affected(view: View, kind: Kind[Any], id: str, last: Any = None) -> Iterator[Affected]:
+    """Yield (kind, id) of the API objects a changed record shows in. last: of one that is gone, how it was; None: not known."""
     rule = RULES.get(kind.name)
     if rule is not None:
         yield from rule(view, id)
     elif kind.name in BY_KIND:
         yield kind.name, id
-    if kind in _COUNTED:
-        found: Any = view.get(kind, id)
-        for project in [found.project] if found is not None else list(view.ids(kinds.PROJECT)):
-            yield "project", project
+    if kind.name in COUNTED:
+        yield from _counts(view, kind, id, last)
     # Those for one object call it by its name.
     if kind.name in BY_KIND:
         for binding in view.by(kinds.BINDING, "object", f"{kind.name}/{id}"):

@@ -73,12 +73,12 @@ class Feed:
         """Take the records changed up to a revision. gone, before: by key, how removed and changed ones looked, where known."""
         touched: dict[str, Touched] = {}
         for kind, id in records:
-            for shown, object in affected(view, kind, id):
+            last = gone.get(kind.key(id)) if gone else None
+            for shown, object in affected(view, kind, id, last):
                 touched.setdefault(shown, {}).setdefault(object, None)
             for looked in (gone, before):
                 for shown, object in held(looked.get(kind.key(id)) if looked else None):
                     touched.setdefault(shown, {}).setdefault(object, None)
-            last = gone.get(kind.key(id)) if gone else None
             if last is not None and id in touched.get(kind.name, {}):
                 touched[kind.name][id] = last
         self.revision = revision

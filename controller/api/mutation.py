@@ -29,6 +29,7 @@ from cairn.controller.api.group import Call
 from cairn.controller.api.plan import Planner, Touched
 from cairn.controller.events import add, event_id
 from cairn.controller.model.permits import Caller, Verb, may_act, permits, witnesses
+from cairn.controller.model.quotas import charge
 from cairn.controller.model.unreadable import touched
 from cairn.controller.outage import refusal
 from cairn.controller.retention import EVENT_KEEP_S, REQUEST_KEEP_S, Retention
@@ -299,3 +300,6 @@ def _admit(view: View, caller: Caller, request: Message, decided: Decided[Any]) 
         decided.txn.check(kind, id, view.revision_of(kind, id))
     if record is not None and not permits(view, caller, verb, record):
         raise Denied(f"{caller.kind} {caller.id!r} may not {verb} {noun.title} {decided.name or decided.id!r}")
+    if verb is not Verb.ADOPT:
+        # What nodes have already is there, whatever its project may have.
+        charge(view, decided.txn)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
-from cairn.controller.api import access_status, status
+from cairn.controller.api import access_status, quota_status, status
 from cairn.controller.api.vm_status import vm
 from cairn.controller.model.sharing import SHAREABLE
 from cairn.controller.store.base import Record, View
@@ -76,14 +76,15 @@ USER: Final = Noun(kinds.USER, "user", "users", access_status.user, cluster_wide
 ROLE: Final = Noun(kinds.ROLE, "role", "roles", access_status.role, cluster_wide=True)
 BINDING: Final = Noun(kinds.BINDING, "binding", "bindings", access_status.binding, cluster_wide=True)
 API_TOKEN: Final = Noun(kinds.API_TOKEN, "API token", "api_tokens", access_status.api_token, cluster_wide=True)
+QUOTA: Final = Noun(kinds.QUOTA, "quota", "quotas", quota_status.quota)
 
 ALL: Final[tuple[Noun[Any], ...]] = (
-    PROJECT, IMAGE, VPC, SUBNET, PORT, VOLUME, VM, NODE, JOB, EVENT, USER, ROLE, BINDING, API_TOKEN,
+    PROJECT, IMAGE, VPC, SUBNET, PORT, VOLUME, VM, NODE, JOB, EVENT, USER, ROLE, BINDING, API_TOKEN, QUOTA,
 )  # fmt: skip
 BY_KIND: Final[dict[str, Noun[Any]]] = {noun.kind.name: noun for noun in ALL}
 
 __all__ = [
     "ALL", "API_TOKEN", "BINDING", "BY_KIND", "CLUSTER_WIDE", "DEFAULT_PROJECT", "DEFAULT_PROJECT_ID", "EVENT", "IMAGE", "JOB",
-    "NODE", "PORT", "PROJECT", "ROLE", "SUBNET", "USER", "VM", "VOLUME", "VPC", "ApiToken", "Binding", "Event", "Image", "Job",
-    "Node", "Noun", "Port", "Project", "Role", "Subnet", "User", "Vm", "Volume", "Vpc",
+    "NODE", "PORT", "PROJECT", "QUOTA", "ROLE", "SUBNET", "USER", "VM", "VOLUME", "VPC", "ApiToken", "Binding", "Event",
+    "Image", "Job", "Node", "Noun", "Port", "Project", "Role", "Subnet", "User", "Vm", "Volume", "Vpc",
 ]  # fmt: skip

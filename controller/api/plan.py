@@ -14,13 +14,14 @@ cannot touch anything.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, TypeAlias
 
 from cairn.controller.api import nouns
 from cairn.controller.api.decision import Decide, Decided, Views
 from cairn.controller.model.permits import Caller
+from cairn.controller.model.quotas import amount_text, asked, limits, quota_id
 from cairn.controller.model.where import explained, where
 from cairn.controller.reconcilers.base import Reconciler
 from cairn.controller.reconcilers.placement import Placements
@@ -34,7 +35,7 @@ from cairn.proto.addresses import addresses_of
 from cairn.proto.errors import Invalid, Overtaken
 from cairn.proto.seams import Clock, Ids, moment, timestamp
 from cairn.proto.v1.cluster_pb2 import PlanRecord, StoredTxn
-from cairn.proto.v1.common_pb2 import Plan
+from cairn.proto.v1.common_pb2 import Plan, PlannedChange
 
 # Key -> (its revision before, and after).
 Touched: TypeAlias = Mapping[str, tuple[int, int]]
@@ -208,6 +209,7 @@ class Planner:
             gone = will is None or (will.HasField("delete_time") and not (was is not None and was.HasField("delete_time")))
             action = "delete" if gone else ("update" if was is not None else "create")
             plan.changes.add(action=action, kind=kind.name, id=id, name=shown.name, details=details(after, kind.name, shown))
+        plan.changes.extend(_takes(view, decided.txn))
         # The view after it has the whole decision, when the plan is what makes it.
         decision, node = explained(after, decided.id, after.get(kinds.DECISION, decided.id)), where(after, decided.id).owner
         if decision is not None and decision != explained(view, decided.id, None):
@@ -216,6 +218,22 @@ class Planner:
                 details_ = [f"on {decision.node_name or node}"]
                 plan.changes.add(action="place", kind="vm", id=decided.id, name=decided.name, details=details_)
         plan.say = plan.decision.say or _summary(plan)
+
+
+def _takes(view: View, txn: Txn) -> Iterator[PlannedChange]:
+    """Yield what a plan takes of what is limited."""
+    for project, more in sorted(asked(view, txn).items()):
+        bounds, used = limits(view, project), view.amounts(project)
+        taken = [
+            f"{amount_text(name, amount)} {name}, then {amount_text(name, used.get(name, 0) + amount)}"
+            f" of {amount_text(name, bounds[name])}"
+            for name, amount in sorted(more.items())
+            if amount > 0 and name in bounds
+        ]
+        if taken:
+            found = view.get(kinds.PROJECT, project)
+            name = found.name if found is not None else project
+            yield PlannedChange(action="allocate", kind="quota", id=quota_id(project), name=name, details=taken)
 
 
 def _chain(record: PlanRecord, left: Mapping[str, bytes]) -> Txn:

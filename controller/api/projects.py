@@ -14,7 +14,9 @@ from cairn.controller.api.erasure import Erasure
 from cairn.controller.api.masks import UpdateRules
 from cairn.controller.api.nouns import Noun
 from cairn.controller.api.objects import begin, ensure, updated
+from cairn.controller.api.quotas import of_project
 from cairn.controller.model.permits import Caller, name_for
+from cairn.controller.model.quotas import quota_id
 from cairn.controller.store.base import Record, Txn, View
 from cairn.controller.words import several
 from cairn.proto import kinds
@@ -44,6 +46,7 @@ class ProjectService(project_pb2_grpc.ProjectServiceServicer):
             project.spec.description = request.project.spec.description
             validation.description("project.spec.description", project.spec.description)
             decided.txn.create(kinds.PROJECT, project.id, project)
+            decided.txn.create(kinds.QUOTA, quota_id(project.id), of_project(project.id, project.create_time))
             return decided
 
         return await self._core.mutations.run(request, caller_of(context), decide)
@@ -114,6 +117,7 @@ def release(txn: Txn, view: View, record: Record[Project]) -> None:
     for id in bindings:
         drop_binding(txn, view, id)
     sharing.take_out(txn, view, project.id)
+    txn.delete(kinds.QUOTA, quota_id(project.id)).delete(kinds.QUOTA_USE, project.id)
 
 
 async def ensure_default_project(core: Core, clock: Clock) -> None:

@@ -18,6 +18,7 @@ from cairn.controller.api.jobs import JobService
 from cairn.controller.api.nodes import NodeService
 from cairn.controller.api.ports import PortService
 from cairn.controller.api.projects import ProjectService
+from cairn.controller.api.quotas import QuotaService
 from cairn.controller.api.roles import RoleService
 from cairn.controller.api.subnets import SubnetService
 from cairn.controller.api.users import UserService
@@ -35,6 +36,7 @@ from cairn.proto.v1 import (
     node_pb2_grpc,
     port_pb2_grpc,
     project_pb2_grpc,
+    quota_pb2_grpc,
     role_pb2_grpc,
     subnet_pb2_grpc,
     user_pb2_grpc,
@@ -55,6 +57,7 @@ SERVICES: Final[tuple[tuple[str, Any, Any], ...]] = (
     ("cairn.v1.NodeService", node_pb2_grpc.add_NodeServiceServicer_to_server, NodeService),
     ("cairn.v1.JobService", job_pb2_grpc.add_JobServiceServicer_to_server, JobService),
     ("cairn.v1.EventService", event_pb2_grpc.add_EventServiceServicer_to_server, EventService),
+    ("cairn.v1.QuotaService", quota_pb2_grpc.add_QuotaServiceServicer_to_server, QuotaService),
     ("cairn.v1.UserService", user_pb2_grpc.add_UserServiceServicer_to_server, UserService),
     ("cairn.v1.RoleService", role_pb2_grpc.add_RoleServiceServicer_to_server, RoleService),
     ("cairn.v1.BindingService", binding_pb2_grpc.add_BindingServiceServicer_to_server, BindingService),

@@ -72,6 +72,10 @@ class Readable:
         """Return how many ids have that value in an index."""
         return self._view.count_by(kind, index, value)
 
+    def amounts(self, project: str) -> dict[str, int]:
+        """Return what a project has."""
+        return self._view.amounts(project)
+
     def values(self, kind: Kind[M], index: str) -> Iterable[str]:
         """Return the values there are in an index, in no order."""
         return self._view.values(kind, index)

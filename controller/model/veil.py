@@ -141,7 +141,9 @@ class Veil:
             message.ClearField(name)
         for name in parts.sentences:
             text = getattr(message, name)
-            if text and (without := self.sentence(text)) != text:
+            if not isinstance(text, str):
+                text[:] = [self.sentence(each) for each in text]
+            elif text and (without := self.sentence(text)) != text:
                 setattr(message, name, without)
         for name, repeated in parts.inner:
             if repeated:

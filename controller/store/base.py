@@ -440,6 +440,10 @@ class View(Protocol):
         """Return the values there are in an index, in no order; maybe some that no record has any more. O(values)."""
         ...
 
+    def amounts(self, project: str) -> dict[str, int]:
+        """Return what a project has, by the names of quotas (sums.py)."""
+        ...
+
     def pinned(self, kind: Kind[M], ids: Iterable[str]) -> Iterator[Record[M]]:
         """Yield those of these records that are there, as they all are at the call, also when the picture moves on."""
         ...

@@ -20,6 +20,8 @@ from typing import Any, Final, TypeVar
 
 from cairn.controller.store.base import Record, Txn, Unreadable, View
 from cairn.controller.store.indexes import INDEXES
+from cairn.controller.store.sums import COUNTED, Sums, added
+from cairn.proto import kinds
 from cairn.proto.kinds import Kind, split
 from google.protobuf.message import Message
 
@@ -69,6 +71,8 @@ class Table:
         self._recent = Recent()
         self._extracts = INDEXES.get(kind.name, {})
         self._indexes: dict[str, dict[str, str | list[str]]] = {name: {} for name in self._extracts}
+        counted = COUNTED.get(kind.name)
+        self.sums = Sums(counted) if counted is not None else None
         self.unreadable: dict[str, Unreadable] = {}
         # Grows with each change.
         self.changes = 0
@@ -83,8 +87,11 @@ class Table:
                 self._move(self._indexes[name], id, set(extract(id, before)), set(extract(id, message)))
             self._recent.forget(id)
         else:
+            before = None
             for name, extract in self._extracts.items():
                 _add(self._indexes[name], extract(id, message), id)
+        if self.sums is not None:
+            self.sums.move(before, message)
         self._rows[id] = _REVISIONS.pack(mod_revision, create_revision) + value
         self.unreadable.pop(id, None)
         return before
@@ -112,6 +119,8 @@ class Table:
             return None
         for name, extract in self._extracts.items():
             self._move(self._indexes[name], id, set(extract(id, before)), set())
+        if self.sums is not None:
+            self.sums.move(before, None)
         self._recent.forget(id)
         del self._rows[id]
         return before
@@ -272,6 +281,15 @@ class LiveView:
         """Return the values there are in an index, in no order."""
         return self.table(kind).values(index)
 
+    def amounts(self, project: str) -> dict[str, int]:
+        """Return what a project has, by the names of quotas (sums.py)."""
+        found: dict[str, int] = {}
+        for name in COUNTED:
+            table = self._tables.get(name)
+            if table is not None and table.sums is not None:
+                added(found, table.sums.of(project))
+        return found
+
     def pinned(self, kind: Kind[M], ids: Iterable[str]) -> Iterator[Record[M]]:
         """Yield those of these records that are there as they are now, also when the picture moves on meanwhile."""
         return self.table(kind).pinned(ids)
@@ -416,6 +434,19 @@ class Fork:
         extract, changed = INDEXES[kind.name][index], self._changed.get(kind.name, {})
         came = (value for id, slot in changed.items() if slot is not None for value in extract(id, slot.message(kind)))
         return dict.fromkeys((*self._parent.values(kind, index), *came))
+
+    def amounts(self, project: str) -> dict[str, int]:
+        """Return what a project has, by the names of quotas. O(what the transaction changed)."""
+        found = self._parent.amounts(project)
+        for name, counted in COUNTED.items():
+            kind = kinds.BY_NAME[name]
+            for id, slot in self._changed.get(name, {}).items():
+                before: Any = self._parent.get(kind, id)
+                after: Any = slot.message(kind) if slot is not None else None
+                for message, sign in ((before, -1), (after, 1)):
+                    if message is not None and message.project == project:
+                        added(found, counted(message), sign)
+        return {name: amount for name, amount in found.items() if amount}
 
     def pinned(self, kind: Kind[M], ids: Iterable[str]) -> Iterator[Record[M]]:
         """Yield those of these records that are there as they are now."""

@@ -16,6 +16,7 @@ from cairn.controller.api.core import Core
 from cairn.controller.api.feed import Feed
 from cairn.controller.api.interceptor import Gate
 from cairn.controller.api.projects import ensure_default_project
+from cairn.controller.api.quotas import ensure_quotas
 from cairn.controller.api.roles import ensure_builtin_roles
 from cairn.controller.api.services import add_enrolment, add_services
 from cairn.controller.reconcilers.placement import Placements
@@ -39,6 +40,7 @@ from cairn.proto.v1 import (
     node_pb2_grpc,
     port_pb2_grpc,
     project_pb2_grpc,
+    quota_pb2_grpc,
     role_pb2_grpc,
     subnet_pb2_grpc,
     user_pb2,
@@ -80,6 +82,7 @@ class Stubs:
         self.events: Any = event_pb2_grpc.EventServiceStub(channel)
         self.auth: Any = auth_pb2_grpc.AuthServiceStub(channel)
         self.users: Any = user_pb2_grpc.UserServiceStub(channel)
+        self.quotas: Any = quota_pb2_grpc.QuotaServiceStub(channel)
         self.roles: Any = role_pb2_grpc.RoleServiceStub(channel)
         self.tokens: Any = api_token_pb2_grpc.ApiTokenServiceStub(channel)
         self.bindings: Any = binding_pb2_grpc.BindingServiceStub(channel)
@@ -137,6 +140,7 @@ class World:
         )
         await ensure_default_project(self.core, self.clock)
         await ensure_builtin_roles(self.core, self.clock)
+        await ensure_quotas(self.core, self.clock)
         gate = Gate(Admission(self.cache, self.core.mutations.freshen, self.clock))
         self.server = transport.server(interceptors=[gate])
         add_services(self.server, self.core)

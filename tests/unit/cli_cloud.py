@@ -27,6 +27,7 @@ from cairn.proto.v1 import (  # noqa: F401 - their services are looked up by nam
     node_pb2,
     port_pb2,
     project_pb2,
+    quota_pb2,
     subnet_pb2,
     vm_pb2,
     volume_pb2,
@@ -34,7 +35,7 @@ from cairn.proto.v1 import (  # noqa: F401 - their services are looked up by nam
 )
 from google.protobuf import descriptor_pool, message_factory
 
-NOUNS: Final = ("vm", "vpc", "subnet", "port", "volume", "image", "node", "job", "event", "project")
+NOUNS: Final = ("vm", "vpc", "subnet", "port", "volume", "image", "node", "job", "event", "project", "quota")
 BORN: Final = datetime(2026, 1, 1, tzinfo=UTC)
 Script = Callable[[Any], Any]
 

@@ -13,7 +13,7 @@ from cairn.controller.store.view import LiveView
 from cairn.proto import kinds
 from cairn.proto.errors import BadState, Invalid, Repeated
 from cairn.proto.v1 import access_pb2, common_pb2, event_pb2, image_pb2, job_pb2, port_pb2, vm_pb2, volume_pb2
-from cairn.proto.v1.common_pb2 import Decision, FilterCount
+from cairn.proto.v1.common_pb2 import Decision, FilterCount, Plan
 from cairn.proto.v1.event_pb2 import Event
 from cairn.proto.v1.node_pb2 import Node
 from cairn.proto.v1.vm_pb2 import Placement, Vm
@@ -90,6 +90,15 @@ def test_a_decision_a_volume_and_an_event() -> None:
     assert (status.node, status.pool, status.say) == ("", "local", "on a node, attached to no VM")
     event = Event(reason="CannotPlace", message="n1 lacks memory: 1 GiB free", node="n1")
     assert cover().over(event) == Event(reason="CannotPlace", message="no node fits it now")
+
+
+def test_a_plan() -> None:
+    plan = Plan(say="would place vm web")
+    plan.changes.add(action="place", kind="vm", name="web", details=["on n1", "disk 1 GiB"])
+    plan.parts.add(name="web", node="n1")
+    shown = cover().over(plan)
+    assert list(shown.changes[0].details) == ["on a node", "disk 1 GiB"]
+    assert shown.parts[0].node == ""
 
 
 def test_refusals_are_told_in_other_words() -> None:

@@ -26,6 +26,8 @@ WRITERS: Final[dict[str, tuple[str, str, bool]]] = {
     "role": ("api", "", False),
     "binding": ("api", "garbage", False),
     "api_token": ("api", "garbage", False),
+    "quota": ("api", "", False),
+    "quota_use": ("api", "", False),
     "job": ("api", "garbage", False),
     "secret": ("api", "garbage", False),
     "join_token": ("api", "garbage", False),
