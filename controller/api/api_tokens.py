@@ -1,4 +1,7 @@
-"""API tokens: what a program shows instead of a certificate. Shown once; the store has a hash. See bearer.py."""
+"""API tokens: what a program shows instead of a certificate. Shown once; the store has a hash. See bearer.py.
+
+Those that sign (access keys) are shown once, too, and kept sealed: a signature is verified by making it again. See signed.py.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,14 @@ from cairn.controller.api.core import Core
 from cairn.controller.api.decision import Decided
 from cairn.controller.api.masks import UpdateRules
 from cairn.controller.api.objects import addressed, looked_up, updated
+from cairn.controller.api.signed import secret_id, secret_of
 from cairn.controller.model.authority import authority, is_lesser, narrowed, token_of, user_called
 from cairn.controller.model.permits import Caller, Verb, authority_of, permits, witnesses
 from cairn.controller.model.roles import unknown_patterns
 from cairn.controller.store.base import Conflict, Indeterminate, Record, Txn, View
 from cairn.proto import kinds
 from cairn.proto.errors import BadState, Denied, Invalid, NotFound, TryAgain
+from cairn.proto.sealing import SealError
 from cairn.proto.seams import moment, timestamp
 from cairn.proto.v1 import api_token_pb2, api_token_pb2_grpc
 from cairn.proto.v1.api_token_pb2 import ApiToken, ApiTokenSpec
@@ -36,7 +41,16 @@ SECRETS_MAX: Final = 4
 TRIES: Final = 5
 RULES: Final = UpdateRules(
     mutable=("labels", "spec.disabled", "spec.description"),
-    immutable=("name", "spec.user", "spec.expire_time", "spec.permissions", "spec.roles", "spec.projects", "spec.sources"),
+    immutable=(
+        "name",
+        "spec.user",
+        "spec.expire_time",
+        "spec.permissions",
+        "spec.roles",
+        "spec.projects",
+        "spec.sources",
+        "spec.type",
+    ),
 )
 
 
@@ -58,6 +72,14 @@ class ApiTokenService(api_token_pb2_grpc.ApiTokenServiceServicer):
         made = await self._core.mutations.run(request, caller, decide)
         if request.validate_only:
             return api_token_pb2.CreateApiTokenResponse(api_token=made)
+        view = self._core.cache.view
+        record, user = view.get(kinds.API_TOKEN, made.id), view.get(kinds.USER, made.spec.user)
+        if record is not None and user is not None:
+            # Asked for again by another token of the same user, it is shown only if that could make it.
+            _refuse_more(view, caller, user, record)
+        if made.spec.type == ApiTokenSpec.TYPE_SIGNING:
+            kept = secret_of(view, self._core.seals, made.id)
+            return api_token_pb2.CreateApiTokenResponse(api_token=made, secret=kept)
         await self._have(caller, made.id, digest_of(secret))
         return api_token_pb2.CreateApiTokenResponse(api_token=made, token=text_of(made.id, secret))
 
@@ -95,6 +117,8 @@ class ApiTokenService(api_token_pb2_grpc.ApiTokenServiceServicer):
             resolution.check_etag("etag", record, request.etag, required=False, title="API token")
             token: ApiToken = record.message
             txn = Txn("api").check(kinds.API_TOKEN, token.id, record.mod_revision).delete(kinds.API_TOKEN, token.id)
+            if token.spec.type == ApiTokenSpec.TYPE_SIGNING:
+                txn.delete(kinds.SECRET, secret_id(token.id))
             resolution.release(txn, view, nouns.API_TOKEN, "", token.name, token.id)
             erased = nouns.API_TOKEN.project(view, record)
             said = [("Deleted", f"API token {token.name} of {erased.status.user_name} was taken back")]
@@ -122,7 +146,6 @@ class ApiTokenService(api_token_pb2_grpc.ApiTokenServiceServicer):
         token.spec.CopyFrom(_checked(view, caller, txn, given.spec))
         token.spec.user = user.id
         token.spec.expire_time.CopyFrom(timestamp(now + (timedelta(seconds=request.ttl_s) or TTL_DEFAULT)))
-        token.secret_sha256 = digest_of(secret)
         resolution.admit(view, caller, Verb.CREATE, nouns.API_TOKEN, token)
         _refuse_more(view, caller, user, token)
         if view.count_by(kinds.API_TOKEN, "user", user.id) >= TOKENS_MAX:
@@ -130,9 +153,22 @@ class ApiTokenService(api_token_pb2_grpc.ApiTokenServiceServicer):
                 "user", user.name, f"user {user.name!r} has {TOKENS_MAX} API tokens, the most there can be: delete some"
             )
         resolution.claim(txn, view, caller, nouns.API_TOKEN, "", name, id)
-        txn.check(kinds.USER, user.id, view.revision_of(kinds.USER, user.id)).create(kinds.API_TOKEN, id, token)
+        txn.check(kinds.USER, user.id, view.revision_of(kinds.USER, user.id))
+        self._keep(txn, token, secret)
         said = [("Created", f"API token {name} of {user.name} was made")]
         return Decided(txn, nouns.API_TOKEN, id, name, "", events=said)
+
+    def _keep(self, txn: Txn, token: ApiToken, secret: str) -> None:
+        """Write a new token, with what its secret is known by. Raises BadState."""
+        if token.spec.type == ApiTokenSpec.TYPE_SIGNING:
+            try:
+                sealed = self._core.seals.seal(secret_id(token.id), secret.encode(), self._core.clock.now())
+            except SealError as error:
+                raise BadState("api_token", token.name, f"its secret cannot be kept: {error}") from error
+            txn.create(kinds.SECRET, secret_id(token.id), sealed)
+        else:
+            token.secret_sha256 = digest_of(secret)
+        txn.create(kinds.API_TOKEN, token.id, token)
 
     async def _have(self, caller: Caller, id: str, digest: bytes) -> None:
         """See to it that a token is good with a secret. Raises Denied, NotFound, TryAgain."""
@@ -179,7 +215,7 @@ def _checked(view: View, caller: Caller, txn: Txn, given: ApiTokenSpec) -> ApiTo
     if unknown := unknown_patterns(given.permissions):
         say = f"{unknown[0]!r} stands for no permission; they are noun.verb, either may be * (docs/permissions.md lists all)"
         raise Invalid("api_token.spec.permissions", say)
-    spec = ApiTokenSpec(description=given.description, disabled=given.disabled)
+    spec = ApiTokenSpec(description=given.description, disabled=given.disabled, type=given.type or ApiTokenSpec.TYPE_BEARER)
     spec.permissions.extend(sorted(set(given.permissions)))
     for text in given.roles:
         role = resolution.live(view, caller, nouns.ROLE, "", text, field="api_token.spec.roles").message

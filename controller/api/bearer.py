@@ -119,7 +119,7 @@ class Bearers:
         token = view.get(kinds.API_TOKEN, id)
         right = _is_among(token.secret_sha256 if token is not None else _NOBODYS, digest_of(secret))
         user = view.get(kinds.USER, token.spec.user) if token is not None else None
-        if token is None or user is None or not right or not _may_come_from(token, source):
+        if token is None or user is None or not right or not may_come_from(token, source):
             return None
         caller = Caller("user", user.name, token.id)
         return caller if stands(view, caller, self._clock.now()) else None
@@ -131,7 +131,8 @@ def _is_among(known: bytes, digest: bytes) -> bool:
     return sum(hmac.compare_digest(part, digest) for part in parts) > 0
 
 
-def _may_come_from(token: ApiToken, source: str) -> bool:
+def may_come_from(token: ApiToken, source: str) -> bool:
+    """Tell whether a token is good from an address; empty: there is none."""
     if not token.spec.sources:
         return True
     return bool(source) and any(ip_address(source) in ip_network(each) for each in token.spec.sources)

@@ -36,6 +36,7 @@ AREAS: Final = {
         "user": "People and programs that ask.",
         "role": "What may be done, and who may do it where.",
         "token": "API tokens, for who has no certificate.",
+        "key": "Access keys, for who signs requests.",
         "quota": "How much a project may have, and has.",
         "auth": "Who am I, what may I do, and why.",
     },

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,10 @@ from cairn.controller.cli.output import Column, Detail
 from cairn.controller.cli.values import DURATION, PAIR
 
 
+def _is_key(token: Any) -> bool:
+    return bool(token.spec.type == token.spec.TYPE_SIGNING)
+
+
 def _narrowed(token: Any) -> str:
     spec = token.spec
     parts = (spec.permissions, token.status.role_names, spec.projects, spec.sources)
@@ -24,6 +30,7 @@ def _details(token: Any) -> list[Detail]:
     spec = token.spec
     return [
         ("User", token.status.user_name),
+        ("Use", "signs requests: an access key" if _is_key(token) else "is sent along"),
         ("Description", spec.description),
         ("Disabled", "yes" if spec.disabled else ""),
         ("Ends", spec.expire_time.ToJsonString()),
@@ -41,6 +48,7 @@ NOUN = Noun(
     columns=[
         Column("NAME", lambda token: token.name),
         Column("USER", lambda token: token.status.user_name),
+        Column("USE", lambda token: "access key" if _is_key(token) else "token"),
         Column("NARROWED TO", _narrowed),
         Column("ENDS", lambda token: f"{token.spec.expire_time.ToDatetime():%Y-%m-%d %H:%M}"),
         Column("SAYS", lambda token: token.status.say, wide=True),
@@ -50,6 +58,26 @@ NOUN = Noun(
     ],
     details=_details,
 )
+KEY = replace(
+    NOUN, columns=[Column("KEY", lambda key: key.id), *(each for each in NOUN.columns if each.title not in ("ID", "USE"))]
+)
+_NARROWING = (
+    click.option(
+        "--permission", "permissions", multiple=True, metavar="NOUN.VERB", help="Only these (vm.*, *.see); repeatable."
+    ),
+    click.option("--role", "roles", multiple=True, metavar="ROLE", help="Only what is bound by these roles; may be repeated."),
+    click.option("--in-project", "projects", multiple=True, metavar="P", help="Only in these projects; may be repeated."),
+    click.option("--from", "sources", multiple=True, metavar="CIDR", help="Only from these addresses; may be repeated."),
+)
+
+
+def narrowing(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that narrow a token."""
+    for option in reversed(_NARROWING):
+        run = option(run)
+    return run
+
+
 group = NounGroup("token", "API tokens: what programs show that have no certificate.")
 add_list(group, NOUN)
 add_show(group, NOUN)
@@ -62,12 +90,7 @@ add_label(group, NOUN)
 @click.option(
     "--ttl", type=DURATION, default=0.0, metavar="90d", help="How long it is good for; 90d unless given, at most 366d."
 )
-@click.option(
-    "--permission", "permissions", multiple=True, metavar="NOUN.VERB", help="Only these; may be repeated; vm.*, *.see."
-)
-@click.option("--role", "roles", multiple=True, metavar="ROLE", help="Only what is bound by these roles; may be repeated.")
-@click.option("--in-project", "projects", multiple=True, metavar="P", help="Only in these projects; may be repeated.")
-@click.option("--from", "sources", multiple=True, metavar="CIDR", help="Only from these addresses; may be repeated.")
+@narrowing
 @click.option("--description", default="", help="One line about it.")
 @click.option("--label", type=PAIR, multiple=True, help="May be repeated.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write it to this file, mode 0600.")
@@ -86,7 +109,7 @@ async def create(
     made = answer.api_token
     say = f"API token {made.name}: {made.status.say}; it is not shown again"
     if out is not None:
-        _write(out, answer.token)
+        write_secret(out, f"{answer.token}\n")
         session.output.say(f"written to {out}. {say}")
     elif session.output.human:
         session.output.lines([answer.token])
@@ -95,13 +118,14 @@ async def create(
         session.output.one(answer, lambda _answer: ())
 
 
-def _write(out: Path, token: str) -> None:
+def write_secret(out: Path, text: str) -> None:
+    """Write what is shown once to a file that only its owner reads. Raises Failure."""
     from cairn.proto import pki
 
     try:
-        pki.write_private(out, token.encode() + b"\n")
+        pki.write_private(out, text.encode())
     except OSError as error:
-        raise Failure(f"cannot write {out}: {error.strerror}; take the token back that was made (cairn token list)") from error
+        raise Failure(f"cannot write {out}: {error.strerror}; take back what was made (cairn token list)") from error
 
 
 @group.verb("delete", changes=True)

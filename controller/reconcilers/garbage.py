@@ -33,7 +33,7 @@ from cairn.proto import kinds
 from cairn.proto.kinds import AnyKind
 from cairn.proto.seams import moment, timestamp
 from cairn.proto.v1.agent_pb2 import ImageReport, VmReport, VolumeReport
-from cairn.proto.v1.api_token_pb2 import ApiToken
+from cairn.proto.v1.api_token_pb2 import ApiToken, ApiTokenSpec
 from cairn.proto.v1.vm_pb2 import Vm
 from cairn.proto.v1.volume_pb2 import Purge, Volume
 
@@ -345,9 +345,11 @@ def _api_token(view: View, id: str, now: datetime) -> Outcome:
 
 
 def _drop_token(view: View, token: ApiToken, say: str, *, because: Iterable[tuple[AnyKind, str]] = ()) -> Outcome:
-    """Remove a token with the claim of its name."""
+    """Remove a token with the claim of its name, and what it signs with."""
     outcome, name = _drop(view, kinds.API_TOKEN, token.id, say, because=because), f"-/{kinds.API_TOKEN.name}/{token.name}"
     held = view.get(kinds.NAME, name)
+    if outcome.txn is not None and token.spec.type == ApiTokenSpec.TYPE_SIGNING:
+        outcome.txn.delete(kinds.SECRET, f"{kinds.API_TOKEN.name}/{token.id}")
     if outcome.txn is not None and held is not None and held.id == token.id:
         outcome.txn.check(kinds.NAME, name, view.revision_of(kinds.NAME, name)).delete(kinds.NAME, name)
     return outcome

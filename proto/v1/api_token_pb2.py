@@ -28,7 +28,7 @@ from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mas
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x63\x61irn/proto/v1/api_token.proto\x12\x08\x63\x61irn.v1\x1a\x1b\x63\x61irn/proto/v1/access.proto\x1a\x1b\x63\x61irn/proto/v1/common.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x89\x01\n\x15\x43reateApiTokenRequest\x12%\n\tapi_token\x18\x01 \x01(\x0b\x32\x12.cairn.v1.ApiToken\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x0f\n\x07plan_id\x18\x04 \x01(\t\x12\r\n\x05ttl_s\x18\x05 \x01(\x03\"N\n\x16\x43reateApiTokenResponse\x12%\n\tapi_token\x18\x01 \x01(\x0b\x32\x12.cairn.v1.ApiToken\x12\r\n\x05token\x18\x02 \x01(\t\"H\n\x12GetApiTokenRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x15\n\rread_revision\x18\x03 \x01(\x03\"u\n\x14ListApiTokensRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\x12\x15\n\rread_revision\x18\x05 \x01(\x03\"j\n\x15ListApiTokensResponse\x12&\n\napi_tokens\x18\x01 \x03(\x0b\x32\x12.cairn.v1.ApiToken\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\"\xc0\x01\n\x15UpdateApiTokenRequest\x12%\n\tapi_token\x18\x01 \x01(\x0b\x32\x12.cairn.v1.ApiToken\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x0f\n\x07plan_id\x18\x05 \x01(\t\x12\x13\n\x0b\x61llow_stale\x18\x06 \x01(\x08\"\x8d\x01\n\x15\x44\x65leteApiTokenRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x12\x0f\n\x07plan_id\x18\x06 \x01(\t\x12\r\n\x05purge\x18\x07 \x01(\x08\"P\n\x15WatchApiTokensRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\t\x12\x16\n\x0e\x61\x66ter_revision\x18\x03 \x01(\x03\"u\n\x16WatchApiTokensResponse\x12\"\n\x04type\x18\x01 \x01(\x0e\x32\x14.cairn.v1.ChangeType\x12%\n\tapi_token\x18\x02 \x01(\x0b\x32\x12.cairn.v1.ApiToken\x12\x10\n\x08revision\x18\x03 \x01(\x03\"\x91\x04\n\x08\x41piToken\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07project\x18\x03 \x01(\t\x12.\n\x06labels\x18\x04 \x03(\x0b\x32\x1e.cairn.v1.ApiToken.LabelsEntry\x12\x10\n\x08revision\x18\x05 \x01(\x03\x12\x0c\n\x04\x65tag\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64\x65lete_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\npurge_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0breconciling\x18\x0b \x01(\x08\x12$\n\x04spec\x18\x10 \x01(\x0b\x32\x16.cairn.v1.ApiTokenSpec\x12(\n\x06status\x18\x11 \x01(\x0b\x32\x18.cairn.v1.ApiTokenStatus\x12\x1c\n\x04plan\x18\x12 \x01(\x0b\x32\x0e.cairn.v1.Plan\x12\x15\n\rsecret_sha256\x18\x13 \x01(\x0c\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xbb\x01\n\x0c\x41piTokenSpec\x12\x0c\n\x04user\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x10\n\x08\x64isabled\x18\x03 \x01(\x08\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bpermissions\x18\x05 \x03(\t\x12\r\n\x05roles\x18\x06 \x03(\t\x12\x10\n\x08projects\x18\x07 \x03(\t\x12\x0f\n\x07sources\x18\x08 \x03(\t\"\x88\x01\n\x0e\x41piTokenStatus\x12\x0b\n\x03say\x18\x01 \x01(\t\x12\'\n\nconditions\x18\x02 \x03(\x0b\x32\x13.cairn.v1.Condition\x12\x19\n\x11observed_revision\x18\x03 \x01(\x03\x12\x11\n\tuser_name\x18\x04 \x01(\t\x12\x12\n\nrole_names\x18\x05 \x03(\t2\xd9\x04\n\x0f\x41piTokenService\x12i\n\x0e\x43reateApiToken\x12\x1f.cairn.v1.CreateApiTokenRequest\x1a .cairn.v1.CreateApiTokenResponse\"\x14\xca\xea\x1b\x10\x61pi_token.create\x12R\n\x0bGetApiToken\x12\x1c.cairn.v1.GetApiTokenRequest\x1a\x12.cairn.v1.ApiToken\"\x11\xca\xea\x1b\rapi_token.see\x12\x63\n\rListApiTokens\x12\x1e.cairn.v1.ListApiTokensRequest\x1a\x1f.cairn.v1.ListApiTokensResponse\"\x11\xca\xea\x1b\rapi_token.see\x12[\n\x0eUpdateApiToken\x12\x1f.cairn.v1.UpdateApiTokenRequest\x1a\x12.cairn.v1.ApiToken\"\x14\xca\xea\x1b\x10\x61pi_token.update\x12[\n\x0e\x44\x65leteApiToken\x12\x1f.cairn.v1.DeleteApiTokenRequest\x1a\x12.cairn.v1.ApiToken\"\x14\xca\xea\x1b\x10\x61pi_token.delete\x12h\n\x0eWatchApiTokens\x12\x1f.cairn.v1.WatchApiTokensRequest\x1a .cairn.v1.WatchApiTokensResponse\"\x11\xca\xea\x1b\rapi_token.see0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x63\x61irn/proto/v1/api_token.proto\x12\x08\x63\x61irn.v1\x1a\x1b\x63\x61irn/proto/v1/access.proto\x1a\x1b\x63\x61irn/proto/v1/common.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x89\x01\n\x15\x43reateApiTokenRequest\x12%\n\tapi_token\x18\x01 \x01(\x0b\x32\x12.cairn.v1.ApiToken\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x0f\n\x07plan_id\x18\x04 \x01(\t\x12\r\n\x05ttl_s\x18\x05 \x01(\x03\"^\n\x16\x43reateApiTokenResponse\x12%\n\tapi_token\x18\x01 \x01(\x0b\x32\x12.cairn.v1.ApiToken\x12\r\n\x05token\x18\x02 \x01(\t\x12\x0e\n\x06secret\x18\x03 \x01(\t\"H\n\x12GetApiTokenRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x15\n\rread_revision\x18\x03 \x01(\x03\"u\n\x14ListApiTokensRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\x12\x15\n\rread_revision\x18\x05 \x01(\x03\"j\n\x15ListApiTokensResponse\x12&\n\napi_tokens\x18\x01 \x03(\x0b\x32\x12.cairn.v1.ApiToken\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\"\xc0\x01\n\x15UpdateApiTokenRequest\x12%\n\tapi_token\x18\x01 \x01(\x0b\x32\x12.cairn.v1.ApiToken\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x0f\n\x07plan_id\x18\x05 \x01(\t\x12\x13\n\x0b\x61llow_stale\x18\x06 \x01(\x08\"\x8d\x01\n\x15\x44\x65leteApiTokenRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x12\x0f\n\x07plan_id\x18\x06 \x01(\t\x12\r\n\x05purge\x18\x07 \x01(\x08\"P\n\x15WatchApiTokensRequest\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\t\x12\x16\n\x0e\x61\x66ter_revision\x18\x03 \x01(\x03\"u\n\x16WatchApiTokensResponse\x12\"\n\x04type\x18\x01 \x01(\x0e\x32\x14.cairn.v1.ChangeType\x12%\n\tapi_token\x18\x02 \x01(\x0b\x32\x12.cairn.v1.ApiToken\x12\x10\n\x08revision\x18\x03 \x01(\x03\"\x91\x04\n\x08\x41piToken\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07project\x18\x03 \x01(\t\x12.\n\x06labels\x18\x04 \x03(\x0b\x32\x1e.cairn.v1.ApiToken.LabelsEntry\x12\x10\n\x08revision\x18\x05 \x01(\x03\x12\x0c\n\x04\x65tag\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64\x65lete_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\npurge_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0breconciling\x18\x0b \x01(\x08\x12$\n\x04spec\x18\x10 \x01(\x0b\x32\x16.cairn.v1.ApiTokenSpec\x12(\n\x06status\x18\x11 \x01(\x0b\x32\x18.cairn.v1.ApiTokenStatus\x12\x1c\n\x04plan\x18\x12 \x01(\x0b\x32\x0e.cairn.v1.Plan\x12\x15\n\rsecret_sha256\x18\x13 \x01(\x0c\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa7\x02\n\x0c\x41piTokenSpec\x12\x0c\n\x04user\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x10\n\x08\x64isabled\x18\x03 \x01(\x08\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bpermissions\x18\x05 \x03(\t\x12\r\n\x05roles\x18\x06 \x03(\t\x12\x10\n\x08projects\x18\x07 \x03(\t\x12\x0f\n\x07sources\x18\x08 \x03(\t\x12)\n\x04type\x18\t \x01(\x0e\x32\x1b.cairn.v1.ApiTokenSpec.Type\"?\n\x04Type\x12\x14\n\x10TYPE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bTYPE_BEARER\x10\x01\x12\x10\n\x0cTYPE_SIGNING\x10\x02\"\x88\x01\n\x0e\x41piTokenStatus\x12\x0b\n\x03say\x18\x01 \x01(\t\x12\'\n\nconditions\x18\x02 \x03(\x0b\x32\x13.cairn.v1.Condition\x12\x19\n\x11observed_revision\x18\x03 \x01(\x03\x12\x11\n\tuser_name\x18\x04 \x01(\t\x12\x12\n\nrole_names\x18\x05 \x03(\t2\xd9\x04\n\x0f\x41piTokenService\x12i\n\x0e\x43reateApiToken\x12\x1f.cairn.v1.CreateApiTokenRequest\x1a .cairn.v1.CreateApiTokenResponse\"\x14\xca\xea\x1b\x10\x61pi_token.create\x12R\n\x0bGetApiToken\x12\x1c.cairn.v1.GetApiTokenRequest\x1a\x12.cairn.v1.ApiToken\"\x11\xca\xea\x1b\rapi_token.see\x12\x63\n\rListApiTokens\x12\x1e.cairn.v1.ListApiTokensRequest\x1a\x1f.cairn.v1.ListApiTokensResponse\"\x11\xca\xea\x1b\rapi_token.see\x12[\n\x0eUpdateApiToken\x12\x1f.cairn.v1.UpdateApiTokenRequest\x1a\x12.cairn.v1.ApiToken\"\x14\xca\xea\x1b\x10\x61pi_token.update\x12[\n\x0e\x44\x65leteApiToken\x12\x1f.cairn.v1.DeleteApiTokenRequest\x1a\x12.cairn.v1.ApiToken\"\x14\xca\xea\x1b\x10\x61pi_token.delete\x12h\n\x0eWatchApiTokens\x12\x1f.cairn.v1.WatchApiTokensRequest\x1a .cairn.v1.WatchApiTokensResponse\"\x11\xca\xea\x1b\rapi_token.see0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -52,29 +52,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEAPITOKENREQUEST']._serialized_start=170
   _globals['_CREATEAPITOKENREQUEST']._serialized_end=307
   _globals['_CREATEAPITOKENRESPONSE']._serialized_start=309
-  _globals['_CREATEAPITOKENRESPONSE']._serialized_end=387
-  _globals['_GETAPITOKENREQUEST']._serialized_start=389
-  _globals['_GETAPITOKENREQUEST']._serialized_end=461
-  _globals['_LISTAPITOKENSREQUEST']._serialized_start=463
-  _globals['_LISTAPITOKENSREQUEST']._serialized_end=580
-  _globals['_LISTAPITOKENSRESPONSE']._serialized_start=582
-  _globals['_LISTAPITOKENSRESPONSE']._serialized_end=688
-  _globals['_UPDATEAPITOKENREQUEST']._serialized_start=691
-  _globals['_UPDATEAPITOKENREQUEST']._serialized_end=883
-  _globals['_DELETEAPITOKENREQUEST']._serialized_start=886
-  _globals['_DELETEAPITOKENREQUEST']._serialized_end=1027
-  _globals['_WATCHAPITOKENSREQUEST']._serialized_start=1029
-  _globals['_WATCHAPITOKENSREQUEST']._serialized_end=1109
-  _globals['_WATCHAPITOKENSRESPONSE']._serialized_start=1111
-  _globals['_WATCHAPITOKENSRESPONSE']._serialized_end=1228
-  _globals['_APITOKEN']._serialized_start=1231
-  _globals['_APITOKEN']._serialized_end=1760
-  _globals['_APITOKEN_LABELSENTRY']._serialized_start=1715
-  _globals['_APITOKEN_LABELSENTRY']._serialized_end=1760
-  _globals['_APITOKENSPEC']._serialized_start=1763
-  _globals['_APITOKENSPEC']._serialized_end=1950
-  _globals['_APITOKENSTATUS']._serialized_start=1953
-  _globals['_APITOKENSTATUS']._serialized_end=2089
-  _globals['_APITOKENSERVICE']._serialized_start=2092
-  _globals['_APITOKENSERVICE']._serialized_end=2693
+  _globals['_CREATEAPITOKENRESPONSE']._serialized_end=403
+  _globals['_GETAPITOKENREQUEST']._serialized_start=405
+  _globals['_GETAPITOKENREQUEST']._serialized_end=477
+  _globals['_LISTAPITOKENSREQUEST']._serialized_start=479
+  _globals['_LISTAPITOKENSREQUEST']._serialized_end=596
+  _globals['_LISTAPITOKENSRESPONSE']._serialized_start=598
+  _globals['_LISTAPITOKENSRESPONSE']._serialized_end=704
+  _globals['_UPDATEAPITOKENREQUEST']._serialized_start=707
+  _globals['_UPDATEAPITOKENREQUEST']._serialized_end=899
+  _globals['_DELETEAPITOKENREQUEST']._serialized_start=902
+  _globals['_DELETEAPITOKENREQUEST']._serialized_end=1043
+  _globals['_WATCHAPITOKENSREQUEST']._serialized_start=1045
+  _globals['_WATCHAPITOKENSREQUEST']._serialized_end=1125
+  _globals['_WATCHAPITOKENSRESPONSE']._serialized_start=1127
+  _globals['_WATCHAPITOKENSRESPONSE']._serialized_end=1244
+  _globals['_APITOKEN']._serialized_start=1247
+  _globals['_APITOKEN']._serialized_end=1776
+  _globals['_APITOKEN_LABELSENTRY']._serialized_start=1731
+  _globals['_APITOKEN_LABELSENTRY']._serialized_end=1776
+  _globals['_APITOKENSPEC']._serialized_start=1779
+  _globals['_APITOKENSPEC']._serialized_end=2074
+  _globals['_APITOKENSPEC_TYPE']._serialized_start=2011
+  _globals['_APITOKENSPEC_TYPE']._serialized_end=2074
+  _globals['_APITOKENSTATUS']._serialized_start=2077
+  _globals['_APITOKENSTATUS']._serialized_end=2213
+  _globals['_APITOKENSERVICE']._serialized_start=2216
+  _globals['_APITOKENSERVICE']._serialized_end=2817
 # @@protoc_insertion_point(module_scope)

@@ -10,6 +10,7 @@ from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -65,10 +66,13 @@ class CreateApiTokenResponse(_message.Message):
 
     API_TOKEN_FIELD_NUMBER: _builtins.int
     TOKEN_FIELD_NUMBER: _builtins.int
+    SECRET_FIELD_NUMBER: _builtins.int
     token: _builtins.str
     """What is sent along: "authorization: Bearer <token>". Shown here and never again; a repeated request gets another one.
-    Empty in answers to validate_only.
+    Empty in answers to validate_only, and of one that signs.
     """
+    secret: _builtins.str
+    """Of one that signs: what requests are signed with. Shown to whoever makes it, and never again."""
     @_builtins.property
     def api_token(self) -> Global___ApiToken: ...
     def __init__(
@@ -76,10 +80,11 @@ class CreateApiTokenResponse(_message.Message):
         *,
         api_token: Global___ApiToken | None = ...,
         token: _builtins.str = ...,
+        secret: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["api_token", b"api_token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_token", b"api_token", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_token", b"api_token", "secret", b"secret", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -413,6 +418,25 @@ Global___ApiToken: _TypeAlias = ApiToken  # noqa: Y015
 class ApiTokenSpec(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    class _Type:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _TypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[ApiTokenSpec._Type.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        TYPE_UNSPECIFIED: ApiTokenSpec._Type.ValueType  # 0
+        TYPE_BEARER: ApiTokenSpec._Type.ValueType  # 1
+        """Sent along with each call."""
+        TYPE_SIGNING: ApiTokenSpec._Type.ValueType  # 2
+        """An access key: its id is sent, and a signature made with its secret, which is kept sealed (QingCloud: access key)."""
+
+    class Type(_Type, metaclass=_TypeEnumTypeWrapper): ...
+    TYPE_UNSPECIFIED: ApiTokenSpec.Type.ValueType  # 0
+    TYPE_BEARER: ApiTokenSpec.Type.ValueType  # 1
+    """Sent along with each call."""
+    TYPE_SIGNING: ApiTokenSpec.Type.ValueType  # 2
+    """An access key: its id is sent, and a signature made with its secret, which is kept sealed (QingCloud: access key)."""
+
     USER_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     DISABLED_FIELD_NUMBER: _builtins.int
@@ -421,11 +445,14 @@ class ApiTokenSpec(_message.Message):
     ROLES_FIELD_NUMBER: _builtins.int
     PROJECTS_FIELD_NUMBER: _builtins.int
     SOURCES_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
     user: _builtins.str
     """Id of the user it stands for."""
     description: _builtins.str
     disabled: _builtins.bool
     """It is good for nothing, from the moment this is set."""
+    type: Global___ApiTokenSpec.Type.ValueType
+    """What it is used for; unspecified is BEARER."""
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
         """From then on it is good for nothing; a day later its record goes."""
@@ -457,10 +484,11 @@ class ApiTokenSpec(_message.Message):
         roles: _abc.Iterable[_builtins.str] | None = ...,
         projects: _abc.Iterable[_builtins.str] | None = ...,
         sources: _abc.Iterable[_builtins.str] | None = ...,
+        type: Global___ApiTokenSpec.Type.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "disabled", b"disabled", "expire_time", b"expire_time", "permissions", b"permissions", "projects", b"projects", "roles", b"roles", "sources", b"sources", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "disabled", b"disabled", "expire_time", b"expire_time", "permissions", b"permissions", "projects", b"projects", "roles", b"roles", "sources", b"sources", "type", b"type", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -105,6 +105,14 @@ def test_a_day_of_a_program_with_a_token(cloud: Cloud) -> None:
     shown = cloud.by_token(held, "token", "show", "ci-1").stdout
     assert "127.0.0.0/8" in shown
     assert text[-20:] not in shown
+    made = cloud.by_token(held, "key", "create", "gateway").stderr
+    assert "is narrowed" in made, "a token for some addresses makes none that is good from all"
+    id, secret = cloud.admin("key", "create", "gateway", "--user", "ci").split()
+    assert (id[:4], len(secret)) == ("tok-", 43)
+    assert id in cloud.admin("key", "list")
+    assert "access key" in cloud.admin("token", "list")
+    cloud.admin("key", "delete", "gateway")
+    assert id not in cloud.admin("key", "list")
     # It takes itself back.
     assert cloud.by_token(held, "token", "delete", "ci-1").returncode == 0
     gone = cloud.by_token(held, "vpc", "list")

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from cairn.proto.v1.agent_pb2 import VmReport
+from cairn.proto.v1.api_token_pb2 import ApiToken
 from cairn.proto.v1.cluster_pb2 import RequestRecord
+from cairn.proto.v1.secret_pb2 import Secret
 from cairn.proto.v1.vm_pb2 import Nic
 
 from tests.sim.asked import Asked, AskedVolume
@@ -191,6 +193,18 @@ def it_runs_when_all_is_gone(stage: Stage) -> None:
 
 
 # --- orphans, answers, contests, jobs_end -------------------------------------------------------------------------------------
+
+
+@scene("orphans", "the record secret/api_token/tok-1 is left")
+def what_a_key_signed_with_is_left(stage: Stage) -> None:
+    stage.commit(("secret", "api_token/tok-1", Secret(id="api_token/tok-1")))
+    stage.empty()
+
+
+@scene("orphans")
+def a_key_that_a_restore_brought_back(stage: Stage) -> None:
+    stage.commit(("secret", "api_token/tok-1", Secret(id="api_token/tok-1")), ("api_token", "tok-1", ApiToken(id="tok-1")))
+    stage.empty()
 
 
 @scene("orphans")

@@ -66,6 +66,7 @@ async def give_token(user: User, number: int, narrowed: str, way: str, for_s: fl
     spec = ApiTokenSpec(user=made.id, permissions=_NARROWED[narrowed])
     asked = CreateApiTokenRequest(api_token=ApiToken(name=name, spec=spec), ttl_s=TTL_S if way == "end" else 0)
     answer = await user.client.call(ApiTokenServiceStub, "CreateApiToken", asked)
+    await _makes_key(user, made, f"key-{name}")
     his, token = user.world.connect_by_token(name, answer.token), answer.api_token
     if way != "end":
         await _asks(user, his, name, narrowed)
@@ -87,6 +88,18 @@ async def give_token(user: User, number: int, narrowed: str, way: str, for_s: fl
     await _ends(user, following, name, way, revision)
     if way != "user":
         await user.client.call(UserServiceStub, "DeleteUser", DeleteUserRequest(id=made.id))
+
+
+async def _makes_key(user: User, made: Any, name: str) -> None:
+    """Make an access key, ask for it again: it is the same. It goes with its user, whoever that is taken from."""
+    spec = ApiTokenSpec(user=made.id, type=ApiTokenSpec.TYPE_SIGNING)
+    asked = CreateApiTokenRequest(api_token=ApiToken(name=name, spec=spec), request_id=user.client.request_id())
+    first = await user.client.call(ApiTokenServiceStub, "CreateApiToken", asked)
+    again = await user.client.call(ApiTokenServiceStub, "CreateApiToken", asked)
+    if (first.api_token.id, first.secret) != (again.api_token.id, again.secret):
+        user.asked.contradict(
+            f"the access key {name} was asked for twice, and is {first.api_token.id} and {again.api_token.id}"
+        )
 
 
 async def _asks(user: User, his: SimClient, name: str, narrowed: str) -> None:
