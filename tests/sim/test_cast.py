@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
 from tests.sim import cast
+from tests.sim.asked import Asked, AskedVm
 from tests.sim.play import draw, play
 from tests.sim.story import BUSY, FAULT, Story, draw_story
+from tests.sim.workloads import renames
 
 SEEDS = range(1, 301)
 PLAYED_MAX = 30
@@ -83,3 +87,26 @@ def test_every_module_of_faults_is_known_here() -> None:
 
 def test_a_story_is_drawn_the_same_again(stories: list[Story]) -> None:
     assert [draw(story.seed) for story in stories[:20]] == stories[:20]
+
+
+@pytest.mark.parametrize(
+    ("old", "other", "wrong"), [("wanted-1", "wanted-1", False), ("web", "wanted-1", True), ("wanted-1", "db", True)]
+)
+def test_a_name_that_several_want_may_be_somebody_elses_by_then(old: str, other: str, wrong: bool) -> None:
+    """One of those who wanted it was answered late; that it is not free for a third is no fault then."""
+    vm = AskedVm("i-1", old, "u1")
+    asked = Asked(vms={"i-1": vm, "i-2": AskedVm("i-2", other, "u2")})
+
+    async def update_vm(named: Any, _field: str) -> Any:
+        return named
+
+    async def create_vm(_name: str, **_more: Any) -> None:
+        return None
+
+    async def attempt(call: Any, *_codes: Any) -> Any:
+        return await call
+
+    client = SimpleNamespace(update_vm=update_vm, create_vm=create_vm)
+    user: Any = SimpleNamespace(name="u1", vm=lambda _index: vm, asked=asked, client=client, attempt=attempt)
+    asyncio.run(renames.rename(user, 0, 7, True))
+    assert bool(asked.contradictions) is wrong
