@@ -84,5 +84,7 @@ def take_out(txn: Txn, view: View, project: str) -> None:
         new: Any = kind.message()
         new.CopyFrom(record.message)
         new.spec.sharing.projects.remove(project)
+        if not any(places(new)):
+            new.spec.ClearField("sharing")
         txn.check(kind, id, record.mod_revision).put(kind, id, new)
         resolution.release(txn, view, nouns.BY_KIND[kind.name], project, new.name, id)

@@ -7,9 +7,10 @@ from typing import Any
 import click
 from cairn.controller.cli.client import Session
 from cairn.controller.cli.commands import NounGroup, name_argument
-from cairn.controller.cli.noun import Noun, add_delete, add_label, add_list, add_rename, add_show, perform
+from cairn.controller.cli.noun import Noun, add_label, add_list, add_rename, add_show, perform
 from cairn.controller.cli.output import Column
 from cairn.controller.cli.values import PAIR
+from cairn.controller.cli.waiting import Goal
 
 NOUN = Noun(
     "project",
@@ -36,7 +37,6 @@ add_list(group, NOUN)
 add_show(group, NOUN)
 add_label(group, NOUN)
 add_rename(group, NOUN)
-add_delete(group, NOUN, help="Delete one project in which nothing lives; what was bound in it ends.")
 
 
 @group.verb("create", changes=True)
@@ -61,3 +61,23 @@ async def update(session: Session, name: str, description: str) -> None:
         project.spec.description = description
 
     await NOUN.update(session, name, change, ["spec.description"], None)
+
+
+@group.verb("delete", changes=True)
+@name_argument("project")
+@click.option("--cascade", is_flag=True, help="With all that lives in it, for good; with --plan: show what that is.")
+async def delete(session: Session, name: str, cascade: bool) -> None:
+    """Delete a project in which nothing lives; what was bound in it ends."""
+    from cairn.controller.cli import cascade as all_in
+
+    if not cascade:
+        answer = await perform(session, NOUN, NOUN.request("DeleteProject", id=name), Goal("gone", gone=True), silent=True)
+        if not session.settings.plan:
+            session.output.say(f"project {answer.name} is gone")
+        return
+    project = await NOUN.get(session, name)
+    if session.settings.plan:
+        all_in.show(session, project, await all_in.living(session, project.id))
+        return
+    await all_in.empty(session, project)
+    await all_in.finish(session, NOUN, project)

@@ -57,6 +57,28 @@ def test_import_left_the_image_on_two_nodes(cloud: RealCloud) -> None:
     done(cloud, "job", "watch", job["id"])
 
 
+def test_a_project_goes_with_all_that_lives_in_it(cloud: RealCloud) -> None:
+    done(cloud, "project", "create", "short")
+    done(cloud, "image", "share", "demo", "--with", "short")
+    inside = ("--project", "short")
+    done(cloud, *inside, "vpc", "create", "net", "--cidr", "10.9.0.0/16")
+    done(cloud, *inside, "subnet", "create", "a", "--vpc", "net", "--cidr", "10.9.1.0/24")
+    done(cloud, *inside, "vm", "create", "one", *VM[:-1], "a")
+    done(cloud, *inside, "volume", "create", "data", "--size", "8MiB")
+    done(cloud, *inside, "vm", "create", "two", *VM[:-1], "a", "--volume", "data")
+    done(cloud, *inside, "vm", "delete", "one")
+    refused = run(cloud, "project", "delete", "short")
+    assert (refused.code, "2 VMs" in refused.err) == (1, True)
+    plan = done(cloud, "project", "delete", "short", "--cascade", "--plan").out
+    assert all(each in plan for each in ("VM one", "VM two", "volume data", "subnet a", "VPC net", "project short"))
+    assert "image demo" not in plan, "it is only shared with it"
+    done(cloud, "project", "delete", "short", "--cascade")
+    names = [each["name"] for each in done(cloud, "project", "list", "-o", "json").json]
+    assert "short" not in names
+    (image,) = done(cloud, "image", "list", "-o", "json").json
+    assert "sharing" not in image["spec"], "what was shared with it stays, and is shared with it no more"
+
+
 def test_a_node_whose_certificate_ended_gets_another_one(cloud: RealCloud) -> None:
     certify = ("cluster", "certify", "--directory", str(cloud.folder))
     assert "node.crt and node.key" in done(cloud, *certify, "--node", "n1").err
