@@ -1,9 +1,9 @@
 """`project delete --cascade`: all that lives in a project goes first, by the API like everything else.
 
 In the order in which it refers to each other: VMs, then their disks and others, cards, networks, images. What was made
-meanwhile is found by looking again; a command that was interrupted goes on when it is repeated. Nothing of another project is touched:
-where others use what is here (a shared VPC, an image), the refusal says so. Rejected: one transaction (a project may hold
-thousands of objects), a job on the server (it would delete with nobody's authority once its caller had lost his).
+meanwhile is found by looking again; a command that was interrupted goes on when it is repeated. Nothing of another project is
+touched: where others use what is here (a shared VPC, an image), the refusal says so. Rejected: one transaction (a project may
+hold thousands of objects), a job on the server (it would delete with nobody's authority once its caller had lost his).
 """
 
 from __future__ import annotations
