@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 from cairn.controller.model.authority import Authority
 from cairn.controller.model.permits import Caller, Verb, authority_of, is_root, permits
 from cairn.controller.model.roles import PERMISSIONS
-from cairn.controller.model.where import explained, reason
+from cairn.controller.model.where import explained, reason, where
 from cairn.controller.store.base import View
 from cairn.proto import kinds
 from cairn.proto.ids import LOCAL_POOL
@@ -116,6 +116,7 @@ class Veil:
         self._view, self._caller = view, caller
         self._of: Authority = authority_of(view, caller)
         self._nodes = sees_nodes(view, caller)
+        self._told: dict[str, str] = {}
         self._names: frozenset[str] = view.recall("names of nodes", (kinds.NODE,), lambda: _names(view))
 
     def over(self, message: M) -> M:
@@ -126,8 +127,16 @@ class Veil:
         return shown
 
     def sentence(self, text: str) -> str:
-        """Return a sentence without names of nodes."""
-        if self._nodes or not any(word in self._names for word in _WORD.findall(text)):
+        """Return a sentence without names of nodes. Many are said of one object after the other."""
+        if self._nodes:
+            return text
+        told = self._told.get(text)
+        if told is None:
+            told = self._told[text] = self._reworded(text)
+        return told
+
+    def _reworded(self, text: str) -> str:
+        if self._names.isdisjoint(_WORD.findall(text)):
             return text
         without = _WORD.sub(lambda found: _A_NODE if found[0] in self._names else found[0], text)
         return _SEVERAL.sub(lambda found: "several nodes" if found["more"] else _A_NODE, without)
@@ -154,10 +163,11 @@ class Veil:
 
     def _vm(self, vm: Vm) -> None:
         """Why it is where it is, or nowhere, tells what others have."""
-        why, decision = reason(self._view, vm.id), explained(self._view, vm.id, None)
-        if self._nodes or not why or decision is None:
+        why = "" if self._nodes else reason(self._view, vm.id)
+        if not why:
             return
-        plain = plainly(decision)
+        placed = bool(where(self._view, vm.id).owner)
+        plain = _PLACED if placed else plainly(explained(self._view, vm.id, None) or Decision())
         vm.status.say = vm.status.say.replace(why, plain)
         for condition in vm.status.conditions:
             condition.message = condition.message.replace(why, plain)
