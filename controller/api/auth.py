@@ -29,6 +29,8 @@ from cairn.proto.v1 import auth_pb2, auth_pb2_grpc
 from cairn.proto.v1.binding_pb2 import Binding
 
 _NOUNS: Final[dict[str, Noun[Any]]] = nouns.BY_KIND
+# What is of projects; bindings may be to one, and a project is of itself.
+_WITHIN: Final = frozenset({*(name for name, noun in _NOUNS.items() if not noun.cluster_wide), "binding", "project"})
 
 
 class AuthService(auth_pb2_grpc.AuthServiceServicer):
@@ -102,7 +104,9 @@ def _about(view: View, caller: Caller, request: auth_pb2.CheckPermissionRequest)
         project = "" if noun.cluster_wide else resolution.project_id(view, caller, request.project)
         message = resolution.find(view, caller, noun, project, name, field="object").message
         return message, project_of(message), f"{noun.title} {message.name or message.id}"
-    if request.project == selection.ALL_PROJECTS:
+    # What is of no project is not his by a role in one.
+    within = request.permission.partition(".")[0] in _WITHIN
+    if request.project == selection.ALL_PROJECTS or not within:
         return None, "", "everywhere"
     project = resolution.project_id(view, caller, request.project)
     return None, project, f"in project {request.project or nouns.DEFAULT_PROJECT}"

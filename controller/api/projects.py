@@ -92,7 +92,8 @@ def in_use(view: View, caller: Caller, record: Record[Project]) -> None:
     found = [(noun, view.by(noun.kind, "project", project.id)) for noun in _LIVING]
     parts = [f"{several(len(ids), noun.title)} ({_named(view, caller, noun, ids)})" for noun, ids in found if ids]
     if parts:
-        say = f"project {project.name!r} still has {', '.join(parts)}: delete them first, and erase what waits for that"
+        how = f"delete them first (`cairn project delete {project.name} --cascade` deletes all of it)"
+        say = f"project {project.name!r} still has {', '.join(parts)}: {how}"
         raise BadState("project", project.name, say)
 
 

@@ -130,11 +130,14 @@ def explain_lines(answer: Any) -> Iterator[str]:
     decision = answer.decision
     if not answer.HasField("decision"):
         yield f"{answer.vm_name} ({answer.vm}): where it goes has not been decided yet"
+    elif not decision.considered:
+        # Who may not see nodes is told no more.
+        yield f"{answer.vm_name} ({answer.vm}): {decision.say}"
     elif decision.node:
         yield f"{answer.vm_name} ({answer.vm}) was placed on {decision.node_name} ({decision.node})"
     else:
         yield f"{answer.vm_name} ({answer.vm}) is on no node"
-    if answer.HasField("decision"):
+    if decision.considered:
         yield from decision_lines(decision)
     if answer.say:
         yield f"now: {answer.say}"
