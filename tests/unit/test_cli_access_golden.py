@@ -96,7 +96,7 @@ def typed(cloud: RealCloud, who: str, command: str) -> Ran:
 
 
 def masked(text: str) -> str:
-    """Without what is another each time or on another machine: ids, addresses of cards, ages, moments, how much memory there is."""
+    """Without what is another each time, or on another machine: ids, addresses of cards, ages, moments, sizes of nodes."""
     text = re.sub(r"\b(i|vol|img|prj|rb|usr|quo|nic|rtr|vxnet|node|plan|role)-[0-9a-z]{8}\b", r"\1-<id>", text)
     text = re.sub(r"\bmember-[0-9a-z]{8}\b", "member-<id>", text)
     text = re.sub(r"\b[0-9a-f]{2}(:[0-9a-f]{2}){5}\b", "<mac>", text)
