@@ -80,7 +80,7 @@ def furnish(cloud: RealCloud, folder: Path) -> None:
     inside = ("--project", "red")
     done(cloud, *inside, "vpc", "create", "net", "--cidr", "10.9.0.0/16")
     done(cloud, *inside, "subnet", "create", "a", "--vpc", "net", "--cidr", "10.9.1.0/24")
-    done(cloud, *inside, "vm", "create", "web", *VM[:4], "--image", "debian", "--subnet", "a")
+    done(cloud, *inside, "vm", "create", "web", *VM[:4], "--image", "debian", "--subnet", "a", "--node", "n1")
     done(cloud, *inside, "quota", "set", "--limit", "volume_bytes.local=1GiB", "--limit", "vms=2")
 
 
