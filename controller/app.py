@@ -28,6 +28,7 @@ from cairn.controller.api.projects import ensure_default_project
 from cairn.controller.api.quotas import ensure_quotas
 from cairn.controller.api.roles import ensure_builtin_roles
 from cairn.controller.api.services import add_enrolment, add_services
+from cairn.controller.audit_bound import KEPT_MAX, AuditBound
 from cairn.controller.backup import cluster_record
 from cairn.controller.config import Config, ConfigError
 from cairn.controller.jobs.import_image import ImportImage
@@ -96,6 +97,7 @@ class Controller:
         registry: CollectorRegistry | None = None,
         version: str = "",
         seals: Seals | None = None,
+        audits_kept: int = KEPT_MAX,
     ) -> None:
         seals = seals or Seals()
         registry = registry or CollectorRegistry()
@@ -115,6 +117,7 @@ class Controller:
             enrolment_endpoints=self._enrolment_endpoints,
             version=version,
             seals=seals,
+            name=config.name,
         )
         self.standing, fenced = self.core.standing, self.core.store
         endpoints = [config.advertised]
@@ -136,6 +139,7 @@ class Controller:
             controller=config.name,
             seals=seals,
         )
+        self.audit_bound = AuditBound(fenced, clock, audits_kept)
         # Set once calls are answered.
         self.ready = asyncio.Event()
         self.addresses: list[str] = []
@@ -235,6 +239,7 @@ class Controller:
                 await self._prepare()
                 group.create_task(self.runtime.run(), name="runtime")
                 group.create_task(self.sync.run(), name="sync")
+                group.create_task(self.audit_bound.run(), name="audit_bound")
                 self.ready.set()
                 _log.info("ready", name=self.config.name, revision=self.cache.view.revision)
 

@@ -43,8 +43,13 @@ RETRY_S: Final = 0.5
 RETRIES_MAX: Final = 60
 # Objects a plan names one by one; the others are counted.
 NAMED_MAX: Final = 500
-# Stay though no backup has them: who is alive, and what happened.
-_STAY: Final = frozenset({kinds.CONTROLLER.name, kinds.CONTROLLER_MEMBER.name, kinds.EVENT.name, kinds.EVENT_OF.name})
+# Stay though no backup has them: who is alive, what happened, and who did it.
+_STAY: Final = frozenset(
+    kind.name
+    for kind in (
+        kinds.CONTROLLER, kinds.CONTROLLER_MEMBER, kinds.EVENT, kinds.EVENT_OF, kinds.AUDIT, kinds.AUDIT_HEAD, kinds.AUDIT_CUT,
+    )
+)  # fmt: skip
 _NAMED: Final = frozenset({kinds.VM.name, kinds.VOLUME.name, kinds.IMAGE.name})
 
 

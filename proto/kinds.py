@@ -14,6 +14,7 @@ from typing import Any, Final, Generic, TypeAlias, TypeVar
 from cairn.proto.v1 import (
     agent_pb2,
     api_token_pb2,
+    audit_pb2,
     binding_pb2,
     cluster_pb2,
     common_pb2,
@@ -95,6 +96,10 @@ QUOTA_USE = Kind("quota_use", quota_pb2.QuotaUse, "api", kept=False)
 ERASURE = Kind("erasure", agent_pb2.Erasure, "api", "", _GARBAGE, kept=False)  # id: <node>/<key>, "-/<key>" for every node
 REQUEST = Kind("request", cluster_pb2.RequestRecord, "api", kept=False, cached=False)  # leased, 24 h
 PLAN = Kind("plan", cluster_pb2.PlanRecord, "api", "plan", kept=False)  # leased, 10 min
+# Who changed what; id: <chain>/<number>. Of this installation, so not in backups: a restore leaves them as they are.
+AUDIT = Kind("audit", audit_pb2.Audit, "api", "", frozenset({"audit"}), kept=False, cached=False)
+AUDIT_HEAD = Kind("audit_head", audit_pb2.AuditHead, "api", kept=False, cached=False)  # id: the chain's
+AUDIT_CUT = Kind("audit_cut", audit_pb2.AuditCut, "audit", kept=False, cached=False)  # id: the chain's
 
 # What reconcilers decide.
 PORT_BINDING = Kind("port_binding", port_pb2.PortBinding, "ports")
@@ -129,7 +134,7 @@ EVENT_OF = Kind("event_of", event_pb2.EventRef, "*", kept=False, cached=False)  
 
 ALL: Final[tuple[Kind[Message], ...]] = (
     PROJECT, IMAGE, VPC, SUBNET, PORT, VOLUME, VM, NODE, JOB, USER, ROLE, BINDING, API_TOKEN, SECRET, JOIN_TOKEN, NAME, VNI,
-    QUOTA, QUOTA_USE, ERASURE, REQUEST, PLAN,
+    QUOTA, QUOTA_USE, ERASURE, REQUEST, PLAN, AUDIT, AUDIT_HEAD, AUDIT_CUT,
     PORT_BINDING, ADDRESS, PLACEMENT, DECISION, NODE_CLAIMS, VOLUME_PLACEMENT, POOL_CLAIMS, ASSIGNMENT, NODE_LOSS, NODE_TOLD,
     PURGE, IMAGE_CONTENT, JOB_STATE,
     OBSERVED, UNKNOWN, NODE_HEARD, NODE_FACTS, NODE_POOLS, NODE_SESSION, CONTROLLER, CONTROLLER_MEMBER,

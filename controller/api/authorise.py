@@ -8,9 +8,10 @@ sends along (bearer.py), and by nothing else. Enrolment is the one service witho
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any, Final
 
-from cairn.controller.api.bearer import SAY, Bearers, sent, stands
+from cairn.controller.api.bearer import SAY, Bearers, sent, source_of, stands
 from cairn.controller.api.decision import Views
 from cairn.controller.model.permits import Caller, permits_anywhere
 from cairn.controller.model.veil import Veil, sees_all
@@ -68,7 +69,7 @@ class Admission:
         else:
             caller = await self._bearers.recognise(text, context.peer())
         _refuse_method(caller, method)
-        return caller
+        return replace(caller, address=source_of(context.peer()))
 
     async def refuse_unless(self, caller: Caller, permission: str) -> None:
         """Refuse who may not do that to anything. Raises Denied, Unauthenticated, TryAgain.

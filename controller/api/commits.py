@@ -2,6 +2,7 @@
 
     wait      a call waits while a group is in flight; those that gathered meanwhile are the next (decision 0018)
     decide    on forks, group.py; a refusal is believed only on a view as fresh as the store
+    audit     what each changed is a record of the audit in the same transaction, one after the other in a chain (chain.py)
     commit    done: each is answered from a view that contains the commit
               Conflict: something moved; the same calls on a view as fresh as the store, in smaller groups
               Indeterminate: it may have happened; each call's own request record will tell
@@ -25,8 +26,10 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Final
 
+from cairn.controller.api.chain import Link, found
 from cairn.controller.api.decision import Views
 from cairn.controller.api.freshness import Freshness
 from cairn.controller.api.group import Call, Group, Taken
@@ -63,13 +66,26 @@ Answer = Callable[[View, Call, RequestRecord], Any]
 
 
 class Commits:
-    """See the module. leases: first that of request records; answer: shows the object of a request's record."""
+    """See the module.
+
+    leases: first that of request records; answer: shows the object of a request's record; chain: of the audit's records.
+    """
 
     def __init__(
-        self, store: Store, cache: Views, freshness: Freshness, ids: Ids, leases: Sequence[Retention], answer: Answer
+        self,
+        store: Store,
+        cache: Views,
+        freshness: Freshness,
+        ids: Ids,
+        leases: Sequence[Retention],
+        answer: Answer,
+        chain: str,
     ) -> None:
         self._store, self._cache, self._freshness, self._ids = store, cache, freshness, ids
         self._leases, self._answer = leases, answer
+        self._chain = chain
+        # Where it ends; None: the store is to be asked.
+        self._link: Link | None = None
         self._waiting: list[Call] = []
         self._working: asyncio.Task[None] | None = None
         self._limit = GROUP_MAX
@@ -134,13 +150,14 @@ class Commits:
                 calls = [call for call in calls if not call.doubtful or not await self._repeated(call)]
             for lease in self._leases:
                 await lease.lease(len(calls))
+            self._link = link = self._link or await found(self._store, self._chain)
         except Refused as error:
             _fail(calls, error)
             return
         except Unavailable as error:
             _fail(calls, refusal(error))
             return
-        group = Group(self._cache.view)
+        group = Group(self._cache.view, link)
         others = [call for call in calls if not group.add(call, fresh=fresh)]
         self._waiting = others + self._waiting
         if group.taken:
@@ -149,9 +166,12 @@ class Commits:
 
     async def _commit(self, group: Group) -> None:
         calls = [taken.call for taken in group.taken]
-        revision = await self._stored(group.txn, calls)
+        # Whatever becomes of it, the store is asked where the chain ends, unless it is known.
+        self._link = None
+        revision = await self._stored(group.sealed(), calls)
         if not revision:
             return
+        self._link = replace(group.link, revision=revision)
         try:
             await self._freshness.caught_up(revision)
         except Refused as error:

@@ -58,11 +58,12 @@ class Core:
         enrolment_endpoints: Callable[[], list[str]] = list,
         version: str = "",
         seals: Seals | None = None,
+        name: str = "controller",
     ) -> Core:
-        """Wire the parts together. store: as it is, without a fence."""
+        """Wire the parts together. store: as it is, without a fence; name: the controller's, and of its chain in the audit."""
         standing = Standing(cache)
         fenced = FencedStore(store, cache, standing)
-        mutations = Mutations(fenced, cache, clock, ids)
+        mutations = Mutations(fenced, cache, clock, ids, name)
         listings = Listings(fenced, cache, mutations.freshen)
         watches = Watches(cache, feed, listings)
         return cls(

@@ -5,7 +5,7 @@
     commit                             with what other calls decided at this moment (commits.py)
     answer                             from a view that contains the commit
 
-Invariant: each committed mutation has a RequestRecord, created in the same transaction. So whatever happens to the
+Invariant: each committed mutation has a RequestRecord and an Audit, created in the same transaction. So whatever happens to the
 controller between commit and answer, the repeated call (to any controller) finds it. A refusal is believed only on a view
 as fresh as the store: what the caller made a moment ago through another controller counts. One that hangs on the state of
 other objects has a RequestRecord, too, so that a late repetition of what was refused is refused (decision 0029). Rejected:
@@ -22,6 +22,7 @@ from typing import Any, Final, TypeVar
 
 from cairn.controller.api import nouns, resolution, validation
 from cairn.controller.api.bearer import SAY, stands
+from cairn.controller.api.changes import tell
 from cairn.controller.api.commits import Commits
 from cairn.controller.api.decision import Decide, Decided, Views
 from cairn.controller.api.freshness import Freshness
@@ -37,6 +38,7 @@ from cairn.controller.store.base import Store, StoreError, View
 from cairn.proto import kinds
 from cairn.proto.errors import LASTING, Denied, Invalid, NotFound, Refused, Repeated, TryAgain, Unauthenticated
 from cairn.proto.seams import Clock, Ids, timestamp
+from cairn.proto.v1.audit_pb2 import Audit
 from cairn.proto.v1.cluster_pb2 import PlanRecord, RequestRecord
 from cairn.proto.v1.event_pb2 import Event
 from google.protobuf.message import Message
@@ -76,15 +78,15 @@ def verb_of(request: Message) -> Verb:
 
 
 class Mutations:
-    """Runs mutations against one store and cache."""
+    """Runs mutations against one store and cache. chain: of the audit, the controller's name."""
 
-    def __init__(self, store: Store, cache: Views, clock: Clock, ids: Ids) -> None:
+    def __init__(self, store: Store, cache: Views, clock: Clock, ids: Ids, chain: str) -> None:
         self._cache, self._clock, self._ids = cache, clock, ids
         self._requests, self._events = Retention(store, REQUEST_KEEP_S), Retention(store, EVENT_KEEP_S)
         self._planner = Planner(store, cache, clock, ids)
         self._freshness = Freshness(store, cache)
         leases = (self._requests, self._events)
-        self._commits = Commits(store, cache, self._freshness, ids, leases, _answer)
+        self._commits = Commits(store, cache, self._freshness, ids, leases, _answer, chain)
 
     async def freshen(self) -> View:
         """Return a view as fresh as the store was when called. Raises TryAgain."""
@@ -127,6 +129,7 @@ class Mutations:
         call = Call(
             decide=decided,
             complete=lambda made: self._complete(request, request_id, digest, caller, made),
+            audit=lambda view, made: self._audit(view, request, request_id, caller, made),
             refuse=lambda why: self._refusal(request, digest, caller, why),
             request=request_key(caller, request_id),
             digest=digest,
@@ -155,6 +158,23 @@ class Mutations:
         plan = view.get(kinds.PLAN, request.plan_id) if request.plan_id else None
         his = plan is not None and (plan.caller, plan.token) == (caller.uri, caller.token)
         return plan.object.partition("/")[2] if plan is not None and his else ""
+
+    def _audit(self, view: View, request: Any, request_id: str, caller: Caller, decided: Decided[Any]) -> Audit:
+        """Return what the audit keeps of a decision."""
+        audit = Audit(
+            time=timestamp(self._clock.now()),
+            caller=caller.kind,
+            who=caller.id,
+            token=caller.token,
+            address=caller.address,
+            method=type(request).__name__.removesuffix("Request"),
+            request_id=request_id,
+            object=f"{decided.noun.kind.name}/{decided.id}",
+            object_name=decided.name,
+            project=decided.project,
+        )
+        tell(audit, view, decided.txn)
+        return audit
 
     def _complete(self, request: Any, request_id: str, digest: bytes, caller: Caller, decided: Decided[Any]) -> RequestRecord:
         """Add the request record and the events; return the record."""

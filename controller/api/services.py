@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import grpc.aio
 from cairn.controller.api.api_tokens import ApiTokenService
+from cairn.controller.api.audits import AuditService
 from cairn.controller.api.auth import AuthService
 from cairn.controller.api.bindings import BindingService
 from cairn.controller.api.cluster import ClusterService
@@ -27,6 +28,7 @@ from cairn.controller.api.volumes import VolumeService
 from cairn.controller.api.vpcs import VpcService
 from cairn.proto.v1 import (
     api_token_pb2_grpc,
+    audit_pb2_grpc,
     auth_pb2_grpc,
     binding_pb2_grpc,
     cluster_pb2_grpc,
@@ -62,6 +64,7 @@ SERVICES: Final[tuple[tuple[str, Any, Any], ...]] = (
     ("cairn.v1.RoleService", role_pb2_grpc.add_RoleServiceServicer_to_server, RoleService),
     ("cairn.v1.BindingService", binding_pb2_grpc.add_BindingServiceServicer_to_server, BindingService),
     ("cairn.v1.ApiTokenService", api_token_pb2_grpc.add_ApiTokenServiceServicer_to_server, ApiTokenService),
+    ("cairn.v1.AuditService", audit_pb2_grpc.add_AuditServiceServicer_to_server, AuditService),
     ("cairn.v1.AuthService", auth_pb2_grpc.add_AuthServiceServicer_to_server, AuthService),
     ("cairn.v1.ClusterService", cluster_pb2_grpc.add_ClusterServiceServicer_to_server, ClusterService),
     ("cairn.v1.IdentityService", cluster_pb2_grpc.add_IdentityServiceServicer_to_server, IdentityService),

@@ -39,6 +39,7 @@ AREAS: Final = {
         "key": "Access keys, for who signs requests.",
         "quota": "How much a project may have, and has.",
         "auth": "Who am I, what may I do, and why.",
+        "audit": "Who changed what.",
     },
 }
 

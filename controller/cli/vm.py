@@ -154,6 +154,17 @@ async def events(session: Session, name: str, follow: bool) -> None:
     await show_events(session, f'object = "{vm.id}"', follow=follow)
 
 
+@group.verb("history")
+@name_argument("vm")
+async def history(session: Session, name: str) -> None:
+    """Tell who changed a VM, when, and what it was before."""
+    from cairn.controller.cli.audit import all_of, history_lines
+    from cairn.proto.v1.audit_pb2 import ListAuditsRequest
+
+    vm = await NOUN.get(session, name)
+    session.output.lines(history_lines(await all_of(session, ListAuditsRequest(object=vm.id))))
+
+
 @group.verb("console")
 @name_argument("vm")
 async def console(session: Session, name: str) -> None:

@@ -14,7 +14,7 @@ he gets. What he may see but not change is PERMISSION_DENIED (controller/api/res
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
 from typing import Any, Final, Self, TypeVar
@@ -37,12 +37,14 @@ M = TypeVar("M", bound=Message)
 class Caller:
     """Who calls. kind: of certificates "user", "node", "controller" (proto/pki.py: Identity); "join_token"; "system".
 
-    token: id of the API token that a user asks by; empty: he has a certificate.
+    token: id of the API token that a user asks by; empty: he has a certificate. address: where he asks from, if that is known;
+    nothing is decided by it.
     """
 
     kind: str
     id: str
     token: str = ""
+    address: str = field(default="", compare=False)
 
     @classmethod
     def system(cls, component: str) -> Self:
@@ -81,6 +83,8 @@ class Verb(StrEnum):
     FORGET = "forget"
     RETIRE = "retire"
     ASK = "ask"
+    READ = "read"
+    VERIFY = "verify"
 
 
 _UNRESTRICTED: Final = frozenset({"controller", "system"})

@@ -34,13 +34,21 @@ BUILTIN: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = MappingProxyType(
         ),
         "project-admin": (
             "does what a member does, and says who else may do what",
-            ("*.see", *(f"{noun}.*" for noun in _PROJECT_NOUNS), "project.update", "binding.*", "role.use", "user.use"),
+            (
+                "*.see",
+                *(f"{noun}.*" for noun in _PROJECT_NOUNS),
+                "project.update",
+                "binding.*",
+                "role.use",
+                "user.use",
+                "audit.read",
+            ),
         ),
         "operator": (
             "looks after nodes and what they hold; changes nothing of a project's",
             ("*.see", "node.*", "join_token.*", "unknown.*", "*.adopt", "job.cancel", "cluster.backup", "cluster.retire"),
         ),
-        "auditor": ("sees all, and who did what; changes nothing", ("*.see",)),
+        "auditor": ("sees all, and who did what; changes nothing", ("*.see", "audit.*")),
         "cluster-admin": ("may do everything", ("*.*",)),
     }
 )

@@ -22,7 +22,9 @@ from cairn.controller.model.where import explained, reason, where
 from cairn.controller.store.base import View
 from cairn.proto import kinds
 from cairn.proto.ids import LOCAL_POOL
+from cairn.proto.kinds import AnyKind
 from cairn.proto.v1 import access_pb2
+from cairn.proto.v1.audit_pb2 import Audit
 from cairn.proto.v1.common_pb2 import Decision
 from cairn.proto.v1.event_pb2 import Event
 from cairn.proto.v1.project_pb2 import Project, Sharing
@@ -39,6 +41,8 @@ _SENTENCES: Final = frozenset({"say", "message", "error", "details"})
 _WORD: Final = re.compile(r"[\w-]+")
 _A_NODE: Final = "a node"
 _SEVERAL: Final = re.compile(rf"(?:node )?{_A_NODE}(?P<more>(?:, | and |, and )(?:node )?{_A_NODE})*")
+_INDEX: Final = re.compile(r"\[\d+\]")
+_SHARED: Final = "sharing.projects"
 _PLACED: Final = f"placed on {_A_NODE}"
 # Events whose sentence is a decision's.
 _PLACING: Final = {
@@ -192,6 +196,20 @@ class Veil:
             if not self._of.allows(permission, project.id, ""):
                 project.status.ClearField(field)
 
+    def _audit(self, audit: Audit) -> None:
+        """What was changed of nodes, and with whom of others something was shared, is not told field by field either."""
+        told = Audit()
+        told.changes.extend(each for each in audit.changes if not self._hides(each.object or audit.object, each.field))
+        audit.ClearField("changes")
+        audit.changes.extend(told.changes)
+
+    def _hides(self, object: str, field: str) -> bool:
+        kind: AnyKind | None = kinds.BY_NAME.get(object.partition("/")[0])
+        path = _INDEX.sub("", field)
+        if kind is None or path.startswith(_SHARED):
+            return True
+        return not self._nodes and covered(kind.message.DESCRIPTOR, path)
+
     def _sharing(self, sharing: Sharing) -> None:
         """Whom else something is shared with, others need not know."""
         known = ((id, self._view.get(kinds.PROJECT, id)) for id in sharing.projects)
@@ -224,4 +242,5 @@ _BY_TYPE: Final[dict[str, Any]] = {
     VolumeStatus.DESCRIPTOR.full_name: Veil._volume,
     Project.DESCRIPTOR.full_name: Veil._project,
     Sharing.DESCRIPTOR.full_name: Veil._sharing,
+    Audit.DESCRIPTOR.full_name: Veil._audit,
 }

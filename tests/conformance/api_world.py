@@ -31,6 +31,7 @@ from cairn.proto.sealing import KEY_BYTES, Seals
 from cairn.proto.seams import SystemClock, SystemIds
 from cairn.proto.v1 import (
     api_token_pb2_grpc,
+    audit_pb2_grpc,
     auth_pb2_grpc,
     binding_pb2_grpc,
     cluster_pb2_grpc,
@@ -80,6 +81,7 @@ class Stubs:
         self.nodes: Any = node_pb2_grpc.NodeServiceStub(channel)
         self.jobs: Any = job_pb2_grpc.JobServiceStub(channel)
         self.events: Any = event_pb2_grpc.EventServiceStub(channel)
+        self.audits: Any = audit_pb2_grpc.AuditServiceStub(channel)
         self.auth: Any = auth_pb2_grpc.AuthServiceStub(channel)
         self.users: Any = user_pb2_grpc.UserServiceStub(channel)
         self.quotas: Any = quota_pb2_grpc.QuotaServiceStub(channel)

@@ -66,6 +66,8 @@ USERS: Final = tuple(f"u{number}" for number in range(1, 21))
 LOADS: Final = 4
 STAFF: Final = "staff"
 # What all controllers of a story seal secrets with.
+# So few records of the audit are kept that each story lets some go.
+AUDITS_KEPT: Final = 60
 SEALS: Final = Seals([bytes(range(KEY_BYTES))])
 
 
@@ -400,7 +402,15 @@ class World:
             etcd_ca="", etcd_cert="", etcd_key="", ca="", cert="", key="",
         )  # fmt: skip
         return Controller(
-            config, store, transport, clock, ids, authority=self.authority, ca_pem=self.authority.cert_pem, seals=SEALS
+            config,
+            store,
+            transport,
+            clock,
+            ids,
+            authority=self.authority,
+            ca_pem=self.authority.cert_pem,
+            seals=SEALS,
+            audits_kept=AUDITS_KEPT,
         )
 
     def _agent(self, name: str, label: str, clock: SimClock) -> Agent:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from cairn.proto.addresses import set_addresses
 from cairn.proto.errors import BadState, Exhausted, Invalid
+from cairn.proto.v1.audit_pb2 import AuditChain, ListAuditsResponse, VerifyAuditsResponse
 from cairn.proto.v1.cluster_pb2 import ForgetUnknownResponse, GetClusterStatusResponse, UnknownObject
 from cairn.proto.v1.common_pb2 import Plan
 from cairn.proto.v1.event_pb2 import Event
@@ -119,6 +121,29 @@ def planned_removal(_request: Any) -> Any:
     return made
 
 
+CHAINS = [AuditChain(chain="c1", number=4711, cut=4700, records=11), AuditChain(chain="c2", number=1, records=1)]
+BROKEN = ["chain c1: record 4702 does not follow record 4701: one of them is not what was written"]
+
+
+def audited(_request: Any) -> ListAuditsResponse:
+    answer = ListAuditsResponse()
+    about = {"caller": "user", "object": "vm/i-0000web1", "object_name": "web", "chain": "c1", "address": "10.0.0.7"}
+    made = answer.audits.add(who="ann", method="CreateVm", number=4710, revision=990, request_id="7c0d", **about)
+    made.changes.add(field="name", after="web")
+    made.changes.add(field="spec.cpus", after="1")
+    made.changes.add(field="spec.memory_bytes", after="134217728")
+    made.changes.add(object="secret/vm/i-0000web1", after="sha256:9f86d081884c7d65")
+    changed = answer.audits.add(who="bob", token="tok-00000001", method="UpdateVm", number=4711, revision=1002, **about)
+    changed.changes.add(field="spec.cpus", before="1", after="2")
+    changed.changes.add(field="spec.restart_policy", before="RESTART_POLICY_ALWAYS", after="RESTART_POLICY_NEVER")
+    changed.changes_left = 2
+    removed = answer.audits.add(chain="c2", number=1, caller="system", who="jobs", method="DeleteImage", object="image/img-1")
+    removed.revision = 1003
+    for minute, each in enumerate(answer.audits):
+        each.time.FromDatetime(BORN + timedelta(minutes=minute))
+    return answer
+
+
 def refusing(error: Exception) -> Callable[[Any], Any]:
     def refuse(_request: Any) -> Any:
         raise error
@@ -183,6 +208,15 @@ CASES: dict[str, list[tuple[str, dict[str, Callable[[Any], Any]]]]] = {
         ("event list", {}),
         ("event list -o wide", {}),
         ("cluster status", {"GetClusterStatus": status}),
+    ],
+    "audit": [
+        ("audit list --who ann --since 2026-01-01T08:00", {"ListAudits": audited}),
+        ("audit list -o wide", {"ListAudits": audited}),
+        ("audit list --since yesterday", {}),
+        ("audit list --object nope", {"ListAudits": lambda _: ListAuditsResponse()}),
+        ("vm history web", {"ListAudits": audited}),
+        ("audit verify", {"VerifyAudits": lambda _: VerifyAuditsResponse(chains=CHAINS)}),
+        ("audit verify", {"VerifyAudits": lambda _: VerifyAuditsResponse(chains=CHAINS, broken=BROKEN)}),
     ],
     "refusals": [
         ("vm create web --image demo", {}),

@@ -13,6 +13,7 @@ from cairn.controller.store.view import LiveView
 from cairn.proto import kinds
 from cairn.proto.errors import BadState, Invalid, Repeated
 from cairn.proto.v1 import access_pb2, common_pb2, event_pb2, image_pb2, job_pb2, port_pb2, vm_pb2, volume_pb2
+from cairn.proto.v1.audit_pb2 import Audit
 from cairn.proto.v1.common_pb2 import Decision, FilterCount, Plan
 from cairn.proto.v1.event_pb2 import Event
 from cairn.proto.v1.node_pb2 import Node
@@ -99,6 +100,17 @@ def test_a_plan() -> None:
     shown = cover().over(plan)
     assert list(shown.changes[0].details) == ["on a node", "disk 1 GiB"]
     assert shown.parts[0].node == ""
+
+
+def test_what_was_changed_of_nodes_is_not_told_by_the_audit() -> None:
+    audit = Audit(object="vm/i-1")
+    audit.changes.add(field="spec.node", after="node-000000n1")
+    audit.changes.add(field="spec.cpus", before="1", after="2")
+    audit.changes.add(field="spec.nics[0].subnet", after="vxnet-1")
+    audit.changes.add(object="image/img-1", field="sharing.projects[0]", after="prj-others00")
+    audit.changes.add(object="secret/vm/i-1", after="sha256:00")
+    shown = cover().over(audit)
+    assert [each.field for each in shown.changes] == ["spec.cpus", "spec.nics[0].subnet", ""]
 
 
 def test_refusals_are_told_in_other_words() -> None:

@@ -15,11 +15,14 @@ from tests.sim.cloud import Cloud, Commit
 _TOLD = ("observed", "node_facts", "node_pools")
 # Made under ids that nobody else has.
 _EVENTS = ("event", "event_of")
+# Kind -> what is checked in its stead: why a VM is where it is goes with its placement, a chain's record with its end.
+_GUARDS = {"decision": "placement", "audit": "audit_head"}
 
 
 def _guard(key: str) -> str:
-    """Return the key that is checked where one is written: why a VM is where it is goes with its placement."""
-    return key.replace("decision/", "placement/", 1) if key.startswith("decision/") else key
+    """Return the key that is checked where one is written."""
+    kind, _, id = key.partition("/")
+    return f"{_GUARDS[kind]}/{id.partition('/')[0]}" if kind in _GUARDS else key
 
 
 class Checked(Checker):

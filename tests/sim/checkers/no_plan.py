@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from tests.sim.checkers.base import Checker
 from tests.sim.cloud import Changed, Cloud, Commit
 
-# Who is alive, and what is told of it.
-_MAY_CHANGE = ("controller", "node_session", "node_told", "event", "event_of", "request")
+# Who is alive, what is told of it, and what is let go of what was done.
+_MAY_CHANGE = ("controller", "node_session", "node_told", "event", "event_of", "request", "audit", "audit_cut")
 # What somebody was shown: made, and ended by its lease; never changed.
 _LOOKS = ("plan",)
 

@@ -36,6 +36,9 @@ WRITERS: Final[dict[str, tuple[str, str, bool]]] = {
     "erasure": ("api", "garbage", False),
     "request": ("api", "", True),
     "plan": ("api", "", True),
+    "audit": ("api", "audit", False),
+    "audit_head": ("api", "", False),
+    "audit_cut": ("audit", "", False),
     # What is decided.
     "port_binding": ("ports", "", False),
     "address": ("ports", "", False),

@@ -1,0 +1,207 @@
+"""The audit, read and verified: who changed what, in the order in which it happened, and whether the records are those written.
+
+Listing looks at every record there is, in the order of revisions, some of each chain at a time: what the audit holds is bounded
+(controller/audit_bound.py). A page walk goes on behind the revision and number it has shown, so what is let go meanwhile is not
+shown, and nothing is shown twice. What a caller may not read the audit of is in no page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import Any, Final
+
+from cairn.controller.api import resolution
+from cairn.controller.api.authorise import caller_of
+from cairn.controller.api.chain import Ends, ends, first_break, hash_of
+from cairn.controller.api.core import Core
+from cairn.controller.api.listing import PAGE_BYTES_MAX, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX, Token, read_token, write_token
+from cairn.controller.api.selection import ALL_PROJECTS, Turns
+from cairn.controller.api.stored import READ_MAX, parsed
+from cairn.controller.model.permits import Caller, Verb, permits
+from cairn.controller.store.base import Item, Store, View
+from cairn.proto import kinds
+from cairn.proto.errors import Denied, Invalid
+from cairn.proto.v1 import audit_pb2, audit_pb2_grpc
+from cairn.proto.v1.audit_pb2 import Audit, AuditChain, AuditCut, AuditHead
+from google.protobuf.timestamp_pb2 import Timestamp
+
+# Of the number, in the token of a page.
+_NUMBER_DIGITS: Final = 12
+# Records held, beside those of the page, before those that come later are put away.
+_SORTED_MAX: Final = 1000
+# Broken links told of.
+BROKEN_MAX: Final = 100
+
+
+class AuditService(audit_pb2_grpc.AuditServiceServicer):
+    """AuditService of proto/v1/audit.proto."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    async def ListAudits(self, request: audit_pb2.ListAuditsRequest, context: Any) -> audit_pb2.ListAuditsResponse:
+        """Return a page, oldest first."""
+        if request.page_size < 0:
+            raise Invalid("page_size", f"{request.page_size} is negative")
+        size = min(request.page_size or PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)
+        caller = caller_of(context)
+        view = await self._core.mutations.freshen()
+        scope = f"audits\0{caller.uri}\0{_asked(request)}"
+        token = read_token(request.page_token, scope) if request.page_token else Token(0, "")
+        found = await self._first(size + 1, token, _filter(view, caller, request))
+        answer, size_bytes = audit_pb2.ListAuditsResponse(), 0
+        everywhere = permits(view, caller, Verb.READ, Audit())
+        for audit in found:
+            size_bytes += audit.ByteSize()
+            if len(answer.audits) == size or (answer.audits and size_bytes > PAGE_BYTES_MAX):
+                last = answer.audits[-1]
+                answer.next_page_token = write_token(Token(last.revision, f"{last.number:0{_NUMBER_DIGITS}d}"), scope)
+                break
+            if not everywhere:
+                # From where others work is not a project's to know.
+                audit.ClearField("address")
+            answer.audits.append(audit)
+        return answer
+
+    async def _first(self, count: int, after: Token, passes: Callable[[Audit], bool]) -> list[Audit]:
+        """Return the first so many that pass, behind a place."""
+        found, turns = list[Audit](), Turns()
+        async with aclosing(_records(self._core.store)) as records:
+            async for item in records:
+                if turns.over:
+                    await turns.next()
+                audit = parsed(kinds.AUDIT, item.key, item.value)
+                if audit is None or _place(item) <= (after.revision, after.after) or not passes(audit):
+                    continue
+                audit.revision = item.mod_revision
+                found.append(audit)
+                if len(found) >= 2 * count + _SORTED_MAX:
+                    found = _in_order(found)[:count]
+        return _in_order(found)[:count]
+
+    async def VerifyAudits(self, request: audit_pb2.VerifyAuditsRequest, context: Any) -> audit_pb2.VerifyAuditsResponse:
+        """Walk every chain as it is at one revision."""
+        caller, view = caller_of(context), self._core.cache.view
+        if not permits(view, caller, Verb.VERIFY, Audit()):
+            raise Denied(f"{caller.kind} {caller.id!r} may not verify the audit")
+        return await verified(self._core.store, await self._core.store.revision())
+
+
+def _in_order(audits: list[Audit]) -> list[Audit]:
+    return sorted(audits, key=lambda each: (each.revision, each.number))
+
+
+def _asked(request: audit_pb2.ListAuditsRequest) -> str:
+    """Return what is asked for, whatever the page."""
+    bare = audit_pb2.ListAuditsRequest()
+    bare.CopyFrom(request)
+    bare.ClearField("page_token")
+    bare.ClearField("page_size")
+    return bare.SerializeToString(deterministic=True).hex()
+
+
+def _filter(view: View, caller: Caller, request: audit_pb2.ListAuditsRequest) -> Callable[[Audit], bool]:
+    """Return what tells whether a record is asked for, and the caller's to read. Raises NotFound."""
+    project = "" if request.project in ("", ALL_PROJECTS) else resolution.project_id(view, caller, request.project)
+    since = _moment(request.since) if request.HasField("since") else None
+    until = _moment(request.until) if request.HasField("until") else None
+
+    def passes(audit: Audit) -> bool:
+        time = _moment(audit.time)
+        return (
+            (not request.who or audit.who == request.who)
+            and (not request.object or request.object in (audit.object.partition("/")[2], audit.object_name))
+            and (not project or audit.project == project)
+            and (not request.method or audit.method == request.method)
+            and (since is None or time >= since)
+            and (until is None or time < until)
+            and permits(view, caller, Verb.READ, audit)
+        )
+
+    return passes
+
+
+def _moment(stamp: Timestamp) -> tuple[int, int]:
+    """Return what moments are compared by, also of those that no calendar has."""
+    return stamp.seconds, stamp.nanos
+
+
+def _place(item: Item) -> tuple[int, str]:
+    """Return where a record comes: those of one revision are of one chain."""
+    return item.mod_revision, item.key.rpartition("/")[2]
+
+
+async def _records(store: Store, revision: int = 0) -> AsyncGenerator[Item, None]:
+    """Yield all records of the audit, chain by chain. Raises Compacted, Unavailable."""
+    start = ""
+    while True:
+        items, revision = await store.read(kinds.AUDIT.prefix, start=start, limit=READ_MAX, revision=revision)
+        for item in items:
+            yield item
+        if len(items) < READ_MAX:
+            return
+        start = items[-1].key + "\0"
+
+
+class _Walk:
+    """A chain on its way: what was looked at, and the first that was wrong with it."""
+
+    def __init__(self, chain: str, head: AuditHead | None, cut: AuditCut) -> None:
+        self.chain, self._head, self._cut = chain, head, cut
+        self.number, self.hash, self.records = cut.number, cut.hash, 0
+        self.broken = [cut.broken] if cut.broken else []
+        self._hashes = {cut.number: cut.hash}
+
+    def take(self, item: Item) -> None:
+        """Look at the next record. After the first that is wrong the following are compared with it, not with what was."""
+        wrong = first_break(self.chain, self.number, self.hash, [item])
+        if wrong:
+            self.broken.append(wrong)
+        audit = parsed(kinds.AUDIT, item.key, item.value)
+        self.number = audit.number if audit is not None else self.number + 1
+        self.hash = self._hashes[self.number] = hash_of(item.value)
+        self.records += 1
+
+    def end(self) -> None:
+        """Compare with where the chain is said to end."""
+        if self._head is None:
+            self.broken.append(f"chain {self.chain}: where it ends is not recorded")
+        elif (self._head.number, self._head.hash) != (self.number, self.hash):
+            say = f"chain {self.chain}: it ends with record {self.number}, and is said to end with {self._head.number}"
+            if self._head.number == self.number:
+                say = f"chain {self.chain}: record {self.number}, the last, is not what was written"
+            self.broken.append(say)
+
+    def knows(self, seen: AuditHead) -> bool:
+        """Tell whether another chain's record saw this one as it is."""
+        return seen.number < self._cut.number or self._hashes.get(seen.number) == seen.hash
+
+    @property
+    def found(self) -> AuditChain:
+        """What is told of it."""
+        return AuditChain(chain=self.chain, number=self.number, cut=self._cut.number, records=self.records)
+
+
+async def verified(store: Store, revision: int) -> audit_pb2.VerifyAuditsResponse:
+    """Walk all chains as they are at a revision. Raises Compacted, Unavailable."""
+    known: Ends = await ends(store, revision)
+    walks = {chain: _Walk(chain, known.heads.get(chain), known.cut(chain)) for chain in known.chains}
+    seen, turns = list[tuple[str, int, AuditHead]](), Turns()
+    async with aclosing(_records(store, revision)) as records:
+        async for item in records:
+            if turns.over:
+                await turns.next()
+            chain = item.key.removeprefix(kinds.AUDIT.prefix).rpartition("/")[0]
+            walk = walks.setdefault(chain, _Walk(chain, None, AuditCut(chain=chain)))
+            walk.take(item)
+            audit = parsed(kinds.AUDIT, item.key, item.value)
+            seen += [(chain, audit.number, head) for head in audit.seen] if audit is not None else []
+    for walk in walks.values():
+        walk.end()
+    broken = [say for chain in sorted(walks) for say in walks[chain].broken]
+    for chain, number, head in seen:
+        if head.chain not in walks or not walks[head.chain].knows(head):
+            end = f"{head.number}, which is not there as it was"
+            broken.append(f"chain {head.chain}: record {number} of chain {chain} saw it end with record {end}")
+    return audit_pb2.VerifyAuditsResponse(chains=[walks[chain].found for chain in sorted(walks)], broken=broken[:BROKEN_MAX])

@@ -1,0 +1,114 @@
+"""cairn audit: who changed what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+from cairn.controller.cli.client import Session
+from cairn.controller.cli.commands import NounGroup
+from cairn.controller.cli.failures import Failure
+from cairn.controller.cli.output import Column
+from cairn.controller.cli.values import counted
+
+PAGE_SIZE = 500
+COLUMNS = [
+    Column("TIME", lambda audit: _time(audit)),
+    Column("WHO", lambda audit: _who(audit)),
+    Column("METHOD", lambda audit: audit.method),
+    Column("OBJECT", lambda audit: audit.object_name or audit.object.partition("/")[2]),
+    Column("CHANGES", lambda audit: _changes(audit)),
+    Column("ID", lambda audit: audit.object, wide=True),
+    Column("FROM", lambda audit: audit.address, wide=True),
+    Column("TOKEN", lambda audit: audit.token, wide=True),
+    Column("REQUEST", lambda audit: audit.request_id, wide=True),
+    Column("RECORD", lambda audit: f"{audit.chain}/{audit.number}", wide=True),
+    Column("REVISION", lambda audit: str(audit.revision), wide=True),
+]
+# Of what changed, in a table.
+_CHARACTERS = 44
+group = NounGroup("audit", "Who changed what, and whether the record of it is whole.")
+
+
+def _time(audit: Any) -> str:
+    return f"{audit.time.ToDatetime(UTC):%Y-%m-%d %H:%M:%S}"
+
+
+def _who(audit: Any) -> str:
+    return str(audit.who if audit.caller == "user" else f"{audit.caller} {audit.who}")
+
+
+def _changes(audit: Any) -> str:
+    """Return what changed of the object itself, in a few words."""
+    own = [change for change in audit.changes if not change.object]
+    told = [f"{change.field}: {change.before} -> {change.after}" for change in own if change.before and change.field]
+    told = told or [f"{change.field}={change.after}" for change in own if change.field.startswith("spec.")]
+    shown = list[str]()
+    while told and (not shown or len(", ".join([*shown, told[0]])) <= _CHARACTERS):
+        shown.append(told.pop(0)[:_CHARACTERS])
+    return ", ".join(shown) + (f" and {len(told)} more" if told else "")
+
+
+@group.verb("list")
+@click.option("--who", default="", metavar="USER", help="What this user did.")
+@click.option("--object", "object", default="", metavar="NAME", help="What was done to an object: its name or id.")
+@click.option("--method", default="", metavar="METHOD", help="For example DeleteVm.")
+@click.option("--since", default="", metavar="TIME", help="From then on: 2026-11-30T08:00, UTC.")
+@click.option("--until", default="", metavar="TIME", help="Before then.")
+async def list_audits(session: Session, who: str, object: str, method: str, since: str, until: str) -> None:
+    """List what was changed and by whom, newest last; of one project (--project), or of all you may read the audit of."""
+    from cairn.proto.v1.audit_pb2 import ListAuditsRequest
+
+    request = ListAuditsRequest(who=who, object=object, method=method, project=session.project)
+    for name, text in (("since", since), ("until", until)):
+        if text:
+            getattr(request, name).FromDatetime(_moment(name, text))
+    session.output.list(COLUMNS, await all_of(session, request), empty="no changes are recorded")
+
+
+def _moment(option: str, text: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise Failure(f"--{option}: {text!r} is no time; write it like 2026-11-30T08:00") from None
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
+async def all_of(session: Session, request: Any) -> list[Any]:
+    """Return every page of what is asked for."""
+    found: list[Any] = []
+    request.page_size = PAGE_SIZE
+    while True:
+        answer = await session.call("audit", request)
+        found += answer.audits
+        if not answer.next_page_token:
+            return found
+        request.page_token = answer.next_page_token
+
+
+@group.verb("verify")
+async def verify(session: Session) -> None:
+    """Look whether any record was changed, removed, or put in between; exit code 1 when one was."""
+    from cairn.proto.v1.audit_pb2 import VerifyAuditsRequest
+
+    answer = await session.call("audit", VerifyAuditsRequest())
+    for chain in answer.chains:
+        cut = f"; up to record {chain.cut} they were let go" if chain.cut else ""
+        session.output.say(f"chain {chain.chain}: {counted(chain.records, 'record')}, the last is {chain.number}{cut}")
+    if answer.broken:
+        raise Failure("\n".join(["the audit is broken:", *answer.broken]), whole=True)
+    session.output.say("every record follows the one before")
+
+
+def history_lines(audits: list[Any]) -> Iterator[str]:
+    """Yield what was done to an object, one line for each change."""
+    for audit in audits:
+        token = f" (by token {audit.token})" if audit.token else ""
+        yield f"{_time(audit)}  {_who(audit)}{token}  {audit.method}"
+        for change in audit.changes:
+            what = change.field if not change.object else " ".join(filter(None, (change.object, change.field)))
+            yield f"    {what}: {change.before or '(none)'} -> {change.after or '(none)'}"
+        if audit.changes_left:
+            yield f"    and {counted(audit.changes_left, 'change')} more"

@@ -1,0 +1,239 @@
+"""The audit: one record for each change, in its transaction, chained; a forged, removed or reordered one is found."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from cairn.controller.api.authorise import Admitted
+from cairn.controller.api.mutation import Mutations
+from cairn.controller.api.vpcs import VpcService
+from cairn.controller.audit_bound import AuditBound
+from cairn.controller.model.permits import Caller
+from cairn.controller.store.base import Put, Store, Txn
+from cairn.controller.store.memory import MemoryStore
+from cairn.proto import kinds
+from cairn.proto.v1.audit_pb2 import Audit, ListAuditsRequest, VerifyAuditsRequest
+from cairn.proto.v1.vm_pb2 import DeleteVmRequest, UpdateVmRequest, Vm, VmSpec
+from cairn.proto.v1.vpc_pb2 import CreateVpcRequest, Vpc, VpcSpec
+from google.protobuf.field_mask_pb2 import FieldMask
+
+from tests.conformance.api_stores import STORES, made_store
+from tests.conformance.api_world import World, world_on
+
+
+@pytest.fixture(params=STORES)
+async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
+    async with made_store(request) as store, world_on(store, tmp_path) as world:
+        await world.furnish()
+        yield world
+
+
+async def audits(world: World, **asked: Any) -> list[Audit]:
+    return list((await world.api.audits.ListAudits(ListAuditsRequest(page_size=1000, **asked))).audits)
+
+
+async def broken(world: World) -> list[str]:
+    return list((await world.api.audits.VerifyAudits(VerifyAuditsRequest())).broken)
+
+
+async def vpcs(world: World, count: int) -> None:
+    made = (CreateVpcRequest(vpc=Vpc(name=f"v{each}", spec=VpcSpec(cidr="10.9.0.0/16"))) for each in range(count))
+    await asyncio.gather(*(world.api.vpcs.CreateVpc(each) for each in made))
+
+
+async def raw(store: Store, puts: dict[str, bytes], *deletes: str) -> None:
+    """Write behind everybody's back."""
+    txn = Txn("forger", puts={key: Put(value) for key, value in puts.items()}, deletes=set(deletes))
+    txn.writers = dict.fromkeys((*txn.puts, *txn.deletes), "forger")
+    await store.commit(txn)
+
+
+async def stored(store: Store) -> list[tuple[str, bytes]]:
+    items, _ = await store.read(kinds.AUDIT.prefix)
+    return [(item.key, item.value) for item in items]
+
+
+async def test_who_changed_what_when_and_what_it_was_before(world: World) -> None:
+    made = await world.vm("web")
+    vm = Vm(id=made.id, spec=VmSpec(cpus=2))
+    await world.api.vms.UpdateVm(UpdateVmRequest(vm=vm, update_mask=FieldMask(paths=["spec.cpus"]), allow_stale=True))
+    await world.api.vms.DeleteVm(DeleteVmRequest(id="web"))
+    found = await audits(world, object=made.id)
+    assert [each.method for each in found] == ["CreateVm", "UpdateVm", "DeleteVm"]
+    assert {(each.caller, each.who, each.object, each.object_name) for each in found} == {
+        ("user", "admin", f"vm/{made.id}", "web")
+    }
+    changed = {change.field: (change.before, change.after) for change in found[1].changes if not change.object}
+    assert changed["spec.cpus"] == (str(made.spec.cpus), "2")
+    created = {change.field: (change.before, change.after) for change in found[0].changes if not change.object}
+    assert created["spec.cpus"] == ("", str(made.spec.cpus))
+    assert created["name"] == ("", "web")
+    assert [each.revision for each in found] == sorted({each.revision for each in found})
+    assert await broken(world) == []
+
+
+async def test_those_that_share_a_commit_follow_one_another(world: World) -> None:
+    await vpcs(world, 30)
+    found = await audits(world, method="CreateVpc")
+    if not isinstance(world.store, MemoryStore):
+        assert len({each.revision for each in found}) < len(found), "some shared a commit"
+    everything = await audits(world)
+    assert [each.number for each in everything] == list(range(1, len(everything) + 1))
+    assert await broken(world) == []
+
+
+async def test_what_is_refused_or_only_planned_leaves_no_record(world: World) -> None:
+    before = len(await audits(world))
+    with pytest.raises(grpc.aio.AioRpcError):
+        await world.api.vms.DeleteVm(DeleteVmRequest(id="nobody"))
+    await world.api.vpcs.CreateVpc(CreateVpcRequest(vpc=Vpc(name="p", spec=VpcSpec(cidr="10.9.0.0/16")), validate_only=True))
+    assert len(await audits(world)) == before
+
+
+async def test_pages_and_filters(world: World) -> None:
+    await vpcs(world, 12)
+    whole = await audits(world)
+    pages, token = list[Audit](), ""
+    while True:
+        answer = await world.api.audits.ListAudits(ListAuditsRequest(page_size=5, page_token=token))
+        assert len(answer.audits) <= 5
+        pages += answer.audits
+        token = answer.next_page_token
+        if not token:
+            break
+    assert pages == whole
+    assert await audits(world, who="nobody") == []
+    third = whole[2]
+    assert third in await audits(world, since=third.time)
+    assert third not in await audits(world, until=third.time)
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await world.api.audits.ListAudits(ListAuditsRequest(page_token="rubbish"))
+    assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_user_data_and_tokens_are_told_by_digests(world: World) -> None:
+    await world.vm("web", user_data=b"#cloud-config: geheim")
+    for _, value in await stored(world.store):
+        assert b"geheim" not in value
+    found = (await audits(world, object="web"))[0]
+    secrets = [change for change in found.changes if change.object.startswith("secret/")]
+    assert [change.after.partition(":")[0] for change in secrets] == ["sha256"]
+
+
+async def test_a_forged_record_is_found(world: World) -> None:
+    await vpcs(world, 4)
+    key, value = (await stored(world.store))[2]
+    forged = Audit.FromString(value)
+    forged.who = "bob"
+    await raw(world.store, {key: forged.SerializeToString(deterministic=True)})
+    assert await broken(world) == ["chain controller: record 4 does not follow record 3: one of them is not what was written"]
+
+
+async def test_the_last_record_forged_is_found(world: World) -> None:
+    key, value = (await stored(world.store))[-1]
+    forged = Audit.FromString(value)
+    forged.who = "bob"
+    await raw(world.store, {key: forged.SerializeToString(deterministic=True)})
+    (say,) = await broken(world)
+    assert say.endswith("the last, is not what was written")
+
+
+async def test_a_removed_record_is_found(world: World) -> None:
+    await vpcs(world, 4)
+    key, _ = (await stored(world.store))[2]
+    await raw(world.store, {}, key)
+    (say,) = await broken(world)
+    assert say == "chain controller: record 3 is missing: 4 is in its place"
+
+
+async def test_records_that_changed_places_are_found(world: World) -> None:
+    await vpcs(world, 4)
+    (one, first), (other, second) = (await stored(world.store))[1:3]
+    await raw(world.store, {one: second, other: first})
+    assert "chain controller: record 2 says that it is record 3 of chain controller" in await broken(world)
+
+
+async def test_an_end_cut_off_is_found_and_the_chain_goes_on(world: World) -> None:
+    await vpcs(world, 4)
+    await raw(world.store, {}, (await stored(world.store))[-1][0])
+    (say,) = await broken(world)
+    assert "and is said to end with" in say
+    await world.vm("web")
+    assert any("is missing" in say for say in await broken(world))
+
+
+async def test_a_whole_chain_cut_off_is_missed_by_another(world: World) -> None:
+    await vpcs(world, 2)
+    core = world.core
+    other = VpcService(replace(core, mutations=Mutations(core.store, core.cache, core.clock, core.ids, "c2")))
+    asked = CreateVpcRequest(vpc=Vpc(name="other", spec=VpcSpec(cidr="10.9.0.0/16")))
+    await other.CreateVpc(asked, Admitted(None, Caller("user", "admin")))
+    assert await broken(world) == []
+    assert (await audits(world))[-1].chain == "c2"
+    mine = [key for key, _ in await stored(world.store) if "/controller/" in key]
+    await raw(world.store, {}, *mine, kinds.AUDIT_HEAD.key("controller"))
+    (say,) = await broken(world)
+    assert say.startswith("chain controller: record 1 of chain c2 saw it end with record")
+
+
+async def test_a_head_that_cannot_be_read_is_written_anew(world: World) -> None:
+    await vpcs(world, 3)
+    last = (await audits(world))[-1]
+    await raw(world.store, {kinds.AUDIT_HEAD.key("controller"): b"\xff\xff\xff"})
+    await world.vm("web")
+    found = await audits(world)
+    assert [each.number for each in found] == list(range(1, len(found) + 1))
+    assert found[-1].number > last.number
+    assert await broken(world) == []
+
+
+async def test_only_so_many_are_kept_and_what_stays_still_follows(world: World) -> None:
+    await vpcs(world, 30)
+    whole = await audits(world)
+    bound = AuditBound(world.store, world.clock, 7)
+    while await bound.cut():
+        pass
+    assert await audits(world) == whole[-7:]
+    assert await broken(world) == []
+    await world.vm("web")
+    assert await broken(world) == []
+    key, value = (await stored(world.store))[0]
+    forged = Audit.FromString(value)
+    forged.who = "bob"
+    await raw(world.store, {key: forged.SerializeToString(deterministic=True)})
+    assert len(await broken(world)) == 1
+    while await bound.cut():
+        pass
+    (say,) = await broken(world)
+    assert "one of them is not what was written" in say, "what was broken is told after it was let go of, too"
+
+
+async def test_a_key_that_is_no_record_does_no_harm_but_is_told(world: World) -> None:
+    await raw(world.store, {kinds.AUDIT.key("controller/what"): b"\xff", kinds.AUDIT.key("stray"): b""})
+    await world.vm("web")
+    assert await broken(world)
+    bound = AuditBound(world.store, world.clock, 0)
+    while await bound.cut():
+        pass
+    await world.vm("db")
+
+
+async def test_one_reads_the_audit_of_his_project_alone(tmp_path: Path) -> None:
+    async with world_on(MemoryStore(), tmp_path) as world:
+        await world.furnish()
+        await world.vm("web")
+        ann = await world.user("ann", "project-admin", project="default")
+        found = (await ann.audits.ListAudits(ListAuditsRequest())).audits
+        assert {each.project for each in found} == {"prj-default0"}
+        assert any(each.method == "CreateVm" for each in found)
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await ann.audits.VerifyAudits(VerifyAuditsRequest())
+        assert error.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        await world.user("carl")
+        assert not [each for each in (await ann.audits.ListAudits(ListAuditsRequest())).audits if each.method == "CreateUser"]

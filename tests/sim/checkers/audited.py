@@ -1,0 +1,85 @@
+"""Every change that was carried out has its record in the audit, in the same commit, and records of a chain follow one another.
+
+The chain is worked out anew from the records as they were written: numbers without gaps, the hash of the one before, and the
+head. What is let go is let go from the oldest on, and the record of the cut says up to where.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+from tests.sim.checkers.base import Checker
+from tests.sim.cloud import Changed, Cloud, Commit
+
+
+class Audited(Checker):
+    """Looks at each commit. Chain -> (number, hash) of its newest record, and number of the newest that was let go."""
+
+    def __init__(self) -> None:
+        self._ends: dict[str, tuple[int, bytes]] = {}
+        self._cuts: dict[str, int] = {}
+
+    def committed(self, cloud: Cloud, commit: Commit) -> Iterator[str]:
+        """Look at what was answered, and at the chains it is in."""
+        if commit.writers is None:
+            self._begin(cloud)
+            return
+        audits = [change for change in commit.changes if change.kind == "audit"]
+        made = sorted((change for change in audits if change.after is not None), key=lambda change: change.id)
+        recorded = {each.after.request_id for each in made}
+        for change in commit.changes:
+            if change.kind == "request" and change.before is None and change.after is not None:
+                done = not change.after.HasField("refusal")
+                if done != (change.after.request_id in recorded):
+                    was = ("carried out", "no") if done else ("refused", "a")
+                    yield f"{change.key} was {was[0]}: of that there is {was[1]} record"
+        for change in made:
+            yield from self._made(change)
+        heads = {change.id: change.after for change in commit.changes if change.kind == "audit_head"}
+        for chain in {each.after.chain for each in made} | heads.keys():
+            yield from self._ended(chain, heads.get(chain))
+        yield from self._cut(commit, [change for change in audits if change.after is None])
+
+    def _begin(self, cloud: Cloud) -> None:
+        """A history begins with what was there: where its chains end is as it is."""
+        self._cuts = {chain: cut.number for chain, cut in cloud.all("audit_cut").items()}
+        self._ends = {chain: (cut.number, cut.hash) for chain, cut in cloud.all("audit_cut").items()}
+        for _, audit in sorted(cloud.all("audit").items()):
+            self._ends[audit.chain] = audit.number, hashlib.sha256(_stored(audit)).digest()
+
+    def _made(self, change: Changed) -> Iterator[str]:
+        audit = change.after
+        number, hash = self._ends.get(audit.chain, (0, b""))
+        if change.before is not None:
+            yield f"{change.key} was written again"
+        if change.id != f"{audit.chain}/{audit.number:012d}" or audit.number != number + 1:
+            yield f"{change.key} is number {audit.number} of {audit.chain}, where {number + 1} comes next"
+        if audit.previous != hash:
+            yield f"{change.key} does not have the hash of the record before it"
+        self._ends[audit.chain] = audit.number, hashlib.sha256(_stored(audit)).digest()
+
+    def _ended(self, chain: str, head: Any) -> Iterator[str]:
+        end = self._ends.get(chain, (0, b""))
+        if head is None or (head.number, head.hash) != end:
+            yield f"chain {chain} ends with {end[0]}, and its head says {head.number if head is not None else 'nothing'}"
+
+    def _cut(self, commit: Commit, gone: list[Changed]) -> Iterator[str]:
+        cuts = {change.id: change.after for change in commit.changes if change.kind == "audit_cut" and change.after is not None}
+        numbers: dict[str, list[int]] = {}
+        for change in gone:
+            numbers.setdefault(change.before.chain, []).append(change.before.number)
+        for chain in sorted(numbers.keys() | cuts.keys()):
+            first = self._cuts.get(chain, 0) + 1
+            last = cuts[chain].number if chain in cuts else first - 1
+            if sorted(numbers.get(chain, [])) != list(range(first, last + 1)):
+                yield f"chain {chain}: records {sorted(numbers.get(chain, []))} went, and the cut is said to be at {last}"
+            if chain in cuts and cuts[chain].broken:
+                yield f"chain {chain} was found broken: {cuts[chain].broken}"
+            self._cuts[chain] = last
+
+
+def _stored(message: Any) -> bytes:
+    content: bytes = message.SerializeToString(deterministic=True)
+    return content

@@ -1,0 +1,109 @@
+"""Scenes of the checker audited: what it must see, and what it must not mind."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from cairn.proto.v1.audit_pb2 import Audit, AuditCut, AuditHead
+from cairn.proto.v1.cluster_pb2 import RequestRecord
+
+from tests.sim.stage import SCENES, VM, Stage, scene
+
+__all__ = ["SCENES"]
+C1 = "c1"
+
+
+def _hash(message: Any) -> bytes:
+    return hashlib.sha256(message.SerializeToString(deterministic=True)).digest()
+
+
+def _request(id: str, *, refused: bool = False) -> tuple[str, str, RequestRecord]:
+    record = RequestRecord(request_id=id, object=f"vm/{VM}")
+    if refused:
+        record.refusal = b""
+    return "request", f"alice/{id}", record
+
+
+def _audits(*requests: str) -> list[Audit]:
+    made: list[Audit] = []
+    for number, request in enumerate(requests, 1):
+        previous = _hash(made[-1]) if made else b""
+        made.append(Audit(chain=C1, number=number, previous=previous, request_id=request))
+    return made
+
+
+def _record(audit: Audit) -> tuple[str, str, Audit]:
+    return "audit", f"{audit.chain}/{audit.number:012d}", audit
+
+
+def _head(audit: Audit) -> tuple[str, str, AuditHead]:
+    return "audit_head", C1, AuditHead(chain=C1, number=audit.number, hash=_hash(audit))
+
+
+def _commit(stage: Stage, *records: tuple[str, str, Any]) -> None:
+    stage.commit(*records, by={})
+
+
+@scene("audited")
+def recorded_one_after_the_other_and_let_go(stage: Stage) -> None:
+    first, second, third = _audits("a", "b", "c")
+    _commit(stage, _request("a"), _request("b"), _record(first), _record(second), _head(second))
+    _commit(stage, _request("x", refused=True))
+    _commit(stage, _request("c"), _record(third), _head(third))
+    cut = AuditCut(chain=C1, number=2, hash=_hash(second))
+    _commit(stage, ("audit", _record(first)[1], None), ("audit", _record(second)[1], None), ("audit_cut", C1, cut))
+
+
+@scene("audited", "request/alice/a was carried out: of that there is no record")
+def carried_out_unrecorded(stage: Stage) -> None:
+    _commit(stage, _request("a"))
+
+
+@scene("audited", "request/alice/a was refused: of that there is a record")
+def refused_and_recorded(stage: Stage) -> None:
+    (first,) = _audits("a")
+    _commit(stage, _request("a", refused=True), _record(first), _head(first))
+
+
+@scene("audited", "is number 3 of c1, where 2 comes next")
+def a_number_left_out(stage: Stage) -> None:
+    first, _, third = _audits("a", "b", "c")
+    _commit(stage, _request("a"), _record(first), _head(first))
+    _commit(stage, _request("c"), _record(third), _head(third))
+
+
+@scene("audited", "does not have the hash of the record before it")
+def one_that_follows_another(stage: Stage) -> None:
+    first, second = _audits("a", "b")
+    _commit(stage, _request("a"), _record(first), _head(first))
+    second.previous = b"another"
+    _commit(stage, _request("b"), _record(second), _head(second))
+
+
+@scene("audited", "chain c1 ends with 2, and its head says 1")
+def a_head_left_behind(stage: Stage) -> None:
+    first, second = _audits("a", "b")
+    _commit(stage, _request("a"), _request("b"), _record(first), _record(second), _head(first))
+
+
+@scene("audited", "was written again")
+def one_written_again(stage: Stage) -> None:
+    (first,) = _audits("a")
+    _commit(stage, _request("a"), _record(first), _head(first))
+    _commit(stage, _record(first), _head(first))
+
+
+@scene("audited", r"records \[1\] went, and the cut is said to be at 0")
+def let_go_in_secret(stage: Stage) -> None:
+    (first,) = _audits("a")
+    _commit(stage, _request("a"), _record(first), _head(first))
+    _commit(stage, ("audit", _record(first)[1], None))
+
+
+@scene("audited", "was found broken: record 1 is missing")
+def found_broken(stage: Stage) -> None:
+    (first,) = _audits("a")
+    _commit(stage, _request("a"), _record(first), _head(first))
+    cut = AuditCut(chain=C1, number=1, hash=_hash(first), broken="record 1 is missing")
+    _commit(stage, ("audit", _record(first)[1], None), ("audit_cut", C1, cut))
