@@ -36,7 +36,7 @@ from tests.conformance.test_api_access import new_vpc
 from tests.conformance.test_api_permits import Method, made, methods, request_for, told, unknowns
 
 Code = grpc.StatusCode
-OF_PROJECTS = ("vm", "volume", "image", "vpc", "subnet", "port", "job", "quota", "event")
+OF_PROJECTS = ("vm", "volume", "image", "vpc", "subnet", "port", "job", "quota", "event", "audit")
 OWN_PROJECT, OTHER_PROJECT, NO_PROJECT = "red", "green", ""
 # Whoever may do that anywhere may do it to all: what roles there are, and what users are called, whoever binds them must find.
 OF_ALL = {"role.see"}
@@ -75,7 +75,13 @@ async def project(world: World, name: str) -> dict[str, str]:
     job = next(each.id for each in view.all(kinds.JOB) if each.spec.target == held.id)
     quota = next(each.id for each in view.all(kinds.QUOTA) if each.project == red.id)
     found = {"image": held, "vpc": vpc, "subnet": blue, "port": port, "volume": volume, "vm": web}
-    return {kind: each.id for kind, each in found.items()} | {"project": red.id, "job": job, "quota": quota, "event": web.id}
+    return {kind: each.id for kind, each in found.items()} | {
+        "project": red.id,
+        "job": job,
+        "quota": quota,
+        "event": web.id,
+        "audit": web.id,
+    }
 
 
 def noun_of(method: Method) -> str:
@@ -124,12 +130,17 @@ def expected(role: str, within: str, method: Method, where: str, objects: dict[s
         return bool(role) and (not within or where == within)
     if not within or (allowed and permission in OF_ALL):
         return allowed
-    return allowed and where == within and (noun_of(method) in OF_PROJECTS or permission.split(".")[0] == "project")
+    return allowed and where == within and (is_of_projects(method) or permission.split(".")[0] == "project")
+
+
+def is_of_projects(method: Method) -> bool:
+    """Tell whether it is about something in a project. A chain of the audit is of all of them."""
+    return noun_of(method) in OF_PROJECTS and method.name != "VerifyAudits"
 
 
 def places(method: Method) -> tuple[str, ...]:
     """Where there is something that a method can be about."""
-    own = noun_of(method) in OF_PROJECTS or (noun_of(method) == "project" and method.name != "CreateProject")
+    own = is_of_projects(method) or (noun_of(method) == "project" and method.name != "CreateProject")
     return (OWN_PROJECT, OTHER_PROJECT) if own else (NO_PROJECT,)
 
 
