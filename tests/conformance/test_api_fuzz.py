@@ -139,7 +139,7 @@ def wrong(method: Method, error: grpc.aio.AioRpcError | None) -> str:
     if error is None:
         return ""
     say = f"{method.name}: {error.code().name} {error.details()}"
-    if error.code() in NEVER or any(word in str(error.details()) for word in ("<class", "Traceback", "google.protobuf", "0x")):
+    if error.code() in NEVER or any(word in str(error.details()) for word in ("<class", "Traceback", "google.protobuf", " 0x")):
         return say
     if error.code() is grpc.StatusCode.INVALID_ARGUMENT and not status_details(error, error_details_pb2.BadRequest):
         return f"{say}: which field?"
