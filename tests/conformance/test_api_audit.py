@@ -14,17 +14,22 @@ from cairn.controller.api.authorise import Admitted
 from cairn.controller.api.mutation import Mutations
 from cairn.controller.api.vpcs import VpcService
 from cairn.controller.audit_bound import AuditBound
+from cairn.controller.backup import backup
 from cairn.controller.model.permits import Caller
+from cairn.controller.model.restored import CLUSTER_ID
+from cairn.controller.restore import Restore, read
 from cairn.controller.store.base import Put, Store, Txn
 from cairn.controller.store.memory import MemoryStore
 from cairn.proto import kinds
 from cairn.proto.v1.audit_pb2 import Audit, ListAuditsRequest, VerifyAuditsRequest
+from cairn.proto.v1.cluster_pb2 import Cluster
 from cairn.proto.v1.vm_pb2 import DeleteVmRequest, UpdateVmRequest, Vm, VmSpec
 from cairn.proto.v1.vpc_pb2 import CreateVpcRequest, Vpc, VpcSpec
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from tests.conformance.api_stores import STORES, made_store
 from tests.conformance.api_world import World, world_on
+from tests.conformance.test_api_together import Counted
 
 
 @pytest.fixture(params=STORES)
@@ -237,3 +242,41 @@ async def test_one_reads_the_audit_of_his_project_alone(tmp_path: Path) -> None:
         assert error.value.code() is grpc.StatusCode.PERMISSION_DENIED
         await world.user("carl")
         assert not [each for each in (await ann.audits.ListAudits(ListAuditsRequest())).audits if each.method == "CreateUser"]
+
+
+@pytest.mark.parametrize("fault", ["lost request", "lost answer"])
+async def test_a_commit_in_doubt_is_recorded_once(tmp_path: Path, fault: str) -> None:
+    store = Counted(MemoryStore())
+    async with world_on(store, tmp_path) as world:
+        await world.furnish()
+        before = len(await audits(world))
+        store.faults = [fault]
+        await world.vm("web")
+        await world.vm("db")
+        found = await audits(world)
+        assert [each.object_name for each in found[before:]] == ["web", "db"]
+        assert [each.number for each in found] == list(range(1, len(found) + 1))
+        assert await broken(world) == []
+
+
+async def test_a_restore_leaves_the_audit_as_it_is_and_chains_go_on(tmp_path: Path) -> None:
+    store = MemoryStore()
+    async with world_on(store, tmp_path) as world:
+        await world.furnish()
+        await world.commit(Txn("peers").put(kinds.CLUSTER, CLUSTER_ID, Cluster(name="test", epoch=1)))
+        content = [chunk async for chunk in backup(store, world.clock, "1")]
+        await world.vm("web")
+        known = await audits(world)
+
+        async def chunks() -> AsyncIterator[bytes]:
+            for chunk in content:
+                yield chunk
+
+        async for _ in Restore(store, world.clock, await read(chunks()), "alice").run():
+            pass
+        await world.core.mutations.freshen()
+        assert "web" not in {each.name for each in world.cache.view.all(kinds.VM)}
+        assert await audits(world) == known
+        await world.vm("db")
+        assert [each.object_name for each in (await audits(world))[len(known) :]] == ["db"]
+        assert await broken(world) == []
