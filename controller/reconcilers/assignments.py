@@ -134,24 +134,29 @@ class Assignments:
         if not WORK[kind].is_wanted(readable, id):
             return _done(key, held)
         why, wait_s = _why_not(readable, kind, id, held.message.node, now) if held is not None else ("", 0.0)
-        if held is not None and not why and is_generation_of_before(view, held.message.generation):
-            if not settled(view):
-                # What nodes know better comes first; if others acted in newer generations, the pool refuses this one meanwhile.
-                return Outcome(None, f"{key}: what nodes know better is to be decided first", again_after_s=SETTLED_AGAIN_S)
-            return _assign(view, key, held, held.message.node, "the records are those of a backup", now)
         if held is not None and not why:
-            return Outcome(None, f"{node_name(view, held.message.node)} {WORK[kind].doing} {id}")
+            return _stays(view, key, held, f"{node_name(view, held.message.node)} {WORK[kind].doing} {id}", now)
         if wait_s > 0:
             return Outcome(None, why, again_after_s=wait_s)
         chosen = _choose(view, kind, id)
         if held is not None and chosen == held.message.node:
             # Cordoned, and nobody else can.
             self._waiting[key] = None
-            return Outcome(None, f"{why}; there is no other node")
+            return _stays(view, key, held, f"{why}; there is no other node", now)
         if not chosen:
             self._waiting[key] = None
             return Outcome(None, f"no connected node {WORK[kind].place(view, id)} and knows {WORK[kind].capability(view, id)}")
         return _assign(view, key, held, chosen, why, now)
+
+
+def _stays(view: View, key: str, held: Record[Assignment], say: str, now: datetime) -> Outcome:
+    """Leave work with its node; of a backup, in a generation that no other has acted in since."""
+    if not is_generation_of_before(view, held.message.generation):
+        return Outcome(None, say)
+    if not settled(view):
+        # What nodes know better comes first; if others acted in newer generations, the pool refuses this one meanwhile.
+        return Outcome(None, f"{key}: what nodes know better is to be decided first", again_after_s=SETTLED_AGAIN_S)
+    return _assign(view, key, held, held.message.node, "the records are those of a backup", now)
 
 
 def _done(key: str, held: Record[Assignment] | None) -> Outcome:

@@ -201,6 +201,25 @@ def test_a_generation_is_greater_than_any_of_before_a_restore() -> None:
     assert held(cloud).generation > after.generation, "in the next epoch, however often it moved in this one"
 
 
+def test_work_of_a_backup_goes_on_anew_also_on_nodes_that_are_cordoned_by_then() -> None:
+    cloud, nodes, _ = shared()
+    before = held(cloud)
+    for node in nodes:
+        record = cloud.edit(kinds.NODE, node)
+        record.spec.cordoned = True
+        cloud.put(kinds.NODE, node, record)
+    cluster = Cluster(name="blue", epoch=1_900_000_000)
+    cluster.restored.revision = cloud.view.revision
+    cloud.put(kinds.CLUSTER, "self", cluster)
+    for node in nodes:
+        cloud.put(kinds.NODE_HEARD, node, NodeHeard(node=node, epoch=cluster.epoch))
+    cloud.settle(ALL)
+    after = held(cloud)
+    assert after.generation > max(1 << 32, before.generation)
+    cloud.settle(ALL)
+    assert held(cloud) == after, "once"
+
+
 def test_two_deciders_conflict() -> None:
     cloud, _, _ = shared()
     node = held(cloud).node
