@@ -67,7 +67,7 @@ async def tenant(user: User, number: int, all_: bool, for_s: float) -> None:
     own = await _make_vpc(his, f"own-{number}", name)
     ours = await user.client.create_vpc(f"shared-{number}-{user.name}", "10.8.0.0/16")
     subnet = await user.client.create_subnet_in(ours.name, f"{ours.name}-a", "10.8.1.0/24")
-    await _sees(user, his, who, project.id, {own.id}, ours.id)
+    await _sees(user, his, who, project.id, {own.id}, ours.id, revision=own.revision)
     sharing = Sharing(all=True) if all_ else Sharing(projects=[name])
     await user.client.call(VpcServiceStub, "ShareVpc", ShareVpcRequest(id=ours.id, sharing=sharing))
     found = await user.attempt(his.call(VpcServiceStub, "GetVpc", GetVpcRequest(id=ours.name, project=name)), Code.NOT_FOUND)
