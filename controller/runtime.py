@@ -163,7 +163,10 @@ class Loop:
 
     async def run(self) -> None:
         """Run until cancelled."""
-        with self._cache.subscribe((*self._reconciler.reads, kinds.CONTROLLER, kinds.CLUSTER)) as changes:
+        reconciler = self._reconciler
+        # A key may wait for a record to be readable that it only writes.
+        about = dict.fromkeys((*reconciler.reads, *reconciler.writes, kinds.CONTROLLER, kinds.CLUSTER))
+        with self._cache.subscribe(about) as changes:
             await self._cache.ready.wait()
             try:
                 while True:

@@ -242,8 +242,9 @@ class Deaf(Marker):
         return (id,) if kind == kinds.VOLUME else ()
 
 
-async def test_a_key_that_waits_for_a_record_to_be_readable_is_looked_at_as_soon_as_it_is() -> None:
-    async with running(Deaf(reads=(kinds.VOLUME, kinds.PURGE))) as at:
+@pytest.mark.parametrize("reads", [(kinds.VOLUME, kinds.PURGE), (kinds.VOLUME,)], ids=["read", "written-only"])
+async def test_a_key_that_waits_for_a_record_to_be_readable_is_looked_at_as_soon_as_it_is(reads: tuple[AnyKind, ...]) -> None:
+    async with running(Deaf(reads=reads)) as at:
         await MemoryStore(at.store.backend).commit(Txn("test", puts={kinds.PURGE.key("vol-00000001"): Put(b"\xff\xff")}))
         await at.volume("vol-00000001", "vol-00000002")
         await at.marked("vol-00000002")
