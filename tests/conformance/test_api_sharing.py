@@ -118,6 +118,20 @@ async def test_cards_of_others_in_a_shared_vpc(world: World) -> None:
     assert code is Code.PERMISSION_DENIED
 
 
+async def test_who_does_not_see_a_project_takes_nothing_back_from_it(world: World) -> None:
+    await share_image(world, "red", "green")
+    ann = await world.user("ann", "project-admin", "default")
+    await world.bind("viewer", "red", user="ann")
+    seen = await ann.images.GetImage(image_pb2.GetImageRequest(id="demo"))
+    assert len(seen.spec.sharing.projects) == 1, "of the other she is not told"
+    await ann.images.ShareImage(ShareImageRequest(id="demo"))
+    after = world.cache.view.get(kinds.IMAGE, seen.id)
+    assert after is not None
+    green = world.cache.view.get(kinds.NAME, "-/project/green")
+    assert green is not None
+    assert list(after.spec.sharing.projects) == [green.id]
+
+
 async def test_a_name_means_one_thing_in_a_project(world: World) -> None:
     await world.api.vpcs.CreateVpc(new_vpc("home", "red"))
     asked = ShareVpcRequest(id="home", sharing=Sharing(projects=["red"]))
