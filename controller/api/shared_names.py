@@ -36,16 +36,16 @@ class Unreserved(TryAgain):
         self.caller, self.noun, self.name, self.id = caller, noun, name, id
 
 
-def move_names(txn: Txn, view: View, caller: Caller, noun: Noun[Any], old: Any, new: Any, *, reserved: bool = True) -> None:
+def move_names(txn: Txn, view: View, caller: Caller, noun: Noun[Any], old: Any, new: Any) -> None:
     """Have the name of a shared object where it is shared, and nowhere else. Raises AlreadyExists, Unreserved.
 
-    reserved: a name for all projects must be reserved; False: for a plan.
+    Also a plan takes a reserved name: it holds as long as the reservation does, so that what it was decided on stays true.
     """
     before, after = {(each, old.name) for each in places(old)}, {(each, new.name) for each in places(new)}
     for place, name in sorted(after - before):
         if place == ALL:
             _refuse_others(view, noun, name, new)
-            if reserved and _reserved(view, noun, name, new.id) is None:
+            if _reserved(view, noun, name, new.id) is None:
                 raise Unreserved(caller, noun, name, new.id)
         resolution.claim(txn, view, caller, noun, place, name, new.id)
     for place, name in sorted(before - after):

@@ -43,7 +43,7 @@ def share(view: View, caller: Caller, core: Core, noun: Noun[Any], request: Any)
     new.spec.sharing.CopyFrom(_resolved(view, caller, txn, old, request.sharing))
     if not any(places(new)):
         new.spec.ClearField("sharing")
-    move_names(txn, view, caller, noun, old, new, reserved=not request.validate_only)
+    move_names(txn, view, caller, noun, old, new)
     new.update_time.CopyFrom(timestamp(core.clock.now()))
     txn.put(noun.kind, old.id, new)
     said = ("Shared", f"{noun.title} {old.name} is shared {_with(new.spec.sharing)}")

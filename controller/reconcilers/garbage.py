@@ -42,8 +42,8 @@ OPEN_AGAIN_S: Final = 5.0
 # How long finished jobs and expired tokens are kept to be looked at.
 KEEP: Final = timedelta(hours=24)
 # How long nodes that cannot be reached may come back and be told that a deleted image goes.
-# A name that is reserved longer than that is used by nobody: who reserved it has died.
-RESERVED: Final = timedelta(minutes=1)
+# A name that is reserved longer than that is used by nobody: who reserved it has died, and a plan that it is for has ended.
+RESERVED: Final = timedelta(minutes=10)
 ERASURE_KEEP: Final = timedelta(days=90)
 _LOOKED_AT: Final[tuple[AnyKind, ...]] = (
     kinds.VM, kinds.VOLUME, kinds.PURGE, kinds.IMAGE_CONTENT, kinds.VNI, kinds.NAME, kinds.JOB, kinds.JOB_STATE,

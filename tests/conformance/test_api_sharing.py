@@ -179,6 +179,14 @@ async def test_of_one_name_made_and_shared_with_all_at_a_time_one_thing_is_left(
         assert len(called) == 1 or not any(each.spec.sharing.all for each in called)
 
 
+async def test_a_plan_to_share_with_all_holds_what_it_shows(world: World) -> None:
+    asked = ShareVpcRequest(id="home", sharing=Sharing(all=True), validate_only=True)
+    plan = (await world.api.vpcs.ShareVpc(asked)).plan.plan_id
+    assert (await refused(world.api.vpcs.CreateVpc(new_vpc("home", "red"))))[0] is Code.ALREADY_EXISTS
+    asked.validate_only, asked.plan_id = False, plan
+    assert (await world.api.vpcs.ShareVpc(asked)).spec.sharing.all
+
+
 async def test_a_name_reserved_by_one_who_died_is_free_again(world: World) -> None:
     from cairn.controller.reconcilers.garbage import RESERVED, Garbage
     from cairn.controller.store.base import Txn
