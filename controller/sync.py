@@ -20,7 +20,7 @@ messages a second by it: it goes along with whatever is sent anyway.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from itertools import islice
 from typing import Any, Final
 
@@ -35,6 +35,7 @@ from cairn.controller.node_session import Session
 from cairn.controller.nodespec import unsure
 from cairn.controller.outage import refusal, removed
 from cairn.controller.outbox import Outbox, Parcel
+from cairn.controller.parts import Over, stop
 from cairn.controller.presence import Presence
 from cairn.controller.standing import Standing
 from cairn.controller.store.base import Changed, Conflict, Indeterminate, LeaseLost, Store, StoreError, Txn, Unavailable
@@ -56,17 +57,11 @@ HELLO_S: Final = 10.0
 CATCH_UP_S: Final = 5.0
 # Three heartbeats of the agent.
 SILENCE_S: Final = 10.0
+# How long a stream, or a part of it, has to end.
+END_S: Final = 3.0
 # Changed records followed before others may run.
 STEP: Final = 500
 SHARED_PER_S: Final = 100.0
-
-
-class _Over(Exception):
-    """The stream ends; `revoke`: the node is to count as disconnected at once."""
-
-    def __init__(self, say: str, *, revoke: bool) -> None:
-        super().__init__(say)
-        self.say, self.revoke = say, revoke
 
 
 class SyncService(AgentServiceServicer):
@@ -163,7 +158,7 @@ class SyncService(AgentServiceServicer):
     def disband(self, why: str) -> None:
         """End all streams."""
         for stream in self._streams.values():
-            stream.end(_Over(why, revoke=False))
+            stream.end(Over(why, revoke=False))
 
     async def Sync(self, request_iterator: AsyncIterator[SyncRequest], context: Any) -> AsyncGenerator[SyncResponse, None]:
         """Serve one agent until it goes, falls silent, or connects elsewhere."""
@@ -172,7 +167,7 @@ class SyncService(AgentServiceServicer):
         stream = Stream(self, hello, requests)
         before = self._streams.get(hello.node)
         if before is not None:
-            before.end(_Over("the agent has connected again", revoke=False))
+            before.end(Over("the agent has connected again", revoke=False))
         self._streams[hello.node] = stream
         self.metrics.connected.set(len(self._streams))
         try:
@@ -268,7 +263,7 @@ class Stream:
         self._shared_timer: asyncio.TimerHandle | None = None
         self._beat = False
         self._some = asyncio.Event()
-        self._over: _Over | Refused | None = None
+        self._over: Over | Refused | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._heard_s = asyncio.get_running_loop().time()
         self._reports = Reports(
@@ -298,7 +293,7 @@ class Stream:
         self._shared_timer = None
         self._some.set()
 
-    def end(self, over: _Over | Refused) -> None:
+    def end(self, over: Over | Refused) -> None:
         """End the stream at the next opportunity."""
         self._over = self._over or over
         self._some.set()
@@ -307,7 +302,7 @@ class Stream:
         """Its session's record has changed: end the stream when another one speaks for the node."""
         self._session.stir()
         if self._session.superseded(self._service.cache.view):
-            self.end(_Over("the agent has connected elsewhere", revoke=False))
+            self.end(Over("the agent has connected elsewhere", revoke=False))
 
     def check_unsure(self) -> None:
         """Have everything told once more when what could not be told can be now."""
@@ -347,7 +342,7 @@ class Stream:
         if task.cancelled():
             return
         error = task.exception()
-        if isinstance(error, _Over | Refused):
+        if isinstance(error, Over | Refused):
             self.end(error)
         elif error is not None:
             _log.error("stream_failed", node=self.node, exc_info=error)
@@ -357,11 +352,14 @@ class Stream:
         """Stop all parts and give the session up."""
         if self._shared_timer is not None:
             self._shared_timer.cancel()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        revoke = isinstance(self._over, NotFound) or (isinstance(self._over, _Over) and self._over.revoke)
+        revoke = isinstance(self._over, NotFound) or (isinstance(self._over, Over) and self._over.revoke)
         _log.info("node_disconnected", node=self.node, why=str(self._over or "the stream broke"), revoke=revoke)
+        await self._give_up(self._tasks, revoke=revoke)
+
+    async def _give_up(self, parts: Sequence[asyncio.Task[None]], *, revoke: bool) -> None:
+        """Stop parts and let go of the session, whatever becomes of them: one that does not end must not keep it."""
+        if stuck := await stop(parts, END_S):
+            _log.error("parts_stuck", node=self.node, parts=stuck)
         await self._session.close(revoke=revoke)
 
     # --- up --------------------------------------------------------------------------------------------------------------
@@ -371,7 +369,7 @@ class Stream:
         async for request in self._requests:
             self._heard_s = asyncio.get_running_loop().time()
             self._take(request)
-        raise _Over("the agent said good-bye", revoke=True)
+        raise Over("the agent said good-bye", revoke=True)
 
     def _take(self, request: SyncRequest) -> None:
         metrics, taken, what = self._service.metrics, True, request.WhichOneof("message")
@@ -399,11 +397,13 @@ class Stream:
     async def _watch(self) -> None:
         """Cut off an agent that says nothing: it may hang while its connection stands."""
         loop, limit_s = asyncio.get_running_loop(), self._service.silence_s
-        while True:
-            left_s = self._heard_s + limit_s - loop.time()
-            if left_s <= 0:
-                raise _Over(f"nothing heard for {limit_s:.0f} s", revoke=True)
+        while (left_s := self._heard_s + limit_s - loop.time()) > 0:
             await asyncio.sleep(left_s)
+        self.end(Over(f"nothing heard for {limit_s:.0f} s", revoke=True))
+        await asyncio.sleep(END_S)
+        # It is stuck in what it writes to one who is not there any more, and would keep the node's session alive.
+        _log.error("stream_stuck", node=self.node)
+        await self._give_up([task for task in self._tasks if task is not asyncio.current_task()], revoke=True)
 
     # --- down ------------------------------------------------------------------------------------------------------------
 

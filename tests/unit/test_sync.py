@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any, cast
 
 import pytest
-from cairn.controller import node_session
+from cairn.controller import node_session, sync
+from cairn.controller.node_reports import Reports
 from cairn.controller.node_session import Session
 from cairn.controller.store.base import Txn, View
 from cairn.proto import kinds
@@ -282,6 +284,34 @@ async def test_silence_ends_the_session() -> None:
         assert isinstance(error, TryAgain)
         assert "nothing heard" in str(error)
         await at.until(lambda: at.cache.view.get(kinds.NODE_SESSION, N1) is None)
+
+
+async def test_silence_ends_the_session_also_of_a_stream_that_is_stuck_in_a_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody asks it for more: what it sent last never went out. The node is gone all the same."""
+    monkeypatch.setattr(sync, "END_S", 0.1)
+    async with world(silence_s=0.2) as at:
+        stream = at.services[0].Sync(hellos(N1), cast("Any", Context(f"cairn://node/{N1}")))
+        await anext(stream)
+        assert at.cache.view.get(kinds.NODE_SESSION, N1) is not None
+        await at.until(lambda: at.cache.view.get(kinds.NODE_SESSION, N1) is None)
+        await stream.aclose()
+
+
+async def test_a_part_that_does_not_end_keeps_no_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sync, "END_S", 0.1)
+    done = asyncio.Event()
+
+    async def stubborn(_reports: Reports) -> None:
+        while not done.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await done.wait()
+
+    monkeypatch.setattr(Reports, "run", stubborn)
+    async with world(silence_s=0.2) as at:
+        here = agent(at)
+        assert isinstance(await here.ended(), TryAgain)
+        await at.until(lambda: at.cache.view.get(kinds.NODE_SESSION, N1) is None)
+        done.set()
 
 
 @pytest.mark.parametrize("service", [0, 1])

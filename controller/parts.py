@@ -1,0 +1,29 @@
+"""Parts of a stream: tasks that are stopped together, also when one of them does not end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+
+class Over(Exception):
+    """The stream ends; `revoke`: the node is to count as disconnected at once."""
+
+    def __init__(self, say: str, *, revoke: bool) -> None:
+        super().__init__(say)
+        self.say, self.revoke = say, revoke
+
+
+async def stop(parts: Sequence[asyncio.Task[None]], within_s: float) -> list[str]:
+    """Cancel tasks and wait for them; return the names of those that go on all the same."""
+    for task in parts:
+        task.cancel()
+    left: set[asyncio.Task[None]] = set()
+    if parts:
+        _, left = await asyncio.wait(parts, timeout=within_s)
+    return sorted(_name(task.get_coro()) for task in left)
+
+
+def _name(coroutine: Any) -> str:
+    return str(coroutine.__qualname__)
