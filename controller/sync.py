@@ -397,7 +397,9 @@ class Stream:
     async def _watch(self) -> None:
         """Cut off an agent that says nothing: it may hang while its connection stands."""
         loop, limit_s = asyncio.get_running_loop(), self._service.silence_s
-        while (left_s := self._heard_s + limit_s - loop.time()) > 0:
+        while True:
+            if (left_s := self._heard_s + limit_s - loop.time()) <= 0:
+                break
             await asyncio.sleep(left_s)
         self.end(Over(f"nothing heard for {limit_s:.0f} s", revoke=True))
         await asyncio.sleep(END_S)
