@@ -17,6 +17,7 @@ proto: .dev/ready ## Generate the stubs again.
 	  --mypy_out=quiet:.dev --mypy_grpc_out=quiet:.dev \
 	  --plugin=protoc-gen-mypy=$(V)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(V)/protoc-gen-mypy_grpc \
 	  .dev/cairn/proto/v1/*.proto .dev/cairn/proto/etcd/*.proto
+	$(V)/python tests/stubs.py proto/v1/*_pb2_grpc.py proto/etcd/*_pb2_grpc.py
 
 docs: .dev/ready ## Write docs/permissions.md anew.
 	$(V)/python -m cairn.controller.permission_table > docs/permissions.md

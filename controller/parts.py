@@ -1,10 +1,13 @@
-"""Parts of a stream: tasks that are stopped together, also when one of them does not end."""
+"""Parts of a stream: tasks that end together, and why."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
+
+# How long a stream, or a part of it, has to end.
+END_S: Final = 3.0
 
 
 class Over(Exception):
@@ -15,10 +18,8 @@ class Over(Exception):
         self.say, self.revoke = say, revoke
 
 
-async def stop(parts: Sequence[asyncio.Task[None]], within_s: float) -> list[str]:
-    """Cancel tasks and wait for them; return the names of those that go on all the same."""
-    for task in parts:
-        task.cancel()
+async def unended(parts: Sequence[asyncio.Task[None]], within_s: float) -> list[str]:
+    """Wait for tasks that were cancelled; return the names of those that go on all the same."""
     left: set[asyncio.Task[None]] = set()
     if parts:
         _, left = await asyncio.wait(parts, timeout=within_s)

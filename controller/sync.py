@@ -35,7 +35,7 @@ from cairn.controller.node_session import Session
 from cairn.controller.nodespec import unsure
 from cairn.controller.outage import refusal, removed
 from cairn.controller.outbox import Outbox, Parcel
-from cairn.controller.parts import Over, stop
+from cairn.controller.parts import END_S, Over, unended
 from cairn.controller.presence import Presence
 from cairn.controller.standing import Standing
 from cairn.controller.store.base import Changed, Conflict, Indeterminate, LeaseLost, Store, StoreError, Txn, Unavailable
@@ -57,8 +57,6 @@ HELLO_S: Final = 10.0
 CATCH_UP_S: Final = 5.0
 # Three heartbeats of the agent.
 SILENCE_S: Final = 10.0
-# How long a stream, or a part of it, has to end.
-END_S: Final = 3.0
 # Changed records followed before others may run.
 STEP: Final = 500
 SHARED_PER_S: Final = 100.0
@@ -357,10 +355,12 @@ class Stream:
         await self._give_up(self._tasks, revoke=revoke)
 
     async def _give_up(self, parts: Sequence[asyncio.Task[None]], *, revoke: bool) -> None:
-        """Stop parts and let go of the session, whatever becomes of them: one that does not end must not keep it."""
-        if stuck := await stop(parts, END_S):
-            _log.error("parts_stuck", node=self.node, parts=stuck)
+        """Stop parts and let go of the session: first, since whoever waits here may be cancelled, and a part not end."""
+        for task in parts:
+            task.cancel()
         await self._session.close(revoke=revoke)
+        if stuck := await unended(parts, END_S):
+            _log.error("parts_stuck", node=self.node, parts=stuck)
 
     # --- up --------------------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,6 @@ from typing import Any, Final
 from cairn.controller.api import nouns
 from cairn.controller.api.decision import Views
 from cairn.controller.api.listing import Listings
-from cairn.controller.api.selection import Selection
 from cairn.controller.api.stored import parsed, selected
 from cairn.controller.api.watch import BOOKMARK_EVERY_S, Told
 from cairn.controller.model.permits import Caller
@@ -39,7 +38,7 @@ class EventWatches:
         """Yield changes until the caller goes away. Raises Invalid, OutOfRange, TryAgain."""
         after = request.after_revision
         view = await self._listings.view(after) if after else await self._listings.now()
-        selection = Selection.of(view, caller, nouns.EVENT, request, watching=True)
+        view, selection = await self._listings.selection(view, caller, nouns.EVENT, request, watching=True)
         told, complete = Told(selection, resumed=bool(after)), after or view.revision
         if not after:
             async with aclosing(selected(self._store, selection, complete)) as records:

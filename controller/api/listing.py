@@ -109,13 +109,25 @@ class Listings:
         project = "" if noun.cluster_wide else resolution.project_id(view, caller, request.project)
         return resolution.find(view, caller, noun, project, request.id, deleted=True)
 
+    async def selection(
+        self, view: View, caller: Caller, noun: Noun[Any], request: Any, *, watching: bool = False
+    ) -> tuple[View, Selection]:
+        """Return what a request asks for, and the view that is said of. Raises Invalid, NotFound.
+
+        That its project does not exist is believed on a view as fresh as the store: it may have been made a moment ago.
+        """
+        try:
+            return view, Selection.of(view, caller, noun, request, watching=watching)
+        except NotFound:
+            fresh = await self.now()
+            return fresh, Selection.of(fresh, caller, noun, request, watching=watching)
+
     async def list(self, caller: Caller, noun: Noun[Any], request: Any, response: type[R]) -> R:
         """Answer List. Raises Invalid, OutOfRange."""
         if request.page_size < 0:
             raise Invalid("page_size", f"{request.page_size} is negative")
         size = min(request.page_size or PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)
-        view = await self._beginning(noun, request)
-        selection = Selection.of(view, caller, noun, request)
+        view, selection = await self.selection(await self._beginning(noun, request), caller, noun, request)
         scope = "\0".join(
             (caller.uri, noun.kind.name, request.project, request.filter, str(getattr(request, "show_deleted", False)))
         )

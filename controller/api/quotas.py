@@ -16,7 +16,7 @@ from cairn.controller.model.quotas import ANY, DEFAULTS, DEFAULTS_ID, LIMIT_MAX,
 from cairn.controller.store.base import Conflict, Indeterminate, Record, Txn, View
 from cairn.controller.store.sums import NAMES, VOLUME_BYTES
 from cairn.proto import kinds
-from cairn.proto.errors import Invalid
+from cairn.proto.errors import Invalid, NotFound
 from cairn.proto.seams import Clock, timestamp
 from cairn.proto.v1 import quota_pb2, quota_pb2_grpc
 from cairn.proto.v1.quota_pb2 import Quota
@@ -32,11 +32,13 @@ class QuotaService(quota_pb2_grpc.QuotaServiceServicer):
 
     async def GetQuota(self, request: quota_pb2.GetQuotaRequest, context: Any) -> Quota:
         """Return one, with what is used."""
-        caller = caller_of(context)
-        view = await self._core.listings.view(request.read_revision)
-        asked = quota_pb2.GetQuotaRequest(
-            id=_id(view, caller, request.id, request.project), read_revision=request.read_revision
-        )
+        caller, view = caller_of(context), self._core.cache.view
+        try:
+            id = _id(view, caller, request.id, request.project)
+        except NotFound:
+            # Its project may have been made a moment ago.
+            id = _id(await self._core.mutations.freshen(), caller, request.id, request.project)
+        asked = quota_pb2.GetQuotaRequest(id=id, read_revision=request.read_revision)
         return await self._core.listings.get(caller, nouns.QUOTA, asked)
 
     async def ListQuotas(self, request: quota_pb2.ListQuotasRequest, context: Any) -> quota_pb2.ListQuotasResponse:

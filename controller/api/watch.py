@@ -87,7 +87,7 @@ class Watches:
         field = noun.kind.name
         after = request.after_revision
         view = await self._listings.view(after)
-        selection = Selection.of(view, caller, noun, request, watching=True)
+        view, selection = await self._listings.selection(view, caller, noun, request, watching=True)
         feed, told = self._feed(), Told(selection, resumed=bool(after))
         with feed.subscribe(field, after or feed.revision, selection.only) as subscription:
             complete = after

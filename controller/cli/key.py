@@ -9,8 +9,7 @@ import click
 from cairn.controller.cli.client import Session
 from cairn.controller.cli.commands import NounGroup, name_argument
 from cairn.controller.cli.noun import add_show, perform
-from cairn.controller.cli.token import KEY, narrowing, write_secret
-from cairn.controller.cli.values import DURATION
+from cairn.controller.cli.token import KEY, made_with, write_secret
 
 group = NounGroup("key", "Access keys: an id that is sent, and a secret that requests are signed with.")
 add_show(group, KEY)
@@ -18,12 +17,7 @@ add_show(group, KEY)
 
 @group.verb("create", changes=True)
 @click.argument("name", default="", required=False)
-@click.option("--user", default="", metavar="U", help="Whom it stands for; you, unless given.")
-@click.option(
-    "--ttl", type=DURATION, default=0.0, metavar="90d", help="How long it is good for; 90d unless given, at most 366d."
-)
-@narrowing
-@click.option("--description", default="", help="One line about it.")
+@made_with
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write id and secret to this file, mode 0600.")
 async def create(session: Session, name: str, ttl: float, out: Path | None, **spec: Any) -> None:
     """Make an access key and show its id and secret, once: each on a line."""

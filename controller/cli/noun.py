@@ -75,15 +75,21 @@ class Noun:
     async def update(
         self, session: Session, name: str, change: Callable[[Any], None], mask: Sequence[str], goal: Goal | None
     ) -> None:
-        """Read, change, write back with the etag that was read; again when somebody else was faster."""
+        """Read, change, write back."""
         from google.protobuf.field_mask_pb2 import FieldMask
 
+        def request(message: Any) -> Any:
+            change(message)
+            return self.request(f"Update{self.message}", **{self.name: message, "update_mask": FieldMask(paths=mask)})
+
+        await self.rewrite(session, name, request, goal)
+
+    async def rewrite(self, session: Session, name: str, request: Callable[[Any], Any], goal: Goal | None) -> None:
+        """Read, and ask for what follows from that with its etag; again when somebody else was faster."""
         for attempt in range(UPDATE_ATTEMPTS_MAX):
             message = await self.get(session, name)
-            change(message)
-            fields = {self.name: message, "update_mask": FieldMask(paths=mask)}
             try:
-                await perform(session, self, self.request(f"Update{self.message}", **fields), goal)
+                await perform(session, self, request(message), goal)
             except Failure as failure:
                 if failure.status != "ABORTED" or session.settings.plan_id or attempt + 1 == UPDATE_ATTEMPTS_MAX:
                     raise

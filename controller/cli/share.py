@@ -9,7 +9,7 @@ import click
 from cairn.controller.cli.client import Session
 from cairn.controller.cli.commands import NounGroup, name_argument
 from cairn.controller.cli.failures import Failure
-from cairn.controller.cli.noun import UPDATE_ATTEMPTS_MAX, Noun, perform
+from cairn.controller.cli.noun import Noun
 from cairn.controller.cli.project import NOUN as PROJECT
 
 
@@ -52,18 +52,13 @@ def shared_text(sharing: Any) -> str:
 async def _change(
     session: Session, noun: Noun, name: str, projects: Sequence[str], all_: bool, change: Callable[[Any], None]
 ) -> None:
-    """Read, change, write back; again when somebody else was faster."""
+    """Read, change, write back."""
     if not projects and not all_:
         raise Failure("with whom? Give --with PROJECT or --all", usage=True)
-    for attempt in range(UPDATE_ATTEMPTS_MAX):
-        message = await noun.get(session, name)
+
+    def request(message: Any) -> Any:
         sharing = message.spec.sharing
         change(sharing)
-        request = noun.request(f"Share{noun.message}", id=message.id, etag=message.etag, sharing=sharing)
-        try:
-            await perform(session, noun, request, None)
-        except Failure as failure:
-            if failure.status != "ABORTED" or session.settings.plan_id or attempt + 1 == UPDATE_ATTEMPTS_MAX:
-                raise
-        else:
-            return
+        return noun.request(f"Share{noun.message}", id=message.id, etag=message.etag, sharing=sharing)
+
+    await noun.rewrite(session, name, request, None)

@@ -61,19 +61,25 @@ NOUN = Noun(
 KEY = replace(
     NOUN, columns=[Column("KEY", lambda key: key.id), *(each for each in NOUN.columns if each.title not in ("ID", "USE"))]
 )
-_NARROWING = (
+# What is said of both tokens and access keys when they are made.
+_MADE_WITH = (
+    click.option("--user", default="", metavar="U", help="Whom it stands for; you, unless given."),
+    click.option(
+        "--ttl", type=DURATION, default=0.0, metavar="90d", help="How long it is good for; 90d unless given, at most 366d."
+    ),
     click.option(
         "--permission", "permissions", multiple=True, metavar="NOUN.VERB", help="Only these (vm.*, *.see); repeatable."
     ),
     click.option("--role", "roles", multiple=True, metavar="ROLE", help="Only what is bound by these roles; may be repeated."),
     click.option("--in-project", "projects", multiple=True, metavar="P", help="Only in these projects; may be repeated."),
     click.option("--from", "sources", multiple=True, metavar="CIDR", help="Only from these addresses; may be repeated."),
+    click.option("--description", default="", help="One line about it."),
 )
 
 
-def narrowing(run: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that narrow a token."""
-    for option in reversed(_NARROWING):
+def made_with(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say whose it is, for how long, and what it is narrowed to."""
+    for option in reversed(_MADE_WITH):
         run = option(run)
     return run
 
@@ -86,12 +92,7 @@ add_label(group, NOUN)
 
 @group.verb("create", changes=True)
 @click.argument("name", default="", required=False)
-@click.option("--user", default="", metavar="U", help="Whom it stands for; you, unless given.")
-@click.option(
-    "--ttl", type=DURATION, default=0.0, metavar="90d", help="How long it is good for; 90d unless given, at most 366d."
-)
-@narrowing
-@click.option("--description", default="", help="One line about it.")
+@made_with
 @click.option("--label", type=PAIR, multiple=True, help="May be repeated.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write it to this file, mode 0600.")
 async def create(

@@ -55,14 +55,14 @@ class AuthServiceServicer:
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')  # overridden: tests/unit/test_services_whole.py
 
     def CheckPermission(self, request, context):
         """Of another user it takes user.see, too.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')  # overridden: tests/unit/test_services_whole.py
 
 
 def add_AuthServiceServicer_to_server(servicer, server):

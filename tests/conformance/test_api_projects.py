@@ -8,10 +8,14 @@ from pathlib import Path
 
 import grpc
 import pytest
+from cairn.controller.store.base import Txn
 from cairn.controller.store.memory import MemoryStore
 from cairn.proto import kinds
-from cairn.proto.v1 import project_pb2, vpc_pb2
+from cairn.proto.v1 import event_pb2, project_pb2, quota_pb2, vpc_pb2
+from cairn.proto.v1.cluster_pb2 import NameClaim
+from cairn.proto.v1.common_pb2 import ChangeType
 from cairn.proto.v1.project_pb2 import Project, ProjectSpec
+from cairn.proto.v1.quota_pb2 import Quota
 
 from tests.conformance.api_world import World, world_on
 from tests.conformance.test_api_access import new_vpc, refused
@@ -65,3 +69,22 @@ async def test_what_is_made_in_a_project_that_is_deleted_at_that_moment_is_in_no
         view = world.cache.view
         orphans = [vpc.name for vpc in view.all(kinds.VPC) if view.get(kinds.PROJECT, vpc.project) is None]
         assert not orphans
+
+
+async def test_a_project_made_a_moment_ago_is_found_by_a_controller_that_has_not_heard_of_it(world: World) -> None:
+    async with world.behind():
+        red = Project(id="prj-red00000", name="red")
+        claim = NameClaim(kind="project", project="-", name="red", id=red.id)
+        quota = Quota(id="quo-red00000", project=red.id)
+        txn = Txn("api").create(kinds.PROJECT, red.id, red).create(kinds.NAME, "-/project/red", claim)
+        await world.store.commit(txn.create(kinds.QUOTA, quota.id, quota))
+        asked = asyncio.gather(
+            world.api.vpcs.ListVpcs(vpc_pb2.ListVpcsRequest(project="red")),
+            world.api.quotas.GetQuota(quota_pb2.GetQuotaRequest(project="red")),
+            anext(aiter(world.api.vpcs.WatchVpcs(vpc_pb2.WatchVpcsRequest(project="red")))),
+            anext(aiter(world.api.events.WatchEvents(event_pb2.WatchEventsRequest(project="red")))),
+        )
+        await asyncio.sleep(0)
+    listed, found, *first = await asyncio.wait_for(asked, 10)
+    assert (len(listed.vpcs), found.id) == (0, quota.id)
+    assert all(each.type == ChangeType.CHANGE_TYPE_BOOKMARK for each in first)

@@ -123,10 +123,12 @@ class Agent:
         self._task = asyncio.create_task(self._run())
         return self
 
-    async def break_off(self) -> None:
-        """The connection is cut."""
+    async def break_off(self, times: int = 1) -> None:
+        """The connection is cut; seen more than once while the stream ends."""
         assert self._task is not None
-        self._task.cancel()
+        for _ in range(times):
+            self._task.cancel()
+            await asyncio.wait([self._task], timeout=0.05)
         await asyncio.gather(self._task, return_exceptions=True)
 
     async def ended(self) -> BaseException | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, cast
 
 import pytest
@@ -297,21 +297,41 @@ async def test_silence_ends_the_session_also_of_a_stream_that_is_stuck_in_a_writ
         await stream.aclose()
 
 
-async def test_a_part_that_does_not_end_keeps_no_session(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sync, "END_S", 0.1)
+@pytest.fixture
+def stubborn(monkeypatch: pytest.MonkeyPatch) -> Iterator[asyncio.Event]:
+    """Have a part of each stream not end by being cancelled, but when this is set."""
     done = asyncio.Event()
 
-    async def stubborn(_reports: Reports) -> None:
+    async def goes_on(_reports: Reports) -> None:
         while not done.is_set():
             with contextlib.suppress(asyncio.CancelledError):
                 await done.wait()
 
-    monkeypatch.setattr(Reports, "run", stubborn)
+    monkeypatch.setattr(Reports, "run", goes_on)
+    yield done
+    done.set()
+
+
+async def test_a_part_that_does_not_end_keeps_no_session(monkeypatch: pytest.MonkeyPatch, stubborn: asyncio.Event) -> None:
+    monkeypatch.setattr(sync, "END_S", 0.1)
     async with world(silence_s=0.2) as at:
         here = agent(at)
         assert isinstance(await here.ended(), TryAgain)
         await at.until(lambda: at.cache.view.get(kinds.NODE_SESSION, N1) is None)
-        done.set()
+        stubborn.set()
+
+
+async def test_who_is_cancelled_while_a_stream_ends_leaves_no_session(
+    monkeypatch: pytest.MonkeyPatch, stubborn: asyncio.Event
+) -> None:
+    """The agent is silent, so the stream ends; meanwhile its connection breaks, too."""
+    monkeypatch.setattr(node_session, "TTL_S", 0.3)
+    async with world() as at:
+        here = agent(at)
+        await at.until(lambda: at.cache.view.get(kinds.NODE_SESSION, N1) is not None)
+        await here.break_off(times=2)
+        stubborn.set()
+        await at.until(lambda: at.cache.view.get(kinds.NODE_SESSION, N1) is None)
 
 
 @pytest.mark.parametrize("service", [0, 1])
