@@ -9,10 +9,12 @@ from typing import Any
 
 from cairn.controller.api import nouns
 from cairn.controller.api.feed import Feed
+from cairn.controller.api.listing import Listings
 from cairn.controller.api.selection import Selection
 from cairn.controller.api.watch import Watches
 from cairn.controller.model.permits import Caller
 from cairn.controller.store.base import Record
+from cairn.controller.store.memory import MemoryStore
 from cairn.controller.store.view import LiveView
 from cairn.proto import kinds
 from cairn.proto.v1.common_pb2 import CHANGE_TYPE_BOOKMARK, CHANGE_TYPE_DELETE
@@ -46,6 +48,9 @@ class Cloud:
     async def wait_for(self, revision: int) -> None:
         assert revision <= self.view.revision
 
+    async def fresh(self) -> LiveView:
+        return self.view
+
     def change(self, *changes: tuple[kinds.Kind[Any], str, Message | None]) -> None:
         revision, gone = self.view.revision + 1, dict[str, Message]()
         for kind, id, message in changes:
@@ -66,16 +71,6 @@ class Cloud:
             held = self.view.get(kinds.SUBNET, f"vxnet-{ids[0]}") is not None
             subnet = Subnet(id=f"vxnet-{ids[0]}", spec=SubnetSpec(vpc=ids[0], cidr="10.0.0.0/24"))
             self.change((kinds.SUBNET, subnet.id, None if held else subnet))
-
-
-class Freshness:
-    """What Watches asks of Listings."""
-
-    def __init__(self, cloud: Cloud) -> None:
-        self._cloud = cloud
-
-    async def view(self, _revision: int) -> LiveView:
-        return self._cloud.view
 
 
 @dataclass
@@ -103,7 +98,8 @@ class Client:
 
     async def follow(self, limit: int, meanwhile: list[Any]) -> None:
         """Watch; some of the changes happen while messages are read."""
-        watches = Watches(self.cloud, lambda: self.cloud.feed, Freshness(self.cloud))  # type: ignore[arg-type]
+        listings = Listings(MemoryStore(), self.cloud, self.cloud.fresh)  # type: ignore[arg-type]
+        watches = Watches(self.cloud, lambda: self.cloud.feed, listings)  # type: ignore[arg-type]
         if not self.revision:
             self.shown = {}
         async with aclosing(watches.watch(ALICE, nouns.VPC, self.request(), WatchVpcsResponse)) as told:
