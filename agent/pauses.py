@@ -3,6 +3,7 @@
     a disk failed (no room)     told at once; tried again later and later, up to once a minute, until it goes on: then told, too
     suspended by hand           told; whoever did it had a reason, so it stays until `cairn vm start` or `reboot` asks for it
     being moved                 told; whoever moves it lets it run
+    its kernel panicked         its power is cut: it has crashed, and its restart policy says what comes
     anything else               as suspended by hand
 
 Rejected: resuming whatever is paused. A guest whose disk is full was resumed in a loop, and reported as running; one that just
@@ -14,7 +15,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from cairn.agent.actions import Action, Resume
+from cairn.agent.actions import Action, Resume, Stop
 from cairn.agent.hypervisor.base import Domain, PauseReason
 from cairn.agent.verdict import CLOCK_SLACK_S, Memory, Note, Told, Verdict, Wanted, report_of
 from cairn.proto.v1.agent_pb2 import VM_ROLE_OUTGOING, VmReport
@@ -28,6 +29,9 @@ OVER_S: Final = 5.0
 def plan_paused(wanted: Wanted, domain: Domain, note: Note, memory: Memory, now_s: float) -> Verdict:
     """Return the verdict on a paused guest that shall run."""
     vm, told = wanted.vm, tuple[Told, ...]()
+    if domain.pause is PauseReason.PANICKED and vm.role != VM_ROLE_OUTGOING:
+        report = report_of(wanted, domain, VmReport.STATE_RUNNING, _PANICKED, settled=False, pause=domain.pause)
+        return Verdict(report, (Stop(vm.id, True),), note, memory)
     say = _say(wanted, domain)
     if memory.pause is not domain.pause:
         memory = replace(memory, pause=domain.pause, tried_s=now_s, tries=0)
@@ -80,8 +84,10 @@ _WHY: Final = {
     PauseReason.IO_ERROR: "as a disk failed",
     PauseReason.BY_HAND: "suspended by hand",
     PauseReason.MIGRATION: "being moved",
+    PauseReason.PANICKED: "as its kernel panicked",
     PauseReason.OTHER: "by the hypervisor",
 }
+_PANICKED: Final = "its kernel panicked; its power is being cut"
 
 
 def _say(wanted: Wanted, domain: Domain) -> str:
@@ -91,5 +97,7 @@ def _say(wanted: Wanted, domain: Domain) -> str:
         return f"{failed}; it goes on by itself once that is mended"
     if domain.pause is PauseReason.MIGRATION:
         return "it is being moved"
+    if domain.pause is PauseReason.PANICKED:
+        return _PANICKED
     who = "suspended by hand on its node" if domain.pause is PauseReason.BY_HAND else "the hypervisor paused it"
     return f"{who}; `cairn vm start {name}` lets it run"

@@ -13,6 +13,7 @@ from cairn.proto.v1.agent_pb2 import (
     VM_PAUSE_IO_ERROR,
     VM_PAUSE_MIGRATION,
     VM_PAUSE_OTHER,
+    VM_PAUSE_PANICKED,
     VM_PAUSE_UNSPECIFIED,
     DesiredVm,
     VmPause,
@@ -39,6 +40,7 @@ _PAUSE: Final[dict[PauseReason, VmPause.ValueType]] = {
     PauseReason.IO_ERROR: VM_PAUSE_IO_ERROR,
     PauseReason.BY_HAND: VM_PAUSE_BY_HAND,
     PauseReason.MIGRATION: VM_PAUSE_MIGRATION,
+    PauseReason.PANICKED: VM_PAUSE_PANICKED,
     PauseReason.OTHER: VM_PAUSE_OTHER,
 }
 

@@ -468,7 +468,7 @@ _LEADS_TO: Final[dict[AnyKind, tuple[str, ...]]] = {
     kinds.IMAGE: ("image/{id}",),
     kinds.IMAGE_CONTENT: ("image/{id}",),
 }
-# Kinds that no desired object is made of. A new kind is among these or in presence.py's RULES (tests/unit/test_nodespec.py).
+# Kinds that no desired object is made of. A new kind is among these or in presence.py's RULES (tests/test_tidy.py).
 NOBODYS: Final = frozenset(
     kind.name
     for kind in (

@@ -70,6 +70,8 @@ class PauseReason(enum.Enum):
     IO_ERROR = "the hypervisor stopped it at a disk that failed"
     BY_HAND = "somebody suspended it with the hypervisor's own tools"
     MIGRATION = "it is being moved"
+    # It goes no further: stopped (by whoever is first, the hypervisor or us), it has crashed.
+    PANICKED = "its kernel panicked"
     OTHER = "the hypervisor stopped it for another reason"
 
 

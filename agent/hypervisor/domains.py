@@ -17,7 +17,7 @@ from cairn.agent.hypervisor import domain_xml
 from cairn.agent.hypervisor.base import Domain, DomainState, ExitCause, HypervisorError, PauseReason
 from cairn.agent.hypervisor.mark import NAMESPACE, PREFIX, Mark, Phase, find_mark
 
-_OFF: Final = frozenset({libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_CRASHED, libvirt.VIR_DOMAIN_NOSTATE})
+_OFF: Final = frozenset({libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_NOSTATE})
 _CAUSES: Final = {
     libvirt.VIR_DOMAIN_SHUTOFF_SHUTDOWN: ExitCause.GUEST,
     libvirt.VIR_DOMAIN_SHUTOFF_CRASHED: ExitCause.CRASHED,
@@ -37,6 +37,7 @@ _PAUSES: Final = {
     libvirt.VIR_DOMAIN_PAUSED_MIGRATION: PauseReason.MIGRATION,
     libvirt.VIR_DOMAIN_PAUSED_POSTCOPY: PauseReason.MIGRATION,
     libvirt.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED: PauseReason.MIGRATION,
+    libvirt.VIR_DOMAIN_PAUSED_CRASHED: PauseReason.PANICKED,
 }
 # Paused like this it may be one that we are just starting.
 _STARTED_PAUSED: Final = frozenset(
@@ -78,10 +79,12 @@ def _observe(domain: Any) -> Domain | None:
     if mark is None:
         return None
     state, reason = domain.state()
-    off = state in _OFF
-    seen = _state(mark, state, reason)
+    # A kernel that panicked leaves its process there until libvirt, or we, end it.
+    panicked = state == libvirt.VIR_DOMAIN_CRASHED
+    off = state in _OFF or (panicked and not domain.isActive())
+    seen = DomainState.SHUT_OFF if off else _state(mark, state, reason)
     shown = config if off else xml_of(domain, 0)
-    cause = _cause(mark, reason) if off else ExitCause.NONE
+    cause = ExitCause.NONE if not off else ExitCause.CRASHED if panicked else _cause(mark, reason)
     # While a start is under way the reason is still that of the end before.
     if off and cause is not mark.exit and mark.phase is not Phase.STARTING:
         _write_seen(domain, dataclasses.replace(mark, exit=cause))
@@ -96,7 +99,7 @@ def _observe(domain: Any) -> Domain | None:
         taps=domain_xml.taps_in(shown),
         volumes=domain_xml.volumes_in(shown),
         start_time=0.0 if off else mark.start_time,
-        pause=_PAUSES.get(reason, PauseReason.OTHER) if seen is DomainState.PAUSED else PauseReason.NONE,
+        pause=_pause(state, reason) if seen is DomainState.PAUSED else PauseReason.NONE,
         disk_errors=_disk_errors(domain, shown) if seen is DomainState.PAUSED else (),
         boots=mark.boots,
         boot_time=mark.boot_time,
@@ -140,9 +143,23 @@ def _disk_errors(domain: Any, shown: ET.Element) -> tuple[tuple[str, str], ...]:
     return tuple((targets.get(target, target), _DISK_ERRORS.get(error, "failed")) for target, error in sorted(failed.items()))
 
 
+def has_panicked(domain: Any) -> bool:
+    """Tell whether its kernel panicked and its process is still there. libvirtError."""
+    state, reason = domain.state()
+    return bool(domain.isActive()) and (
+        state == libvirt.VIR_DOMAIN_CRASHED or (state, reason) == (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_CRASHED)
+    )
+
+
+def _pause(state: int, reason: int) -> PauseReason:
+    # The reasons of another state are other numbers: read as pauses they would mean something else.
+    return PauseReason.PANICKED if state == libvirt.VIR_DOMAIN_CRASHED else _PAUSES.get(reason, PauseReason.OTHER)
+
+
 def _state(mark: Mark, state: int, reason: int) -> DomainState:
-    if state in _OFF:
-        return DomainState.SHUT_OFF
+    """What one that is on does."""
+    if state == libvirt.VIR_DOMAIN_CRASHED:
+        return DomainState.PAUSED
     if state == libvirt.VIR_DOMAIN_PAUSED:
         starting = mark.phase is Phase.STARTING and reason in _STARTED_PAUSED
         return DomainState.STARTING if starting else DomainState.PAUSED
@@ -154,6 +171,9 @@ def _state(mark: Mark, state: int, reason: int) -> DomainState:
 def _cause(mark: Mark, reason: int) -> ExitCause:
     """Why a domain that is off ended: what libvirt says, or what was noted before libvirt forgot."""
     cause = _CAUSES.get(reason, mark.exit)
+    # One whose kernel panicked had crashed before we stopped it (see libvirt.py, stop).
+    if cause is ExitCause.STOPPED and mark.exit is ExitCause.CRASHED:
+        return ExitCause.CRASHED
     if cause is ExitCause.GUEST and mark.phase is Phase.STOPPING:
         return ExitCause.STOPPED
     return cause

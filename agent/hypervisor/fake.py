@@ -136,6 +136,10 @@ class FakeHost:
         """The guest runs on another host from now on."""
         self.end(id, ExitCause.MIGRATED)
 
+    def panic(self, id: str) -> None:
+        """The guest's kernel panics, and nobody ends its process; one that does not run: no change."""
+        self.suspend(id, PauseReason.PANICKED)
+
     def crash(self, id: str) -> None:
         """The guest's process dies."""
         self.end(id, ExitCause.CRASHED)
@@ -263,7 +267,7 @@ class FakeHypervisor:
 
         def act() -> None:
             guest, live = self._running(id, "resume")
-            if not live.paused:
+            if not live.paused or live.pause is PauseReason.PANICKED:
                 return
             live.paused, live.pause = False, PauseReason.NONE
             if guest.mark.phase is Phase.STARTING:
@@ -284,7 +288,7 @@ class FakeHypervisor:
             if guest.live is None:
                 return
             if force or guest.live.paused:
-                self.host.end(id, ExitCause.STOPPED)
+                self.host.end(id, ExitCause.CRASHED if guest.live.pause is PauseReason.PANICKED else ExitCause.STOPPED)
                 return
             guest.mark = dataclasses.replace(guest.mark, phase=Phase.STOPPING)
             if id not in self.host.deaf:

@@ -25,12 +25,13 @@ from cairn.agent.hypervisor.base import (
     Domain,
     DomainEvent,
     DomainSpec,
+    ExitCause,
     HypervisorError,
     NoSuchDomain,
 )
 from cairn.agent.hypervisor.capabilities import read_facts
 from cairn.agent.hypervisor.connection import Connection
-from cairn.agent.hypervisor.domains import by_name, mark_of, note_reboot, observed, write_mark, xml_of
+from cairn.agent.hypervisor.domains import by_name, has_panicked, mark_of, note_reboot, observed, write_mark, xml_of
 from cairn.agent.hypervisor.events import Notices
 from cairn.agent.hypervisor.mark import Mark, Phase
 from cairn.agent.hypervisor.serial import SerialConsole
@@ -167,6 +168,11 @@ class LibvirtHypervisor:
 
         def act(domain: Any) -> None:
             if not domain.isActive():
+                return
+            if has_panicked(domain):
+                # First: one that is off by our hand is otherwise one that we stopped.
+                self._note(domain, exit=ExitCause.CRASHED)
+                domain.destroy()
                 return
             if force or domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED:
                 domain.destroy()

@@ -27,8 +27,8 @@ from cairn.proto.v1.binding_pb2 import Subject
 from google.protobuf.message import Message
 
 Affected = tuple[str, str]
-# A project says how many of these live in it; of one that is gone its project is not known any more.
-_COUNTED: Final = (kinds.VM, kinds.VOLUME, kinds.IMAGE, kinds.VPC)
+# A project says how many of these live in it.
+_SHOWN_BY_PROJECTS: Final = (kinds.VM, kinds.VOLUME, kinds.IMAGE, kinds.VPC)
 Rule = Callable[[View, str], Iterator[Affected]]
 
 
@@ -268,7 +268,7 @@ def _counts(view: View, kind: Kind[Any], id: str, last: Any) -> Iterator[Affecte
     found: Any = view.get(kind, id) or last
     for project in [found.project] if found is not None else list(view.ids(kinds.PROJECT)):
         yield "quota", quota_id(project)
-        if kind in _COUNTED:
+        if kind in _SHOWN_BY_PROJECTS:
             yield "project", project
 
 

@@ -5,7 +5,7 @@
     of.reasons("vm.delete", project, "vm/i-...")     # those bindings
 
 Whoever asks by an API token has that, narrowed by what the token says. When a token ends is asked where there is a clock
-(controller/api/tokens.py).
+(controller/api/bearer.py).
 
 The first administrator (`cairn cluster init` makes its certificate) may do everything, whatever is recorded: a way in that no
 mistake with bindings can close. Everybody else has a record, and nothing once it is disabled or gone. A binding or role that

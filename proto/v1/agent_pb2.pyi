@@ -78,6 +78,8 @@ class _VmPauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_VmPause.Value
     """It is being moved."""
     VM_PAUSE_OTHER: _VmPause.ValueType  # 4
     """The hypervisor stopped it for something else, or does not say."""
+    VM_PAUSE_PANICKED: _VmPause.ValueType  # 5
+    """Its kernel panicked: its power is being cut, then its restart policy says what comes."""
 
 class VmPause(_VmPause, metaclass=_VmPauseEnumTypeWrapper):
     """Why a guest that is on executes nothing."""
@@ -91,6 +93,8 @@ VM_PAUSE_MIGRATION: VmPause.ValueType  # 3
 """It is being moved."""
 VM_PAUSE_OTHER: VmPause.ValueType  # 4
 """The hypervisor stopped it for something else, or does not say."""
+VM_PAUSE_PANICKED: VmPause.ValueType  # 5
+"""Its kernel panicked: its power is being cut, then its restart policy says what comes."""
 Global___VmPause: _TypeAlias = VmPause  # noqa: Y015
 
 @_typing.final

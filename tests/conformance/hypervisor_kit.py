@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -50,6 +51,8 @@ class World(Protocol):
     def small_disk(self, volume: str) -> Disk: ...
     def use_up(self, disk: Disk, console: ConsoleStream) -> Awaitable[None]: ...
     def make_room(self, disk: Disk) -> None: ...
+    def console_log(self, id: str) -> str: ...
+    def panic(self, id: str, console: ConsoleStream) -> Awaitable[None]: ...
 
 
 @dataclass
@@ -100,6 +103,13 @@ class FakeWorld:
 
     def make_room(self, disk: Disk) -> None:
         self.host.full.discard(disk.volume)
+
+    def console_log(self, id: str) -> str:
+        return ""
+
+    async def panic(self, id: str, console: ConsoleStream) -> None:
+        """Its kernel panics, and nobody ends its process."""
+        self.host.panic(id)
 
 
 @dataclass
@@ -164,6 +174,18 @@ class LibvirtWorld:
         command = ["qemu-img", "info", "-U", "--output=json", disk.path]
         answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         return int(json.loads(answer)["virtual-size"])
+
+    def console_log(self, id: str) -> str:
+        return str(self.folder / f"{id}.log")
+
+    async def panic(self, id: str, console: ConsoleStream) -> None:
+        """Its kernel panics while the daemon hangs, which is then killed: nobody is left who ends its process."""
+        await console.write(b"(sleep 3; echo c > /proc/sysrq-trigger) &\n")
+        await read_until(console, "sysrq-trigger) &\r\n")
+        self.host.kill("libvirtd", signal.SIGSTOP)
+        log = Path(self.console_log(id))
+        await asyncio.to_thread(wait_until, "the panic", lambda: "Kernel panic" in log.read_text(errors="replace"))
+        await asyncio.to_thread(self.restart_daemon)
 
     def small_disk(self, volume: str) -> Disk:
         """A disk of 64 MiB on a file system with room for 4."""

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from cairn.agent.hypervisor.base import Domain, DomainState, Hypervisor, HypervisorError, PauseReason
+from cairn.agent.hypervisor.base import Domain, DomainState, ExitCause, Hypervisor, HypervisorError, PauseReason
 
 from tests.conformance.hypervisor_kit import (
     MIB,
@@ -73,6 +73,29 @@ async def test_one_that_is_being_started_is_not_paused_and_one_suspended_by_hand
     await driver.resume(WEB)
     domain = await seen(driver)
     assert (domain.state, domain.pause) == (DomainState.RUNNING, PauseReason.NONE)
+
+
+async def test_one_whose_kernel_panicked_is_on_until_it_is_stopped_and_has_crashed(world: World, driver: Hypervisor) -> None:
+    """Left there by a daemon that did not live to end it, it was read as one whose guest had shut it down."""
+    wanted = spec(world, WEB, system=True)
+    await driver.define(dataclasses.replace(wanted, console_log=world.console_log(WEB)))
+    await driver.start(WEB, power_generation=1, reboot_generation=0)
+    console = await driver.console(WEB)
+    await driver.resume(WEB)
+    await read_until(console, "root@")
+    await world.panic(WEB, console)
+    domain = await domain_when(driver, WEB, lambda domain: domain.state is DomainState.PAUSED)
+    assert (domain.pause, domain.exit, domain.open_volumes) == (PauseReason.PANICKED, ExitCause.NONE, domain.volumes)
+    await driver.resume(WEB)
+    assert (await seen(driver)).pause is PauseReason.PANICKED, "it goes no further"
+    await driver.stop(WEB, force=False)
+    domain = await seen(driver)
+    assert (domain.state, domain.exit, world.running()) == (DomainState.SHUT_OFF, ExitCause.CRASHED, 0)
+    await asyncio.to_thread(world.restart_daemon)
+    domain = await domain_when(driver, WEB, lambda domain: domain.exit is ExitCause.CRASHED)
+    await run(driver)
+    domain = await seen(driver)
+    assert (domain.state, domain.exit) == (DomainState.RUNNING, ExitCause.NONE)
 
 
 async def test_what_is_off_has_nothing_open(world: World, driver: Hypervisor) -> None:

@@ -9,6 +9,7 @@ from cairn.agent.hypervisor.base import PauseReason
 from cairn.proto.v1.agent_pb2 import (
     VM_PAUSE_BY_HAND,
     VM_PAUSE_IO_ERROR,
+    VM_PAUSE_PANICKED,
     VM_PAUSE_UNSPECIFIED,
     VM_ROLE_INCOMING,
     VM_ROLE_OUTGOING,
@@ -18,6 +19,7 @@ from cairn.proto.v1.agent_pb2 import (
     VmDisk,
     VmReport,
 )
+from cairn.proto.v1.vm_pb2 import RESTART_POLICY_NEVER
 
 from tests.unit.agent_kit import Machine, elapse, ran, root_volume, run, settled, state_of, until, vm_objects
 
@@ -124,6 +126,37 @@ def test_a_guest_suspended_by_hand_is_rebooted_and_stopped_when_asked() -> None:
         machine.host.suspend(VM)
         await machine.upsert(agent, {KEY: vm_objects(reboot_generation=1, power_state=2)[KEY]})
         await until("its end", lambda: state_of(agent, VM) == VmReport.STATE_STOPPED, 60)
+        await agent.stop()
+
+    run(scenario)
+
+
+def test_a_guest_whose_kernel_panicked_has_crashed_and_its_policy_says_what_comes() -> None:
+    async def scenario() -> None:
+        machine = Machine()
+        agent, told = await started(machine)
+        machine.host.panic(VM)
+        await until("it to run again", lambda: machine.host.boots == [VM, VM], 60)
+        await ran(agent, VM)
+        assert "Paused" not in told.reasons(), "nothing is there to be mended"
+        await machine.upsert(agent, {KEY: vm_objects(restart_policy=RESTART_POLICY_NEVER)[KEY]})
+        machine.host.panic(VM)
+        await until("its end", lambda: state_of(agent, VM) == VmReport.STATE_FAILED, 60)
+        assert (report(agent).exit, machine.host.boots) == (VmReport.EXIT_CRASHED, [VM, VM])
+        await agent.stop()
+
+    run(scenario)
+
+
+def test_a_guest_whose_kernel_panicked_on_its_way_to_another_node_is_left_to_whoever_moves_it() -> None:
+    async def scenario() -> None:
+        machine = Machine()
+        agent, _ = await started(machine)
+        await machine.upsert(agent, {KEY: vm_objects(role=VM_ROLE_OUTGOING)[KEY]})
+        machine.host.panic(VM)
+        await until("the panic to be told", lambda: report(agent).pause == VM_PAUSE_PANICKED, 5)
+        await elapse(120)
+        assert report(agent).pause == VM_PAUSE_PANICKED
         await agent.stop()
 
     run(scenario)

@@ -31,6 +31,9 @@ _CRASHES_MAX = 4
 _PATIENCE_S = 20.0
 
 
+_CRASHES = ("crash_inside", "crash_inside", "panic_inside")
+
+
 def draw(draw: random.Random, size: Size) -> Iterable[Event]:
     """Each user has a VM or two of its own and does things to them, and to the others he has."""
     for user in size.user_names:
@@ -43,8 +46,10 @@ def draw(draw: random.Random, size: Size) -> Iterable[Event]:
             act = draw.choice(
                 ("start", "start", "stop", "stop", "stop_hard", "reboot", "reboot_hard", "shut_down_inside", "crash_inside")
             )
-            crashes += act == "crash_inside"
-            if act == "crash_inside" and crashes > _CRASHES_MAX:
+            if act == "crash_inside":
+                act = draw.choice(_CRASHES)
+            crashes += act in _CRASHES
+            if act in _CRASHES and crashes > _CRASHES_MAX:
                 act = "start"
             yield Event(at_s, user, act, (index,))
             if draw.random() < 0.3:
@@ -121,6 +126,16 @@ async def crash_inside(user: User, index: int) -> None:
     machine.host.crash(vm.id)
 
 
+async def panic_inside(user: User, index: int) -> None:
+    """The guest's kernel panics, and the hypervisor leaves its process there: its power is cut, and it has crashed."""
+    vm = user.vm(index)
+    machine = _machine_of(user, vm.id) if vm is not None else None
+    if vm is None or machine is None:
+        return
+    user.world.note(f"the kernel of {vm.id} panics")
+    machine.host.panic(vm.id)
+
+
 async def _seen_running(user: User, vm: AskedVm) -> Vm | None:
     """Wait until the API says that it runs as asked; None when that takes too long, or it is to be off."""
     if not vm.running:
@@ -150,4 +165,5 @@ ACTS = {
     "reboot_hard": reboot_hard,
     "shut_down_inside": shut_down_inside,
     "crash_inside": crash_inside,
+    "panic_inside": panic_inside,
 }
