@@ -56,6 +56,8 @@ STEADY_S = 600.0
 ASK_AGAIN_S = 30.0
 # A guest that waits for a permit to start.
 PERMIT_AGAIN_S = 1.0
+# Like no digest: what a guest was started with cannot be told any more.
+UNKNOWN_MACHINE = "unknown"
 
 
 def plan_gone(id: str, found: Found) -> tuple[Action, ...]:
@@ -90,7 +92,7 @@ def plan_vm(wanted: Wanted, found: Found, note: Note, memory: Memory, now_s: flo
         return _stopping(wanted, domain, note, memory, now_s)
     if domain.state is DomainState.PAUSED:
         return pauses.plan_paused(wanted, domain, note, memory, now_s)
-    return _running(wanted, domain, _seen_running(note, vm, domain, memory, now_s), memory, now_s)
+    return _running(wanted, domain, _seen_running(note, wanted, domain, memory, now_s), memory, now_s)
 
 
 # --- on its way from one node to another -----------------------------------------------------------------------------------
@@ -106,7 +108,7 @@ def _incoming(wanted: Wanted, found: Found, note: Note, memory: Memory, now_s: f
         return Verdict(report_of(wanted, domain, VmReport.STATE_PREPARING, say), actions, note, memory)
     if domain.state in (DomainState.STARTING, DomainState.PAUSED):
         return Verdict(report_of(wanted, domain, VmReport.STATE_PREPARING, "it is arriving"), (), note, memory)
-    note = _seen_running(note, vm, domain, memory, now_s)
+    note = _seen_running(note, wanted, domain, memory, now_s)
     return Verdict(report_of(wanted, domain, VmReport.STATE_RUNNING, "it has arrived and runs"), (), note, memory)
 
 
@@ -263,16 +265,28 @@ def _starting(wanted: Wanted, domain: Domain, note: Note, memory: Memory) -> Ver
     return Verdict(report_of(wanted, domain, VmReport.STATE_PREPARING, "starting"), actions, note, memory)
 
 
-def _seen_running(note: Note, vm: DesiredVm, domain: Domain, memory: Memory, now_s: float) -> Note:
+def _seen_running(note: Note, wanted: Wanted, domain: Domain, memory: Memory, now_s: float) -> Note:
     """A running guest answers the power generation, whoever started it."""
+    vm = wanted.vm
     steady = memory.running_s is not None and now_s - memory.running_s >= STEADY_S
     generation = max(vm.power_generation, domain.power_generation)
     rebooted, crashes = max(note.reboot_generation, domain.reboot_generation), 0 if steady else note.crashes
-    # The note may have been lost with the ledger, or given up when the guest was to go.
-    digest = note.machine_digest or domain.machine_digest
+    digest = _machine_of(note, wanted, domain)
     return replace(
         note, exit="", power_generation=generation, reboot_generation=rebooted, crashes=crashes, machine_digest=digest
     )
+
+
+def _machine_of(note: Note, wanted: Wanted, domain: Domain) -> str:
+    """Return the machine digest that a running guest was started with.
+
+    One that was off, and runs though we did not start it, was started by hand as it was defined then: as it is now, if that
+    is what is wanted; otherwise nobody knows, and it takes effect when it is restarted.
+    """
+    if note.exit in ("guest", "crashed", "stopped"):
+        return wanted.machine_digest if domain.digest == wanted.digest else UNKNOWN_MACHINE
+    # The note may have been lost with the ledger, or given up when the guest was to go.
+    return note.machine_digest or domain.machine_digest
 
 
 def _running(wanted: Wanted, domain: Domain, note: Note, memory: Memory, now_s: float) -> Verdict:

@@ -28,6 +28,11 @@ SCAN_SHARE: Final = 8
 _STALE_MAX: Final = 64
 
 
+def backoff_s(failures: int, ids: Ids, most_s: float = BACKOFF_S_MAX) -> float:
+    """Return how long to wait after so many failures in a row, one at least."""
+    return min(BACKOFF_S * 2.0 ** min(failures - 1, 16), most_s) * (0.5 + ids.jitter() / 2)
+
+
 class Queue:
     """See the module."""
 
@@ -79,8 +84,7 @@ class Queue:
     def back_off(self, now_s: float, key: str) -> None:
         """Look at it again after a while, longer each time in a row."""
         failures = self._failures[key] = self._failures.get(key, 0) + 1
-        delay_s = min(BACKOFF_S * 2 ** min(failures - 1, 16), BACKOFF_S_MAX)
-        self.at(now_s + delay_s * (0.5 + self._ids.jitter() / 2), key)
+        self.at(now_s + backoff_s(failures, self._ids), key)
 
     def succeeded(self, key: str) -> None:
         """Forget its failures."""

@@ -33,7 +33,7 @@ from cairn.controller.gathered import GROUP_MAX, Flight, Group
 from cairn.controller.metrics import RuntimeMetrics
 from cairn.controller.model.restored import CLUSTER_ID, is_under_way
 from cairn.controller.model.unreadable import touched
-from cairn.controller.queue import BACKOFF_S_MAX, Queue
+from cairn.controller.queue import BACKOFF_S_MAX, Queue, backoff_s
 from cairn.controller.reconcilers.base import Follower, Outcome, Reconciler
 from cairn.controller.store.base import (
     Changed,
@@ -62,6 +62,8 @@ UNREADABLE_AGAIN_S: Final = 30.0
 CONFLICT_S: Final = 0.002
 # A loop that has just committed lets so much time pass for others' changes to gather, unless a transaction is full already.
 PACE_S: Final = 0.001
+# The longest that a reconciler waits before it sees whether the store takes anything again.
+REST_S_MAX: Final = 5.0
 CONFLICT_S_MAX: Final = 0.1
 
 
@@ -140,6 +142,8 @@ class Loop:
         self._queue = Queue(ids)
         self._limit = GROUP_MAX
         self._conflicts = 0
+        # How often in a row the store could not take anything, and until when nothing is sent for that.
+        self._troubles, self._rests_until_s = 0, float("-inf")
         # Sent, and not known to be committed; gathered to be sent next; both laid over the view, None: there is neither.
         self._flight: Flight | None = None
         self._group: Group | None = None
@@ -183,7 +187,7 @@ class Loop:
             await self._land(self._flight)
         elif self._flight is None and self._group is not None and self._ready_s() <= asyncio.get_running_loop().time():
             self._send(self._group, changes)
-        elif self._queue and not is_under_way(self._cache.view) and not self._full():
+        elif self._queue and not is_under_way(self._cache.view) and not self._full() and not self._rests():
             self.idle = False
             self._gather()
             await asyncio.sleep(0)
@@ -243,6 +247,9 @@ class Loop:
     def _full(self) -> bool:
         return self._group is not None and self._group.full(self._limit)
 
+    def _rests(self) -> bool:
+        return asyncio.get_running_loop().time() < self._rests_until_s
+
     def _ready_s(self) -> float:
         """Return when what is gathered may be sent: each transaction costs as much as the decisions in it."""
         return 0.0 if self._full() else self._committed_s + PACE_S
@@ -252,7 +259,8 @@ class Loop:
         due_s = None
         if not is_under_way(self._cache.view):
             sent_s = self._ready_s() if self._group is not None and self._flight is None else float("inf")
-            due_s = min(self._scan_at_s, self._queue.next_s(), sent_s)
+            rested_s = self._rests_until_s if self._rests() else float("inf")
+            due_s = min(self._scan_at_s, self._queue.next_s(), sent_s, rested_s)
         try:
             async with asyncio.timeout_at(due_s):
                 await changes.stirred()
@@ -387,7 +395,7 @@ class Loop:
     def _landed(self, group: Group, revision: int) -> None:
         self._count_commits.inc()
         self._count_decisions.inc(len(group.keys))
-        self._limit, self._conflicts = min(self._limit * 2, GROUP_MAX), 0
+        self._limit, self._conflicts, self._troubles = min(self._limit * 2, GROUP_MAX), 0, 0
         for key in group.keys:
             self._queue.succeeded(key)
         say = group.say if len(group.keys) == 1 else f"{group.say}; and {len(group.keys) - 1} more"
@@ -410,8 +418,7 @@ class Loop:
             _log.warning("commit_in_doubt", reconciler=self.name, keys=group.keys, error=str(error))
             await self._again(group)
         except Unavailable as error:
-            _log.warning("store_unavailable", reconciler=self.name, keys=len(group.keys), error=str(error))
-            self._back_off(group)
+            self._rest(group, error)
         except ValueError as error:
             _log.exception("commit_refused", reconciler=self.name, keys=group.keys, error=str(error))
             self._count_errors.inc(len(group.keys))
@@ -426,10 +433,17 @@ class Loop:
         try:
             await self._cache.wait_for(await self._store.revision())
         except Unavailable as error:
-            _log.warning("store_unavailable", reconciler=self.name, keys=len(group.keys), error=str(error))
-            self._back_off(group)
+            self._rest(group, error)
             return
         self._queue.put_back(group.looked())
+
+    def _rest(self, group: Group, error: Unavailable) -> None:
+        """Send nothing for a while, longer each time in a row: these keys are not at fault, and others would fare alike."""
+        self._troubles += 1
+        self._rests_until_s = asyncio.get_running_loop().time() + backoff_s(self._troubles, self._ids, REST_S_MAX)
+        _log.warning("store_unavailable", reconciler=self.name, keys=len(group.keys), error=str(error))
+        for key in group.looked():
+            self._queue.at(self._rests_until_s, key)
 
     def _back_off(self, group: Group) -> None:
         now_s = asyncio.get_running_loop().time()

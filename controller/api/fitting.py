@@ -11,13 +11,19 @@ from cairn.controller.model.pools import pool_capacity, pools_on
 from cairn.controller.store.base import View
 from cairn.controller.words import size
 from cairn.proto import kinds
-from cairn.proto.errors import Exhausted
+from cairn.proto.errors import Exhausted, TryAgain
 from cairn.proto.v1.node_pb2 import NodeCapacity
 from cairn.proto.v1.vm_pb2 import VmSpec
 
 
+def all_known(view: View) -> None:
+    """Refuse to say of what is asked that no node has it while what one has cannot be read. Raises TryAgain."""
+    if view.unreadable(kinds.NODE_FACTS) or view.unreadable(kinds.NODE):
+        raise TryAgain("what a node has cannot be read; `cairn cluster fsck` lists what is damaged")
+
+
 def fits_somewhere(view: View, spec: VmSpec) -> None:
-    """Refuse what no node could hold even if it were empty. Raises Exhausted. With no node known, anything may fit one day."""
+    """Refuse what no node could hold even if it were empty; with none known, anything may fit. Raises Exhausted, TryAgain."""
     known: list[tuple[str, NodeCapacity]] = []
     for id in view.ids(kinds.NODE):
         node, facts = view.get(kinds.NODE, id), view.get(kinds.NODE_FACTS, id)
@@ -27,6 +33,7 @@ def fits_somewhere(view: View, spec: VmSpec) -> None:
         if spec.memory_bytes <= most.memory_bytes and spec.cpus <= most.cpus:
             return
         known.append((node.name, most))
+    all_known(view)
     if not known:
         return
     name, largest = max(known, key=lambda each: (each[1].memory_bytes, each[0]))
@@ -41,7 +48,7 @@ def fits_somewhere(view: View, spec: VmSpec) -> None:
 
 
 def disk_fits_somewhere(view: View, disk_bytes: int, type: str) -> None:
-    """Refuse a disk that no pool of its type could hold. Raises Exhausted. With no such pool known, anything may fit."""
+    """Refuse a disk that no pool of its type could hold; with none known, anything may fit. Raises Exhausted, TryAgain."""
     largest_bytes, where = 0, ""
     for node in view.ids(kinds.NODE_FACTS):
         for pool in pools_on(view, node, type):
@@ -50,6 +57,7 @@ def disk_fits_somewhere(view: View, disk_bytes: int, type: str) -> None:
                 return
             if room_bytes > largest_bytes:
                 largest_bytes, where = room_bytes, node
+    all_known(view)
     if where:
         most = size(largest_bytes // validation.MIB * validation.MIB)
         say = f"a disk of {size(disk_bytes)} fits no {type} pool: the largest, on {node_name(view, where)}, can give {most}"

@@ -10,11 +10,10 @@ from cairn.controller.api.decision import Decided
 from cairn.controller.api.nouns import Noun
 from cairn.controller.api.objects import addressed
 from cairn.controller.api.shared_names import move_names
-from cairn.controller.model.permits import Caller, Verb, visible
+from cairn.controller.model.permits import Caller, Verb, sees_project
 from cairn.controller.model.sharing import SHAREABLE, places
 from cairn.controller.store.base import Record, Txn, View
 from cairn.controller.words import several
-from cairn.proto import kinds
 from cairn.proto.errors import BadState, Invalid
 from cairn.proto.seams import timestamp
 from cairn.proto.v1.project_pb2 import Sharing
@@ -70,7 +69,7 @@ def _resolved(view: View, caller: Caller, txn: Txn, old: Any, given: Sharing) ->
             resolution.usable_project(txn, view, id)
         ids.append(id)
     # Whom he does not see he cannot have left out.
-    unseen = (each for each in old.spec.sharing.projects if visible(view, caller, kinds.PROJECT, each) is None)
+    unseen = (each for each in old.spec.sharing.projects if not sees_project(view, caller, each))
     return Sharing(projects=sorted({*ids, *unseen}), all=given.all)
 
 

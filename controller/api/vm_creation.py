@@ -7,7 +7,7 @@ from collections import Counter
 from cairn.controller.api import nouns, resolution, validation
 from cairn.controller.api.core import Core
 from cairn.controller.api.decision import Decided
-from cairn.controller.api.fitting import disk_fits_somewhere, fits_somewhere
+from cairn.controller.api.fitting import all_known, disk_fits_somewhere, fits_somewhere
 from cairn.controller.api.objects import begin, looked_up
 from cairn.controller.api.ports import fill, room
 from cairn.controller.api.volumes import disk_size, volume_type
@@ -164,5 +164,6 @@ def _data_volumes(view: View, caller: Caller, txn: Txn, vm: Vm, wanted: VmSpec) 
         held_on = ", ".join(f"{name!r} on {node_name(view, node)}" for node, name in nodes.items())
         raise BadState("volume", next(iter(nodes.values())), f"vm.spec.volumes: local volumes on different nodes: {held_on}")
     if pools and not set[str].intersection(*(set(reaching(view, pool)) for pool in pools)):
+        all_known(view)
         held_in = ", ".join(f"{name!r} in {pool}" for pool, name in pools.items())
         raise BadState("volume", next(iter(pools.values())), f"vm.spec.volumes: no node reaches all their pools: {held_in}")

@@ -33,6 +33,8 @@ def claim_vni(txn: Txn, view: View, holder: str) -> int:
 
 def release_vni(txn: Txn, view: View, vni: int, holder: str) -> None:
     """Give an identifier back, when this object holds it."""
-    claim = view.get(kinds.VNI, vni_key(vni))
+    key = vni_key(vni)
+    claim = view.get(kinds.VNI, key)
     if claim is not None and claim.holder == holder:
-        txn.delete(kinds.VNI, vni_key(vni))
+        # Checked: who takes it in the same commit stands on that.
+        txn.check(kinds.VNI, key, view.revision_of(kinds.VNI, key)).delete(kinds.VNI, key)

@@ -12,7 +12,7 @@ from cairn.controller.api import nouns, resolution, validation
 from cairn.controller.api.authorise import caller_of
 from cairn.controller.api.core import Core
 from cairn.controller.api.decision import Decided
-from cairn.controller.api.fitting import disk_fits_somewhere
+from cairn.controller.api.fitting import all_known, disk_fits_somewhere
 from cairn.controller.api.masks import UpdateRules
 from cairn.controller.api.objects import addressed, begin, looked_up, mark_deleted, updated
 from cairn.controller.api.status import virtual_size
@@ -156,9 +156,11 @@ def delete_volume(
 
 
 def volume_type(view: View, wanted: str, field: str) -> str:
-    """Return the type of a new volume: local, or that of a pool some node reports. Raises Invalid."""
+    """Return the type of a new volume: local, or that of a pool some node reports. Raises Invalid, TryAgain."""
     if wanted in ("", LOCAL_POOL):
         return LOCAL_POOL
+    if wanted not in pool_types(view):
+        all_known(view)
     return validation.one_of(field, wanted, sorted(pool_types(view)))
 
 

@@ -223,6 +223,12 @@ def visible(view: View, caller: Caller, kind: Kind[M], id: str) -> M | None:
     return found if found is not None and permits(view, caller, Verb.SEE, found) else None
 
 
+def sees_project(view: View, caller: Caller, id: str) -> bool:
+    """Tell whether the project of an id is one that the caller may see, also while its record cannot be read."""
+    found = view.get(kinds.PROJECT, id)
+    return permits(view, caller, Verb.SEE, found if found is not None else Project(id=id))
+
+
 def name_for(view: View, caller: Caller, kind: Kind[Any], id: str) -> str:
     """Return what a sentence to the caller calls an object: its name, the id when it is gone, "another's" when not his."""
     found: Any = view.get(kind, id)

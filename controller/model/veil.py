@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Any, Final, TypeVar
 
 from cairn.controller.model.authority import Authority
-from cairn.controller.model.permits import Caller, Verb, authority_of, is_root, permits
+from cairn.controller.model.permits import Caller, authority_of, is_root, sees_project
 from cairn.controller.model.roles import PERMISSIONS
 from cairn.controller.model.where import explained, reason, where
 from cairn.controller.store.base import View
@@ -212,9 +212,7 @@ class Veil:
 
     def _sharing(self, sharing: Sharing) -> None:
         """Whom else something is shared with, others need not know."""
-        known = ((id, self._view.get(kinds.PROJECT, id)) for id in sharing.projects)
-        seen = [id for id, each in known if each is not None and permits(self._view, self._caller, Verb.SEE, each)]
-        sharing.projects[:] = seen
+        sharing.projects[:] = [id for id in sharing.projects if sees_project(self._view, self._caller, id)]
 
 
 def plainly(decision: Decision) -> str:

@@ -132,6 +132,18 @@ async def test_who_does_not_see_a_project_takes_nothing_back_from_it(world: Worl
     assert list(after.spec.sharing.projects) == [green.id]
 
 
+async def test_it_is_taken_back_from_a_project_whose_record_cannot_be_read(world: World) -> None:
+    shared = await share_image(world, "red")
+    red = shared.spec.sharing.projects[0]
+    await world.spoil(kinds.PROJECT, red)
+    seen = await world.api.images.GetImage(image_pb2.GetImageRequest(id="demo"))
+    assert list(seen.spec.sharing.projects) == [red]
+    await world.api.images.ShareImage(ShareImageRequest(id="demo"))
+    after = world.cache.view.get(kinds.IMAGE, shared.id)
+    assert after is not None
+    assert not after.spec.HasField("sharing"), "he may see that project, and has left it out"
+
+
 async def test_a_name_means_one_thing_in_a_project(world: World) -> None:
     await world.api.vpcs.CreateVpc(new_vpc("home", "red"))
     asked = ShareVpcRequest(id="home", sharing=Sharing(projects=["red"]))

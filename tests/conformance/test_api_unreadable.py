@@ -8,14 +8,22 @@ from typing import Any
 
 import grpc.aio
 import pytest
+from cairn.controller.store.base import Txn
 from cairn.controller.store.memory import MemoryStore
 from cairn.proto import kinds
 from cairn.proto.v1.subnet_pb2 import CreateSubnetRequest, Subnet, SubnetSpec
 from cairn.proto.v1.vm_pb2 import DeleteVmRequest
-from cairn.proto.v1.volume_pb2 import CreateVolumeRequest, DeleteVolumeRequest, UpdateVolumeRequest, Volume, VolumeSpec
+from cairn.proto.v1.volume_pb2 import (
+    CreateVolumeRequest,
+    DeleteVolumeRequest,
+    UpdateVolumeRequest,
+    Volume,
+    VolumePlacement,
+    VolumeSpec,
+)
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from tests.conformance.api_world import MIB, World, world_on
+from tests.conformance.api_world import GIB, MIB, World, world_on
 
 
 @pytest.fixture
@@ -64,3 +72,24 @@ async def test_no_subnet_is_made_while_one_cannot_be_read(world: World) -> None:
     await world.spoil(kinds.SUBNET, subnet.id)
     spec = SubnetSpec(vpc=subnet.spec.vpc, cidr=subnet.spec.cidr)
     await refused(world.api.subnets.CreateSubnet(CreateSubnetRequest(subnet=Subnet(name="over", spec=spec))))
+
+
+async def test_that_nothing_is_large_enough_is_not_said_while_what_a_node_has_cannot_be_read(world: World) -> None:
+    """It was refused as a mistake of the caller, who then does not try again."""
+    small, large = await world.node("small"), await world.node("large")
+    asked = CreateVolumeRequest(volume=Volume(name="data", spec=VolumeSpec(size_bytes=10_000 * GIB)))
+    shared = CreateVolumeRequest(volume=Volume(name="there", spec=VolumeSpec(size_bytes=GIB, type="tank")))
+    await world.spoil(kinds.NODE_FACTS, large)
+    await refused(world.api.volumes.CreateVolume(asked))
+    await refused(world.api.volumes.CreateVolume(shared))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await world.vm("huge", memory_bytes=512 * GIB)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    await world.vm("web", memory_bytes=GIB)
+    wanted = Volume(name="held", spec=VolumeSpec(size_bytes=MIB))
+    held = await world.api.volumes.CreateVolume(CreateVolumeRequest(volume=wanted))
+    await world.commit(Txn("placement").create(kinds.VOLUME_PLACEMENT, held.id, VolumePlacement(volume=held.id, node=large)))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await world.vm("with-it", volumes=[held.id])
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert world.cache.view.get(kinds.NODE_FACTS, small) is not None

@@ -184,6 +184,18 @@ def test_a_guest_whose_note_is_lost_tells_what_it_was_started_with(started_with:
     assert verdict.note.machine_digest == started_with
 
 
+@pytest.mark.parametrize("defined", ["d1", "d0"])
+def test_one_that_was_started_by_hand_has_what_it_was_defined_with_then(defined: str) -> None:
+    vm = DesiredVm(id=ID, name="web", power_state=POWER_STATE_RUNNING, spec_revision=9)
+    domain = Domain(ID, DomainState.RUNNING, digest=defined, volumes=tuple(disk.volume for disk in DISKS))
+    wanted = Wanted(vm, DomainSpec(vm, tuple(DISKS)), "d1", "m1")
+    first = plan_vm(wanted, Found(domain, True), Note(exit="guest", machine_digest="m0"), Memory(), 2000.0)
+    assert ("its new configuration takes effect" in first.report.say) is (defined != "d1")
+    after = dataclasses.replace(wanted, digest="d2", machine_digest="m2")
+    later = plan_vm(after, Found(domain, True), first.note, first.memory, 2001.0)
+    assert "its new configuration takes effect" in later.report.say
+
+
 @pytest.mark.parametrize(
     ("power", "reboot_generation"), [(POWER_STATE_STOPPED, 0), (POWER_STATE_RUNNING, 1)], ids=["stop", "reboot"]
 )

@@ -10,8 +10,9 @@ from tests.sim.checkers.base import Violation
 from tests.sim.story import FAULT, Event, Size, spread
 from tests.sim.world import World
 
-# Of one controller, to write to a store that is full.
+# Of one controller, to write to a store that is full; and at first, when each part of it begins to find that out.
 TRIES_PER_S = 10
+TRIES_AT_FIRST = 20
 # And what each connected node reports is tried again every half second.
 TRIES_OF_A_NODE_PER_S = 2.0
 # For a call, which is answered with a refusal: beside its neighbours, then alone.
@@ -69,7 +70,8 @@ async def store_full(world: World, for_s: float) -> None:
     await asyncio.sleep(for_s)
     world.backend.full = False
     tries, calls = struck.get("full", 0) - before, world.network.served - served + CALLS_UNDER_WAY
-    if tries > for_s * (TRIES_PER_S * len(world.controllers) + TRIES_OF_A_NODE_PER_S * len(world.machines)):
+    at_first, per_s = TRIES_AT_FIRST * len(world.controllers), TRIES_PER_S * len(world.controllers)
+    if tries > at_first + for_s * (per_s + TRIES_OF_A_NODE_PER_S * len(world.machines)):
         raise Violation("store_full", f"{tries} attempts to write to a full store in {for_s} s")
     if (tries := struck.get("full_for_api", 0) - before_of_calls) > calls * TRIES_OF_A_CALL:
         raise Violation("store_full", f"{tries} attempts to write to a full store for {calls} calls")
