@@ -41,6 +41,10 @@ def administered(view: View, txn: Txn, told: Unknown, vm: str, now: Timestamp) -
 def forget_everywhere(view: View, txn: Txn, told: Unknown, word: Erasure) -> None:
     """Make the word that a node may remove a volume one for all nodes. Raises BadState: a guest may have it open."""
     given = told.desired.volume
+    if view.revision_of(kinds.VOLUME, given.id):
+        # It is not known where it is, and it is somebody's.
+        say = f"there is a record of volume {given.id}: adopt it, or delete it with `cairn volume delete {given.id}`"
+        raise BadState("volume", given.id, say)
     if using := unknown_user(view, given.id) or _known_user(view, given.id):
         raise BadState("volume", given.id, f"{using} has it: adopt that one, or let it go first")
     if silent := unheard(view):

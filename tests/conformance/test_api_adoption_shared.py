@@ -180,6 +180,16 @@ async def test_what_the_records_know_is_not_let_go(world: World) -> None:
         assert error.value.code() is grpc.StatusCode.NOT_FOUND
 
 
+async def test_what_a_record_knows_without_its_place_is_not_let_go(world: World) -> None:
+    """It was refused as a conflict that would pass, for ever. Adopted, its record knows where it is."""
+    await world.commit(Txn("api").create(kinds.VOLUME, VOLUME, Volume(id=VOLUME, name="placeless")))
+    await tell(world, "n1", told())
+    forget = ForgetUnknownRequest(node="n1", key=KEY)
+    assert f"there is a record of volume {VOLUME}: adopt it" in await refused(world.api.cluster.ForgetUnknown(forget))
+    await world.api.cluster.AdoptVolume(AdoptVolumeRequest(node="n1", id=VOLUME))
+    assert in_shared_pool(world.cache.view, VOLUME)
+
+
 async def test_what_is_unknown_in_a_pool_counts_as_taken_once(world: World) -> None:
     from cairn.controller.model.beyond import pool_left
 

@@ -100,6 +100,10 @@ class Operator:
             return
         if kind == "volume" and self._comes_with_vm(id):
             return
+        if kind == "volume" and self._world.backend.find(kinds.VOLUME.key(id)) is not None:
+            # Its record does not know where it is: that of a VM's own disk which was made since.
+            self._why[id] = await self._tried("AdoptVolume", cluster_pb2.AdoptVolumeRequest(node=known.node, id=id))
+            return
         await self._tried("ForgetUnknown", cluster_pb2.ForgetUnknownRequest(node=known.node, key=known.key))
 
     def _is_wanted(self, kind: str, id: str) -> bool:
@@ -176,6 +180,9 @@ class Operator:
         client, holders = self._client, {id: vm.id for vm in self._asked.vms.values() for id in vm.volumes if not vm.deleted}
         for volume in self._records(kinds.VOLUME):
             wanted, is_deleted = self._asked.volumes.get(volume.id), volume.HasField("delete_time")
+            if volume.id in held and self._comes_with_vm(volume.id) and volume.spec.vm and volume.spec.vm not in held:
+                # By the records it is another's: the VM that it comes with can be adopted only then.
+                yield f"{volume.id} is attached to {volume.spec.vm}", client.update_volume(volume.id, vm="")
             if volume.id in held or (volume.spec.boot and volume.spec.vm):
                 continue
             if wanted is None:
@@ -183,6 +190,10 @@ class Operator:
                     yield f"{volume.id} is attached again", client.update_volume(volume.id, vm="")
                 elif not volume.spec.vm and (volume.purge_time != volume.delete_time or not is_deleted):
                     yield f"{volume.id} came back", client.delete_volume(volume.id)
+            elif wanted.deleted and not is_deleted and volume.spec.vm:
+                # It was detached first then, too.
+                if volume.spec.vm not in held:
+                    yield f"{volume.id} is to be deleted and is attached", client.update_volume(volume.id, vm="")
             elif wanted.deleted != is_deleted:
                 call = client.delete_volume(volume.id, purge=False) if wanted.deleted else client.undelete_volume(volume.id)
                 yield f"{volume.id} is deleted: {is_deleted}", call
