@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import Iterable
 
+from cairn.agent.hypervisor.fake import FakeHost
 from cairn.agent.hypervisor.mark import Phase
 from cairn.proto.v1.vm_pb2 import (
     RESTART_POLICY_ALWAYS,
@@ -118,22 +119,26 @@ async def shut_down_inside(user: User, index: int) -> None:
 
 async def crash_inside(user: User, index: int) -> None:
     """The guest's process dies: it is started again, unless its policy is never to."""
-    vm = user.vm(index)
-    machine = _machine_of(user, vm.id) if vm is not None else None
-    if vm is None or machine is None:
-        return
-    user.world.note(f"the guest of {vm.id} crashes")
-    machine.host.crash(vm.id)
+    if (struck := _struck(user, index, "the guest of {} crashes")) is not None:
+        host, id = struck
+        host.crash(id)
 
 
 async def panic_inside(user: User, index: int) -> None:
     """The guest's kernel panics, and the hypervisor leaves its process there: its power is cut, and it has crashed."""
+    if (struck := _struck(user, index, "the kernel of {} panics")) is not None:
+        host, id = struck
+        host.panic(id)
+
+
+def _struck(user: User, index: int, say: str) -> tuple[FakeHost, str] | None:
+    """Return where the guest of one of his VMs runs, and its id, having noted what happens to it; None: it does not run."""
     vm = user.vm(index)
     machine = _machine_of(user, vm.id) if vm is not None else None
     if vm is None or machine is None:
-        return
-    user.world.note(f"the kernel of {vm.id} panics")
-    machine.host.panic(vm.id)
+        return None
+    user.world.note(say.format(vm.id))
+    return machine.host, vm.id
 
 
 async def _seen_running(user: User, vm: AskedVm) -> Vm | None:
