@@ -93,6 +93,8 @@ async def _make_vpc(his: SimClient, name: str, project: str) -> Any:
 
 async def _sees(user: User, his: SimClient, who: str, project: str, own: set[str], others: str, *, revision: int = 0) -> None:
     """What he is shown is of his project, or shared with all; `others` is a VPC that he must not see. revision: not before."""
+    # One whose record cannot be read is in no list.
+    unreadable = _spoiled(user)
     for stub, method, request, plural in _LISTS:
         asked = request(project="-", read_revision=revision)
         for each in getattr(await his.call(stub, method, asked), plural):
@@ -101,8 +103,12 @@ async def _sees(user: User, his: SimClient, who: str, project: str, own: set[str
             if others in (each.id, getattr(each.spec, "vpc", "")):
                 user.asked.contradict(f"{who} is shown {each.name} of a VPC that is not shared with him")
             own.discard(each.id)
-    if own:
-        user.asked.contradict(f"{who} is not shown {sorted(own)}")
+    if left := own - unreadable - _spoiled(user):
+        user.asked.contradict(f"{who} is not shown {sorted(left)}")
+
+
+def _spoiled(user: User) -> set[str]:
+    return {key.rpartition("/")[2] for key in user.world.spoiled}
 
 
 async def _end(user: User, his: SimClient, name: str, vpc: str) -> None:
