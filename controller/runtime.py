@@ -199,7 +199,7 @@ class Loop:
         """Turn what happened into keys; afterwards the view is exactly what we were told about."""
         self._absorb(changes.take())
         now_s = asyncio.get_running_loop().time()
-        if now_s >= self._scan_at_s and (self._rescan or not self._queue.scanning):
+        if now_s >= self._scan_due_s():
             self._rescan = False
             self._scan_at_s = now_s + self._scan_s
             self._queue.scan(self._all_keys())
@@ -247,6 +247,10 @@ class Loop:
     def _full(self) -> bool:
         return self._group is not None and self._group.full(self._limit)
 
+    def _scan_due_s(self) -> float:
+        """Return when the next scan begins: none is due while one goes on, unless it passed over what may be ours."""
+        return self._scan_at_s if self._rescan or not self._queue.scanning else float("inf")
+
     def _rests(self) -> bool:
         return asyncio.get_running_loop().time() < self._rests_until_s
 
@@ -260,7 +264,7 @@ class Loop:
         if not is_under_way(self._cache.view):
             sent_s = self._ready_s() if self._group is not None and self._flight is None else float("inf")
             rested_s = self._rests_until_s if self._rests() else float("inf")
-            due_s = min(self._scan_at_s, self._queue.next_s(), sent_s, rested_s)
+            due_s = min(self._scan_due_s(), self._queue.next_s(), sent_s, rested_s)
         try:
             async with asyncio.timeout_at(due_s):
                 await changes.stirred()

@@ -37,7 +37,6 @@ _PAUSES: Final = {
     libvirt.VIR_DOMAIN_PAUSED_MIGRATION: PauseReason.MIGRATION,
     libvirt.VIR_DOMAIN_PAUSED_POSTCOPY: PauseReason.MIGRATION,
     libvirt.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED: PauseReason.MIGRATION,
-    libvirt.VIR_DOMAIN_PAUSED_CRASHED: PauseReason.PANICKED,
 }
 # Paused like this it may be one that we are just starting.
 _STARTED_PAUSED: Final = frozenset(
@@ -80,7 +79,7 @@ def _observe(domain: Any) -> Domain | None:
         return None
     state, reason = domain.state()
     # A kernel that panicked leaves its process there until libvirt, or we, end it.
-    panicked = state == libvirt.VIR_DOMAIN_CRASHED
+    panicked = _panicked(state, reason)
     off = state in _OFF or (panicked and not domain.isActive())
     seen = DomainState.SHUT_OFF if off else _state(mark, state, reason)
     shown = config if off else xml_of(domain, 0)
@@ -146,19 +145,22 @@ def _disk_errors(domain: Any, shown: ET.Element) -> tuple[tuple[str, str], ...]:
 def has_panicked(domain: Any) -> bool:
     """Tell whether its kernel panicked and its process is still there. libvirtError."""
     state, reason = domain.state()
-    return bool(domain.isActive()) and (
-        state == libvirt.VIR_DOMAIN_CRASHED or (state, reason) == (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_CRASHED)
-    )
+    return _panicked(state, reason) and bool(domain.isActive())
+
+
+def _panicked(state: int, reason: int) -> bool:
+    crashed = ((libvirt.VIR_DOMAIN_CRASHED, reason), (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_CRASHED))
+    return (state, reason) in crashed
 
 
 def _pause(state: int, reason: int) -> PauseReason:
     # The reasons of another state are other numbers: read as pauses they would mean something else.
-    return PauseReason.PANICKED if state == libvirt.VIR_DOMAIN_CRASHED else _PAUSES.get(reason, PauseReason.OTHER)
+    return PauseReason.PANICKED if _panicked(state, reason) else _PAUSES.get(reason, PauseReason.OTHER)
 
 
 def _state(mark: Mark, state: int, reason: int) -> DomainState:
     """What one that is on does."""
-    if state == libvirt.VIR_DOMAIN_CRASHED:
+    if _panicked(state, reason):
         return DomainState.PAUSED
     if state == libvirt.VIR_DOMAIN_PAUSED:
         starting = mark.phase is Phase.STARTING and reason in _STARTED_PAUSED

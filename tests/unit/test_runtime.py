@@ -225,21 +225,6 @@ async def test_every_fault_of_a_commit_is_survived_and_nothing_happens_twice(fau
         assert at.leases.forgotten == (3 if fault == "lease" else 0)
 
 
-async def test_a_store_that_takes_nothing_is_asked_again_little_by_little_however_much_there_is_to_do() -> None:
-    """Each key was tried again for itself: as many attempts as there were keys."""
-    ids = [f"vol-{i:08}" for i in range(40)]
-    async with running(Marker()) as at:
-        at.store.faults = ["unavailable"] * 4
-        await at.volume(*ids)
-        await at.marked(*ids)
-        assert at.store.sent <= 4 + 4, "each attempt is for all"
-        at.store.faults = ["unavailable"]
-        sent = at.store.sent
-        await at.volume("vol-later")
-        await at.marked("vol-later")
-        assert at.store.sent <= sent + 2, "and the first after a success comes soon"
-
-
 async def test_a_bug_with_one_key_stops_nobody_and_is_tried_again() -> None:
     marker = Marker(crashes={"vol-00000001"})
     async with running(marker) as at:
