@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from cairn.agent.hypervisor.base import Domain, DomainState, ExitCause, Hypervisor, HypervisorError, PauseReason
+from cairn.agent.hypervisor.base import ConsoleStream, Domain, DomainState, ExitCause, Hypervisor, HypervisorError, PauseReason
 
 from tests.conformance.hypervisor_kit import (
     MIB,
@@ -50,6 +50,15 @@ async def run(driver: Hypervisor, reboot_generation: int = 0) -> None:
     await driver.resume(WEB)
 
 
+async def booted(driver: Hypervisor) -> ConsoleStream:
+    """Start it, and return its console once somebody is logged in there."""
+    await driver.start(WEB, power_generation=1, reboot_generation=0)
+    console = await driver.console(WEB)
+    await driver.resume(WEB)
+    await read_until(console, "root@")
+    return console
+
+
 async def seen(driver: Hypervisor) -> Domain:
     domain = await observed(driver, WEB)
     assert domain is not None
@@ -79,10 +88,7 @@ async def test_one_whose_kernel_panicked_is_on_until_it_is_stopped_and_has_crash
     """Left there by a daemon that did not live to end it, it was read as one whose guest had shut it down."""
     wanted = spec(world, WEB, system=True)
     await driver.define(dataclasses.replace(wanted, console_log=world.console_log(WEB)))
-    await driver.start(WEB, power_generation=1, reboot_generation=0)
-    console = await driver.console(WEB)
-    await driver.resume(WEB)
-    await read_until(console, "root@")
+    console = await booted(driver)
     await world.panic(WEB, console)
     domain = await domain_when(driver, WEB, lambda domain: domain.state is DomainState.PAUSED)
     assert (domain.pause, domain.exit, domain.open_volumes) == (PauseReason.PANICKED, ExitCause.NONE, domain.volumes)
@@ -166,10 +172,7 @@ async def test_a_guest_whose_disk_has_no_room_is_paused_and_goes_on_when_there_i
     wanted = spec(world, WEB, system=True)
     small = dataclasses.replace(world.small_disk("vol-small000"), slot=1)
     await driver.define(dataclasses.replace(wanted, disks=(*wanted.disks, small)))
-    await driver.start(WEB, power_generation=1, reboot_generation=0)
-    console = await driver.console(WEB)
-    await driver.resume(WEB)
-    await read_until(console, "root@")
+    console = await booted(driver)
     await world.use_up(small, console)
     domain = await domain_when(driver, WEB, lambda domain: domain.state is DomainState.PAUSED)
     assert domain.pause is PauseReason.IO_ERROR
