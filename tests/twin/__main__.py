@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import faulthandler
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from tests.lab.guest import build as build_guest
 from tests.lab.hosts import REPOSITORY
 from tests.lab.lab import Lab
 from tests.sim.user import IMAGE
-from tests.twin.play import Twin
+from tests.twin.play import LIMIT_S, Twin
 
 # On the underlay, where nobody else is.
 OBSERVER = "172.31.0.250"
@@ -40,6 +41,8 @@ def main() -> int:
         return 1
     lab = Lab(asked.name, SERVERS, say=lambda text: print("    " + text, flush=True))
     if asked.inside:
+        # Should even the loop that watches over the limit stand still.
+        faulthandler.dump_traceback_later(asked.minutes * 60 + LIMIT_S + 60.0, exit=True)
         return asyncio.run(play(lab, asked.seed, asked.minutes))
     was_up = lab.folder.exists()
     try:

@@ -33,10 +33,13 @@ from tests.twin.faults import Faults
 from tests.twin.load import Load, TwinClient
 from tests.twin.logs import Logs, Untroubled
 from tests.twin.patience import PatientReferee
+from tests.twin.waits import waits
 
 USERS: Final = ("u1", "u2", "u3")
 LOOK_S: Final = 0.5
 REST_S: Final = 240.0
+# How long all may take besides the time for faults: whoever waits for ever is named.
+LIMIT_S: Final = 600.0
 # How long everything must look right before it is believed.
 STILL_S: Final = 6.0
 VPC: Final = "twin"
@@ -107,7 +110,10 @@ class Twin:
         await self._open()
         watchers = [asyncio.create_task(self._follow()), asyncio.create_task(self._look_on())]
         play = asyncio.create_task(self._play())
-        await asyncio.wait([*watchers, play], return_when=asyncio.FIRST_COMPLETED)
+        limit_s = self._seconds + LIMIT_S
+        done, _ = await asyncio.wait([*watchers, play], timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+        if not done:
+            self._violated("\n    ".join([f"not done after {limit_s:.0f} s; these wait:", *waits()]))
         for task in (*watchers, play):
             task.cancel()
         results = await asyncio.gather(*watchers, play, return_exceptions=True)
