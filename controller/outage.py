@@ -15,12 +15,24 @@ from cairn.proto.errors import BadState, Exhausted, NotFound, Refused, TryAgain
 STORE: Final = "store"
 
 
+class StoreFull(Exhausted):
+    """Nothing can be written for now: that says nothing of what was asked for."""
+
+    lasting = False
+
+
+class StoreBroken(BadState):
+    """The store's own state forbids everything."""
+
+    lasting = False
+
+
 def refusal(error: StoreError) -> Refused:
     """Return what to answer; raise it `from` the error."""
     if isinstance(error, Full):
-        return Exhausted(STORE, f"{error}; nothing can be changed until there is room, all else goes on")
+        return StoreFull(STORE, f"{error}; nothing can be changed until there is room, all else goes on")
     if isinstance(error, Corrupt):
-        return BadState(STORE, "", str(error))
+        return StoreBroken(STORE, "", str(error))
     if isinstance(error, Unavailable):
         return TryAgain(str(error))
     return TryAgain(f"the store has failed: {error}")

@@ -14,7 +14,7 @@
       OutOfRange                 OUT_OF_RANGE         + ErrorInfo                   compacted revision: list again
 
 All but TryAgain and Moved are permanent: repeating the same call gives the same answer. For that, what hangs on the state of
-other objects, or on whose clock says so (LASTING), is remembered under the request's id (docs/decisions/0029).
+other objects, or on whose clock says so (`lasting`), is remembered under the request's id (docs/decisions/0029).
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ class Refused(Exception):
     """Base: `say` is the sentence the caller sees."""
 
     code: grpc.StatusCode = grpc.StatusCode.UNKNOWN
+    # The same call would be spared it once other objects have changed, or by a controller with another clock.
+    lasting = False
 
     def __init__(self, say: str) -> None:
         super().__init__(say)
@@ -95,6 +97,7 @@ class NotFound(_About):
     """No such object."""
 
     code = grpc.StatusCode.NOT_FOUND
+    lasting = True
 
     def __init__(self, kind: str, name: str, say: str = "") -> None:
         super().__init__(kind, name, say or f"{kind} {name!r} does not exist")
@@ -104,6 +107,7 @@ class AlreadyExists(_About):
     """The name is taken."""
 
     code = grpc.StatusCode.ALREADY_EXISTS
+    lasting = True
 
     def __init__(self, kind: str, name: str, say: str = "") -> None:
         super().__init__(kind, name, say or f"{kind} {name!r} exists already")
@@ -113,6 +117,7 @@ class BadState(_About):
     """The object is in a state that forbids this."""
 
     code = grpc.StatusCode.FAILED_PRECONDITION
+    lasting = True
 
     def details(self) -> list[Message]:
         """Return the violated precondition."""
@@ -125,6 +130,7 @@ class Exhausted(Refused):
     """Quota or capacity is used up; `subject` names it and the sentence says what would make it fit."""
 
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    lasting = True
 
     def __init__(self, subject: str, say: str) -> None:
         super().__init__(say)
@@ -145,6 +151,8 @@ class Moved(Refused):
 
 class Overtaken(Moved):
     """The plan is over, for who decides here: what it was decided on has changed, or its time has come."""
+
+    lasting = True
 
 
 class Denied(Refused):
@@ -205,8 +213,6 @@ class Repeated(Refused):
         return self._status
 
 
-# Refusals that the same call would be spared once other objects have changed, or by a controller with another clock.
-LASTING: Final = (NotFound, AlreadyExists, BadState, Exhausted, Overtaken)
 # Details that have sentences, and the field of theirs that holds the parts which have them; empty: themselves.
 _DESCRIBED: Final[dict[type[Any], str]] = {
     error_details_pb2.BadRequest: "field_violations",

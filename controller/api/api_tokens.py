@@ -16,6 +16,7 @@ from cairn.controller.api.bearer import SHA256_BYTES, digest_of, new_secret, tex
 from cairn.controller.api.core import Core
 from cairn.controller.api.decision import Decided
 from cairn.controller.api.masks import UpdateRules
+from cairn.controller.api.mutation import Act
 from cairn.controller.api.objects import addressed, looked_up, updated
 from cairn.controller.api.signed import secret_id, secret_of
 from cairn.controller.model.authority import authority, is_lesser, narrowed, token_of, user_called
@@ -66,8 +67,12 @@ class ApiTokenService(api_token_pb2_grpc.ApiTokenServiceServicer):
         """Make a token, and show it. Asked for again, it gets another secret besides: nobody knows which answer arrived."""
         caller, secret = caller_of(context), new_secret(self._core.ids)
 
+        ids = set[str]()
+
         def decide(view: View, caller: Caller) -> Decided[ApiToken]:
-            return self._made(view, caller, request, secret)
+            decided = self._made(view, caller, request, secret)
+            ids.add(decided.id)
+            return decided
 
         made = await self._core.mutations.run(request, caller, decide)
         if request.validate_only:
@@ -79,8 +84,12 @@ class ApiTokenService(api_token_pb2_grpc.ApiTokenServiceServicer):
             _refuse_more(view, caller, user, record)
         if made.spec.type == ApiTokenSpec.TYPE_SIGNING:
             kept = secret_of(view, self._core.seals, made.id)
+            if made.id not in ids:
+                # Its making is on record already, that it is shown once more is not.
+                act = Act("CreateApiToken", f"{kinds.API_TOKEN.name}/{made.id}", made.name, request_id=request.request_id)
+                await self._core.mutations.note(caller, act)
             return api_token_pb2.CreateApiTokenResponse(api_token=made, secret=kept)
-        await self._have(caller, made.id, digest_of(secret))
+        await self._have(caller, made.id, digest_of(secret), request.request_id)
         return api_token_pb2.CreateApiTokenResponse(api_token=made, token=text_of(made.id, secret))
 
     async def GetApiToken(self, request: api_token_pb2.GetApiTokenRequest, context: Any) -> ApiToken:
@@ -170,7 +179,7 @@ class ApiTokenService(api_token_pb2_grpc.ApiTokenServiceServicer):
             token.secret_sha256 = digest_of(secret)
         txn.create(kinds.API_TOKEN, token.id, token)
 
-    async def _have(self, caller: Caller, id: str, digest: bytes) -> None:
+    async def _have(self, caller: Caller, id: str, digest: bytes, request_id: str) -> None:
         """See to it that a token is good with a secret. Raises Denied, NotFound, TryAgain."""
         for _ in range(TRIES):
             view = self._core.cache.view
@@ -187,8 +196,9 @@ class ApiTokenService(api_token_pb2_grpc.ApiTokenServiceServicer):
             txn = Txn("api").check(kinds.API_TOKEN, id, record.mod_revision)
             for kind, each in witnesses(view, caller, Verb.CREATE, token):
                 txn.check(kind, each, view.revision_of(kind, each))
+            act = Act("CreateApiToken", f"{kinds.API_TOKEN.name}/{id}", token.name, request_id=request_id)
             try:
-                revision = await self._core.store.commit(txn.put(kinds.API_TOKEN, id, token))
+                revision = await self._core.mutations.write(view, caller, txn.put(kinds.API_TOKEN, id, token), act)
             except (Conflict, Indeterminate):
                 await self._core.mutations.freshen()
             else:

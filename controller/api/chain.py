@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 from cairn.controller.api.stored import READ_MAX, parsed
-from cairn.controller.store.base import Item, Store
+from cairn.controller.store.base import Item, Store, Txn
 from cairn.proto import kinds
 from cairn.proto.kinds import Kind
 from cairn.proto.v1.audit_pb2 import Audit, AuditCut, AuditHead
@@ -71,6 +71,14 @@ class Link:
     def head(self) -> AuditHead:
         """The record of where it ends."""
         return AuditHead(chain=self.chain, number=self.number, hash=self.hash)
+
+
+def append(txn: Txn, link: Link, audit: Audit) -> Link:
+    """Let a transaction of its own carry a record; return the end of the chain once it is committed, but for its revision."""
+    record, after = link.added(audit)
+    txn.check(kinds.AUDIT_HEAD, link.chain, link.revision).put(kinds.AUDIT_HEAD, link.chain, after.head)
+    txn.put(kinds.AUDIT, record_id(record.chain, record.number), record)
+    return after
 
 
 async def found(store: Store, chain: str) -> Link:

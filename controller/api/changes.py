@@ -22,7 +22,9 @@ VALUE_MAX: Final = 200
 CHANGES_CHARACTERS_MAX: Final = 4000
 # Said by the audit record itself.
 _SAID: Final = frozenset({"id", "update_time", "create_time"})
-_TOLD: Final = frozenset(noun.kind for noun in nouns.ALL if noun.kind is not kinds.EVENT)
+_TOLD: Final = frozenset(noun.kind for noun in nouns.ALL if noun.kind is not kinds.EVENT) | {
+    kinds.JOIN_TOKEN, kinds.ERASURE, kinds.CONTROLLER_MEMBER,
+}  # fmt: skip
 _DIGEST_DIGITS: Final = 16
 
 

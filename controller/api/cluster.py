@@ -10,19 +10,21 @@ from cairn.controller import restore
 from cairn.controller.api import damage, knowledge
 from cairn.controller.api.authorise import caller_of
 from cairn.controller.api.core import Core
+from cairn.controller.api.mutation import Act
 from cairn.controller.api.selection import Turns
 from cairn.controller.api.status import clock_time
 from cairn.controller.api.vm_status import runs
 from cairn.controller.backup import backup
 from cairn.controller.model.nodes import connected, hypervisor_silent, node_name
 from cairn.controller.model.permits import Caller, Verb, permits
+from cairn.controller.model.restored import CLUSTER_ID
 from cairn.controller.model.unreadable import all_unreadable
 from cairn.controller.model.where import where
 from cairn.controller.store.base import Conflict, Indeterminate, Txn, View
 from cairn.controller.store.etcd_refusals import NOSPACE, REMEDY
 from cairn.controller.words import NAMES_MAX, names, several
-from cairn.proto import kinds
-from cairn.proto.errors import BadState, Denied, Invalid, NotFound, TryAgain
+from cairn.proto import kinds, log
+from cairn.proto.errors import BadState, Denied, Invalid, NotFound, Refused, TryAgain
 from cairn.proto.v1 import cluster_pb2, cluster_pb2_grpc
 from cairn.proto.v1.backup_pb2 import (
     BackupClusterRequest,
@@ -50,6 +52,7 @@ from cairn.proto.v1.image_pb2 import Image
 from cairn.proto.v1.vm_pb2 import Vm
 from cairn.proto.v1.volume_pb2 import Volume
 
+_log = log.logger("api")
 ATTEMPTS_MAX: Final = 8
 RESTORED: Final = "restored; nodes connect again by themselves, and what they know besides is listed by `cairn cluster adopt`"
 
@@ -105,7 +108,8 @@ class ClusterService(cluster_pb2_grpc.ClusterServiceServicer):
 
     async def BackupCluster(self, request: BackupClusterRequest, context: Any) -> AsyncIterator[BackupClusterResponse]:
         """Stream a backup as the bytes of its file."""
-        self._permitted(context, Verb.BACKUP, "back the cluster up")
+        caller = self._permitted(context, Verb.BACKUP, "back the cluster up")
+        await self._noted(caller, "BackupCluster")
         async with aclosing(backup(self._core.store, self._core.clock, self._core.version)) as chunks:
             async for chunk in chunks:
                 yield BackupClusterResponse(chunk=chunk)
@@ -133,7 +137,16 @@ class ClusterService(cluster_pb2_grpc.ClusterServiceServicer):
         revision = await self._core.unfenced.revision()
         if self._core.standing.went_back is None:
             await self._core.mutations.freshen()
+        await self._noted(caller, "RestoreCluster")
         yield RestoreClusterResponse(result=RestoreResult(epoch=attempt.epoch, revision=revision, say=RESTORED))
+
+    async def _noted(self, caller: Caller, method: str) -> None:
+        """Put on record what must be possible when nothing can be written: who needs it may have nothing else left."""
+        cluster = self._core.standing.cluster()
+        try:
+            await self._core.mutations.note(caller, Act(method, f"{kinds.CLUSTER.name}/{CLUSTER_ID}", cluster.name))
+        except Refused as error:
+            _log.error("not_on_record", method=method, actor=caller.id, error=str(error))
 
     async def CheckCluster(self, request: CheckClusterRequest, context: Any) -> AsyncIterator[CheckClusterResponse]:
         """Stream what is wrong with the records as a whole."""
@@ -169,8 +182,7 @@ class ClusterService(cluster_pb2_grpc.ClusterServiceServicer):
 
     async def RetireController(self, request: RetireControllerRequest, context: Any) -> RetireControllerResponse:
         """Expect a controller no longer."""
-        self._permitted(context, Verb.RETIRE, "retire a controller")
-        await retire(self._core, request.name)
+        await retire(self._core, self._permitted(context, Verb.RETIRE, "retire a controller"), request.name)
         return RetireControllerResponse()
 
     async def ForgetUnknown(self, request: ForgetUnknownRequest, context: Any) -> ForgetUnknownResponse:
@@ -194,7 +206,7 @@ def missing_controllers(view: View) -> Iterator[MissingController]:
         yield missing
 
 
-async def retire(core: Core, name: str) -> None:
+async def retire(core: Core, caller: Caller, name: str) -> None:
     """Remove the record that makes a controller expected. Raises NotFound, BadState while it runs, TryAgain."""
     for _ in range(ATTEMPTS_MAX):
         view = await core.mutations.freshen()
@@ -205,8 +217,10 @@ async def retire(core: Core, name: str) -> None:
         if not revision:
             raise NotFound("controller", name)
         txn = Txn("api").check(kinds.CONTROLLER_MEMBER, name, revision).check(kinds.CONTROLLER, name, 0)
+        txn.delete(kinds.CONTROLLER_MEMBER, name)
+        act = Act("RetireController", f"{kinds.CONTROLLER_MEMBER.name}/{name}", name)
         try:
-            await core.cache.wait_for(await core.store.commit(txn.delete(kinds.CONTROLLER_MEMBER, name)))
+            await core.cache.wait_for(await core.mutations.write(view, caller, txn, act))
         except (Conflict, Indeterminate):
             continue
         return

@@ -8,6 +8,8 @@
               Indeterminate: it may have happened; each call's own request record will tell
               Unavailable: refused, by its kind (outage.py)
     refuse    a refusal that may be repeated is recorded under its request's id before it is told, as an answer is
+    note      a change that was decided elsewhere (a node joins, a token gets a secret) is committed alone, between groups, as
+              the chain has one writer at a time; whoever brought it decides again when it is refused
     repeats   whoever asked the same before has a request record. It is not in the view: the transaction that creates it again
               conflicts, and then (or when a call would be refused) the store is asked for it. Those written here lately are
               remembered, which answers most repeats at once.
@@ -26,10 +28,10 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from cairn.controller.api.chain import Link, found
+from cairn.controller.api.chain import Link, append, found
 from cairn.controller.api.decision import Views
 from cairn.controller.api.freshness import Freshness
 from cairn.controller.api.group import Call, Group, Taken
@@ -48,6 +50,7 @@ from cairn.controller.store.base import (
 from cairn.proto import kinds, log
 from cairn.proto.errors import Exhausted, Refused, TryAgain
 from cairn.proto.seams import Ids
+from cairn.proto.v1.audit_pb2 import Audit
 from cairn.proto.v1.cluster_pb2 import RequestRecord
 
 _log = log.logger("api")
@@ -60,6 +63,16 @@ GATHER_S: Final = 0.01
 # Request records remembered, and the largest of them, with its answer.
 REMEMBERED_MAX: Final = 4096
 REMEMBERED_BYTES_MAX: Final = 16 << 10
+
+
+@dataclass(eq=False, slots=True)
+class Note:
+    """A change decided elsewhere, and its record in the audit. committed: the revision, or what the store said."""
+
+    txn: Txn
+    audit: Audit
+    committed: asyncio.Future[int]
+
 
 # (view, call, record of its request): the answer. Raises Refused.
 Answer = Callable[[View, Call, RequestRecord], Any]
@@ -87,6 +100,7 @@ class Commits:
         # Where it ends; None: the store is to be asked.
         self._link: Link | None = None
         self._waiting: list[Call] = []
+        self._notes: list[Note] = []
         self._working: asyncio.Task[None] | None = None
         self._limit = GROUP_MAX
         self._conflicts = 0
@@ -100,9 +114,19 @@ class Commits:
         self._waiting.append(call)
         if len(self._waiting) >= self._crowd:
             self._gathered.set()
+        self._start()
+        return await call.answer
+
+    async def note(self, txn: Txn, audit: Audit) -> int:
+        """Commit a change that was decided elsewhere, with its record; return the revision. Raises what the store does."""
+        note = Note(txn, audit, asyncio.get_running_loop().create_future())
+        self._notes.append(note)
+        self._start()
+        return await note.committed
+
+    def _start(self) -> None:
         if self._working is None or self._working.done():
             self._working = asyncio.create_task(self._work(), name="commits")
-        return await call.answer
 
     def remembered(self, request: str) -> RequestRecord | None:
         """Return the record of a request that was answered here lately."""
@@ -122,7 +146,11 @@ class Commits:
     async def _work(self) -> None:
         """Run groups for as long as anybody waits."""
         try:
-            while self._waiting:
+            while self._waiting or self._notes:
+                while self._notes:
+                    await self._noted(self._notes.pop(0))
+                if not self._waiting:
+                    continue
                 await self._gather()
                 calls = [call for call in self._waiting[: self._limit] if not call.answer.done()]
                 self._waiting = self._waiting[self._limit :]
@@ -131,6 +159,25 @@ class Commits:
             # Only when this task was cancelled, or has a bug.
             for call in self._waiting:
                 call.answer.cancel()
+            for note in self._notes:
+                note.committed.cancel()
+
+    async def _noted(self, note: Note) -> None:
+        """Commit a note; whoever brought it is told how that ended."""
+        try:
+            link = self._link or await found(self._store, self._chain)
+            self._link = None
+            txn = Txn("api").merge(note.txn)
+            after = append(txn, link, note.audit)
+            revision = await self._store.commit(txn)
+        except Exception as error:  # noqa: BLE001 - the boundary: whoever brought it is told
+            if not note.committed.done():
+                note.committed.set_exception(error)
+            return
+        self._link = replace(after, revision=revision)
+        self._cache.committed(txn, revision)
+        if not note.committed.done():
+            note.committed.set_result(revision)
 
     async def _gather(self) -> None:
         """Let those who are on their way come along."""

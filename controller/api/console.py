@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 from cairn.controller.api import nouns
 from cairn.controller.api.core import Core
+from cairn.controller.api.mutation import Act
 from cairn.controller.api.objects import addressed
 from cairn.controller.model.permits import Caller, Verb
 from cairn.controller.model.where import where
@@ -33,6 +34,8 @@ async def relay_console(
     if session is None:
         shown = nouns.VM.of(view, vm.id)
         raise BadState("vm", vm.name, f"the console of VM {vm.name!r} cannot be reached: {shown.status.say if shown else ''}")
+
+    await core.mutations.note(caller, Act("ConsoleVm", f"{kinds.VM.name}/{vm.id}", vm.name, vm.project))
 
     async def upwards() -> AsyncIterator[ConsoleRequest]:
         yield ConsoleRequest(vm=vm.id, data=first.data)

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from dataclasses import replace
 from typing import Any, Final
 
 from cairn.controller.api import nouns, resolution, validation
+from cairn.controller.api.bearer import source_of
 from cairn.controller.api.core import Core
 from cairn.controller.api.identity import signer
+from cairn.controller.api.mutation import Act
 from cairn.controller.model.permits import Caller, Verb, permits
 from cairn.controller.outage import refusal
 from cairn.controller.store.base import Conflict, Indeterminate, Txn, Unavailable, View
@@ -49,14 +52,14 @@ class EnrolmentService(cluster_pb2_grpc.EnrolmentServiceServicer):
             key = csr_key_sha256(request.csr_pem)
         except PkiError as error:
             raise Invalid("csr_pem", str(error)) from error
-        node = await self._enrol(content, request.node_name, key)
+        node = await self._enrol(content, request.node_name, key, source_of(context.peer()))
         certificate = authority.sign(request.csr_pem, Identity("node", node))
         _log.info("node joined", node=node, node_name=request.node_name, token_id=content.id)
         return cluster_pb2.JoinNodeResponse(
             node=node, certificate_pem=certificate, ca_pem=self._core.ca_pem, controllers=controllers(self._core.cache.view)
         )
 
-    async def _enrol(self, content: TokenContent, name: str, key: bytes) -> str:
+    async def _enrol(self, content: TokenContent, name: str, key: bytes, address: str) -> str:
         """Use up the token and make the node, or find the node this key made of it; return its id."""
         for _ in range(ATTEMPTS_MAX):
             view = await self._core.mutations.freshen()
@@ -66,8 +69,9 @@ class EnrolmentService(cluster_pb2_grpc.EnrolmentServiceServicer):
                     return _still_there(view, token.used_by)
                 raise Denied("this token has been used; make a new one with `cairn node token create`")
             txn, node = self._decide(view, token, name, key)
+            caller, act = replace(_holder(token), address=address), Act("JoinNode", f"{kinds.NODE.name}/{node}", name)
             try:
-                await self._core.cache.wait_for(await self._core.store.commit(txn))
+                await self._core.cache.wait_for(await self._core.mutations.write(view, caller, txn, act))
             except (Conflict, Indeterminate):
                 continue
             except Unavailable as error:

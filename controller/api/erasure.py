@@ -26,7 +26,7 @@ from cairn.controller.api.nouns import Noun
 from cairn.controller.model.permits import Caller, Verb
 from cairn.controller.store.base import Conflict, Indeterminate, Record, Txn, Unavailable, View
 from cairn.proto import kinds, log
-from cairn.proto.errors import LASTING, Refused, TryAgain
+from cairn.proto.errors import Refused, TryAgain
 from cairn.proto.kinds import AnyKind
 from cairn.proto.seams import timestamp
 from google.protobuf.message import Message
@@ -65,7 +65,9 @@ class Erasure(Generic[M]):
             return answer
         try:
             before, marked = await self._mark(caller, request)
-        except LASTING as error:
+        except Refused as error:
+            if not error.lasting:
+                raise
             # Unless it is answered meanwhile; what somebody makes under that name from now on is not meant.
             return cast("M", await self._core.mutations.refuse(request, caller, error))
         name = getattr(marked.message, "name", "")
@@ -83,7 +85,7 @@ class Erasure(Generic[M]):
             return await self._core.mutations.run(request, caller, decide, touched)
         except Refused as error:
             await self._unmark(marked)
-            if not isinstance(error, LASTING):
+            if not error.lasting:
                 raise
             return cast("M", await self._core.mutations.refuse(request, caller, error))
 

@@ -11,6 +11,7 @@ from cairn.controller.api.adoption_image import adopted, kept_too
 from cairn.controller.api.adoption_shared import forget_everywhere
 from cairn.controller.api.core import Core
 from cairn.controller.api.decision import Decided
+from cairn.controller.api.mutation import Act
 from cairn.controller.api.vms import delete_vm
 from cairn.controller.api.volumes import delete_volume
 from cairn.controller.model.administered import is_of_shared_pool, told_of_shared
@@ -148,7 +149,7 @@ async def forget(core: Core, caller: Caller, request: ForgetUnknownRequest) -> s
         if is_of_shared_pool(record.desired.volume):
             forget_everywhere(view, txn, record, word)
         try:
-            await core.cache.wait_for(await core.store.commit(txn))
+            await core.cache.wait_for(await core.mutations.write(view, caller, txn, Act("ForgetUnknown", record.key, name)))
         except (Conflict, Indeterminate):
             continue
         return name

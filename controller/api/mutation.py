@@ -18,6 +18,7 @@ import asyncio
 import hashlib
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from cairn.controller.api import nouns, resolution, validation
@@ -34,9 +35,9 @@ from cairn.controller.model.quotas import charge
 from cairn.controller.model.unreadable import touched
 from cairn.controller.outage import refusal
 from cairn.controller.retention import EVENT_KEEP_S, REQUEST_KEEP_S, Retention
-from cairn.controller.store.base import Store, StoreError, View
+from cairn.controller.store.base import Conflict, Indeterminate, Store, StoreError, Txn, View
 from cairn.proto import kinds
-from cairn.proto.errors import LASTING, Denied, Invalid, NotFound, Refused, Repeated, TryAgain, Unauthenticated
+from cairn.proto.errors import Denied, Invalid, NotFound, Refused, Repeated, TryAgain, Unauthenticated
 from cairn.proto.seams import Clock, Ids, timestamp
 from cairn.proto.v1.audit_pb2 import Audit
 from cairn.proto.v1.cluster_pb2 import PlanRecord, RequestRecord
@@ -47,11 +48,23 @@ from google.rpc.status_pb2 import Status
 M = TypeVar("M", bound=Message)
 # Of the hash of who calls, in the key of a request record.
 CALLER_DIGITS: Final = 16
+NOTE_TRIES: Final = 8
 # Of a refusal that is remembered: whole, or only this much of its sentence.
 REFUSAL_BYTES_MAX: Final = 4 << 10
 REFUSAL_CHARACTERS_MAX: Final = 1000
 # Not part of what is asked for.
 _ENVELOPE: Final = ("request_id", "validate_only", "plan_id", "count")
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """What the audit calls a change. object: "<kind>/<id>"; project: its id."""
+
+    method: str
+    object: str
+    name: str = ""
+    project: str = ""
+    request_id: str = ""
 
 
 def fingerprint(request: Message) -> bytes:
@@ -129,7 +142,7 @@ class Mutations:
         call = Call(
             decide=decided,
             complete=lambda made: self._complete(request, request_id, digest, caller, made),
-            audit=lambda view, made: self._audit(view, request, request_id, caller, made),
+            audit=lambda view, made: self._audit(view, caller, made.txn, _act(request, request_id, made)),
             refuse=lambda why: self._refusal(request, digest, caller, why),
             request=request_key(caller, request_id),
             digest=digest,
@@ -159,7 +172,27 @@ class Mutations:
         his = plan is not None and (plan.caller, plan.token) == (caller.uri, caller.token)
         return plan.object.partition("/")[2] if plan is not None and his else ""
 
-    def _audit(self, view: View, request: Any, request_id: str, caller: Caller, decided: Decided[Any]) -> Audit:
+    async def write(self, view: View, caller: Caller, txn: Txn, act: Act) -> int:
+        """Commit what was decided on a view outside of `run`, with its record in the audit; return the revision.
+
+        For what is no mutation of one object with an answer to be repeated. Raises what the store does: decide again.
+        """
+        return await self._commits.note(txn, self._audit(view, caller, txn, act))
+
+    async def note(self, caller: Caller, act: Act) -> None:
+        """Put on record what changes nothing. Raises Refused when that cannot be done."""
+        for _ in range(NOTE_TRIES):
+            try:
+                await self.write(self._cache.view, caller, Txn("api"), act)
+            except (Conflict, Indeterminate):
+                # It may be there twice then: better than not at all.
+                continue
+            except StoreError as error:
+                raise refusal(error) from error
+            return
+        raise TryAgain("what was asked for could not be put on record; try again")
+
+    def _audit(self, view: View, caller: Caller, txn: Txn, act: Act) -> Audit:
         """Return what the audit keeps of a decision."""
         audit = Audit(
             time=timestamp(self._clock.now()),
@@ -167,13 +200,13 @@ class Mutations:
             who=caller.id,
             token=caller.token,
             address=caller.address,
-            method=type(request).__name__.removesuffix("Request"),
-            request_id=request_id,
-            object=f"{decided.noun.kind.name}/{decided.id}",
-            object_name=decided.name,
-            project=decided.project,
+            method=act.method,
+            request_id=act.request_id,
+            object=act.object,
+            object_name=act.name,
+            project=act.project,
         )
-        tell(audit, view, decided.txn)
+        tell(audit, view, txn)
         return audit
 
     def _complete(self, request: Any, request_id: str, digest: bytes, caller: Caller, decided: Decided[Any]) -> RequestRecord:
@@ -213,7 +246,7 @@ class Mutations:
 
     def _refusal(self, request: Any, digest: bytes, caller: Caller, why: Refused) -> RequestRecord | None:
         """Return what is remembered of a refusal; None: nothing."""
-        if not request.request_id or not isinstance(why, LASTING) or not may_act(self._cache.view, caller):
+        if not request.request_id or not why.lasting or not may_act(self._cache.view, caller):
             return None
         status = why.status()
         if status.ByteSize() > REFUSAL_BYTES_MAX:
@@ -274,6 +307,11 @@ class Mutations:
         answer, plan = self._planner.plan(view, caller, method, digest, decided)
         await self._keep([plan])
         return answer
+
+
+def _act(request: Message, request_id: str, decided: Decided[Any]) -> Act:
+    object = f"{decided.noun.kind.name}/{decided.id}"
+    return Act(type(request).__name__.removesuffix("Request"), object, decided.name, decided.project, request_id)
 
 
 def _answer(view: View, call: Call, first: RequestRecord) -> Any:

@@ -22,7 +22,7 @@ from cairn.controller.api.decision import Decided
 from cairn.controller.api.enrolment import SHA256_BYTES, index_claim
 from cairn.controller.api.erasure import Erasure
 from cairn.controller.api.masks import UpdateRules
-from cairn.controller.api.mutation import request_key
+from cairn.controller.api.mutation import Act, request_key
 from cairn.controller.api.objects import updated
 from cairn.controller.jobs.keepers import lone
 from cairn.controller.model.permits import Caller, Verb, name_for, permits
@@ -104,12 +104,12 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
         now = self._core.clock.now()
         token.create_time.CopyFrom(timestamp(now))
         token.expire_time.CopyFrom(timestamp(now + timedelta(seconds=request.ttl_s or TOKEN_TTL_S_DEFAULT)))
-        await self._store(caller, token)
+        await self._store(caller, token, request.request_id)
         _log.info("join token made", token_id=token.id, node_name=token.node_name, actor=caller.id)
         content = TokenContent(token.id, secret, tuple(endpoints), self._core.ca_pem)
         return node_pb2.CreateJoinTokenResponse(token=content.encode(), expire_time=token.expire_time)
 
-    async def _store(self, caller: Caller, token: JoinToken) -> None:
+    async def _store(self, caller: Caller, token: JoinToken, request_id: str) -> None:
         """Write a token; one of the same id is renewed unless it was used. Raises Denied, Invalid, BadState, TryAgain."""
         view = await self._core.mutations.freshen()
         if not permits(view, caller, Verb.CREATE, token):
@@ -125,8 +125,9 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
             known = held.secret_sha256[-(SECRETS_MAX - 1) * SHA256_BYTES :]
             token.secret_sha256 = known + token.secret_sha256
         txn = Txn("api").check(kinds.JOIN_TOKEN, token.id, view.revision_of(kinds.JOIN_TOKEN, token.id))
+        act = Act("CreateJoinToken", f"{kinds.JOIN_TOKEN.name}/{token.id}", token.node_name, request_id=request_id)
         try:
-            await self._core.store.commit(txn.put(kinds.JOIN_TOKEN, token.id, token))
+            await self._core.mutations.write(view, caller, txn.put(kinds.JOIN_TOKEN, token.id, token), act)
         except (Conflict, Indeterminate) as error:
             raise TryAgain("the token could not be stored for sure; try again") from error
 

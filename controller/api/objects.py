@@ -10,6 +10,7 @@ from cairn.controller.api import masks, nouns, resolution, validation
 from cairn.controller.api.core import Core
 from cairn.controller.api.decision import Decided
 from cairn.controller.api.masks import UpdateRules
+from cairn.controller.api.mutation import Act
 from cairn.controller.api.nouns import DEFAULT_PROJECT, Noun
 from cairn.controller.api.shared_names import move_names
 from cairn.controller.model.lifetime import put_away
@@ -130,8 +131,9 @@ async def ensure(core: Core, clock: Clock, noun: Noun[Any], message: Any) -> Non
         claim = NameClaim(kind=noun.kind.name, project=nouns.CLUSTER_WIDE, name=message.name, id=message.id)
         txn = Txn("api").create(noun.kind, message.id, message)
         txn.check(kinds.NAME, name, view.revision_of(kinds.NAME, name)).put(kinds.NAME, name, claim)
+        act = Act(f"Ensure{noun.kind.message.DESCRIPTOR.name}", f"{noun.kind.name}/{message.id}", message.name)
         try:
-            await core.cache.wait_for(await core.store.commit(txn))
+            await core.cache.wait_for(await core.mutations.write(view, Caller.system("controller"), txn, act))
         except (Conflict, Indeterminate):
             await core.mutations.freshen()
         view = core.cache.view

@@ -10,6 +10,7 @@ from cairn.controller.api.authorise import caller_of
 from cairn.controller.api.core import Core
 from cairn.controller.api.decision import Decided
 from cairn.controller.api.masks import UpdateRules
+from cairn.controller.api.mutation import Act
 from cairn.controller.api.objects import updated
 from cairn.controller.model.permits import Caller
 from cairn.controller.model.quotas import ANY, DEFAULTS, DEFAULTS_ID, LIMIT_MAX, is_name, quota_id
@@ -95,9 +96,11 @@ async def ensure_quotas(core: Core, clock: Clock) -> None:
     """Make the quotas that are missing: the defaults, and those of projects of a release that had none. Raises StoreError."""
     for project in ("", *sorted(core.cache.view.ids(kinds.PROJECT))):
         quota = of_project(project, timestamp(clock.now()))
-        while not _there(core.cache.view, quota.id):
+        act = Act("EnsureQuota", f"{kinds.QUOTA.name}/{quota.id}", project=project)
+        while not _there(view := core.cache.view, quota.id):
+            txn = Txn("api").create(kinds.QUOTA, quota.id, quota)
             try:
-                await core.cache.wait_for(await core.store.commit(Txn("api").create(kinds.QUOTA, quota.id, quota)))
+                await core.cache.wait_for(await core.mutations.write(view, Caller.system("controller"), txn, act))
             except (Conflict, Indeterminate):
                 await core.mutations.freshen()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,19 @@ from cairn.controller.restore import Restore, read
 from cairn.controller.store.base import Put, Store, Txn
 from cairn.controller.store.memory import MemoryStore
 from cairn.proto import kinds
+from cairn.proto.pki import TokenContent, make_csr
+from cairn.proto.v1.agent_pb2 import Desired, DesiredVolume, Unknown
+from cairn.proto.v1.api_token_pb2 import ApiToken, ApiTokenSpec, CreateApiTokenRequest
 from cairn.proto.v1.audit_pb2 import Audit, ListAuditsRequest, VerifyAuditsRequest
-from cairn.proto.v1.cluster_pb2 import Cluster
+from cairn.proto.v1.backup_pb2 import BackupClusterRequest
+from cairn.proto.v1.cluster_pb2 import (
+    Cluster,
+    ControllerMember,
+    ForgetUnknownRequest,
+    JoinNodeRequest,
+    RetireControllerRequest,
+)
+from cairn.proto.v1.node_pb2 import CreateJoinTokenRequest
 from cairn.proto.v1.vm_pb2 import DeleteVmRequest, UpdateVmRequest, Vm, VmSpec
 from cairn.proto.v1.vpc_pb2 import CreateVpcRequest, Vpc, VpcSpec
 from google.protobuf.field_mask_pb2 import FieldMask
@@ -99,6 +111,74 @@ async def test_what_is_refused_or_only_planned_leaves_no_record(world: World) ->
         await world.api.vms.DeleteVm(DeleteVmRequest(id="nobody"))
     await world.api.vpcs.CreateVpc(CreateVpcRequest(vpc=Vpc(name="p", spec=VpcSpec(cidr="10.9.0.0/16")), validate_only=True))
     assert len(await audits(world)) == before
+
+
+async def test_what_commits_by_itself_is_on_record(world: World) -> None:
+    """Join tokens and joining, a controller retired, what a node may remove, a second secret, a backup taken."""
+    before = len(await audits(world))
+    token = (await world.api.nodes.CreateJoinToken(CreateJoinTokenRequest(node_name="n9"))).token
+    join = JoinNodeRequest(token=token, node_name="n9", csr_pem=make_csr("n9").cert_pem)
+    node = (await world.stubs(None, world.enrolment).enrolment.JoinNode(join)).node
+    await world.commit(Txn("members").put(kinds.CONTROLLER_MEMBER, "c9", ControllerMember(name="c9")))
+    await world.api.cluster.RetireController(RetireControllerRequest(name="c9"))
+    told = Unknown(key="volume/vol-1", node=node, desired=Desired(volume=DesiredVolume(id="vol-1")))
+    await world.commit(Txn("sync").put(kinds.UNKNOWN, f"{node}/volume/vol-1", told))
+    await world.api.cluster.ForgetUnknown(ForgetUnknownRequest(node=node, key="volume/vol-1"))
+    bob = await world.user("bob", "viewer")
+    for type in (ApiTokenSpec.TYPE_BEARER, ApiTokenSpec.TYPE_SIGNING):
+        asked = CreateApiTokenRequest(api_token=ApiToken(spec=ApiTokenSpec(type=type)), request_id=world.ids.uuid())
+        for _ in range(2):
+            await bob.tokens.CreateApiToken(asked)
+    async for _ in world.api.cluster.BackupCluster(BackupClusterRequest()):
+        pass
+    content = TokenContent.decode(token)
+    made = {each.method: each for each in (await audits(world))[before:]}
+    assert [(each.method, each.caller, each.who) for each in (await audits(world))[before:]] == [
+        ("CreateJoinToken", "user", "admin"),
+        ("JoinNode", "join_token", content.id),
+        ("RetireController", "user", "admin"),
+        ("ForgetUnknown", "user", "admin"),
+        ("CreateUser", "user", "admin"),
+        ("CreateBinding", "user", "admin"),
+        *[("CreateApiToken", "user", "bob")] * 4,
+        ("BackupCluster", "user", "admin"),
+    ]
+    assert (made["JoinNode"].object, made["JoinNode"].object_name) == (f"node/{node}", "n9")
+    assert made["JoinNode"].address == "127.0.0.1"
+    assert made["ForgetUnknown"].object == "volume/vol-1"
+    tokens = [{change.field for change in each.changes} for each in await audits(world, method="CreateApiToken")]
+    assert tokens[1::2] == [{"secret_sha256"}, set()], "another secret; the same shown once more"
+    for _, value in await stored(world.store):
+        assert content.secret.encode() not in value
+    assert await broken(world) == []
+
+
+async def test_a_backup_is_taken_also_when_nothing_can_be_put_on_record(tmp_path: Path) -> None:
+    store = Counted(MemoryStore())
+    async with world_on(store, tmp_path) as world:
+        await world.furnish()
+        store.faults = ["full"] * 50
+        taken = b"".join([each.chunk async for each in world.api.cluster.BackupCluster(BackupClusterRequest())])
+        assert taken
+        store.faults = []
+
+
+@pytest.mark.parametrize("fault", ["conflict", "lost request", "lost answer", "unavailable"])
+async def test_what_befalls_the_commit_of_a_note_leaves_the_chain_whole(tmp_path: Path, fault: str) -> None:
+    store = Counted(MemoryStore())
+    async with world_on(store, tmp_path) as world:
+        await world.furnish()
+        before = len(await audits(world))
+        store.faults = [fault]
+        with suppress(grpc.aio.AioRpcError):
+            await world.api.nodes.CreateJoinToken(CreateJoinTokenRequest())
+        await world.vm("web")
+        await world.api.nodes.CreateJoinToken(CreateJoinTokenRequest())
+        found = (await audits(world))[before:]
+        lost = ["CreateJoinToken"] if fault == "lost answer" else []
+        assert [each.method for each in found] == [*lost, "CreateVm", "CreateJoinToken"]
+        assert len(list(world.cache.view.ids(kinds.JOIN_TOKEN))) == 1 + len(lost)
+        assert await broken(world) == []
 
 
 async def test_pages_and_filters(world: World) -> None:

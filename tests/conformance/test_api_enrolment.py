@@ -22,6 +22,7 @@ from cairn.proto.v1.agent_pb2 import (
     PutBlobResponse,
     Report,
 )
+from cairn.proto.v1.audit_pb2 import ListAuditsRequest
 from cairn.proto.v1.cluster_pb2 import GetClusterStatusRequest, JoinNodeRequest, RenewCertificateRequest
 from cairn.proto.v1.image_pb2 import CreateImageRequest, ImageContent, UploadImageRequest
 from cairn.proto.v1.node_pb2 import CreateJoinTokenRequest, GetNodeRequest, NodeStatus
@@ -215,4 +216,6 @@ async def test_a_console_is_relayed_both_ways(world: World) -> None:
     await call.write(ConsoleVmRequest(data=b"exit"))
     assert (await call.read()).data == b"> exit"
     call.cancel()
+    opened = (await world.api.audits.ListAudits(ListAuditsRequest(method="ConsoleVm"))).audits
+    assert [(each.who, each.object, each.object_name) for each in opened] == [("admin", f"vm/{made.id}", "web")]
     await server.stop(0)

@@ -17,7 +17,7 @@ from cairn.proto import kinds
 from cairn.proto.errors import Exhausted
 from cairn.proto.rpc import status_details
 from cairn.proto.v1.vm_pb2 import CreateVmRequest, DeleteVmRequest, GetVmRequest, StartVmRequest, UpdateVmRequest, Vm, VmSpec
-from cairn.proto.v1.vpc_pb2 import CreateVpcRequest, Vpc, VpcSpec
+from cairn.proto.v1.vpc_pb2 import CreateVpcRequest, DeleteVpcRequest, Vpc, VpcSpec
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.rpc.error_details_pb2 import QuotaFailure
 
@@ -153,6 +153,17 @@ async def test_a_full_store_is_told_by_name_to_each_kind_of_call(world: World) -
         assert len(counted(world).faults) >= 48, "asked once, not again and again"
     counted(world).faults = []
     assert (await world.api.vms.GetVm(GetVmRequest(id="web"))).name == "web"
+
+
+async def test_a_store_that_was_full_is_no_answer_to_the_same_request_later(world: World) -> None:
+    """A network that was marked when the store became full can be deleted once there is room, by the request asked again."""
+    await world.api.vpcs.CreateVpc(vpc(1))
+    request = DeleteVpcRequest(id="v1", request_id=world.ids.uuid())
+    counted(world).faults = ["", "full", "full"]
+    with pytest.raises(grpc.aio.AioRpcError, match="the store is full"):
+        await world.api.vpcs.DeleteVpc(request)
+    assert not counted(world).faults
+    assert (await world.api.vpcs.DeleteVpc(request)).name == "v1"
 
 
 async def test_a_refusal_harms_no_neighbour(world: World) -> None:

@@ -6,7 +6,10 @@ import hashlib
 from typing import Any
 
 from cairn.proto.v1.audit_pb2 import Audit, AuditCut, AuditHead
-from cairn.proto.v1.cluster_pb2 import RequestRecord
+from cairn.proto.v1.cluster_pb2 import NameClaim, RequestRecord
+from cairn.proto.v1.node_pb2 import JoinToken
+from cairn.proto.v1.vpc_pb2 import Vpc
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from tests.sim.stage import SCENES, VM, Stage, scene
 
@@ -58,6 +61,21 @@ def recorded_one_after_the_other_and_let_go(stage: Stage) -> None:
 @scene("audited", "request/alice/a was carried out: of that there is no record")
 def carried_out_unrecorded(stage: Stage) -> None:
     _commit(stage, _request("a"))
+
+
+@scene("audited", "join_token/jt-1 was changed by the API: of that there is no record")
+def changed_without_a_request_unrecorded(stage: Stage) -> None:
+    stage.commit(("join_token", "jt-1", JoinToken(id="jt-1")), by={"join_token/jt-1": "api"})
+
+
+@scene("audited")
+def marked_unmarked_and_kept_free(stage: Stage) -> None:
+    bare, marked = Vpc(id="vpc-1", name="blue"), Vpc(id="vpc-1", name="blue", delete_time=Timestamp(seconds=1))
+    stage.commit(("vpc", "vpc-1", bare), by={"vpc/vpc-1": "restore"})
+    stage.commit(("vpc", "vpc-1", marked), by={"vpc/vpc-1": "api"})
+    stage.commit(("vpc", "vpc-1", bare), by={"vpc/vpc-1": "api"})
+    claim = NameClaim(kind="image", name="a", id="img-1", reserve_time=Timestamp(seconds=1))
+    stage.commit(("name", "all/image/a", claim), by={"name/all/image/a": "api"})
 
 
 @scene("audited", "request/alice/a was refused: of that there is a record")

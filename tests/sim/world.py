@@ -19,7 +19,7 @@ import contextlib
 import contextvars
 import random
 from collections.abc import Callable, Coroutine, Iterator, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -31,6 +31,7 @@ from cairn.agent.hypervisor.fake import FakeHypervisor
 from cairn.agent.identity import Membership
 from cairn.agent.ledger import NAME as LEDGER
 from cairn.controller.api import nouns, resolution
+from cairn.controller.api.chain import Link, append
 from cairn.controller.app import Controller
 from cairn.controller.config import Config
 from cairn.controller.model.permits import Caller
@@ -44,6 +45,7 @@ from cairn.proto.log import hide_secrets
 from cairn.proto.pki import Authority, Identity
 from cairn.proto.sealing import KEY_BYTES, Seals
 from cairn.proto.seams import ID_ALPHABET, ID_LENGTH, timestamp
+from cairn.proto.v1.audit_pb2 import Audit
 from cairn.proto.v1.binding_pb2 import Binding
 from cairn.proto.v1.node_pb2 import Node
 from cairn.proto.v1.user_pb2 import User
@@ -276,7 +278,7 @@ class World:
         await self.until("all nodes to be connected", lambda: len(self.connected()) == len(self.machines), START_S)
 
     async def _enrol(self) -> None:
-        store, view, now = MemoryStore(self.backend), LiveView(), timestamp(START)
+        view, now, link = LiveView(), timestamp(START), Link("world")
         ids = SimIds(f"{self.seed}/nodes")
         for machine in self.machines.values():
             machine.id = ids.new("node")
@@ -284,9 +286,14 @@ class World:
             node.spec.index = machine.index
             txn = Txn("api").create(kinds.NODE, node.id, node)
             resolution.claim(txn, view, Caller.system("world"), nouns.NODE, "", machine.name, node.id)
-            await store.commit(txn)
-        await store.commit(self._users(view, ids))
+            link = await self._commit(txn, link)
+        await self._commit(self._users(view, ids), link)
         self.look()
+
+    async def _commit(self, txn: Txn, link: Link) -> Link:
+        """Commit what is there before a story, with its record in the audit; return where that ends."""
+        link = append(txn, link, Audit(caller="system", who="world"))
+        return replace(link, revision=await MemoryStore(self.backend).commit(txn))
 
     def _users(self, view: LiveView, ids: SimIds) -> Txn:
         """Return what makes those who begin a story users who may do everything."""

@@ -1,5 +1,9 @@
 """Every change that was carried out has its record in the audit, in the same commit, and records of a chain follow one another.
 
+Changes are what the API writes, whichever call it was: not by a list of calls. Left out are what a call remembers of itself
+(requests, plans), and two that are a lock until the change itself, which has a record: the mark of what is about to be deleted,
+and a name kept free for something.
+
 The chain is worked out anew from the records as they were written: numbers without gaps, the hash of the one before, and the
 head. What is let go is let go from the oldest on, and the record of the cut says up to where.
 """
@@ -12,6 +16,8 @@ from typing import Any
 
 from tests.sim.checkers.base import Checker
 from tests.sim.cloud import Changed, Cloud, Commit
+
+_BESIDES = frozenset({"request", "plan", "event", "event_of", "audit", "audit_head"})
 
 
 class Audited(Checker):
@@ -35,6 +41,8 @@ class Audited(Checker):
                 if done != (change.after.request_id in recorded):
                     was = ("carried out", "no") if done else ("refused", "a")
                     yield f"{change.key} was {was[0]}: of that there is {was[1]} record"
+        if not made:
+            yield from (f"{each.key} was changed by the API: of that there is no record" for each in _changed(commit))
         for change in made:
             yield from self._made(change)
         heads = {change.id: change.after for change in commit.changes if change.kind == "audit_head"}
@@ -78,6 +86,30 @@ class Audited(Checker):
             if chain in cuts and cuts[chain].broken:
                 yield f"chain {chain} was found broken: {cuts[chain].broken}"
             self._cuts[chain] = last
+
+
+def _changed(commit: Commit) -> Iterator[Changed]:
+    """Yield what the API changed."""
+    for change in commit.changes:
+        by_api = commit.writers is not None and commit.writers.get(change.key) == "api"
+        if by_api and change.kind not in _BESIDES and not _is_lock(change):
+            yield change
+
+
+def _is_lock(change: Changed) -> bool:
+    if change.after is None:
+        return False
+    if change.kind == "name":
+        return bool(change.after.HasField("reserve_time"))
+    if change.before is None or "delete_time" not in change.after.DESCRIPTOR.fields_by_name:
+        return False
+    bare = [type(each)() for each in (change.before, change.after)]
+    for each, whole in zip(bare, (change.before, change.after), strict=True):
+        each.CopyFrom(whole)
+        each.ClearField("delete_time")
+        # A newer release leaves its own wherever it writes.
+        each.DiscardUnknownFields()
+    return bool(bare[0] == bare[1])
 
 
 def _stored(message: Any) -> bytes:
