@@ -11,9 +11,11 @@ A simulation makes Controllers just like this, on its own store, transport and c
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +28,7 @@ from cairn.controller.api.feed import Feed
 from cairn.controller.api.interceptor import Gate
 from cairn.controller.api.projects import ensure_default_project
 from cairn.controller.api.quotas import ensure_quotas
+from cairn.controller.api.refusals import Refusals
 from cairn.controller.api.roles import ensure_builtin_roles
 from cairn.controller.api.services import add_enrolment, add_services
 from cairn.controller.audit_bound import KEPT_MAX, AuditBound
@@ -140,6 +143,7 @@ class Controller:
             seals=seals,
         )
         self.audit_bound = AuditBound(fenced, clock, audits_kept)
+        self.refusals = Refusals(self.core.mutations, self.cache, clock)
         # Set once calls are answered.
         self.ready = asyncio.Event()
         self.addresses: list[str] = []
@@ -152,7 +156,7 @@ class Controller:
 
     async def start(self) -> None:
         """Serve, and begin to work as soon as the store answers. Raises OSError when an address cannot be used."""
-        gate = Gate(Admission(self.cache, self.core.mutations.freshen, self._clock), self._unready)
+        gate = Gate(Admission(self.cache, self.core.mutations.freshen, self._clock), self._unready, self.refusals.note)
         server = self._transport.server(interceptors=[gate])
         names = add_services(server, self.core)
         agent_pb2_grpc.add_AgentServiceServicer_to_server(self.sync, server)
@@ -190,6 +194,9 @@ class Controller:
         """End calls, leave the peers, let go of the store."""
         self.ready.clear()
         await asyncio.gather(*(server.stop(grace_s) for server in self._servers))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                await self.refusals.tell(math.inf)
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -240,6 +247,7 @@ class Controller:
                 group.create_task(self.runtime.run(), name="runtime")
                 group.create_task(self.sync.run(), name="sync")
                 group.create_task(self.audit_bound.run(), name="audit_bound")
+                group.create_task(self.refusals.run(), name="refusals")
                 self.ready.set()
                 _log.info("ready", name=self.config.name, revision=self.cache.view.revision)
 

@@ -59,8 +59,9 @@ class AuditService(audit_pb2_grpc.AuditServiceServicer):
                 answer.next_page_token = write_token(Token(last.revision, f"{last.number:0{_NUMBER_DIGITS}d}"), scope)
                 break
             if not everywhere:
-                # From where others work is not a project's to know.
+                # From where others work is not a project's to know, nor what they were told of machines.
                 audit.ClearField("address")
+                audit.ClearField("say")
             answer.audits.append(audit)
         return answer
 
@@ -114,6 +115,7 @@ def _filter(view: View, caller: Caller, request: audit_pb2.ListAuditsRequest) ->
             and (not request.object or request.object in (audit.object.partition("/")[2], audit.object_name))
             and (not project or audit.project == project)
             and (not request.method or audit.method == request.method)
+            and not (request.done if audit.refusal else request.refused)
             and (since is None or time >= since)
             and (until is None or time < until)
             and permits(view, caller, Verb.READ, audit)

@@ -73,12 +73,14 @@ class Link:
         return AuditHead(chain=self.chain, number=self.number, hash=self.hash)
 
 
-def append(txn: Txn, link: Link, audit: Audit) -> Link:
-    """Let a transaction of its own carry a record; return the end of the chain once it is committed, but for its revision."""
-    record, after = link.added(audit)
-    txn.check(kinds.AUDIT_HEAD, link.chain, link.revision).put(kinds.AUDIT_HEAD, link.chain, after.head)
-    txn.put(kinds.AUDIT, record_id(record.chain, record.number), record)
-    return after
+def append(txn: Txn, link: Link, audits: Sequence[Audit]) -> Link:
+    """Let a transaction carry records; return the end of the chain once it is committed, but for its revision."""
+    txn.check(kinds.AUDIT_HEAD, link.chain, link.revision)
+    for audit in audits:
+        record, link = link.added(audit)
+        txn.put(kinds.AUDIT, record_id(record.chain, record.number), record)
+    txn.put(kinds.AUDIT_HEAD, link.chain, link.head)
+    return link
 
 
 async def found(store: Store, chain: str) -> Link:

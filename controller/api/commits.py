@@ -67,10 +67,10 @@ REMEMBERED_BYTES_MAX: Final = 16 << 10
 
 @dataclass(eq=False, slots=True)
 class Note:
-    """A change decided elsewhere, and its record in the audit. committed: the revision, or what the store said."""
+    """A change decided elsewhere, and what the audit keeps. committed: the revision, or what the store said."""
 
     txn: Txn
-    audit: Audit
+    audits: Sequence[Audit]
     committed: asyncio.Future[int]
 
 
@@ -117,9 +117,9 @@ class Commits:
         self._start()
         return await call.answer
 
-    async def note(self, txn: Txn, audit: Audit) -> int:
-        """Commit a change that was decided elsewhere, with its record; return the revision. Raises what the store does."""
-        note = Note(txn, audit, asyncio.get_running_loop().create_future())
+    async def note(self, txn: Txn, audits: Sequence[Audit]) -> int:
+        """Commit a change that was decided elsewhere, with its records; return the revision. Raises what the store does."""
+        note = Note(txn, audits, asyncio.get_running_loop().create_future())
         self._notes.append(note)
         self._start()
         return await note.committed
@@ -165,10 +165,9 @@ class Commits:
     async def _noted(self, note: Note) -> None:
         """Commit a note; whoever brought it is told how that ended."""
         try:
-            link = self._link or await found(self._store, self._chain)
-            self._link = None
+            link, self._link = self._link or await found(self._store, self._chain), None
             txn = Txn("api").merge(note.txn)
-            after = append(txn, link, note.audit)
+            after = append(txn, link, note.audits)
             revision = await self._store.commit(txn)
         except Exception as error:  # noqa: BLE001 - the boundary: whoever brought it is told
             if not note.committed.done():

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import grpc
 import grpc.aio
 from cairn.controller.api.authorise import PACKAGE, Admission, Admitted
-from cairn.controller.api.bearer import sent
+from cairn.controller.api.bearer import sent, source_of
 from cairn.controller.model.permits import Caller
 from cairn.controller.outage import refusal
 from cairn.controller.store.base import StoreError
@@ -38,16 +38,26 @@ def always_ready(_method: str) -> Refused | None:
     return None
 
 
+# (caller if he is known, address he asks from, method, request, why)
+Told = Callable[[Caller | None, str, str, Any, Refused], None]
+
+
+def nobody_told(_caller: Caller | None, _address: str, _method: str, _request: Any, _why: Refused) -> None:
+    """Nobody hears of it."""
+
+
 class Gate(grpc.aio.ServerInterceptor[Any, Any] if TYPE_CHECKING else grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Authorises every call of ours; health and reflection are for anybody with a certificate or a token.
 
     admission: says who calls, and whether he has a method's permission for anything at all; which objects he has it for is
     asked where they are looked up; and what of what he is answered is not for him. unready: says why the controller cannot
-    answer a method now, None when it can.
+    answer a method now, None when it can. told: hears of each call that is refused.
     """
 
-    def __init__(self, admission: Admission, unready: Callable[[str], Refused | None] = always_ready) -> None:
-        self._admission, self._unready = admission, unready
+    def __init__(
+        self, admission: Admission, unready: Callable[[str], Refused | None] = always_ready, told: Told = nobody_told
+    ) -> None:
+        self._admission, self._unready, self._told = admission, unready, told
 
     async def intercept_service(
         self,
@@ -70,23 +80,35 @@ class Gate(grpc.aio.ServerInterceptor[Any, Any] if TYPE_CHECKING else grpc.aio.S
 
     def _single(self, method: str, behaviour: Any) -> Any:
         async def call(request: Any, context: Any) -> Any:
-            caller, behind = await self._admit(method, context)
-            with self._worded(caller):
-                return self._shown(caller, await behaviour(request, behind))
+            caller: Caller | None = None
+            try:
+                caller = await self._who(method, context)
+                behind = await self._admit(caller, method, context)
+                with self._worded(caller):
+                    return self._shown(caller, await behaviour(request, behind))
+            except Refused as why:
+                self._tell(caller, method, request, context, why)
+                raise
 
         return call
 
     def _stream(self, method: str, behaviour: Any) -> Any:
         async def call(request: Any, context: Any) -> AsyncIterator[Any]:
-            caller, behind = await self._admit(method, context)
-            with self._worded(caller):
-                result = behaviour(request, behind)
-                if not hasattr(result, "__aiter__"):
-                    await result  # a handler in the style that writes to the context itself
-                    return
-                async with aclosing(self._while_allowed(caller, method, cast("Any", result))) as responses:
-                    async for response in responses:
-                        yield self._shown(caller, response)
+            caller: Caller | None = None
+            try:
+                caller = await self._who(method, context)
+                behind = await self._admit(caller, method, context)
+                with self._worded(caller):
+                    result = behaviour(request, behind)
+                    if not hasattr(result, "__aiter__"):
+                        await result  # a handler in the style that writes to the context itself
+                        return
+                    async with aclosing(self._while_allowed(caller, method, cast("Any", result))) as responses:
+                        async for response in responses:
+                            yield self._shown(caller, response)
+            except Refused as why:
+                self._tell(caller, method, request, context, why)
+                raise
 
         return call
 
@@ -131,14 +153,22 @@ class Gate(grpc.aio.ServerInterceptor[Any, Any] if TYPE_CHECKING else grpc.aio.S
                 await asyncio.wait([following])
             await responses.aclose()
 
-    async def _admit(self, method: str, context: Any) -> tuple[Caller | None, Any]:
-        """Return who calls a method of ours, and the context it is given. Raises what the gate refuses by."""
+    async def _who(self, method: str, context: Any) -> Caller | None:
+        """Return who calls a method; None: anybody. Raises what the gate refuses by."""
         ours = method.startswith(PACKAGE)
         # What tokens there are is read off the view, which is not there at once.
         if (ours or sent(context.invocation_metadata()) is not None) and (why := self._unready(method)) is not None:
             raise why
         caller = await self._admission.who(method, context)
-        if not ours or caller is None:
-            return None, context
+        return caller if ours else None
+
+    async def _admit(self, caller: Caller | None, method: str, context: Any) -> Any:
+        """Return the context that a method of ours is given. Raises what the gate refuses by."""
+        if caller is None:
+            return context
         await self._admission.refuse_unless(caller, METHODS[method])
-        return caller, Admitted(context, caller)
+        return Admitted(context, caller)
+
+    def _tell(self, caller: Caller | None, method: str, request: Any, context: Any, why: Refused) -> None:
+        if method.startswith(PACKAGE):
+            self._told(caller, caller.address if caller is not None else source_of(context.peer()), method, request, why)

@@ -177,7 +177,7 @@ class Mutations:
 
         For what is no mutation of one object with an answer to be repeated. Raises what the store does: decide again.
         """
-        return await self._commits.note(txn, self._audit(view, caller, txn, act))
+        return await self._commits.note(txn, [self._audit(view, caller, txn, act)])
 
     async def note(self, caller: Caller, act: Act) -> None:
         """Put on record what changes nothing. Raises Refused when that cannot be done."""
@@ -191,6 +191,10 @@ class Mutations:
                 raise refusal(error) from error
             return
         raise TryAgain("what was asked for could not be put on record; try again")
+
+    async def record(self, audits: Sequence[Audit]) -> None:
+        """Put records of what changes nothing into the audit. Raises what the store does."""
+        await self._commits.note(Txn("api"), audits)
 
     def _audit(self, view: View, caller: Caller, txn: Txn, act: Act) -> Audit:
         """Return what the audit keeps of a decision."""

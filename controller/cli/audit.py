@@ -21,6 +21,7 @@ COLUMNS = [
     Column("OBJECT", lambda audit: audit.object_name or audit.object.partition("/")[2]),
     Column("CHANGES", lambda audit: _changes(audit)),
     Column("ID", lambda audit: audit.object, wide=True),
+    Column("WHY", lambda audit: audit.say, wide=True),
     Column("FROM", lambda audit: audit.address, wide=True),
     Column("TOKEN", lambda audit: audit.token, wide=True),
     Column("REQUEST", lambda audit: audit.request_id, wide=True),
@@ -41,7 +42,9 @@ def _who(audit: Any) -> str:
 
 
 def _changes(audit: Any) -> str:
-    """Return what changed of the object itself, in a few words."""
+    """Return what changed of the object itself, in a few words, or that it was refused."""
+    if audit.refusal:
+        return f"refused: {audit.refusal}" + (f", {audit.count} times" if audit.count > 1 else "")
     own = [change for change in audit.changes if not change.object]
     told = [f"{change.field}: {change.before} -> {change.after}" for change in own if change.before and change.field]
     told = told or [f"{change.field}={change.after}" for change in own if change.field.startswith("spec.")]
@@ -57,11 +60,15 @@ def _changes(audit: Any) -> str:
 @click.option("--method", default="", metavar="METHOD", help="For example DeleteVm.")
 @click.option("--since", default="", metavar="TIME", help="From then on: 2026-11-30T08:00, UTC.")
 @click.option("--until", default="", metavar="TIME", help="Before then.")
-async def list_audits(session: Session, who: str, object: str, method: str, since: str, until: str) -> None:
-    """List what was changed and by whom, newest last; of one project (--project), or of all you may read the audit of."""
+@click.option("--refused/--done", default=None, help="Only what was refused; only what was carried out.")
+async def list_audits(
+    session: Session, who: str, object: str, method: str, since: str, until: str, refused: bool | None
+) -> None:
+    """List what was changed or refused, and who asked, newest last; of one project (--project), or of all you may read of."""
     from cairn.proto.v1.audit_pb2 import ListAuditsRequest
 
     request = ListAuditsRequest(who=who, object=object, method=method, project=session.project)
+    request.refused, request.done = refused is True, refused is False
     for name, text in (("since", since), ("until", until)):
         if text:
             getattr(request, name).FromDatetime(_moment(name, text))

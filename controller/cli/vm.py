@@ -162,7 +162,7 @@ async def history(session: Session, name: str) -> None:
     from cairn.proto.v1.audit_pb2 import ListAuditsRequest
 
     vm = await NOUN.get(session, name)
-    session.output.lines(history_lines(await all_of(session, ListAuditsRequest(object=vm.id))))
+    session.output.lines(history_lines(await all_of(session, ListAuditsRequest(object=vm.id, done=True))))
 
 
 @group.verb("console")

@@ -26,7 +26,7 @@ from cairn.proto.v1 import access_pb2 as cairn_dot_proto_dot_v1_dot_access__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63\x61irn/proto/v1/audit.proto\x12\x08\x63\x61irn.v1\x1a\x1b\x63\x61irn/proto/v1/access.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xce\x01\n\x11ListAuditsRequest\x12\x0b\n\x03who\x18\x01 \x01(\t\x12\x0e\n\x06object\x18\x02 \x01(\t\x12\x0f\n\x07project\x18\x03 \x01(\t\x12\x0e\n\x06method\x18\x04 \x01(\t\x12)\n\x05since\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x05until\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x07 \x01(\x05\x12\x12\n\npage_token\x18\x08 \x01(\t\"N\n\x12ListAuditsResponse\x12\x1f\n\x06\x61udits\x18\x01 \x03(\x0b\x32\x0f.cairn.v1.Audit\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x15\n\x13VerifyAuditsRequest\"L\n\x14VerifyAuditsResponse\x12$\n\x06\x63hains\x18\x01 \x03(\x0b\x32\x14.cairn.v1.AuditChain\x12\x0e\n\x06\x62roken\x18\x02 \x03(\t\"I\n\nAuditChain\x12\r\n\x05\x63hain\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\x03\x12\x0b\n\x03\x63ut\x18\x03 \x01(\x03\x12\x0f\n\x07records\x18\x04 \x01(\x03\"\xec\x02\n\x05\x41udit\x12\r\n\x05\x63hain\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\x03\x12\x10\n\x08previous\x18\x03 \x01(\x0c\x12(\n\x04time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x63\x61ller\x18\x05 \x01(\t\x12\x0b\n\x03who\x18\x06 \x01(\t\x12\r\n\x05token\x18\x07 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x08 \x01(\t\x12\x0e\n\x06method\x18\t \x01(\t\x12\x12\n\nrequest_id\x18\n \x01(\t\x12\x0e\n\x06object\x18\x0b \x01(\t\x12\x13\n\x0bobject_name\x18\x0c \x01(\t\x12\x0f\n\x07project\x18\r \x01(\t\x12&\n\x07\x63hanges\x18\x0e \x03(\x0b\x32\x15.cairn.v1.AuditChange\x12\x14\n\x0c\x63hanges_left\x18\x0f \x01(\x05\x12!\n\x04seen\x18\x10 \x03(\x0b\x32\x13.cairn.v1.AuditHead\x12\x10\n\x08revision\x18\x11 \x01(\x03\"K\n\x0b\x41uditChange\x12\x0e\n\x06object\x18\x01 \x01(\t\x12\r\n\x05\x66ield\x18\x02 \x01(\t\x12\x0e\n\x06\x62\x65\x66ore\x18\x03 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x04 \x01(\t\"8\n\tAuditHead\x12\r\n\x05\x63hain\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\x03\x12\x0c\n\x04hash\x18\x03 \x01(\x0c\"q\n\x08\x41uditCut\x12\r\n\x05\x63hain\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\x03\x12\x0c\n\x04hash\x18\x03 \x01(\x0c\x12(\n\x04time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x62roken\x18\x05 \x01(\t2\xc8\x01\n\x0c\x41uditService\x12W\n\nListAudits\x12\x1b.cairn.v1.ListAuditsRequest\x1a\x1c.cairn.v1.ListAuditsResponse\"\x0e\xca\xea\x1b\naudit.read\x12_\n\x0cVerifyAudits\x12\x1d.cairn.v1.VerifyAuditsRequest\x1a\x1e.cairn.v1.VerifyAuditsResponse\"\x10\xca\xea\x1b\x0c\x61udit.verifyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63\x61irn/proto/v1/audit.proto\x12\x08\x63\x61irn.v1\x1a\x1b\x63\x61irn/proto/v1/access.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xed\x01\n\x11ListAuditsRequest\x12\x0b\n\x03who\x18\x01 \x01(\t\x12\x0e\n\x06object\x18\x02 \x01(\t\x12\x0f\n\x07project\x18\x03 \x01(\t\x12\x0e\n\x06method\x18\x04 \x01(\t\x12)\n\x05since\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x05until\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x07 \x01(\x05\x12\x12\n\npage_token\x18\x08 \x01(\t\x12\x0f\n\x07refused\x18\t \x01(\x08\x12\x0c\n\x04\x64one\x18\n \x01(\x08\"N\n\x12ListAuditsResponse\x12\x1f\n\x06\x61udits\x18\x01 \x03(\x0b\x32\x0f.cairn.v1.Audit\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x15\n\x13VerifyAuditsRequest\"L\n\x14VerifyAuditsResponse\x12$\n\x06\x63hains\x18\x01 \x03(\x0b\x32\x14.cairn.v1.AuditChain\x12\x0e\n\x06\x62roken\x18\x02 \x03(\t\"I\n\nAuditChain\x12\r\n\x05\x63hain\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\x03\x12\x0b\n\x03\x63ut\x18\x03 \x01(\x03\x12\x0f\n\x07records\x18\x04 \x01(\x03\"\x99\x03\n\x05\x41udit\x12\r\n\x05\x63hain\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\x03\x12\x10\n\x08previous\x18\x03 \x01(\x0c\x12(\n\x04time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x63\x61ller\x18\x05 \x01(\t\x12\x0b\n\x03who\x18\x06 \x01(\t\x12\r\n\x05token\x18\x07 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x08 \x01(\t\x12\x0e\n\x06method\x18\t \x01(\t\x12\x12\n\nrequest_id\x18\n \x01(\t\x12\x0e\n\x06object\x18\x0b \x01(\t\x12\x13\n\x0bobject_name\x18\x0c \x01(\t\x12\x0f\n\x07project\x18\r \x01(\t\x12&\n\x07\x63hanges\x18\x0e \x03(\x0b\x32\x15.cairn.v1.AuditChange\x12\x14\n\x0c\x63hanges_left\x18\x0f \x01(\x05\x12!\n\x04seen\x18\x10 \x03(\x0b\x32\x13.cairn.v1.AuditHead\x12\x10\n\x08revision\x18\x11 \x01(\x03\x12\x0f\n\x07refusal\x18\x12 \x01(\t\x12\x0b\n\x03say\x18\x13 \x01(\t\x12\r\n\x05\x63ount\x18\x14 \x01(\x05\"K\n\x0b\x41uditChange\x12\x0e\n\x06object\x18\x01 \x01(\t\x12\r\n\x05\x66ield\x18\x02 \x01(\t\x12\x0e\n\x06\x62\x65\x66ore\x18\x03 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x04 \x01(\t\"8\n\tAuditHead\x12\r\n\x05\x63hain\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\x03\x12\x0c\n\x04hash\x18\x03 \x01(\x0c\"q\n\x08\x41uditCut\x12\r\n\x05\x63hain\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\x03\x12\x0c\n\x04hash\x18\x03 \x01(\x0c\x12(\n\x04time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x62roken\x18\x05 \x01(\t2\xc8\x01\n\x0c\x41uditService\x12W\n\nListAudits\x12\x1b.cairn.v1.ListAuditsRequest\x1a\x1c.cairn.v1.ListAuditsResponse\"\x0e\xca\xea\x1b\naudit.read\x12_\n\x0cVerifyAudits\x12\x1d.cairn.v1.VerifyAuditsRequest\x1a\x1e.cairn.v1.VerifyAuditsResponse\"\x10\xca\xea\x1b\x0c\x61udit.verifyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,23 +38,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_AUDITSERVICE'].methods_by_name['VerifyAudits']._loaded_options = None
   _globals['_AUDITSERVICE'].methods_by_name['VerifyAudits']._serialized_options = b'\312\352\033\014audit.verify'
   _globals['_LISTAUDITSREQUEST']._serialized_start=103
-  _globals['_LISTAUDITSREQUEST']._serialized_end=309
-  _globals['_LISTAUDITSRESPONSE']._serialized_start=311
-  _globals['_LISTAUDITSRESPONSE']._serialized_end=389
-  _globals['_VERIFYAUDITSREQUEST']._serialized_start=391
-  _globals['_VERIFYAUDITSREQUEST']._serialized_end=412
-  _globals['_VERIFYAUDITSRESPONSE']._serialized_start=414
-  _globals['_VERIFYAUDITSRESPONSE']._serialized_end=490
-  _globals['_AUDITCHAIN']._serialized_start=492
-  _globals['_AUDITCHAIN']._serialized_end=565
-  _globals['_AUDIT']._serialized_start=568
-  _globals['_AUDIT']._serialized_end=932
-  _globals['_AUDITCHANGE']._serialized_start=934
-  _globals['_AUDITCHANGE']._serialized_end=1009
-  _globals['_AUDITHEAD']._serialized_start=1011
-  _globals['_AUDITHEAD']._serialized_end=1067
-  _globals['_AUDITCUT']._serialized_start=1069
-  _globals['_AUDITCUT']._serialized_end=1182
-  _globals['_AUDITSERVICE']._serialized_start=1185
-  _globals['_AUDITSERVICE']._serialized_end=1385
+  _globals['_LISTAUDITSREQUEST']._serialized_end=340
+  _globals['_LISTAUDITSRESPONSE']._serialized_start=342
+  _globals['_LISTAUDITSRESPONSE']._serialized_end=420
+  _globals['_VERIFYAUDITSREQUEST']._serialized_start=422
+  _globals['_VERIFYAUDITSREQUEST']._serialized_end=443
+  _globals['_VERIFYAUDITSRESPONSE']._serialized_start=445
+  _globals['_VERIFYAUDITSRESPONSE']._serialized_end=521
+  _globals['_AUDITCHAIN']._serialized_start=523
+  _globals['_AUDITCHAIN']._serialized_end=596
+  _globals['_AUDIT']._serialized_start=599
+  _globals['_AUDIT']._serialized_end=1008
+  _globals['_AUDITCHANGE']._serialized_start=1010
+  _globals['_AUDITCHANGE']._serialized_end=1085
+  _globals['_AUDITHEAD']._serialized_start=1087
+  _globals['_AUDITHEAD']._serialized_end=1143
+  _globals['_AUDITCUT']._serialized_start=1145
+  _globals['_AUDITCUT']._serialized_end=1258
+  _globals['_AUDITSERVICE']._serialized_start=1261
+  _globals['_AUDITSERVICE']._serialized_end=1461
 # @@protoc_insertion_point(module_scope)

@@ -31,6 +31,8 @@ class ListAuditsRequest(_message.Message):
     UNTIL_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
     who: _builtins.str
     """Name of the user, as in Audit.who; empty: anybody."""
     object: _builtins.str
@@ -41,6 +43,9 @@ class ListAuditsRequest(_message.Message):
     """For example CreateVm; empty: any."""
     page_size: _builtins.int
     page_token: _builtins.str
+    refused: _builtins.bool
+    """Only calls that were refused; only what was carried out. Both or none: all."""
+    done: _builtins.bool
     @_builtins.property
     def since(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -58,10 +63,12 @@ class ListAuditsRequest(_message.Message):
         until: _timestamp_pb2.Timestamp | None = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        refused: _builtins.bool = ...,
+        done: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since", "until", b"until"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["method", b"method", "object", b"object", "page_size", b"page_size", "page_token", b"page_token", "project", b"project", "since", b"since", "until", b"until", "who", b"who"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "method", b"method", "object", b"object", "page_size", b"page_size", "page_token", b"page_token", "project", b"project", "refused", b"refused", "since", b"since", "until", b"until", "who", b"who"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -165,7 +172,7 @@ Global___AuditChain: _TypeAlias = AuditChain  # noqa: Y015
 
 @_typing.final
 class Audit(_message.Message):
-    """One mutation that was carried out. Stored in the transaction it tells of, as "<chain>/<number, 12 digits>"; sole writer: the API."""
+    """One change that was carried out, or a call that was refused. Stored in the transaction it tells of, as "<chain>/<number, 12 digits>"; sole writer: the API."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -186,6 +193,9 @@ class Audit(_message.Message):
     CHANGES_LEFT_FIELD_NUMBER: _builtins.int
     SEEN_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
+    SAY_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
     chain: _builtins.str
     """Of the controller that decided it: its name."""
     number: _builtins.int
@@ -210,6 +220,13 @@ class Audit(_message.Message):
     """Changes there was no room for."""
     revision: _builtins.int
     """Set when told, not stored: the revision of the store in which it happened."""
+    refusal: _builtins.str
+    """Of a call that was refused, and changed nothing: gRPC's name of the code, and why, in words for the caller; of an invalid field
+    its path. Empty: it was carried out.
+    """
+    say: _builtins.str
+    count: _builtins.int
+    """How often, up to this record's time, since it was told last."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -238,10 +255,13 @@ class Audit(_message.Message):
         changes_left: _builtins.int = ...,
         seen: _abc.Iterable[Global___AuditHead] | None = ...,
         revision: _builtins.int = ...,
+        refusal: _builtins.str = ...,
+        say: _builtins.str = ...,
+        count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "caller", b"caller", "chain", b"chain", "changes", b"changes", "changes_left", b"changes_left", "method", b"method", "number", b"number", "object", b"object", "object_name", b"object_name", "previous", b"previous", "project", b"project", "request_id", b"request_id", "revision", b"revision", "seen", b"seen", "time", b"time", "token", b"token", "who", b"who"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "caller", b"caller", "chain", b"chain", "changes", b"changes", "changes_left", b"changes_left", "count", b"count", "method", b"method", "number", b"number", "object", b"object", "object_name", b"object_name", "previous", b"previous", "project", b"project", "refusal", b"refusal", "request_id", b"request_id", "revision", b"revision", "say", b"say", "seen", b"seen", "time", b"time", "token", b"token", "who", b"who"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

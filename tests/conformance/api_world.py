@@ -17,6 +17,7 @@ from cairn.controller.api.feed import Feed
 from cairn.controller.api.interceptor import Gate
 from cairn.controller.api.projects import ensure_default_project
 from cairn.controller.api.quotas import ensure_quotas
+from cairn.controller.api.refusals import Refusals
 from cairn.controller.api.roles import ensure_builtin_roles
 from cairn.controller.api.services import add_enrolment, add_services
 from cairn.controller.reconcilers.placement import Placements
@@ -143,7 +144,8 @@ class World:
         await ensure_default_project(self.core, self.clock)
         await ensure_builtin_roles(self.core, self.clock)
         await ensure_quotas(self.core, self.clock)
-        gate = Gate(Admission(self.cache, self.core.mutations.freshen, self.clock))
+        self.refusals = Refusals(self.core.mutations, self.cache, self.clock)
+        gate = Gate(Admission(self.cache, self.core.mutations.freshen, self.clock), told=self.refusals.note)
         self.server = transport.server(interceptors=[gate])
         add_services(self.server, self.core)
         self.address = await transport.listen(self.server, f"unix:{self.folder}/api.sock")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import replace
@@ -13,6 +14,7 @@ import grpc
 import pytest
 from cairn.controller.api.authorise import Admitted
 from cairn.controller.api.mutation import Mutations
+from cairn.controller.api.refusals import OF_CALLER_MAX
 from cairn.controller.api.vpcs import VpcService
 from cairn.controller.audit_bound import AuditBound
 from cairn.controller.backup import backup
@@ -35,7 +37,7 @@ from cairn.proto.v1.cluster_pb2 import (
     RetireControllerRequest,
 )
 from cairn.proto.v1.node_pb2 import CreateJoinTokenRequest
-from cairn.proto.v1.vm_pb2 import DeleteVmRequest, UpdateVmRequest, Vm, VmSpec
+from cairn.proto.v1.vm_pb2 import DeleteVmRequest, GetVmRequest, UpdateVmRequest, Vm, VmSpec
 from cairn.proto.v1.vpc_pb2 import CreateVpcRequest, Vpc, VpcSpec
 from google.protobuf.field_mask_pb2 import FieldMask
 
@@ -105,12 +107,76 @@ async def test_those_that_share_a_commit_follow_one_another(world: World) -> Non
     assert await broken(world) == []
 
 
-async def test_what_is_refused_or_only_planned_leaves_no_record(world: World) -> None:
-    before = len(await audits(world))
+async def refused(call: Any) -> None:
     with pytest.raises(grpc.aio.AioRpcError):
-        await world.api.vms.DeleteVm(DeleteVmRequest(id="nobody"))
-    await world.api.vpcs.CreateVpc(CreateVpcRequest(vpc=Vpc(name="p", spec=VpcSpec(cidr="10.9.0.0/16")), validate_only=True))
+        await call
+
+
+async def told(world: World) -> list[Audit]:
+    """Return what is on record of refusals, once all are."""
+    await world.refusals.tell(math.inf)
+    return await audits(world, refused=True)
+
+
+async def test_what_is_only_planned_or_read_leaves_no_record(world: World) -> None:
+    before = len(await audits(world))
+    planned = Vpc(name="p", spec=VpcSpec(cidr="10.9.0.0/16"))
+    await world.api.vpcs.CreateVpc(CreateVpcRequest(vpc=planned, validate_only=True))
+    await refused(world.api.vpcs.CreateVpc(CreateVpcRequest(vpc=Vpc(name="p"), validate_only=True)))
+    await refused(world.api.vms.GetVm(GetVmRequest(id="nobody")))
+    await world.refusals.tell(math.inf)
     assert len(await audits(world)) == before
+
+
+async def test_what_is_refused_is_on_record_once_and_counted(world: World) -> None:
+    made = await world.vm("web")
+    bob = await world.user("bob", "viewer", project="default")
+    for _ in range(3):
+        await refused(bob.vms.DeleteVm(DeleteVmRequest(id=made.id)))
+    await refused(world.api.vms.DeleteVm(DeleteVmRequest(id="nobody")))
+    await refused(world.api.vpcs.CreateVpc(CreateVpcRequest(vpc=Vpc(name="x", spec=VpcSpec(cidr="geheim")))))
+    # A secret in the place of a name is nobody's to read.
+    await refused(world.api.vms.DeleteVm(DeleteVmRequest(id="Geheim_1")))
+    found = await told(world)
+    assert [(each.who, each.method, each.refusal, each.count, each.object_name) for each in found] == [
+        ("bob", "DeleteVm", "PERMISSION_DENIED", 3, ""),
+        ("admin", "DeleteVm", "NOT_FOUND", 1, "nobody"),
+        ("admin", "CreateVpc", "INVALID_ARGUMENT", 1, "x"),
+        ("admin", "DeleteVm", "NOT_FOUND", 1, ""),
+    ]
+    assert (found[0].object, found[0].project) == (f"vm/{made.id}", "prj-default0")
+    assert found[2].say == "vpc.spec.cidr is invalid"
+    for _, value in await stored(world.store):
+        assert b"geheim" not in value.lower()
+    assert await audits(world, done=True) == [each for each in await audits(world) if not each.refusal]
+    assert await broken(world) == []
+
+
+async def test_who_has_not_said_who_he_is_is_on_record_by_his_address(world: World) -> None:
+    stranger = world.by_token("cairn_ut-12345678_rubbish")
+    await refused(stranger.vms.DeleteVm(DeleteVmRequest(id="web")))
+    (found,) = await told(world)
+    assert (found.caller, found.who, found.refusal) == ("nobody", "", "UNAUTHENTICATED")
+    assert found.address == "127.0.0.1"
+
+
+async def test_refusals_are_bounded(tmp_path: Path) -> None:
+    """Many different ones are told as one number, and strangers take nothing of the room of those who are known."""
+    store = Counted(MemoryStore())
+    async with world_on(store, tmp_path) as world:
+        await world.furnish()
+        commits = store.commits
+        for number in range(100):
+            await refused(world.api.vms.DeleteVm(DeleteVmRequest(id=f"no-{number}")))
+        found = await told(world)
+        assert len(found) == OF_CALLER_MAX + 1
+        assert (found[-1].method, found[-1].count) == ("others, too many to tell apart", 100 - OF_CALLER_MAX)
+        assert store.commits - commits <= 3, "a moment's are one commit"
+        store.faults = ["unavailable"]
+        await refused(world.api.vms.DeleteVm(DeleteVmRequest(id="no-1")))
+        await world.refusals.tell(math.inf)
+        assert len(await told(world)) == len(found) + 1, "told later when the store did not answer"
+        assert await broken(world) == []
 
 
 async def test_what_commits_by_itself_is_on_record(world: World) -> None:

@@ -292,7 +292,7 @@ class World:
 
     async def _commit(self, txn: Txn, link: Link) -> Link:
         """Commit what is there before a story, with its record in the audit; return where that ends."""
-        link = append(txn, link, Audit(caller="system", who="world"))
+        link = append(txn, link, [Audit(caller="system", who="world")])
         return replace(link, revision=await MemoryStore(self.backend).commit(txn))
 
     def _users(self, view: LiveView, ids: SimIds) -> Txn:

@@ -139,6 +139,8 @@ def audited(_request: Any) -> ListAuditsResponse:
     changed.changes_left = 2
     removed = answer.audits.add(chain="c2", number=1, caller="system", who="jobs", method="DeleteImage", object="image/img-1")
     removed.revision = 1003
+    no = answer.audits.add(who="eve", method="DeleteVm", number=4712, revision=1009, refusal="PERMISSION_DENIED", **about)
+    no.count, no.say = 3, "user 'eve' may not delete VM 'web'"
     for minute, each in enumerate(answer.audits):
         each.time.FromDatetime(BORN + timedelta(minutes=minute))
     return answer
@@ -212,6 +214,7 @@ CASES: dict[str, list[tuple[str, dict[str, Callable[[Any], Any]]]]] = {
     "audit": [
         ("audit list --who ann --since 2026-01-01T08:00", {"ListAudits": audited}),
         ("audit list -o wide", {"ListAudits": audited}),
+        ("audit list --refused", {"ListAudits": audited}),
         ("audit list --since yesterday", {}),
         ("audit list --object nope", {"ListAudits": lambda _: ListAuditsResponse()}),
         ("vm history web", {"ListAudits": audited}),
