@@ -39,7 +39,7 @@ USERS: Final = ("u1", "u2", "u3")
 LOOK_S: Final = 0.5
 REST_S: Final = 240.0
 # How long all may take besides the time for faults: whoever waits for ever is named.
-LIMIT_S: Final = 600.0
+LIMIT_S: Final = 420.0
 # How long everything must look right before it is believed.
 STILL_S: Final = 6.0
 VPC: Final = "twin"
@@ -114,6 +114,8 @@ class Twin:
         done, _ = await asyncio.wait([*watchers, play], timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
         if not done:
             self._violated("\n    ".join([f"not done after {limit_s:.0f} s; these wait:", *waits()]))
+        elif play not in done:
+            self._violated("a witness has ended before the play")
         for task in (*watchers, play):
             task.cancel()
         results = await asyncio.gather(*watchers, play, return_exceptions=True)
