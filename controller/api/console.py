@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 
-from cairn.controller.api import nouns
+from cairn.controller.api import nouns, resolution
 from cairn.controller.api.core import Core
 from cairn.controller.api.mutation import Act
 from cairn.controller.api.objects import addressed
-from cairn.controller.model.permits import Caller, Verb
+from cairn.controller.api.streams import while_allowed
+from cairn.controller.model.permits import Caller, Verb, permits
 from cairn.controller.model.where import where
 from cairn.proto import kinds
 from cairn.proto.errors import BadState, Invalid
@@ -42,6 +44,17 @@ async def relay_console(
         async for request in requests:
             yield ConsoleRequest(data=request.data)
 
-    async with core.transport.channel([session.endpoint], server_name=node_server_name(node)) as channel:
-        async for response in HostServiceStub(channel).Console(upwards()):
-            yield ConsoleVmResponse(data=response.data)
+    async def downwards() -> AsyncIterator[ConsoleVmResponse]:
+        async with core.transport.channel([session.endpoint], server_name=node_server_name(node)) as channel:
+            async for response in HostServiceStub(channel).Console(upwards()):
+                yield ConsoleVmResponse(data=response.data)
+
+    async def refuse() -> None:
+        """Refuse who may see no console of this VM any longer; believed only of a view as fresh as the store."""
+        held = core.cache.view.get(kinds.VM, vm.id)
+        if held is None or not permits(core.cache.view, caller, Verb.CONSOLE, held):
+            resolution.find(await core.mutations.freshen(), caller, nouns.VM, "", vm.id, verb=Verb.CONSOLE)
+
+    async with aclosing(while_allowed(downwards(), refuse)) as allowed:
+        async for response in allowed:
+            yield response

@@ -7,7 +7,6 @@ UNAVAILABLE.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -16,6 +15,7 @@ import grpc
 import grpc.aio
 from cairn.controller.api.authorise import PACKAGE, Admission, Admitted
 from cairn.controller.api.bearer import sent, source_of
+from cairn.controller.api.streams import while_allowed
 from cairn.controller.model.permits import Caller
 from cairn.controller.outage import refusal
 from cairn.controller.store.base import StoreError
@@ -23,8 +23,6 @@ from cairn.proto.errors import Refused
 from cairn.proto.permissions import METHODS
 
 Handler = Any
-# How often it is asked of an open stream whether its caller may still have it.
-ASK_AGAIN_S: Final = 0.5
 _SHAPES: Final[dict[tuple[bool, bool], tuple[str, Any]]] = {
     (False, False): ("unary_unary", grpc.unary_unary_rpc_method_handler),
     (False, True): ("unary_stream", grpc.unary_stream_rpc_method_handler),
@@ -136,22 +134,9 @@ class Gate(grpc.aio.ServerInterceptor[Any, Any] if TYPE_CHECKING else grpc.aio.S
                 async for response in responses:
                     yield response
             return
-        following: asyncio.Future[Any] | None = None
-        try:
-            while True:
-                following = following or asyncio.ensure_future(anext(responses, None))
-                done, _ = await asyncio.wait([following], timeout=ASK_AGAIN_S)
-                await self._admission.refuse_unless(caller, METHODS[method])
-                if done:
-                    response, following = following.result(), None
-                    if response is None:
-                        return
-                    yield response
-        finally:
-            if following is not None:
-                following.cancel()
-                await asyncio.wait([following])
-            await responses.aclose()
+        async with aclosing(while_allowed(responses, lambda: self._admission.refuse_unless(caller, METHODS[method]))) as allowed:
+            async for response in allowed:
+                yield response
 
     async def _who(self, method: str, context: Any) -> Caller | None:
         """Return who calls a method; None: anybody. Raises what the gate refuses by."""

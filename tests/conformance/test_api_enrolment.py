@@ -23,6 +23,7 @@ from cairn.proto.v1.agent_pb2 import (
     Report,
 )
 from cairn.proto.v1.audit_pb2 import ListAuditsRequest
+from cairn.proto.v1.binding_pb2 import DeleteBindingRequest
 from cairn.proto.v1.cluster_pb2 import GetClusterStatusRequest, JoinNodeRequest, RenewCertificateRequest
 from cairn.proto.v1.image_pb2 import CreateImageRequest, ImageContent, UploadImageRequest
 from cairn.proto.v1.node_pb2 import CreateJoinTokenRequest, GetNodeRequest, NodeStatus
@@ -218,4 +219,24 @@ async def test_a_console_is_relayed_both_ways(world: World) -> None:
     call.cancel()
     opened = (await world.api.audits.ListAudits(ListAuditsRequest(method="ConsoleVm"))).audits
     assert [(each.who, each.object, each.object_name) for each in opened] == [("admin", f"vm/{made.id}", "web")]
+    await server.stop(0)
+
+
+async def test_a_console_ends_when_its_caller_may_have_it_no_longer(world: World) -> None:
+    """Also when he may have that of another VM still, and nothing is printed."""
+    await world.image()
+    await world.network()
+    node = await world.node("n1")
+    _, server = await host(world, node)
+    web, db = await world.vm("web"), await world.vm("db")
+    await world.reconcile()
+    bob = await world.user("bob", "viewer", project="default")
+    await world.bind("member", "default", object=f"vm/{db.id}", user="bob")
+    bound = await world.bind("member", "default", object=f"vm/{web.id}", user="bob")
+    call = bob.vms.ConsoleVm()
+    await call.write(ConsoleVmRequest(id="web", data=b"ls"))
+    assert (await call.read()).data == web.id.encode() + b"> ls"
+    await world.api.bindings.DeleteBinding(DeleteBindingRequest(id=bound.id))
+    async with asyncio.timeout(20):
+        assert await code_of(call.read()) is DENIED
     await server.stop(0)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from cairn.proto.v1.cluster_pb2 import PlanRecord
+from cairn.proto.v1.common_pb2 import Decision
 from cairn.proto.v1.node_pb2 import NodeFacts, NodePools, StoragePool
+from cairn.proto.v1.vm_pb2 import Placement
 
 from tests.sim.stage import GIB, NODE, SCENES, Stage, facts, node, placement, scene, session, vm
 
@@ -65,6 +67,24 @@ def a_machine_was_written_anew_for_its_pools(stage: Stage) -> None:
 def something_was_decided(stage: Stage) -> None:
     _at_rest(stage)
     stage.commit(placement())
+
+
+def _waits(say: str, node: str = "") -> tuple[str, str, Placement]:
+    return "placement", "i-1", Placement(vm="i-1", node=node, decision=Decision(say=say))
+
+
+@scene("no_plan")
+def what_waits_is_told_of_todays_room(stage: Stage) -> None:
+    stage.commit(_waits("no node fits: n1 lacks memory: the most free is 7 GiB on n1, 14 GiB wanted"))
+    _at_rest(stage)
+    stage.commit(_waits("no node fits: n1 lacks memory: the most free is 6.5 GiB on n2, 14 GiB wanted"))
+
+
+@scene("no_plan", "placement/i-1 was written")
+def what_waits_waits_for_something_else(stage: Stage) -> None:
+    stage.commit(_waits("no node fits: n1 lacks memory: the most free is 7 GiB on n1, 14 GiB wanted"))
+    _at_rest(stage)
+    stage.commit(_waits("no node fits: n1 is cordoned"))
 
 
 @scene("no_plan", "plan/plan-1 was written")
