@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import grpc
@@ -134,7 +135,8 @@ class Gate(grpc.aio.ServerInterceptor[Any, Any] if TYPE_CHECKING else grpc.aio.S
                 async for response in responses:
                     yield response
             return
-        async with aclosing(while_allowed(responses, lambda: self._admission.refuse_unless(caller, METHODS[method]))) as allowed:
+        still = partial(self._admission.refuse_unless, caller, METHODS[method])
+        async with aclosing(while_allowed(responses, still)) as allowed:
             async for response in allowed:
                 yield response
 
