@@ -65,7 +65,7 @@ from cairn.proto.sealing import SealError, Seals
 from cairn.proto.seams import Clock, Ids, SystemClock, SystemIds, Transport
 from cairn.proto.v1 import agent_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckResponse
-from prometheus_client import CollectorRegistry, Gauge, PlatformCollector, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, PlatformCollector, ProcessCollector
 
 _log = log.logger("controller")
 PROBE_S: Final = 2.0
@@ -128,6 +128,8 @@ class Controller:
         leases = Retention(store, EVENT_KEEP_S)
         metrics = RuntimeMetrics(registry)
         self.standing.refused = lambda why: metrics.store_refused.labels(why).inc()
+        root_used = Counter("cairn_first_administrator", "Changes by the first administrator's certificate", registry=registry)
+        self.core.mutations.root_used = root_used.inc
         unreadable = Gauge("cairn_records_unreadable", "Records that cannot be decoded", registry=registry)
         unreadable.set_function(lambda: sum(1 for _ in all_unreadable(self.cache.view)))
         self.runtime = Runtime(self.cache, fenced, self.peers, clock, ids, reconcilers(), metrics, leases)

@@ -30,13 +30,13 @@ from cairn.controller.api.freshness import Freshness
 from cairn.controller.api.group import Call
 from cairn.controller.api.plan import Planner, Touched
 from cairn.controller.events import add, event_id
-from cairn.controller.model.permits import Caller, Verb, may_act, permits, witnesses
+from cairn.controller.model.permits import Caller, Verb, is_root, may_act, permits, witnesses
 from cairn.controller.model.quotas import charge
 from cairn.controller.model.unreadable import touched
 from cairn.controller.outage import refusal
 from cairn.controller.retention import EVENT_KEEP_S, REQUEST_KEEP_S, Retention
 from cairn.controller.store.base import Conflict, Indeterminate, Store, StoreError, Txn, View
-from cairn.proto import kinds
+from cairn.proto import kinds, log
 from cairn.proto.errors import Denied, Invalid, NotFound, Refused, Repeated, TryAgain, Unauthenticated
 from cairn.proto.seams import Clock, Ids, timestamp
 from cairn.proto.v1.audit_pb2 import Audit
@@ -46,6 +46,7 @@ from google.protobuf.message import Message
 from google.rpc.status_pb2 import Status
 
 M = TypeVar("M", bound=Message)
+_log = log.logger("api")
 # Of the hash of who calls, in the key of a request record.
 CALLER_DIGITS: Final = 16
 NOTE_TRIES: Final = 8
@@ -95,6 +96,8 @@ class Mutations:
 
     def __init__(self, store: Store, cache: Views, clock: Clock, ids: Ids, chain: str) -> None:
         self._cache, self._clock, self._ids = cache, clock, ids
+        # Called at each use of the first administrator's certificate.
+        self.root_used: Callable[[], object] = bool
         self._requests, self._events = Retention(store, REQUEST_KEEP_S), Retention(store, EVENT_KEEP_S)
         self._planner = Planner(store, cache, clock, ids)
         self._freshness = Freshness(store, cache)
@@ -210,6 +213,10 @@ class Mutations:
             object_name=act.name,
             project=act.project,
         )
+        if is_root(caller):
+            audit.first_administrator = True
+            self.root_used()
+            _log.warning("first_administrator", method=act.method, object=act.object, address=caller.address)
         tell(audit, view, txn)
         return audit
 

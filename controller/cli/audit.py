@@ -38,7 +38,9 @@ def _time(audit: Any) -> str:
 
 
 def _who(audit: Any) -> str:
-    return str(audit.who if audit.caller == "user" else f"{audit.caller} {audit.who}")
+    if audit.first_administrator:
+        return f"{audit.who} (first)"
+    return str(audit.who if audit.caller == "user" else f"{audit.caller} {audit.who}".strip())
 
 
 def _changes(audit: Any) -> str:

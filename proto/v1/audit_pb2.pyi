@@ -196,6 +196,7 @@ class Audit(_message.Message):
     REFUSAL_FIELD_NUMBER: _builtins.int
     SAY_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
+    FIRST_ADMINISTRATOR_FIELD_NUMBER: _builtins.int
     chain: _builtins.str
     """Of the controller that decided it: its name."""
     number: _builtins.int
@@ -227,6 +228,8 @@ class Audit(_message.Message):
     say: _builtins.str
     count: _builtins.int
     """How often, up to this record's time, since it was told last."""
+    first_administrator: _builtins.bool
+    """Asked by the first administrator's certificate, which nothing can lock out."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -258,10 +261,11 @@ class Audit(_message.Message):
         refusal: _builtins.str = ...,
         say: _builtins.str = ...,
         count: _builtins.int = ...,
+        first_administrator: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "caller", b"caller", "chain", b"chain", "changes", b"changes", "changes_left", b"changes_left", "count", b"count", "method", b"method", "number", b"number", "object", b"object", "object_name", b"object_name", "previous", b"previous", "project", b"project", "refusal", b"refusal", "request_id", b"request_id", "revision", b"revision", "say", b"say", "seen", b"seen", "time", b"time", "token", b"token", "who", b"who"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "caller", b"caller", "chain", b"chain", "changes", b"changes", "changes_left", b"changes_left", "count", b"count", "first_administrator", b"first_administrator", "method", b"method", "number", b"number", "object", b"object", "object_name", b"object_name", "previous", b"previous", "project", b"project", "refusal", b"refusal", "request_id", b"request_id", "revision", b"revision", "say", b"say", "seen", b"seen", "time", b"time", "token", b"token", "who", b"who"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

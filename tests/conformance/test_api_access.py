@@ -9,16 +9,20 @@ from typing import Any
 
 import grpc
 import pytest
+from cairn.controller.model.where import where
+from cairn.controller.store.base import Txn
 from cairn.controller.store.memory import MemoryStore
 from cairn.proto import kinds
 from cairn.proto.pki import Identity
-from cairn.proto.v1 import binding_pb2, node_pb2, role_pb2, user_pb2, vm_pb2, vpc_pb2
+from cairn.proto.v1 import binding_pb2, node_pb2, project_pb2, role_pb2, user_pb2, vm_pb2, vpc_pb2
+from cairn.proto.v1.audit_pb2 import ListAuditsRequest
 from cairn.proto.v1.auth_pb2 import CheckPermissionRequest, WhoAmIRequest
+from cairn.proto.v1.binding_pb2 import Binding
 from cairn.proto.v1.role_pb2 import Role, RoleSpec
 from cairn.proto.v1.user_pb2 import User, UserSpec
 from cairn.proto.v1.vpc_pb2 import Vpc, VpcSpec
 
-from tests.conformance.api_world import World, world_on
+from tests.conformance.api_world import World, vm, world_on
 
 Code = grpc.StatusCode
 
@@ -232,3 +236,68 @@ async def test_a_user_learns_who_he_is_what_he_may_and_why(world: World) -> None
         assert (await refused(bob.auth.CheckPermission(asked)))[0] is code
     root = await world.api.auth.WhoAmI(WhoAmIRequest())
     assert "first administrator" in root.say
+
+
+@pytest.mark.parametrize("name", ["b\u043eb", "bob\u200b", "bob\n", "BOB", "b\x00b", "\u202ebob", "bob ", "\uff42ob", "bob-"])
+async def test_no_name_looks_like_another(world: World, name: str) -> None:
+    """Letters of other alphabets, what is not seen, and control characters: of users, groups, projects, roles and bindings."""
+    calls = (
+        world.api.users.CreateUser(user_pb2.CreateUserRequest(user=User(name=name))),
+        world.api.users.CreateUser(user_pb2.CreateUserRequest(user=User(name="eve", spec=UserSpec(groups=[name])))),
+        world.api.projects.CreateProject(project_pb2.CreateProjectRequest(project=project_pb2.Project(name=name))),
+        world.api.roles.CreateRole(role_pb2.CreateRoleRequest(role=Role(name=name, spec=RoleSpec(permissions=["vm.see"])))),
+        world.bind("viewer", group=name),
+    )
+    for call in calls:
+        assert (await refused(call))[0] is Code.INVALID_ARGUMENT
+
+
+async def test_ten_thousand_bindings(world: World) -> None:
+    """What one has is found among what all have, listed in pages, and gone with the binding that gave it."""
+    bob = await world.user("bob")
+    mine = await world.bind("viewer", "default", user="bob")
+    for start in range(0, 10_000, 50):
+        txn = Txn("api")
+        for number in range(start, start + 50):
+            other = Binding(id=f"rb-{number:08d}", name=f"b{number}", project=mine.project)
+            other.spec.role, other.spec.subject.group = mine.spec.role, f"g{number}"
+            txn.create(kinds.BINDING, other.id, other)
+        await world.commit(txn)
+    assert (await bob.vpcs.ListVpcs(vpc_pb2.ListVpcsRequest())).vpcs
+    token, count = "", 0
+    while True:
+        asked = binding_pb2.ListBindingsRequest(project="default", page_size=1000, page_token=token)
+        page = await world.api.bindings.ListBindings(asked)
+        token, count = page.next_page_token, count + len(page.bindings)
+        if not token:
+            break
+    assert count == 10_001
+    await world.api.bindings.DeleteBinding(binding_pb2.DeleteBindingRequest(id=mine.id))
+    assert (await refused(bob.vpcs.ListVpcs(vpc_pb2.ListVpcsRequest())))[0] is Code.PERMISSION_DENIED
+
+
+async def test_work_that_was_accepted_goes_on_without_him_who_asked_for_it(world: World) -> None:
+    """He is taken out between the call and what follows of it: his VM is placed and he is told no more."""
+    await world.node("n9")
+    bob = await world.user("bob", "member", "default")
+    made = await bob.vms.CreateVm(vm_pb2.CreateVmRequest(vm=vm("later")))
+    await world.api.users.DeleteUser(user_pb2.DeleteUserRequest(id="bob"))
+    await world.reconcile()
+    assert where(world.cache.view, made.id).owner
+    assert (await refused(bob.vms.GetVm(vm_pb2.GetVmRequest(id=made.id))))[0] is Code.PERMISSION_DENIED
+    found = (await world.api.audits.ListAudits(ListAuditsRequest(object=made.id))).audits
+    assert [(each.who, each.method) for each in found] == [("bob", "CreateVm")]
+
+
+async def test_the_first_certificate_is_marked_where_it_is_used(world: World) -> None:
+    used: list[int] = []
+    world.core.mutations.root_used = lambda: used.append(1)
+    bob = await world.user("bob", "member", "default")
+    await bob.vpcs.CreateVpc(new_vpc("his"))
+    found = (await world.api.audits.ListAudits(ListAuditsRequest())).audits[-3:]
+    assert [(each.who, each.method, each.first_administrator) for each in found] == [
+        ("admin", "CreateUser", True),
+        ("admin", "CreateBinding", True),
+        ("bob", "CreateVpc", False),
+    ]
+    assert len(used) == 2

@@ -128,6 +128,8 @@ BROKEN = ["chain c1: record 4702 does not follow record 4701: one of them is not
 def audited(_request: Any) -> ListAuditsResponse:
     answer = ListAuditsResponse()
     about = {"caller": "user", "object": "vm/i-0000web1", "object_name": "web", "chain": "c1", "address": "10.0.0.7"}
+    first = answer.audits.add(who="admin", method="CreateVpc", number=4709, revision=980, first_administrator=True, **about)
+    first.object, first.object_name = "vpc/rtr-0000home", "home"
     made = answer.audits.add(who="ann", method="CreateVm", number=4710, revision=990, request_id="7c0d", **about)
     made.changes.add(field="name", after="web")
     made.changes.add(field="spec.cpus", after="1")
