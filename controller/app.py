@@ -16,6 +16,7 @@ import os
 import signal
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from functools import partial
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any, Final
@@ -31,7 +32,9 @@ from cairn.controller.api.quotas import ensure_quotas
 from cairn.controller.api.refusals import Refusals
 from cairn.controller.api.roles import ensure_builtin_roles
 from cairn.controller.api.services import add_enrolment, add_services
-from cairn.controller.audit_bound import KEPT_MAX, AuditBound
+from cairn.controller.archive import Archive
+from cairn.controller.audit_bound import KEPT_MAX, OVER_MAX, AuditBound
+from cairn.controller.audit_files import FolderFiles
 from cairn.controller.backup import cluster_record
 from cairn.controller.config import Config, ConfigError
 from cairn.controller.jobs.import_image import ImportImage
@@ -59,7 +62,7 @@ from cairn.controller.sync import SyncService
 from cairn.proto import kinds, log
 from cairn.proto.errors import Refused, TryAgain
 from cairn.proto.metrics import HttpsMetrics
-from cairn.proto.pki import Authority, PkiError
+from cairn.proto.pki import Authority, PkiError, load_pair
 from cairn.proto.rpc import FileCredentials, GrpcTransport, add_health_and_reflection, split_endpoint
 from cairn.proto.sealing import SealError, Seals
 from cairn.proto.seams import Clock, Ids, SystemClock, SystemIds, Transport
@@ -100,7 +103,8 @@ class Controller:
         registry: CollectorRegistry | None = None,
         version: str = "",
         seals: Seals | None = None,
-        audits_kept: int = KEPT_MAX,
+        audits: tuple[int, int] = (KEPT_MAX, OVER_MAX),
+        archive: Archive | None = None,
     ) -> None:
         seals = seals or Seals()
         registry = registry or CollectorRegistry()
@@ -121,15 +125,15 @@ class Controller:
             version=version,
             seals=seals,
             name=config.name,
+            archive=archive,
         )
         self.standing, fenced = self.core.standing, self.core.store
         endpoints = [config.advertised]
         self.peers = Peers(config.name, endpoints, store, self.cache, clock, cluster=config.cluster, version=version)
-        leases = Retention(store, EVENT_KEEP_S)
-        metrics = RuntimeMetrics(registry)
+        leases, metrics = Retention(store, EVENT_KEEP_S), RuntimeMetrics(registry)
         self.standing.refused = lambda why: metrics.store_refused.labels(why).inc()
-        root_used = Counter("cairn_first_administrator", "Changes by the first administrator's certificate", registry=registry)
-        self.core.mutations.root_used = root_used.inc
+        used = Counter("cairn_first_administrator", "Changes by the first administrator's certificate", registry=registry)
+        self.core.mutations.root_used = used.inc
         unreadable = Gauge("cairn_records_unreadable", "Records that cannot be decoded", registry=registry)
         unreadable.set_function(lambda: sum(1 for _ in all_unreadable(self.cache.view)))
         self.runtime = Runtime(self.cache, fenced, self.peers, clock, ids, reconcilers(), metrics, leases)
@@ -144,7 +148,8 @@ class Controller:
             controller=config.name,
             seals=seals,
         )
-        self.audit_bound = AuditBound(fenced, clock, audits_kept)
+        self.audit_bound = AuditBound(fenced, clock, *audits, archive)
+        self.core.mutations.closed = self.audit_bound.closed
         self.refusals = Refusals(self.core.mutations, self.cache, clock)
         # Set once calls are answered.
         self.ready = asyncio.Event()
@@ -367,6 +372,7 @@ async def serve(
         registry=registry,
         version=installed_version("cairn"),
         seals=load_seals(config),
+        archive=load_archive(config, ca_pem, clock),
     )
     metrics = MetricsServer(config, registry)
     renewal = Renewal(config, transport, authority, clock, ids, lambda: others(controller), metrics.start)
@@ -388,6 +394,15 @@ def load_seals(config: Config) -> Seals:
         why = "no user data and no keys are taken; `cairn cluster init` makes the file"
         _log.warning("no_secrets_key", path=str(config.secrets_key), why=why)
         return Seals()
+
+
+def load_archive(config: Config, ca_pem: bytes, clock: Clock) -> Archive | None:
+    """Return the audit's files; none, said loudly, when there is no place for them."""
+    if not config.audit_dir:
+        _log.warning("no_audit_dir", why="of the audit only the newest records are kept; give audit_dir in the configuration")
+        return None
+    pair = partial(load_pair, Path(config.cert), Path(config.key))
+    return Archive(FolderFiles(Path(config.audit_dir)), pair, ca_pem, clock, config.name)
 
 
 def others(controller: Controller) -> list[str]:

@@ -52,6 +52,8 @@ class Config:
     metrics_listen: str = ""
     # Key of the CA, where this controller signs certificates.
     ca_key: str = ""
+    # A folder of this host for what the audit lets go of in the store, this controller's own; empty: it is gone then.
+    audit_dir: str = ""
     # Name of the cluster, used when this controller is the first of a new one.
     cluster: str = "cairn"
     log_level: str = "info"

@@ -21,6 +21,12 @@ class StoreFull(Exhausted):
     lasting = False
 
 
+class AuditFull(Exhausted):
+    """Nothing is changed, as it could not be kept on record: that says nothing of what was asked for."""
+
+    lasting = False
+
+
 class StoreBroken(BadState):
     """The store's own state forbids everything."""
 

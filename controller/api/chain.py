@@ -57,6 +57,8 @@ class Link:
     hash: bytes = b""
     revision: int = 0
     seen: tuple[AuditHead, ...] = ()
+    # Of the chain, made with it.
+    series: str = ""
 
     def added(self, audit: Audit) -> tuple[Audit, Link]:
         """Return the record as it follows this one, and the end of the chain then."""
@@ -70,7 +72,7 @@ class Link:
     @property
     def head(self) -> AuditHead:
         """The record of where it ends."""
-        return AuditHead(chain=self.chain, number=self.number, hash=self.hash)
+        return AuditHead(chain=self.chain, number=self.number, hash=self.hash, series=self.series)
 
 
 def append(txn: Txn, link: Link, audits: Sequence[Audit]) -> Link:
@@ -83,21 +85,23 @@ def append(txn: Txn, link: Link, audits: Sequence[Audit]) -> Link:
     return link
 
 
-async def found(store: Store, chain: str) -> Link:
-    """Return the end of a chain as the store has it. Raises Unavailable."""
+async def found(store: Store, chain: str, series: str) -> Link:
+    """Return the end of a chain as the store has it; series: if it is only beginning. Raises Unavailable."""
     items, _ = await store.read(kinds.AUDIT_HEAD.prefix)
     heads = _readable(kinds.AUDIT_HEAD, items)
     own = heads.pop(chain, None)
     revision = next((item.mod_revision for item in items if item.key == kinds.AUDIT_HEAD.key(chain)), 0)
     # A head that is gone, or cannot be read, is written anew: where the records end.
     head = own or await _last(store, chain)
-    return Link(chain, head.number, head.hash, revision, tuple(heads.values())[:SEEN_MAX])
+    if not head.number:
+        head.series = series
+    return Link(chain, head.number, head.hash, revision, tuple(heads.values())[:SEEN_MAX], head.series)
 
 
 async def _last(store: Store, chain: str) -> AuditHead:
     """Return where the records of a chain end, or where they were cut."""
     cut = (await ends(store)).cut(chain)
-    head, start = AuditHead(chain=chain, number=cut.number, hash=cut.hash), ""
+    head, start = AuditHead(chain=chain, number=cut.number, hash=cut.hash, series=cut.series), ""
     while True:
         items, _ = await store.read(kinds.AUDIT.key(f"{chain}/"), start=start, limit=READ_MAX)
         for item in items:
@@ -131,6 +135,11 @@ class Ends:
     def cut(self, chain: str) -> AuditCut:
         """Return up to where a chain was let go."""
         return self.cuts.get(chain) or AuditCut(chain=chain)
+
+    def series(self, chain: str) -> str:
+        """Return which chain of that name it is."""
+        head = self.heads.get(chain)
+        return head.series if head is not None else self.cut(chain).series
 
     def held(self, chain: str) -> int:
         """Return how many records of a chain are to be there."""

@@ -60,6 +60,7 @@ BACKOFF_S: Final = 0.005
 GROUP_MAX: Final = 64
 # How long those are waited for who were answered together a moment ago, and likely ask again.
 GATHER_S: Final = 0.01
+SERIES_DIGITS: Final = 8
 # Request records remembered, and the largest of them, with its answer.
 REMEMBERED_MAX: Final = 4096
 REMEMBERED_BYTES_MAX: Final = 16 << 10
@@ -81,7 +82,8 @@ Answer = Callable[[View, Call, RequestRecord], Any]
 class Commits:
     """See the module.
 
-    leases: first that of request records; answer: shows the object of a request's record; chain: of the audit's records.
+    leases: first that of request records; answer: shows the object of a request's record; chain: of the audit's records;
+    closed: why nothing may be changed now, as it could not be kept on record.
     """
 
     def __init__(
@@ -93,10 +95,11 @@ class Commits:
         leases: Sequence[Retention],
         answer: Answer,
         chain: str,
+        closed: Callable[[], Refused | None],
     ) -> None:
         self._store, self._cache, self._freshness, self._ids = store, cache, freshness, ids
         self._leases, self._answer = leases, answer
-        self._chain = chain
+        self._chain, self._closed = chain, closed
         # Where it ends; None: the store is to be asked.
         self._link: Link | None = None
         self._waiting: list[Call] = []
@@ -165,7 +168,7 @@ class Commits:
     async def _noted(self, note: Note) -> None:
         """Commit a note; whoever brought it is told how that ended."""
         try:
-            link, self._link = self._link or await found(self._store, self._chain), None
+            link, self._link = self._link or await self._found(), None
             txn = Txn("api").merge(note.txn)
             after = append(txn, link, note.audits)
             revision = await self._store.commit(txn)
@@ -194,9 +197,11 @@ class Commits:
             if fresh:
                 await self._freshness.freshen()
                 calls = [call for call in calls if not call.doubtful or not await self._repeated(call)]
+            if (why := self._closed()) is not None:
+                raise why
             for lease in self._leases:
                 await lease.lease(len(calls))
-            self._link = link = self._link or await found(self._store, self._chain)
+            self._link = link = self._link or await self._found()
         except Refused as error:
             _fail(calls, error)
             return
@@ -329,6 +334,9 @@ class Commits:
         self._remember(call.request, record)
         self._tell(call, record)
         return True
+
+    async def _found(self) -> Link:
+        return await found(self._store, self._chain, self._ids.uuid()[:SERIES_DIGITS])
 
     def _remember(self, request: str, record: RequestRecord) -> None:
         if len(record.answer) > REMEMBERED_BYTES_MAX:

@@ -10,6 +10,7 @@ from cairn.controller.api.feed import Feed
 from cairn.controller.api.listing import Listings
 from cairn.controller.api.mutation import Mutations
 from cairn.controller.api.watch import Watches
+from cairn.controller.archive import Archive
 from cairn.controller.standing import FencedStore, Standing
 from cairn.controller.store.base import Store
 from cairn.proto.pki import Authority
@@ -42,6 +43,8 @@ class Core:
     version: str
     # What keeps secrets.
     seals: Seals
+    # This controller's files of the audit; None: it has no place for them.
+    archive: Archive | None
 
     @classmethod
     def build(
@@ -59,6 +62,7 @@ class Core:
         version: str = "",
         seals: Seals | None = None,
         name: str = "controller",
+        archive: Archive | None = None,
     ) -> Core:
         """Wire the parts together. store: as it is, without a fence; name: the controller's, and of its chain in the audit."""
         standing = Standing(cache)
@@ -68,5 +72,5 @@ class Core:
         watches = Watches(cache, feed, listings)
         return cls(
             fenced, store, standing, cache, clock, ids, transport, mutations, listings, watches, authority, ca_pem,
-            enrolment_endpoints, version, seals or Seals(),
+            enrolment_endpoints, version, seals or Seals(), archive,
         )  # fmt: skip

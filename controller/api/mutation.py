@@ -102,7 +102,9 @@ class Mutations:
         self._planner = Planner(store, cache, clock, ids)
         self._freshness = Freshness(store, cache)
         leases = (self._requests, self._events)
-        self._commits = Commits(store, cache, self._freshness, ids, leases, _answer, chain)
+        # Says why nothing may be changed now: the audit cannot be kept.
+        self.closed: Callable[[], Refused | None] = _open
+        self._commits = Commits(store, cache, self._freshness, ids, leases, _answer, chain, lambda: self.closed())
 
     async def freshen(self) -> View:
         """Return a view as fresh as the store was when called. Raises TryAgain."""
@@ -318,6 +320,10 @@ class Mutations:
         answer, plan = self._planner.plan(view, caller, method, digest, decided)
         await self._keep([plan])
         return answer
+
+
+def _open() -> Refused | None:
+    return None
 
 
 def _act(request: Message, request_id: str, decided: Decided[Any]) -> Act:

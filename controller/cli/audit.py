@@ -92,6 +92,8 @@ async def all_of(session: Session, request: Any) -> list[Any]:
     while True:
         answer = await session.call("audit", request)
         found += answer.audits
+        for missing in answer.missing:
+            session.output.say(f"not searched: {missing}")
         if not answer.next_page_token:
             return found
         request.page_token = answer.next_page_token
@@ -105,7 +107,10 @@ async def verify(session: Session) -> None:
     answer = await session.call("audit", VerifyAuditsRequest())
     for chain in answer.chains:
         cut = f"; up to record {chain.cut} they were let go" if chain.cut else ""
-        session.output.say(f"chain {chain.chain}: {counted(chain.records, 'record')}, the last is {chain.number}{cut}")
+        filed = f"; records {chain.filed_first} to {chain.filed_last} are in files" if chain.filed_last else ""
+        session.output.say(f"chain {chain.chain}: {counted(chain.records, 'record')}, the last is {chain.number}{cut}{filed}")
+        for missing in chain.missing:
+            session.output.say(f"    {missing}")
     if answer.broken:
         raise Failure("\n".join(["the audit is broken:", *answer.broken]), whole=True)
     session.output.say("every record follows the one before")

@@ -80,18 +80,24 @@ class ListAuditsResponse(_message.Message):
 
     AUDITS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     @_builtins.property
     def audits(self) -> _containers.RepeatedCompositeFieldContainer[Global___Audit]: ...
+    @_builtins.property
+    def missing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What could not be searched: one sentence for each file of the controller that was asked."""
+
     def __init__(
         self,
         *,
         audits: _abc.Iterable[Global___Audit] | None = ...,
         next_page_token: _builtins.str = ...,
+        missing: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audits", b"audits", "next_page_token", b"next_page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audits", b"audits", "missing", b"missing", "next_page_token", b"next_page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -148,12 +154,22 @@ class AuditChain(_message.Message):
     NUMBER_FIELD_NUMBER: _builtins.int
     CUT_FIELD_NUMBER: _builtins.int
     RECORDS_FIELD_NUMBER: _builtins.int
+    FILED_FIRST_FIELD_NUMBER: _builtins.int
+    FILED_LAST_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
     chain: _builtins.str
     number: _builtins.int
     """Number of the newest record, and of the newest that was let go; 0: none."""
     cut: _builtins.int
     records: _builtins.int
-    """Records looked at."""
+    """Records looked at, in the store and in files."""
+    filed_first: _builtins.int
+    """Numbers of the oldest and the newest record in the files of the controller that was asked; 0: none."""
+    filed_last: _builtins.int
+    @_builtins.property
+    def missing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What its files lack: one sentence each. Other controllers may have it."""
+
     def __init__(
         self,
         *,
@@ -161,10 +177,13 @@ class AuditChain(_message.Message):
         number: _builtins.int = ...,
         cut: _builtins.int = ...,
         records: _builtins.int = ...,
+        filed_first: _builtins.int = ...,
+        filed_last: _builtins.int = ...,
+        missing: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "cut", b"cut", "number", b"number", "records", b"records"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "cut", b"cut", "filed_first", b"filed_first", "filed_last", b"filed_last", "missing", b"missing", "number", b"number", "records", b"records"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -313,20 +332,24 @@ class AuditHead(_message.Message):
     CHAIN_FIELD_NUMBER: _builtins.int
     NUMBER_FIELD_NUMBER: _builtins.int
     HASH_FIELD_NUMBER: _builtins.int
+    SERIES_FIELD_NUMBER: _builtins.int
     chain: _builtins.str
     number: _builtins.int
     hash: _builtins.bytes
     """SHA-256 of that record."""
+    series: _builtins.str
+    """Made with the chain: one of the same name in another store is not this one. Empty: begun by an older release."""
     def __init__(
         self,
         *,
         chain: _builtins.str = ...,
         number: _builtins.int = ...,
         hash: _builtins.bytes = ...,
+        series: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "hash", b"hash", "number", b"number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "hash", b"hash", "number", b"number", "series", b"series"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -343,12 +366,14 @@ class AuditCut(_message.Message):
     HASH_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
     BROKEN_FIELD_NUMBER: _builtins.int
+    SERIES_FIELD_NUMBER: _builtins.int
     chain: _builtins.str
     number: _builtins.int
     hash: _builtins.bytes
     """SHA-256 of the last that was let go."""
     broken: _builtins.str
     """What was found broken when it was cut: one sentence; empty: nothing."""
+    series: _builtins.str
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -359,11 +384,116 @@ class AuditCut(_message.Message):
         hash: _builtins.bytes = ...,
         time: _timestamp_pb2.Timestamp | None = ...,
         broken: _builtins.str = ...,
+        series: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["broken", b"broken", "chain", b"chain", "hash", b"hash", "number", b"number", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["broken", b"broken", "chain", b"chain", "hash", b"hash", "number", b"number", "series", b"series", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AuditCut: _TypeAlias = AuditCut  # noqa: Y015
+
+@_typing.final
+class AuditSegment(_message.Message):
+    """A file of the audit: a segment, and the signature of the controller that wrote it over its bytes (ECDSA, SHA-256, DER)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTENT_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_PEM_FIELD_NUMBER: _builtins.int
+    content: _builtins.bytes
+    """An AuditSegmentContent."""
+    signature: _builtins.bytes
+    certificate_pem: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        content: _builtins.bytes = ...,
+        signature: _builtins.bytes = ...,
+        certificate_pem: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_pem", b"certificate_pem", "content", b"content", "signature", b"signature"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuditSegment: _TypeAlias = AuditSegment  # noqa: Y015
+
+@_typing.final
+class AuditSegmentContent(_message.Message):
+    """Consecutive records of a chain, as they were stored."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHAIN_FIELD_NUMBER: _builtins.int
+    SERIES_FIELD_NUMBER: _builtins.int
+    FIRST_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    PREVIOUS_FIELD_NUMBER: _builtins.int
+    HASH_FIELD_NUMBER: _builtins.int
+    RECORDS_FIELD_NUMBER: _builtins.int
+    CONTROLLER_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    chain: _builtins.str
+    series: _builtins.str
+    first: _builtins.int
+    """Numbers, both included."""
+    last: _builtins.int
+    previous: _builtins.bytes
+    """SHA-256 of the record before the first, and of the last."""
+    hash: _builtins.bytes
+    controller: _builtins.str
+    @_builtins.property
+    def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___FiledAudit]:
+        """None: this controller did not have them when they were let go of by another."""
+
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        chain: _builtins.str = ...,
+        series: _builtins.str = ...,
+        first: _builtins.int = ...,
+        last: _builtins.int = ...,
+        previous: _builtins.bytes = ...,
+        hash: _builtins.bytes = ...,
+        records: _abc.Iterable[Global___FiledAudit] | None = ...,
+        controller: _builtins.str = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "controller", b"controller", "first", b"first", "hash", b"hash", "last", b"last", "previous", b"previous", "records", b"records", "series", b"series", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuditSegmentContent: _TypeAlias = AuditSegmentContent  # noqa: Y015
+
+@_typing.final
+class FiledAudit(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    RECORD_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    revision: _builtins.int
+    record: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        revision: _builtins.int = ...,
+        record: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "record", b"record", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FiledAudit: _TypeAlias = FiledAudit  # noqa: Y015

@@ -20,6 +20,8 @@ from cairn.controller.api.quotas import ensure_quotas
 from cairn.controller.api.refusals import Refusals
 from cairn.controller.api.roles import ensure_builtin_roles
 from cairn.controller.api.services import add_enrolment, add_services
+from cairn.controller.archive import Archive
+from cairn.controller.audit_files import AuditFiles
 from cairn.controller.reconcilers.placement import Placements
 from cairn.controller.reconcilers.ports import Ports
 from cairn.controller.store.base import Conflict, Put, Store, Txn
@@ -107,8 +109,9 @@ class ShiftedClock:
 class World:
     """One API server and what surrounds it. `api` is an administrator's stubs."""
 
-    def __init__(self, store: Store, folder: Path) -> None:
+    def __init__(self, store: Store, folder: Path, files: AuditFiles | None = None) -> None:
         self.store, self.folder = store, folder
+        self._files = files
         self.clock, self.ids = ShiftedClock(), SystemIds()
         self.authority = Authority.create("cairn test", self.clock, self.ids)
         self.cache = Cache(store)
@@ -140,6 +143,7 @@ class World:
             ca_pem=self.authority.cert_pem,
             enrolment_endpoints=lambda: [self.enrolment],
             seals=Seals([bytes(KEY_BYTES)]),
+            archive=self.archive("c1", self._files) if self._files is not None else None,
         )
         await ensure_default_project(self.core, self.clock)
         await ensure_builtin_roles(self.core, self.clock)
@@ -156,6 +160,11 @@ class World:
         self.enrolment = await transport.listen(self.enrolment_server, "127.0.0.1:0", mutual=False)
         await self.enrolment_server.start()
         self.api = self.stubs(Identity("user", "admin"))
+
+    def archive(self, controller: str, files: AuditFiles) -> Archive:
+        """Return the audit's files of a controller."""
+        pair = self.authority.issue(Identity("controller", controller))
+        return Archive(files, lambda: pair, self.authority.cert_pem, self.clock, controller)
 
     async def user(self, name: str, role: str = "", project: str = "", groups: Sequence[str] = ()) -> Stubs:
         """Make a user, with a role in a project (empty: everywhere) when one is named; return its stubs."""
@@ -318,8 +327,8 @@ def vm(name: str = "web", **spec: Any) -> Vm:
 
 
 @asynccontextmanager
-async def world_on(store: Store, folder: Path) -> AsyncIterator[World]:
-    world = World(store, folder)
+async def world_on(store: Store, folder: Path, files: AuditFiles | None = None) -> AsyncIterator[World]:
+    world = World(store, folder, files)
     await world.start()
     try:
         yield world

@@ -186,6 +186,7 @@ class Lab:
             cert="/etc/cairn/pki/controller.crt",
             key="/etc/cairn/pki/controller.key",
             ca_key="/etc/cairn/pki/ca.key",
+            audit_dir="/var/lib/cairn/audit",
         )
 
     def socket_of(self, host: Host) -> Path:

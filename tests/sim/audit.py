@@ -6,6 +6,8 @@ from typing import Any, Final
 
 from cairn.proto.pki import Identity
 from cairn.proto.v1 import event_pb2, image_pb2, job_pb2, node_pb2, port_pb2, subnet_pb2, vm_pb2, volume_pb2, vpc_pb2
+from cairn.proto.v1.audit_pb2 import VerifyAuditsRequest
+from cairn.proto.v1.audit_pb2_grpc import AuditServiceStub
 from cairn.proto.v1.event_pb2_grpc import EventServiceStub
 from cairn.proto.v1.image_pb2_grpc import ImageServiceStub
 from cairn.proto.v1.job_pb2_grpc import JobServiceStub
@@ -38,9 +40,19 @@ _LISTS: Final[dict[str, tuple[Any, str, Any, str]]] = {
 
 async def everything(world: World, controller: str) -> dict[str, list[Any]]:
     """Return kind -> objects, as that controller shows them without being asked to be fresh."""
+    return await listed(_client(world, controller))
+
+
+async def broken(world: World, controller: str) -> list[str]:
+    """Return what a controller finds wrong with the records of who did what, in the store and in its files."""
+    verified = await _client(world, controller).call(AuditServiceStub, "VerifyAudits", VerifyAuditsRequest())
+    return [f"audited: {controller} says: {text}" for text in verified.broken]
+
+
+def _client(world: World, controller: str) -> SimClient:
     ids = SimIds(f"{world.seed}/auditor/{controller}/{world.loop.time()}")
     transport = SimTransport(world.network, "user-auditor", Identity("user", "admin"), ids)
-    return await listed(SimClient(transport, (f"{controller}:7443",), ids, lambda _text: None))
+    return SimClient(transport, (f"{controller}:7443",), ids, lambda _text: None)
 
 
 async def listed(client: SimClient) -> dict[str, list[Any]]:

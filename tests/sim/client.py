@@ -45,10 +45,10 @@ ERASED: Final = "was made by this request and has been erased since"
 
 
 def of_full_store(error: grpc.aio.AioRpcError) -> bool:
-    """Tell whether a call was refused because nothing can be written for now."""
+    """Tell whether a call was refused because nothing can be written, or put on record, for now."""
     details = status_of(error).details
     quota = error_details_pb2.QuotaFailure()
-    return any(each.Unpack(quota) and quota.violations[0].subject == "store" for each in details)
+    return any(each.Unpack(quota) and quota.violations[0].subject in ("store", "audit") for each in details)
 
 
 class SimClient:

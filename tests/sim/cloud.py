@@ -143,6 +143,8 @@ class Cloud:
     shared: dict[str, int] = field(default_factory=dict)
     # Secrets that were made: none of them may be seen anywhere.
     secrets: set[str] = field(default_factory=set)
+    # Whether some controller's files hold a record of the audit: chain, number, bytes. None: nobody can look into them.
+    filed: Callable[[str, int, bytes], bool] | None = None
     # The true time; None: nobody knows it as exactly as checkers would need.
     clock: Callable[[], datetime] | None = None
     # When every lease in the store was last given its whole time again.

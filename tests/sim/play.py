@@ -177,9 +177,11 @@ class Play:
             await asyncio.sleep(LOOK_S)
 
     async def _ask(self, controller: str) -> list[str]:
-        """Return what is wrong with a controller's lists."""
-        lists = await audit.everything(self.world, controller)
-        return [text for kind, objects in lists.items() for text in self.world.referee.listed(controller, kind, objects)]
+        """Return what is wrong with a controller's lists, and with its record of who did what."""
+        lists, broken = await audit.everything(self.world, controller), await audit.broken(self.world, controller)
+        return broken + [
+            text for kind, objects in lists.items() for text in self.world.referee.listed(controller, kind, objects)
+        ]
 
     async def _again(self) -> None:
         """Restart everybody while all is at rest."""

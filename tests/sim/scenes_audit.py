@@ -44,6 +44,10 @@ def _head(audit: Audit) -> tuple[str, str, AuditHead]:
     return "audit_head", C1, AuditHead(chain=C1, number=audit.number, hash=_hash(audit))
 
 
+def _stored_of(audit: Audit) -> tuple[str, int, bytes]:
+    return C1, audit.number, audit.SerializeToString(deterministic=True)
+
+
 def _commit(stage: Stage, *records: tuple[str, str, Any]) -> None:
     stage.commit(*records, by={})
 
@@ -110,6 +114,16 @@ def one_written_again(stage: Stage) -> None:
     (first,) = _audits("a")
     _commit(stage, _request("a"), _record(first), _head(first))
     _commit(stage, _record(first), _head(first))
+
+
+@scene("audited", "audit/c1/000000000001 went and is in nobody's files")
+def let_go_of_and_kept_nowhere(stage: Stage) -> None:
+    first, second = _audits("a", "b")
+    kept = {_stored_of(second)}
+    stage.cloud.filed = lambda chain, number, record: (chain, number, record) in kept
+    _commit(stage, _request("a"), _request("b"), _record(first), _record(second), _head(second))
+    cut = AuditCut(chain=C1, number=2, hash=_hash(second))
+    _commit(stage, ("audit", _record(first)[1], None), ("audit", _record(second)[1], None), ("audit_cut", C1, cut))
 
 
 @scene("audited", r"records \[1\] went, and the cut is said to be at 0")

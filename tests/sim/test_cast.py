@@ -27,6 +27,7 @@ STRIKES = {
         *(f"{driver} {how}" for driver in _DRIVERS for how in ("before", "after", "hang")),
         "daemon_restarts", "events_lost", "deaf", "clinging",
     },
+    "files": {"files_fail"},
     "forgetful": {"guests_forgotten"},
     "impostor": {"impostor"},
     "leases": {"leases_end", "compacted", "leader_lost"},

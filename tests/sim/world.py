@@ -53,6 +53,7 @@ from cairn.storage.fake import FakeImages, FakeVolumes
 from cairn.storage.fake_shared import FakeSharedVolumes, SharedPool
 
 from tests.sim.client import SimClient
+from tests.sim.filed import Filed
 from tests.sim.loop import PROCESS, SimLoop
 from tests.sim.machine import Machine, SimInventory, ToldDict
 from tests.sim.network import Faults, Network
@@ -68,8 +69,9 @@ USERS: Final = tuple(f"u{number}" for number in range(1, 21))
 LOADS: Final = 4
 STAFF: Final = "staff"
 # What all controllers of a story seal secrets with.
-# So few records of the audit are kept that each story lets some go.
+# So few records of the audit are kept that each story lets some go, and so many more there may be when files cannot be written.
 AUDITS_KEPT: Final = 60
+AUDITS_OVER: Final = 100
 SEALS: Final = Seals([bytes(range(KEY_BYTES))])
 
 
@@ -152,6 +154,8 @@ class World:
         self.endpoints = tuple(f"{name}:7443" for name in self.controllers)
         # Its key comes from the operating system: nothing that is drawn or told depends on it.
         self.authority = Authority.create("sim", SimClock(loop, 0.0), SimIds(f"{seed}/authority"))
+        self.filed = Filed(self.controllers, self.authority)
+        self.referee.cloud.filed = self.filed.holds
         self._threads, self._memory_bytes = threads, memory_gib << 30
         self.machines: dict[str, Machine] = {}
         # What every node reaches, whichever of them live.
@@ -326,6 +330,7 @@ class World:
         self.store_faults.calm()
         self.backend.full = False
         self.loop.snuff_fuses()
+        self.filed.calm()
         for process in self.processes.values():
             if process.store is not None:
                 process.store.mend()
@@ -417,7 +422,8 @@ class World:
             authority=self.authority,
             ca_pem=self.authority.cert_pem,
             seals=SEALS,
-            audits_kept=AUDITS_KEPT,
+            audits=(AUDITS_KEPT, AUDITS_OVER),
+            archive=self.filed.archive(name, clock),
         )
 
     def _agent(self, name: str, label: str, clock: SimClock) -> Agent:

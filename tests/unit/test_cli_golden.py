@@ -121,7 +121,10 @@ def planned_removal(_request: Any) -> Any:
     return made
 
 
-CHAINS = [AuditChain(chain="c1", number=4711, cut=4700, records=11), AuditChain(chain="c2", number=1, records=1)]
+CHAINS = [
+    AuditChain(chain="c1", number=4711, cut=4700, records=4711, filed_first=1, filed_last=4700),
+    AuditChain(chain="c2", number=1, records=1),
+]
 BROKEN = ["chain c1: record 4702 does not follow record 4701: one of them is not what was written"]
 
 

@@ -5,7 +5,7 @@ Changes are what the API writes, whichever call it was: not by a list of calls. 
 and a name kept free for something.
 
 The chain is worked out anew from the records as they were written: numbers without gaps, the hash of the one before, and the
-head. What is let go is let go from the oldest on, and the record of the cut says up to where.
+head. What is let go is let go from the oldest on, and the record of the cut says up to where; it is in some controller's files.
 """
 
 from __future__ import annotations
@@ -48,7 +48,11 @@ class Audited(Checker):
         heads = {change.id: change.after for change in commit.changes if change.kind == "audit_head"}
         for chain in {each.after.chain for each in made} | heads.keys():
             yield from self._ended(chain, heads.get(chain))
-        yield from self._cut(commit, [change for change in audits if change.after is None])
+        gone = [change for change in audits if change.after is None]
+        yield from self._cut(commit, gone)
+        for change in gone if cloud.filed is not None else ():
+            if not cloud.filed(change.before.chain, change.before.number, _stored(change.before)):
+                yield f"{change.key} went and is in nobody's files"
 
     def _begin(self, cloud: Cloud) -> None:
         """A history begins with what was there: where its chains end is as it is."""
