@@ -97,6 +97,8 @@ class Twin:
         self.faults = Faults(lab, f"{seed}/faults", self._well, self.note)
         self.logs = Logs(lab.hosts)
         self.eyes: Eyes
+        # What was damaged, and mended: nothing is here.
+        self.put_back: frozenset[str] = frozenset()
         # The newest revision seen, and that of each node's session.
         self._seen = 0
         self._sessions: dict[str, int] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 
+from cairn.proto import kinds
 from cairn.proto.v1.vm_pb2 import Vm
 
 from tests.sim.story import Event, Size, spread
@@ -25,7 +26,12 @@ async def write_on_old(user: User, index: int, number: int) -> None:
     if vm is None:
         return
     first = await user.client.update_vm(_labelled(vm.id, number, "a"), "labels.mark")
-    second = await user.client.update_vm(_labelled(vm.id, number, "b", first.etag), "labels.mark", stale=False)
+    again = user.client.update_vm(_labelled(vm.id, number, "b", first.etag), "labels.mark", stale=False)
+    second = await user.attempt(again, Code.ABORTED)
+    if second is None:
+        if kinds.VM.key(vm.id) not in user.world.put_back:
+            user.asked.contradict(f"{vm.name} ({vm.id}) has etag {first.etag} and could not be written on it")
+        return
     third = user.client.update_vm(_labelled(vm.id, number, "c", first.etag), "labels.mark", stale=False)
     if await user.attempt(third, Code.ABORTED) is not None:
         user.asked.contradict(f"{vm.name} ({vm.id}) has changed since etag {first.etag} and could be overwritten")
