@@ -170,7 +170,7 @@ class World:
         # Key of a record that is spoiled -> what puts the good bytes back; how many want none to be.
         self.spoiled: dict[str, Callable[[], None]] = {}
         # Keys of those that were: their revisions are another's doing.
-        self.put_back: set[str] = set()
+        self.were_spoiled: set[str] = set()
         self.stay_whole = 0
         # What runs beside the product in each process from now on, and lives as long.
         self.beside: list[Callable[[Process], Coroutine[Any, Any, None]]] = []

@@ -98,7 +98,7 @@ class Twin:
         self.logs = Logs(lab.hosts)
         self.eyes: Eyes
         # What was damaged, and mended: nothing is here.
-        self.put_back: frozenset[str] = frozenset()
+        self.were_spoiled: frozenset[str] = frozenset()
         # The newest revision seen, and that of each node's session.
         self._seen = 0
         self._sessions: dict[str, int] = {}

@@ -56,7 +56,7 @@ async def _spoil(world: World, kind: str, index: int, for_s: float, restarted: b
     world.note(f"{item.key} becomes {'unreadable' if value else 'missing'}")
     world.network.count("unreadable" if value else "missing")
     world.backend.spoil(item.key, Put(value) if value is not None else None)
-    world.put_back.add(item.key)
+    world.were_spoiled.add(item.key)
     world.spoiled[item.key] = lambda: _mend(world, item.key, item.value, value)
     try:
         if restarted:

@@ -29,7 +29,7 @@ async def write_on_old(user: User, index: int, number: int) -> None:
     again = user.client.update_vm(_labelled(vm.id, number, "b", first.etag), "labels.mark", stale=False)
     second = await user.attempt(again, Code.ABORTED)
     if second is None:
-        if kinds.VM.key(vm.id) not in user.world.put_back:
+        if kinds.VM.key(vm.id) not in user.world.were_spoiled:
             user.asked.contradict(f"{vm.name} ({vm.id}) has etag {first.etag} and could not be written on it")
         return
     third = user.client.update_vm(_labelled(vm.id, number, "c", first.etag), "labels.mark", stale=False)
