@@ -113,6 +113,10 @@ class AuditBound:
             items = [item for item in items if number_of(item.key)]
             if not items or (len(items) < SEGMENT_MAX and number >= upto):
                 return
+            if number_of(items[0].key) != number + 1 and (now := await ends(self._store)).cut(chain).number > number:
+                # Others let go meanwhile of what comes next.
+                await self._file(now, chain, upto)
+                return
             await self._archive.keep(chain, series, hash, items)
             number, hash = number_of(items[-1].key), hash_of(items[-1].value)
 
