@@ -12,7 +12,7 @@ from typing import Final
 
 from cairn.controller.api.chain import hash_of, number_of
 from cairn.controller.audit_files import AuditFiles
-from cairn.controller.segments import Segment, content_of, fill, sealed, verified
+from cairn.controller.segments import Segment, SegmentError, content_of, fill, sealed, verified
 from cairn.controller.store.base import Item
 from cairn.proto.log import logger
 from cairn.proto.pki import Pair
@@ -38,18 +38,16 @@ class Archive:
         """Return what is kept of a chain, in order. Raises FilesError."""
         return list((await self._index()).get((chain, series), []))
 
-    async def others(self, series: dict[str, str]) -> int:
-        """Return how many files are of no chain among these: of another store. series: by chain. Raises FilesError."""
-        known = await self._index()
-        return sum(len(each) for (chain, of), each in known.items() if series.get(chain) != of)
-
     async def end(self, chain: str, series: str) -> tuple[int, bytes]:
-        """Return the number of the last record that is kept of a chain, and its hash; 0: none is. Raises FilesError."""
+        """Return the number of the last record kept of a chain, and its hash; 0: none is. Raises FilesError, SegmentError."""
         segments = (await self._index()).get((chain, series))
         if not segments:
             return 0, b""
         if (chain, series) not in self._hashes:
-            self._hashes[chain, series] = content_of(await self._files.read(segments[-1].name)).hash
+            try:
+                self._hashes[chain, series] = (await self.content(segments[-1])).hash
+            except SegmentError as error:
+                raise SegmentError(f"{segments[-1].name}: {error}") from error
         return segments[-1].last, self._hashes[chain, series]
 
     async def keep(self, chain: str, series: str, previous: bytes, items: Sequence[Item]) -> None:

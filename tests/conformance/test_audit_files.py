@@ -270,6 +270,23 @@ async def test_files_that_cannot_be_read_are_told_and_the_rest_is_listed(world: 
     assert len(answer.missing) == len(await files.names())
 
 
+async def test_a_last_file_that_cannot_be_read_is_named(
+    world: World, files: AuditFiles, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever starts with it lets nothing go, and says which file it is."""
+    await filed(world)
+    last = (await files.names())[-1]
+    await rewritten(files, last, b"\xff")
+    await vpcs_of(world, "more", 5)
+    world.clock.ahead += timedelta(hours=1)
+    again = AuditBound(world.store, world.clock, KEPT, 0, world.archive("c1", files))
+    await again.look()
+    assert await live(world) > KEPT
+    why = again.closed()
+    assert why is not None
+    assert last in why.say
+
+
 async def test_files_of_another_store_are_left_alone(tmp_path: Path) -> None:
     files = FakeFiles()
     async with world_on(MemoryStore(), tmp_path / "a", files) as world:
