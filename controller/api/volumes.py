@@ -147,12 +147,25 @@ def delete_volume(
         if volume.spec.boot and not holder.HasField("delete_time"):
             how = "it is the root disk; delete the VM"
         raise BadState("volume", volume.name, f"volume {volume.name!r} is attached to VM {name!r}: {how}")
+    elif not gone:
+        _refuse_disk_of_unknown(view, volume)
     volume.spec.vm, volume.spec.boot = "", False
     mark_deleted(core, volume, purge=request.purge)
     txn.check(kinds.VOLUME, volume.id, record.mod_revision).put(kinds.VOLUME, volume.id, volume)
     resolution.release(txn, view, nouns.VOLUME, volume.project, volume.name, volume.id)
     said = [("Deleted", f"volume {volume.name} was deleted")]
     return Decided(txn, nouns.VOLUME, volume.id, volume.name, volume.project, events=said)
+
+
+def _refuse_disk_of_unknown(view: View, volume: Volume) -> None:
+    """Raises BadState: a node runs a VM with this disk that the records do not have, as after a restore."""
+    told = (view.get(kinds.UNKNOWN, id) for id in view.by(kinds.UNKNOWN, "disk", volume.id))
+    for unknown in told:
+        vm = view.get(kinds.VM, unknown.desired.vm.id) if unknown is not None else None
+        if unknown is not None and not unknown.desired.vm.absent and (vm is None or vm.HasField("delete_time")):
+            whose = f"it is a disk of VM {unknown.desired.vm.id}, which a node runs and the records do not have"
+            say = f"volume {volume.name!r} cannot be deleted: {whose}; adopt or forget that first (`cairn cluster adopt`)"
+            raise BadState("volume", volume.name, say)
 
 
 def volume_type(view: View, wanted: str, field: str) -> str:

@@ -11,9 +11,10 @@ from cairn.controller.model.where import where
 from cairn.controller.store.base import Txn
 from cairn.controller.store.memory import MemoryStore
 from cairn.proto import kinds
-from cairn.proto.v1.agent_pb2 import Desired, DesiredVm, DesiredVolume, Unknown
+from cairn.proto.v1.agent_pb2 import Desired, DesiredVm, DesiredVolume, Unknown, VmDisk
 from cairn.proto.v1.cluster_pb2 import AdoptVmRequest, AdoptVolumeRequest, ForgetUnknownRequest
 from cairn.proto.v1.vm_pb2 import DeleteVmRequest, UndeleteVmRequest
+from cairn.proto.v1.volume_pb2 import CreateVolumeRequest, DeleteVolumeRequest, Volume, VolumeSpec
 
 from tests.conformance.api_world import GIB, World, world_on
 
@@ -78,3 +79,23 @@ async def test_what_the_records_know_again_is_neither_adopted_over_nor_forgotten
     assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
     assert f"placement {made.id} cannot be read" in str(refused.value.details())
     assert not list(world.cache.view.ids(kinds.ERASURE))
+
+
+@pytest.mark.parametrize("known", ["", "deleted"])
+async def test_a_disk_of_a_vm_that_is_undecided_is_not_deleted(world: World, known: str) -> None:
+    """After a restore its record is nobody's, or its VM deleted; its guest runs on with it."""
+    spec = VolumeSpec(size_bytes=GIB)
+    volume = await world.api.volumes.CreateVolume(CreateVolumeRequest(volume=Volume(name="data", spec=spec)))
+    id, node = "i-0000lost", next(iter(world.cache.view.ids(kinds.NODE)))
+    if known:
+        id = (await world.vm("old")).id
+        await world.api.vms.DeleteVm(DeleteVmRequest(id="old"))
+    desired = DesiredVm(id=id, cpus=1, memory_bytes=GIB, disks=[VmDisk(volume=volume.id)])
+    key = f"{node}/vm/{id}"
+    told = Unknown(key=f"vm/{id}", node=node, contested=bool(known), running=True, desired=Desired(vm=desired))
+    await world.commit(Txn("sync").put(kinds.UNKNOWN, key, told))
+    with pytest.raises(grpc.aio.AioRpcError, match="adopt or forget that first") as refused:
+        await world.api.volumes.DeleteVolume(DeleteVolumeRequest(id="data"))
+    assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    await world.commit(Txn("sync").delete(kinds.UNKNOWN, key))
+    assert (await world.api.volumes.DeleteVolume(DeleteVolumeRequest(id="data"))).HasField("delete_time")

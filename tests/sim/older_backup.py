@@ -185,6 +185,9 @@ class Operator:
                 yield f"{volume.id} is attached to {volume.spec.vm}", client.update_volume(volume.id, vm="")
             if volume.id in held or (volume.spec.boot and volume.spec.vm):
                 continue
+            if wanted is None and not volume.spec.vm and self._comes_with_vm(volume.id):
+                # Its own disk, of a VM that was deleted then.
+                continue
             if wanted is None:
                 if volume.spec.vm and volume.spec.vm not in held:
                     yield f"{volume.id} is attached again", client.update_volume(volume.id, vm="")
