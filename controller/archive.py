@@ -65,7 +65,10 @@ class Archive:
 
     async def content(self, segment: Segment) -> AuditSegmentContent:
         """Return what is in a file, as it stands there. Raises FilesError, SegmentError."""
-        return content_of(await self._files.read(segment.name))
+        content = content_of(await self._files.read(segment.name))
+        if (content.first, content.last) != (segment.first, segment.last):
+            raise SegmentError("it is not what its name says")
+        return content
 
     async def verified(self, segment: Segment) -> AuditSegmentContent:
         """Return what is in a file that is known to be what was written. Raises FilesError, SegmentError."""

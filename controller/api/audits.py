@@ -35,8 +35,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 _NUMBER_DIGITS: Final = 12
 # Records held, beside those of the page, before those that come later are put away.
 _SORTED_MAX: Final = 1000
-# Broken links told of.
+# Broken links told of, and files that could not be searched.
 BROKEN_MAX: Final = 100
+MISSING_MAX: Final = 20
 
 
 class AuditService(audit_pb2_grpc.AuditServiceServicer):
@@ -112,12 +113,18 @@ class _Search:
                 continue
             try:
                 content = await archive.content(segment)
-            except SegmentError as error:
-                self.missing.append(f"{segment.name}: {error}")
+            except (FilesError, SegmentError) as error:
+                self._not_searched(f"{segment.name}: {error}")
                 continue
             for item in items_of(content):
                 if number_of(item.key) <= cut:
                     await self._take(item)
+
+    def _not_searched(self, say: str) -> None:
+        if len(self.missing) < MISSING_MAX:
+            self.missing.append(say)
+        elif len(self.missing) == MISSING_MAX:
+            self.missing.append("and more files")
 
     def _may_have(self, segment: Segment) -> bool:
         since, until = self._times

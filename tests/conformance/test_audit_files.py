@@ -263,11 +263,15 @@ async def test_nothing_is_changed_rather_than_unrecorded(tmp_path: Path) -> None
 
 async def test_files_that_cannot_be_read_are_told_and_the_rest_is_listed(world: World, files: AuditFiles) -> None:
     whole = await filed(world)
-    for name in await files.names():
-        await rewritten(files, name, b"\xff")
+    first, second, third = await files.names()
+    await rewritten(files, first, b"\xff")
+    await rewritten(files, second, None)
     answer = await world.api.audits.ListAudits(ListAuditsRequest(page_size=1000))
-    assert list(answer.audits) == whole[-KEPT:]
-    assert len(answer.missing) == len(await files.names())
+    assert list(answer.audits) == whole[200:]
+    assert [say.partition(": ")[0] for say in answer.missing] == [first, second]
+    await rewritten(files, third, b"")
+    answer = await world.api.audits.ListAudits(ListAuditsRequest(page_size=1000))
+    assert (list(answer.audits), len(answer.missing)) == (whole[-KEPT:], 3)
 
 
 async def test_a_last_file_that_cannot_be_read_is_named(
