@@ -149,6 +149,7 @@ async def test_what_is_refused_is_on_record_once_and_counted(world: World) -> No
     for _, value in await stored(world.store):
         assert b"geheim" not in value.lower()
     assert await audits(world, done=True) == [each for each in await audits(world) if not each.refusal]
+    assert await audits(world, done=True, refused=True) == await audits(world)
     assert await broken(world) == []
 
 
