@@ -169,6 +169,7 @@ def _filter(view: View, caller: Caller, request: audit_pb2.ListAuditsRequest) ->
             and (not request.object or request.object in (audit.object.partition("/")[2], audit.object_name))
             and (not project or audit.project == project)
             and (not request.method or audit.method == request.method)
+            and (not request.cause or audit.cause == request.cause)
             and (request.refused == request.done or bool(audit.refusal) == request.refused)
             and (since is None or time >= since)
             and (until is None or time < until)

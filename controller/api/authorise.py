@@ -7,7 +7,8 @@ sends along (bearer.py), and by nothing else. Enrolment is the one service witho
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import re
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from typing import Any, Final
 
@@ -16,11 +17,14 @@ from cairn.controller.api.decision import Views
 from cairn.controller.model.permits import Caller, permits_anywhere
 from cairn.controller.model.veil import Veil, sees_all
 from cairn.controller.store.base import View
-from cairn.proto.errors import Denied, Unauthenticated
+from cairn.proto.errors import Denied, Invalid, Unauthenticated
 from cairn.proto.rpc import alternative_names, peer_identity
 from cairn.proto.seams import Clock
 
 PACKAGE: Final = "/cairn.v1."
+# In a call's metadata: the id of the request that it is a part of, for the audit alone.
+CAUSE: Final = "cairn-cause"
+_REQUEST_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 # Methods without a caller's certificate.
 OPEN: Final = frozenset({"/cairn.v1.EnrolmentService/JoinNode"})
 # What nodes may call; everything else of ours is for users and controllers.
@@ -69,7 +73,7 @@ class Admission:
         else:
             caller = await self._bearers.recognise(text, context.peer())
         _refuse_method(caller, method)
-        return replace(caller, address=source_of(context.peer()))
+        return replace(caller, address=source_of(context.peer()), cause=_cause(context.invocation_metadata()))
 
     async def refuse_unless(self, caller: Caller, permission: str) -> None:
         """Refuse who may not do that to anything. Raises Denied, Unauthenticated, TryAgain.
@@ -104,3 +108,11 @@ def _refuse_method(caller: Caller, method: str) -> None:
     if caller.kind == "user" and method not in NODES_ONLY | EVERYONE:
         return
     raise Denied(f"{caller.kind} {caller.id!r} may not call {method.rpartition('/')[2]}")
+
+
+def _cause(metadata: Iterable[Any] | None) -> str:
+    """Return the request that a call says it is a part of. Raises Invalid."""
+    said = next((str(value) for key, value in metadata or () if key == CAUSE), "")
+    if said and not _REQUEST_ID.fullmatch(said):
+        raise Invalid(CAUSE, "must be the id of a request: a UUID in lower case")
+    return said

@@ -209,6 +209,7 @@ class Mutations:
             who=caller.id,
             token=caller.token,
             address=caller.address,
+            cause=caller.cause,
             method=act.method,
             request_id=act.request_id,
             object=act.object,

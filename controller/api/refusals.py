@@ -158,7 +158,7 @@ class Refusals:
             say=_say(why),
         )
         if caller is not None:
-            audit.caller, audit.who, audit.token = caller.kind, caller.id, caller.token
+            audit.caller, audit.who, audit.token, audit.cause = caller.kind, caller.id, caller.token, caller.cause
         return audit
 
 

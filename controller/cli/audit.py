@@ -25,6 +25,7 @@ COLUMNS = [
     Column("FROM", lambda audit: audit.address, wide=True),
     Column("TOKEN", lambda audit: audit.token, wide=True),
     Column("REQUEST", lambda audit: audit.request_id, wide=True),
+    Column("CAUSE", lambda audit: audit.cause, wide=True),
     Column("RECORD", lambda audit: f"{audit.chain}/{audit.number}", wide=True),
     Column("REVISION", lambda audit: str(audit.revision), wide=True),
 ]
@@ -60,16 +61,19 @@ def _changes(audit: Any) -> str:
 @click.option("--who", default="", metavar="USER", help="What this user did.")
 @click.option("--object", "object", default="", metavar="NAME", help="What was done to an object: its name or id.")
 @click.option("--method", default="", metavar="METHOD", help="For example DeleteVm.")
+@click.option(
+    "--cause", default="", metavar="REQUEST", help="What was part of a request, for example `project delete --cascade`."
+)
 @click.option("--since", default="", metavar="TIME", help="From then on: 2026-11-30T08:00, UTC.")
 @click.option("--until", default="", metavar="TIME", help="Before then.")
 @click.option("--refused/--done", default=None, help="Only what was refused; only what was carried out.")
 async def list_audits(
-    session: Session, who: str, object: str, method: str, since: str, until: str, refused: bool | None
+    session: Session, who: str, object: str, method: str, cause: str, since: str, until: str, refused: bool | None
 ) -> None:
     """List what was changed or refused, and who asked, newest last; of one project (--project), or of all you may read of."""
     from cairn.proto.v1.audit_pb2 import ListAuditsRequest
 
-    request = ListAuditsRequest(who=who, object=object, method=method, project=session.project)
+    request = ListAuditsRequest(who=who, object=object, method=method, cause=cause, project=session.project)
     request.refused, request.done = refused is True, refused is False
     for name, text in (("since", since), ("until", until)):
         if text:

@@ -63,8 +63,8 @@ async def living(session: Session, project: str) -> Found:
 
 
 async def empty(session: Session, project: Any) -> None:
-    """Delete all that lives in a project. Raises Failure."""
-    session.settings.project = project.id
+    """Delete all that lives in a project, as parts of the request that will delete the project. Raises Failure."""
+    session.settings.project, session.cause = project.id, session.ids.uuid()
     for _ in range(LOOKS_MAX):
         found = await living(session, project.id)
         if found.empty:
@@ -100,5 +100,7 @@ def show(session: Session, project: Any, found: Found) -> None:
 
 async def finish(session: Session, noun: Noun, project: Any) -> None:
     """Remove the project itself."""
-    await perform(session, noun, noun.request("DeleteProject", id=project.id), GONE, silent=True)
+    request = noun.request("DeleteProject", id=project.id, request_id=session.cause)
+    session.cause = ""
+    await perform(session, noun, request, GONE, silent=True)
     session.output.say(f"project {project.name} is gone")

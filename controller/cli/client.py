@@ -40,6 +40,8 @@ class Session:
         self.output = Output(settings, self.now)
         # What to say when the person interrupts now.
         self.interrupted = "interrupted"
+        # The request that all calls from now on are a part of, for the audit; empty: of none.
+        self.cause = ""
         self._context = context
         self._channel: grpc.aio.Channel | None = None
         self._stubs: dict[str, Any] = {}
@@ -101,7 +103,8 @@ class Session:
         patience = Patience(self)
         while True:
             try:
-                return await getattr(stub, method)(request, timeout=patience.attempt_s())
+                more: Any = {"metadata": (("cairn-cause", self.cause),)} if self.cause else {}
+                return await getattr(stub, method)(request, timeout=patience.attempt_s(), **more)
             except _rpc_error() as error:
                 await patience.wait_after(error)
 

@@ -38,13 +38,14 @@ class Caller:
     """Who calls. kind: of certificates "user", "node", "controller" (proto/pki.py: Identity); "join_token"; "system".
 
     token: id of the API token that a user asks by; empty: he has a certificate. address: where he asks from, if that is known;
-    nothing is decided by it.
+    cause: the request that his is a part of, as he says. Nothing is decided by these two.
     """
 
     kind: str
     id: str
     token: str = ""
     address: str = field(default="", compare=False)
+    cause: str = field(default="", compare=False)
 
     @classmethod
     def system(cls, component: str) -> Self:

@@ -33,6 +33,7 @@ class ListAuditsRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     REFUSED_FIELD_NUMBER: _builtins.int
     DONE_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
     who: _builtins.str
     """Name of the user, as in Audit.who; empty: anybody."""
     object: _builtins.str
@@ -46,6 +47,8 @@ class ListAuditsRequest(_message.Message):
     refused: _builtins.bool
     """Only calls that were refused; only what was carried out. Both or none: all."""
     done: _builtins.bool
+    cause: _builtins.str
+    """As in Audit.cause; empty: any."""
     @_builtins.property
     def since(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -65,10 +68,11 @@ class ListAuditsRequest(_message.Message):
         page_token: _builtins.str = ...,
         refused: _builtins.bool = ...,
         done: _builtins.bool = ...,
+        cause: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since", "until", b"until"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "method", b"method", "object", b"object", "page_size", b"page_size", "page_token", b"page_token", "project", b"project", "refused", b"refused", "since", b"since", "until", b"until", "who", b"who"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "done", b"done", "method", b"method", "object", b"object", "page_size", b"page_size", "page_token", b"page_token", "project", b"project", "refused", b"refused", "since", b"since", "until", b"until", "who", b"who"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -216,6 +220,7 @@ class Audit(_message.Message):
     SAY_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
     FIRST_ADMINISTRATOR_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
     chain: _builtins.str
     """Of the controller that decided it: its name."""
     number: _builtins.int
@@ -249,6 +254,8 @@ class Audit(_message.Message):
     """How often, up to this record's time, since it was told last."""
     first_administrator: _builtins.bool
     """Asked by the first administrator's certificate, which nothing can lock out."""
+    cause: _builtins.str
+    """Id of the request that this one is a part of, as whoever asked said it in the call's metadata (cairn-cause); empty: of none."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -281,10 +288,11 @@ class Audit(_message.Message):
         say: _builtins.str = ...,
         count: _builtins.int = ...,
         first_administrator: _builtins.bool = ...,
+        cause: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "caller", b"caller", "chain", b"chain", "changes", b"changes", "changes_left", b"changes_left", "count", b"count", "first_administrator", b"first_administrator", "method", b"method", "number", b"number", "object", b"object", "object_name", b"object_name", "previous", b"previous", "project", b"project", "refusal", b"refusal", "request_id", b"request_id", "revision", b"revision", "say", b"say", "seen", b"seen", "time", b"time", "token", b"token", "who", b"who"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "caller", b"caller", "cause", b"cause", "chain", b"chain", "changes", b"changes", "changes_left", b"changes_left", "count", b"count", "first_administrator", b"first_administrator", "method", b"method", "number", b"number", "object", b"object", "object_name", b"object_name", "previous", b"previous", "project", b"project", "refusal", b"refusal", "request_id", b"request_id", "revision", b"revision", "say", b"say", "seen", b"seen", "time", b"time", "token", b"token", "who", b"who"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -153,6 +153,18 @@ async def test_what_is_refused_is_on_record_once_and_counted(world: World) -> No
     assert await broken(world) == []
 
 
+async def test_a_call_says_which_request_it_is_a_part_of(world: World) -> None:
+    await world.vm("web")
+    cause, other = world.ids.uuid(), world.ids.uuid()
+    await world.api.vms.DeleteVm(DeleteVmRequest(id="web"), metadata=[("cairn-cause", cause)])
+    await refused(world.api.vms.DeleteVm(DeleteVmRequest(id="web"), metadata=[("cairn-cause", cause)]))
+    await world.refusals.tell(math.inf)
+    assert [(each.method, each.cause) for each in await audits(world, cause=cause)] == [("DeleteVm", cause)] * 2
+    assert await audits(world, cause=other) == []
+    with pytest.raises(grpc.aio.AioRpcError, match="cairn-cause: must be the id of a request"):
+        await world.api.vms.GetVm(GetVmRequest(id="web"), metadata=[("cairn-cause", "<script>")])
+
+
 async def test_who_has_not_said_who_he_is_is_on_record_by_his_address(world: World) -> None:
     stranger = world.by_token("cairn_ut-12345678_rubbish")
     await refused(stranger.vms.DeleteVm(DeleteVmRequest(id="web")))

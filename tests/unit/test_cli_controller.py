@@ -75,6 +75,10 @@ def test_a_project_goes_with_all_that_lives_in_it(cloud: RealCloud) -> None:
     done(cloud, "project", "delete", "short", "--cascade")
     names = [each["name"] for each in done(cloud, "project", "list", "-o", "json").json]
     assert "short" not in names
+    (last,) = done(cloud, "audit", "list", "--method", "DeleteProject", "-o", "json").json
+    parts = done(cloud, "audit", "list", "--cause", last["request_id"], "-o", "json").json
+    assert {each["method"] for each in parts} == {"DeleteVm", "DeleteVolume", "DeleteSubnet", "DeleteVpc"}
+    assert not last.get("cause")
     (image,) = done(cloud, "image", "list", "-o", "json").json
     assert "sharing" not in image["spec"], "what was shared with it stays, and is shared with it no more"
 
