@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from cairn.controller.api.chain import hash_of, number_of
-from cairn.controller.audit_files import AuditFiles
+from cairn.controller.audit_files import AuditFiles, FilesError
 from cairn.controller.segments import Segment, SegmentError, content_of, fill, sealed, verified
 from cairn.controller.store.base import Item
 from cairn.proto.log import logger
-from cairn.proto.pki import Pair
+from cairn.proto.pki import Pair, PkiError
 from cairn.proto.seams import Clock, timestamp
 from cairn.proto.v1.audit_pb2 import AuditSegmentContent
 
@@ -78,7 +78,11 @@ class Archive:
         content.controller = self._controller
         content.time.CopyFrom(timestamp(self._clock.now()))
         segment, known = Segment.of(content), await self._index()
-        await self._files.write(segment.name, sealed(self._pair(), content))
+        try:
+            pair = self._pair()
+        except (PkiError, OSError) as error:
+            raise FilesError(f"the certificate that files are signed with cannot be used: {error}") from error
+        await self._files.write(segment.name, sealed(pair, content))
         known.setdefault((segment.chain, segment.series), []).append(segment)
         self._hashes[segment.chain, segment.series] = content.hash
 

@@ -38,6 +38,7 @@ _SORTED_MAX: Final = 1000
 # Broken links told of, and files that could not be searched.
 BROKEN_MAX: Final = 100
 MISSING_MAX: Final = 20
+SOME_MISSING: Final = "some files of the audit could not be searched"
 
 
 class AuditService(audit_pb2_grpc.AuditServiceServicer):
@@ -58,8 +59,9 @@ class AuditService(audit_pb2_grpc.AuditServiceServicer):
         answer, size_bytes = audit_pb2.ListAuditsResponse(), 0
         search = _Search(size + 1, token, _filter(view, caller, request), _times(request))
         found = await search.run(self._core.store, self._core.archive)
-        answer.missing.extend(search.missing)
         everywhere = permits(view, caller, Verb.READ, Audit())
+        # Files, as machines, are shown to who may read all.
+        answer.missing.extend(search.missing if everywhere else [SOME_MISSING] if search.missing else [])
         for audit in found:
             size_bytes += audit.ByteSize()
             if len(answer.audits) == size or (answer.audits and size_bytes > PAGE_BYTES_MAX):

@@ -43,6 +43,7 @@ OF_CALLER_MAX: Final = 20
 OF_CALLERS_MAX: Final = 60
 OF_STRANGERS_MAX: Final = 5
 SAY_CHARACTERS_MAX: Final = 500
+FIELD_CHARACTERS_MAX: Final = 100
 # Verbs that change nothing and show no secret.
 _READS: Final = frozenset({"see", "read", "ask", "verify", "sync", "get_blob", "put_blob"})
 _FORBIDDEN: Final = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED})
@@ -165,7 +166,7 @@ class Refusals:
 def _say(why: Refused) -> str:
     """Return why, without what the caller sent."""
     if isinstance(why, Invalid):
-        return f"{why.field} is invalid"
+        return f"{why.field[:FIELD_CHARACTERS_MAX]} is invalid"
     return "" if isinstance(why, NotFound) else why.say[:SAY_CHARACTERS_MAX]
 
 

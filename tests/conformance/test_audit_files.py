@@ -10,13 +10,15 @@ from typing import Any
 
 import grpc
 import pytest
+from cairn.controller.api.audits import SOME_MISSING
+from cairn.controller.archive import Archive
 from cairn.controller.audit_bound import AuditBound
 from cairn.controller.audit_files import AuditFiles, FakeFiles, FilesError, FolderFiles
 from cairn.controller.segments import Segment, content_of, sealed
 from cairn.controller.store.base import Conflict
 from cairn.controller.store.memory import MemoryStore
 from cairn.proto import kinds
-from cairn.proto.pki import Authority, Identity
+from cairn.proto.pki import Authority, Identity, Pair, PkiError
 from cairn.proto.v1.audit_pb2 import Audit, ListAuditsRequest, VerifyAuditsRequest, VerifyAuditsResponse
 from cairn.proto.v1.vm_pb2 import DeleteVmRequest, GetVmRequest
 from cairn.proto.v1.vpc_pb2 import CreateVpcRequest, Vpc, VpcSpec
@@ -262,6 +264,8 @@ async def test_nothing_is_changed_rather_than_unrecorded(tmp_path: Path) -> None
 
 
 async def test_files_that_cannot_be_read_are_told_and_the_rest_is_listed(world: World, files: AuditFiles) -> None:
+    ann = await world.user("ann", "project-admin", project="default")
+    await ann.audits.ListAudits(ListAuditsRequest())
     whole = await filed(world)
     first, second, third = await files.names()
     await rewritten(files, first, b"\xff")
@@ -269,9 +273,10 @@ async def test_files_that_cannot_be_read_are_told_and_the_rest_is_listed(world: 
     answer = await world.api.audits.ListAudits(ListAuditsRequest(page_size=1000))
     assert list(answer.audits) == whole[200:]
     assert [say.partition(": ")[0] for say in answer.missing] == [first, second]
+    assert list((await ann.audits.ListAudits(ListAuditsRequest())).missing) == [SOME_MISSING]
     await rewritten(files, third, b"")
     answer = await world.api.audits.ListAudits(ListAuditsRequest(page_size=1000))
-    assert (list(answer.audits), len(answer.missing)) == (whole[-KEPT:], 3)
+    assert (len(answer.audits), len(answer.missing)) == (KEPT, 3)
 
 
 async def test_a_last_file_that_cannot_be_read_is_named(
@@ -289,6 +294,21 @@ async def test_a_last_file_that_cannot_be_read_is_named(
     why = again.closed()
     assert why is not None
     assert last in why.say
+
+
+async def test_without_its_certificate_a_controller_files_nothing_and_goes_on(world: World, files: AuditFiles) -> None:
+    def no_pair() -> Pair:
+        raise PkiError("/etc/cairn/pki/controller.key does not fit its certificate")
+
+    await vpcs(world, 120)
+    world.clock.ahead += timedelta(hours=1)
+    archive = Archive(files, no_pair, world.authority.cert_pem, world.clock, "c1")
+    blind = AuditBound(world.store, world.clock, KEPT, 0, archive)
+    await blind.look()
+    assert await files.names() == []
+    why = blind.closed()
+    assert why is not None
+    assert "controller.key does not fit" in why.say
 
 
 async def test_files_of_another_store_are_left_alone(tmp_path: Path) -> None:
