@@ -132,7 +132,7 @@ class Controller:
         self.peers = Peers(config.name, endpoints, store, self.cache, clock, cluster=config.cluster, version=version)
         leases, metrics = Retention(store, EVENT_KEEP_S), RuntimeMetrics(registry)
         self.standing.refused = lambda why: metrics.store_refused.labels(why).inc()
-        used = Counter("cairn_first_administrator", "Changes by the first administrator's certificate", registry=registry)
+        used = Counter("cairn_first_administrator", "What the first administrator's certificate did", registry=registry)
         self.core.mutations.root_used = used.inc
         unreadable = Gauge("cairn_records_unreadable", "Records that cannot be decoded", registry=registry)
         unreadable.set_function(lambda: sum(1 for _ in all_unreadable(self.cache.view)))

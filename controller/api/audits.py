@@ -107,12 +107,14 @@ class _Search:
     async def _look_into(self, archive: Archive, known: Ends) -> None:
         segments = [each for chain in known.chains for each in await archive.segments(chain, known.series(chain))]
         for segment in sorted(segments, key=lambda each: each.revisions):
-            first = _in_order(self._found)[: self._count]
-            if len(first) == self._count and first[-1].revision < segment.revisions[0]:
-                return
             cut = known.cut(segment.chain).number
             if segment.first > cut or not self._may_have(segment):
                 continue
+            if self._turns.over:
+                await self._turns.next()
+            self._found = _in_order(self._found)[: self._count]
+            if len(self._found) == self._count and self._found[-1].revision < segment.revisions[0]:
+                return
             try:
                 content = await archive.content(segment)
             except (FilesError, SegmentError) as error:

@@ -111,6 +111,8 @@ class Commits:
         self._crowd = 1
         self._gathered = asyncio.Event()
         self._remembered: OrderedDict[str, RequestRecord] = OrderedDict()
+        # Called with each record the audit has got; when a commit is in doubt, also with one it may not have.
+        self.kept: Callable[[Audit], object] = bool
 
     async def run(self, call: Call) -> Any:
         """Commit a call together with others, and return its answer. Raises Refused."""
@@ -178,6 +180,8 @@ class Commits:
             return
         self._link = replace(after, revision=revision)
         self._cache.committed(txn, revision)
+        for audit in note.audits:
+            self.kept(audit)
         if not note.committed.done():
             note.committed.set_result(revision)
 
@@ -222,6 +226,7 @@ class Commits:
         revision = await self._stored(group.sealed(), calls)
         if not revision:
             return
+        self._keep(calls)
         self._link = replace(group.link, revision=revision)
         try:
             await self._freshness.caught_up(revision)
@@ -248,6 +253,7 @@ class Commits:
             for call in calls:
                 call.doubtful = True
             self._again(calls)
+            self._keep(calls)
         except Unavailable as error:
             _fail(calls, refusal(error))
         except Refused as error:
@@ -258,6 +264,11 @@ class Commits:
             self._cache.committed(txn, revision)
             return revision
         return 0
+
+    def _keep(self, calls: Sequence[Call]) -> None:
+        for call in calls:
+            if call.kept is not None:
+                self.kept(call.kept)
 
     def _committed(self, taken: Taken, revision: int) -> None:
         call, decided, record = taken.call, taken.decided, taken.record

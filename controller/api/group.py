@@ -52,6 +52,8 @@ class Call:
     # Somebody may have asked the same before: the id is not one that was made for this call.
     repeatable: bool
     answer: asyncio.Future[Any]
+    # What the audit keeps of it, as it was decided last.
+    kept: Audit | None = None
     attempts: int = 0
     # It was decided on a view that turned out too old, so the next must be as fresh as the store.
     stale: bool = False
@@ -101,12 +103,13 @@ class Group:
         """Decide about a call. False: it is for the next group, on a view as fresh as the store if `call.stale`."""
         if self._full or kinds.REQUEST.key(call.request) in self.txn.puts:
             return False
+        call.kept = None
         try:
             view = self._after or self.view
             decided = call.decide(view)
-            audit = call.audit(view, decided)
+            call.kept = call.audit(view, decided)
             record = call.complete(decided)
-            return self._take(call, decided, record, audit)
+            return self._take(call, decided, record, call.kept)
         except Refused as refusal:
             return self._refuse(call, refusal, fresh=fresh)
         except Exception as fault:  # noqa: BLE001 - the boundary: a bug met by one call must not stop the others

@@ -96,7 +96,7 @@ class Mutations:
 
     def __init__(self, store: Store, cache: Views, clock: Clock, ids: Ids, chain: str) -> None:
         self._cache, self._clock, self._ids = cache, clock, ids
-        # Called at each use of the first administrator's certificate.
+        # Called with each record of what the first administrator's certificate did, or was refused.
         self.root_used: Callable[[], object] = bool
         self._requests, self._events = Retention(store, REQUEST_KEEP_S), Retention(store, EVENT_KEEP_S)
         self._planner = Planner(store, cache, clock, ids)
@@ -105,6 +105,7 @@ class Mutations:
         # Says why nothing may be changed now: the audit cannot be kept.
         self.closed: Callable[[], Refused | None] = _open
         self._commits = Commits(store, cache, self._freshness, ids, leases, _answer, chain, lambda: self.closed())
+        self._commits.kept = self._kept
 
     async def freshen(self) -> View:
         """Return a view as fresh as the store was when called. Raises TryAgain."""
@@ -216,12 +217,14 @@ class Mutations:
             object_name=act.name,
             project=act.project,
         )
-        if is_root(caller):
-            audit.first_administrator = True
-            self.root_used()
-            _log.warning("first_administrator", method=act.method, object=act.object, address=caller.address)
+        audit.first_administrator = is_root(caller)
         tell(audit, view, txn)
         return audit
+
+    def _kept(self, audit: Audit) -> None:
+        if audit.first_administrator:
+            self.root_used()
+            _log.warning("first_administrator", method=audit.method, object=audit.object, address=audit.address)
 
     def _complete(self, request: Any, request_id: str, digest: bytes, caller: Caller, decided: Decided[Any]) -> RequestRecord:
         """Add the request record and the events; return the record."""

@@ -26,7 +26,7 @@ from typing import Any, Final, Protocol
 import grpc
 from cairn.controller.api import nouns, resolution
 from cairn.controller.api.decision import Views
-from cairn.controller.model.permits import Caller
+from cairn.controller.model.permits import Caller, is_root
 from cairn.controller.store.base import StoreError, View
 from cairn.proto.errors import Invalid, NotFound, Refused, Repeated
 from cairn.proto.log import logger
@@ -160,6 +160,7 @@ class Refusals:
         )
         if caller is not None:
             audit.caller, audit.who, audit.token, audit.cause = caller.kind, caller.id, caller.token, caller.cause
+            audit.first_administrator = is_root(caller)
         return audit
 
 

@@ -125,6 +125,16 @@ async def test_what_befalls_a_commit_befalls_no_call(world: World, fault: str) -
     assert await world.count(kinds.VOLUME) == 12
 
 
+@pytest.mark.parametrize(("fault", "times"), [("conflict", 1), ("unavailable", 0), ("lost answer", 1), ("lost request", 2)])
+async def test_the_first_certificate_is_counted_when_its_change_is_committed(world: World, fault: str, times: int) -> None:
+    """Not for each time it is decided; in doubt, rather twice than not at all."""
+    used: list[int] = []
+    world.core.mutations.root_used = lambda: used.append(1)
+    counted(world).faults = [fault]
+    await asyncio.gather(world.api.vms.CreateVm(CreateVmRequest(vm=vm("web"))), return_exceptions=True)
+    assert len(used) == times
+
+
 async def test_a_store_that_does_not_answer_is_told_to_all(world: World) -> None:
     counted(world).faults = ["unavailable"] * 50
     calls = (world.api.vms.CreateVm(CreateVmRequest(vm=vm(f"web-{n}"))) for n in range(12))
