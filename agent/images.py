@@ -80,10 +80,13 @@ class Images:
         await self._world.refresh(Part.IMAGES, Part.VOLUMES)
         others = [each.id for each in self._images() if each.digest == desired.digest and not each.absent]
         copies = [each.id for each in self._world.volumes.values() if each.image_digest == desired.digest]
-        if desired.digest in self._world.images and not others:
-            say = f"kept while {', '.join(copies)} is a copy of it" if copies else "being removed"
-            error = kept.get(desired.digest, "")
-            self._report(key, ImageReport(state=ImageReport.STATE_READY, say=error or say, error=error))
+        image = self._world.images.get(desired.digest)
+        if image is not None and not others:
+            # What it is is told, too: whoever has to take it up after a restore knows it from nobody else.
+            body = _ready(image)
+            body.error = kept.get(desired.digest, "")
+            body.say = body.error or (f"kept while {', '.join(copies)} is a copy of it" if copies else "being removed")
+            self._report(key, body)
             return Again(after_s=REMOVE_AGAIN_S)
         self._report(key, ImageReport(state=ImageReport.STATE_ABSENT, say="removed"))
         return Again()

@@ -90,7 +90,8 @@ class ImportImage:
             return Step(f"{names([node_name(view, node) for node in more])} has it already", next="choose", data={})
         reports = {node: seen for node in content.nodes if (seen := image_report(view, node, image.id)) is not None}
         for node, seen in reports.items():
-            if seen.state == ImageReport.STATE_READY:
+            # Of one it was told to remove and cannot yet, an agent of before says no more than that.
+            if seen.state == ImageReport.STATE_READY and seen.virtual_size_bytes:
                 content.virtual_size_bytes, content.format = seen.virtual_size_bytes, seen.format
                 say = f"verified on {node_name(view, node)}"
                 return Step(say, next="replicate", percent=60, txn=put(view, content), data={})

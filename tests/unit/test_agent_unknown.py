@@ -157,6 +157,7 @@ def test_an_image_goes_on_a_word_only_and_not_under_a_copy_of_it() -> None:
         report = agent.reports.latest(IMAGE)
         assert report is not None
         assert report.image.say == "kept while vol-00000001 is a copy of it"
+        assert report.image.virtual_size_bytes, "whoever takes it up again knows its size from nobody else"
         await agent.stop()
 
     run(scenario)

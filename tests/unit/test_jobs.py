@@ -130,6 +130,17 @@ def test_one_node_is_enough_when_there_is_only_one() -> None:
     assert job.run() == "done"
 
 
+def test_a_copy_of_which_nobody_says_how_large_it_is_is_waited_for() -> None:
+    """An agent of the release before says so of one that it was to remove: found in seed busy-770307, after a restore."""
+    job = Import(nodes=1)
+    job.step()
+    job.report(job.nodes[0], state=ImageReport.STATE_READY, say="kept while vol-00000001 is a copy of it")
+    assert job.run() == "upload"
+    job.ready(job.nodes[0])
+    assert job.run() == "done"
+    assert job.content.virtual_size_bytes == GIB
+
+
 def test_waits_for_a_node_with_room() -> None:
     job = Import(nodes=0)
     assert job.run() == "choose"
