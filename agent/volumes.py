@@ -21,7 +21,7 @@ from cairn.agent.reports import Reports
 from cairn.agent.work import Again
 from cairn.agent.world import Part, World
 from cairn.proto.v1.agent_pb2 import DesiredVolume, ImageReport, Report, VolumeReport
-from cairn.storage.base import StorageError, VolumeDriver
+from cairn.storage.base import StorageError, Volume, VolumeDriver
 from cairn.storage.drivers import Drivers
 from cairn.storage.plan import Action, CreateVolume, DeleteVolume, GrowVolume, plan
 
@@ -76,11 +76,11 @@ class Volumes:
             if self._ledger.object(key) != object:
                 # It was told something else meanwhile, which has woken this key.
                 return Again()
-            if any(self._is_held_from_removal(action) for action in actions):
+            if held is not None and any(self._is_held_from_removal(action) for action in actions):
                 self.in_use.add(key)
-                self._say_in_use(key, desired)
+                self._say_ready(key, held, "removed once no guest has it open")
                 return Again()
-            await self._act(key, desired, driver, actions)
+            await self._act(key, desired, held, driver, actions)
         await self._world.refresh(Part.VOLUMES)
         await self._conclude(key, desired)
         return Again()
@@ -95,8 +95,10 @@ class Volumes:
             await self._world.refresh(Part.DOMAINS)
             yield
 
-    async def _act(self, key: str, desired: DesiredVolume, driver: VolumeDriver, actions: Sequence[Action]) -> None:
-        """Do what was planned, and say it; StorageError or HypervisorError when that failed."""
+    async def _act(
+        self, key: str, desired: DesiredVolume, held: Volume | None, driver: VolumeDriver, actions: Sequence[Action]
+    ) -> None:
+        """Do what was planned, and say it; StorageError or HypervisorError when that failed. held: as it was seen then."""
         try:
             for action in actions:
                 if not isinstance(action, CreateVolume | GrowVolume | DeleteVolume):
@@ -109,7 +111,8 @@ class Volumes:
             self._report(key, VolumeReport(state=state, say="trying again", error=str(error)))
             raise
         except HypervisorError as error:
-            self._say_not_grown(key, desired, str(error))
+            if held is not None:
+                self._say_ready(key, held, "growing it failed; trying again", error=str(error))
             raise
 
     def _was_here(self, key: str) -> bool:
@@ -141,14 +144,8 @@ class Volumes:
         domains = self._world.domains.values()
         return isinstance(action, DeleteVolume) and any(action.id in domain.volumes for domain in domains)
 
-    def _say_in_use(self, key: str, desired: DesiredVolume) -> None:
-        held, say = self._world.volumes[desired.id], "removed once no guest has it open"
-        body = VolumeReport(state=VolumeReport.STATE_READY, say=say, size_bytes=held.size_bytes, used_bytes=held.used_bytes)
-        self._report(key, body)
-
-    def _say_not_grown(self, key: str, desired: DesiredVolume, why: str) -> None:
-        held = self._world.volumes[desired.id]
-        body = VolumeReport(state=VolumeReport.STATE_READY, say="growing it failed; trying again", error=why)
+    def _say_ready(self, key: str, held: Volume, say: str, *, error: str = "") -> None:
+        body = VolumeReport(state=VolumeReport.STATE_READY, say=say, error=error)
         body.size_bytes, body.used_bytes = held.size_bytes, held.used_bytes
         self._report(key, body)
 
@@ -157,16 +154,16 @@ class Volumes:
         if held is not None:
             if key in self._ledger.desired and not desired.absent:
                 await self._ledger.write_note(key, {_HERE: True})
-            body = VolumeReport(state=VolumeReport.STATE_READY, size_bytes=held.size_bytes, used_bytes=self._used_bytes(key))
+            used_bytes = self._used_bytes(key, held)
+            body = VolumeReport(state=VolumeReport.STATE_READY, size_bytes=held.size_bytes, used_bytes=used_bytes)
         elif desired.absent:
             body = VolumeReport(state=VolumeReport.STATE_ABSENT, say="removed")
         else:
             body = VolumeReport(state=VolumeReport.STATE_CREATING, say=f"waits for its image: {self._image_say(desired)}")
         self._report(key, body)
 
-    def _used_bytes(self, key: str) -> int:
+    def _used_bytes(self, key: str, held: Volume) -> int:
         """Return what it takes, as reported before unless it changed by more than a percent of its size: no chatter."""
-        held = self._world.volumes[key.partition("/")[2]]
         before = self._reports.latest(key)
         if before is not None and abs(before.volume.used_bytes - held.used_bytes) * 100 <= held.size_bytes:
             return before.volume.used_bytes or held.used_bytes

@@ -284,6 +284,30 @@ def test_whose_a_port_is_has_one_answer() -> None:
     assert vm_of_port_reads(ast.parse("vm = port.spec.vm")) == [1]
 
 
+def host_subscripts(module: ast.Module) -> list[int]:
+    """Lines that take `self._world.<things>[...]`."""
+    return [
+        node.lineno
+        for node in ast.walk(module)
+        if isinstance(node, ast.Subscript)
+        and isinstance(node.value, ast.Attribute)
+        and isinstance(node.value.value, ast.Attribute)
+        and node.value.value.attr == "_world"
+    ]
+
+
+def test_what_is_on_a_host_may_be_gone_at_each_look() -> None:
+    """Others refresh what an agent sees of its host whenever it waits: what was there a line before is asked for with `get`."""
+    found = [
+        f"{name_of(path)}:{line} takes for granted that something is on the host: use get, or what was got before"
+        for path in python_files()
+        if name_of(path).startswith("agent/")
+        for line in host_subscripts(tree(path))
+    ]
+    assert not found, "\n".join(found)
+    assert host_subscripts(ast.parse("held = self._world.volumes[id]")) == [1]
+
+
 def test_every_kind_of_record_is_somebodys_or_nobodys() -> None:
     """Desired objects are made of some kinds and not of others: a new kind is in one of the two tables of presence.py."""
     assert sorted([*RULES, *NOBODYS]) == sorted(kind.name for kind in kinds.ALL)

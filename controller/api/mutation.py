@@ -32,12 +32,13 @@ from cairn.controller.api.plan import Planner, Touched
 from cairn.controller.events import add, event_id
 from cairn.controller.model.permits import Caller, Verb, is_root, may_act, permits, witnesses
 from cairn.controller.model.quotas import charge
+from cairn.controller.model.restored import is_undecided
 from cairn.controller.model.unreadable import touched
 from cairn.controller.outage import refusal
 from cairn.controller.retention import EVENT_KEEP_S, REQUEST_KEEP_S, Retention
 from cairn.controller.store.base import Conflict, Indeterminate, Store, StoreError, Txn, View
 from cairn.proto import kinds, log
-from cairn.proto.errors import Denied, Invalid, NotFound, Refused, Repeated, TryAgain, Unauthenticated
+from cairn.proto.errors import BadState, Denied, Invalid, NotFound, Refused, Repeated, TryAgain, Unauthenticated
 from cairn.proto.seams import Clock, Ids, timestamp
 from cairn.proto.v1.audit_pb2 import Audit
 from cairn.proto.v1.cluster_pb2 import PlanRecord, RequestRecord
@@ -53,6 +54,8 @@ NOTE_TRIES: Final = 8
 # Of a refusal that is remembered: whole, or only this much of its sentence.
 REFUSAL_BYTES_MAX: Final = 4 << 10
 REFUSAL_CHARACTERS_MAX: Final = 1000
+# What says of a VM whether it is to be and to run, whatever a restore has left open.
+_DECIDE_VMS: Final = frozenset({"AdoptVm", "StartVm", "StopVm", "RebootVm", "DeleteVm", "UndeleteVm"})
 # Not part of what is asked for.
 _ENVELOPE: Final = ("request_id", "validate_only", "plan_id", "count")
 
@@ -360,6 +363,24 @@ def _answer_again(view: View, caller: Caller, first: RequestRecord, digest: byte
     return found
 
 
+def _refuse_undecided(view: View, request: Message, decided: Decided[Any]) -> None:
+    """Refuse to write the record of a VM in passing while a restore has left open whether it is true. Raises BadState.
+
+    Written, it counts as a word of today, and all of it: a disk detached, a label set, would have started a guest that was
+    stopped since the backup.
+    """
+    if request.DESCRIPTOR.name.removesuffix("Request") in _DECIDE_VMS:
+        return
+    for kind, id in map(kinds.split, decided.txn.puts):
+        vm = view.get(kinds.VM, id) if kind is kinds.VM else None
+        if vm is not None and is_undecided(view, id):
+            say = (
+                f"VM {vm.name!r} is as the backup has it, and its node was told otherwise since, or has not spoken yet: "
+                "adopt it (`cairn cluster adopt`), or start, stop or delete it, first"
+            )
+            raise BadState("vm", vm.name, say)
+
+
 def _admit(view: View, caller: Caller, request: Message, decided: Decided[Any]) -> None:
     """Refuse a decision about an object its caller may not do that to, whatever its looking up has asked. Raises Denied.
 
@@ -368,6 +389,7 @@ def _admit(view: View, caller: Caller, request: Message, decided: Decided[Any]) 
     if harmed := touched(view, decided.txn):
         say = f"{', '.join(harmed)} cannot be read; `cairn cluster fsck` lists what is damaged"
         raise TryAgain(say)
+    _refuse_undecided(view, request, decided)
     noun = decided.noun
     put = decided.txn.puts.get(noun.kind.key(decided.id))
     record: Any = view.get(noun.kind, decided.id)

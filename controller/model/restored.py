@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from cairn.controller.model.lifetime import kept_for_s, kept_no_longer
+from cairn.controller.model.where import where
 from cairn.controller.store.base import View
 from cairn.proto import kinds
 from cairn.proto.kinds import Kind
@@ -65,6 +66,14 @@ def heard(view: View, node: str) -> bool:
 def _has_spoken(view: View, node: str, epoch: int) -> bool:
     said = view.get(kinds.NODE_HEARD, node)
     return said is not None and said.epoch == epoch
+
+
+def is_undecided(view: View, vm: str) -> bool:
+    """Tell whether it is open if a VM is as its record says: its node was told otherwise, or has not spoken since a restore."""
+    if not is_restored(view, kinds.VM, vm):
+        return False
+    owner = where(view, vm).owner
+    return bool(holders(view, f"{kinds.VM.name}/{vm}")) or (bool(owner) and not heard(view, owner))
 
 
 def holders(view: View, key: str) -> list[str]:

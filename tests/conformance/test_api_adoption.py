@@ -7,14 +7,16 @@ from pathlib import Path
 
 import grpc
 import pytest
+from cairn.controller.model.restored import CLUSTER_ID
 from cairn.controller.model.where import where
 from cairn.controller.store.base import Txn
 from cairn.controller.store.memory import MemoryStore
 from cairn.proto import kinds
-from cairn.proto.v1.agent_pb2 import Desired, DesiredVm, DesiredVolume, Unknown, VmDisk
-from cairn.proto.v1.cluster_pb2 import AdoptVmRequest, AdoptVolumeRequest, ForgetUnknownRequest
-from cairn.proto.v1.vm_pb2 import DeleteVmRequest, UndeleteVmRequest
-from cairn.proto.v1.volume_pb2 import CreateVolumeRequest, DeleteVolumeRequest, Volume, VolumeSpec
+from cairn.proto.v1.agent_pb2 import Desired, DesiredVm, DesiredVolume, NodeHeard, Unknown, VmDisk
+from cairn.proto.v1.backup_pb2 import Restored
+from cairn.proto.v1.cluster_pb2 import AdoptVmRequest, AdoptVolumeRequest, Cluster, ForgetUnknownRequest
+from cairn.proto.v1.vm_pb2 import DeleteVmRequest, StopVmRequest, UndeleteVmRequest, UpdateVmRequest, Vm
+from cairn.proto.v1.volume_pb2 import CreateVolumeRequest, DeleteVolumeRequest, UpdateVolumeRequest, Volume, VolumeSpec
 
 from tests.conformance.api_world import GIB, World, world_on
 
@@ -99,3 +101,36 @@ async def test_a_disk_of_a_vm_that_is_undecided_is_not_deleted(world: World, kno
     assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
     await world.commit(Txn("sync").delete(kinds.UNKNOWN, key))
     assert (await world.api.volumes.DeleteVolume(DeleteVolumeRequest(id="data"))).HasField("delete_time")
+
+
+@pytest.mark.parametrize("why", ["its node was told otherwise", "its node has not spoken"])
+async def test_the_record_of_a_vm_that_is_undecided_is_not_written_in_passing(world: World, why: str) -> None:
+    """Written, all of it counts: a guest that was stopped since the backup would start for a disk that is detached."""
+    spec = VolumeSpec(size_bytes=GIB)
+    await world.api.volumes.CreateVolume(CreateVolumeRequest(volume=Volume(name="data", spec=spec)))
+    web = await world.vm("web")
+    await world.api.volumes.UpdateVolume(attached("data", "web"))
+    await world.reconcile()
+    node = where(world.cache.view, web.id).owner
+    cluster = Cluster(epoch=7, restored=Restored(revision=world.cache.view.revision))
+    txn = Txn("peers").put(kinds.CLUSTER, CLUSTER_ID, cluster)
+    await world.commit(txn)
+    key = f"vm/{web.id}"
+    if why == "its node was told otherwise":
+        await world.commit(Txn("sync").put(kinds.NODE_HEARD, node, NodeHeard(epoch=7)))
+        told = Unknown(key=key, node=node, contested=True, desired=Desired(vm=DesiredVm(id=web.id)))
+        await world.commit(Txn("sync").put(kinds.UNKNOWN, f"{node}/{key}", told))
+    labels = UpdateVmRequest(vm=Vm(id="web", labels={"a": "b"}), allow_stale=True)
+    for call in (world.api.volumes.UpdateVolume(attached("data", "")), world.api.vms.UpdateVm(labels)):
+        with pytest.raises(grpc.aio.AioRpcError, match="or start, stop or delete it, first") as refused:
+            await call
+        assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    await world.api.vms.StopVm(StopVmRequest(id="web"))
+    await world.api.vms.UpdateVm(labels)
+    await world.api.volumes.UpdateVolume(attached("data", ""))
+
+
+def attached(volume: str, vm: str) -> UpdateVolumeRequest:
+    request = UpdateVolumeRequest(volume=Volume(id=volume, spec=VolumeSpec(vm=vm)), allow_stale=True)
+    request.update_mask.paths.append("spec.vm")
+    return request

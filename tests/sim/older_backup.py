@@ -142,6 +142,8 @@ class Operator:
         held = {each.key.partition("/")[2] for each in await self._listed()}
         busy = [f"{say}: {await self._done(call)}" for say, call in (*self._vms(held), *self._volumes(held))]
         if not busy:
+            busy = [f"{say}: {await self._done(call)}" for say, call in self._stuck(held)]
+        if not busy:
             busy = [f"{say}: {await self._done(call)}" for say, call in self._others()]
         return busy
 
@@ -162,6 +164,15 @@ class Operator:
             elif vm.id not in placed and not is_deleted and self._waits(vm):
                 call = client.start_vm(vm.id) if wanted.power_on else client.stop_vm(vm.id, force=True)
                 yield f"{vm.id} waits for a word", call
+
+    def _stuck(self, held: set[str]) -> Iterator[tuple[str, Any]]:
+        """VMs that wait for each other's disks: by an own word one is as its record says, and lets go of them."""
+        for id in sorted(held & self._asked.vms.keys()):
+            if "adopt or change that one first" in self._why.get(id, ""):
+                wanted = self._asked.vms[id]
+                call = self._client.start_vm(id) if wanted.power_on else self._client.stop_vm(id, force=True)
+                yield f"{id} and others wait for each other", call
+                return
 
     def _stays(self, root: str) -> bool:
         """Tell whether a VM's own disk is a volume of its own since, and the records do not know."""
@@ -200,7 +211,7 @@ class Operator:
             elif wanted.deleted != is_deleted:
                 call = client.delete_volume(volume.id, purge=False) if wanted.deleted else client.undelete_volume(volume.id)
                 yield f"{volume.id} is deleted: {is_deleted}", call
-            elif (holder := holders.get(volume.id, "")) != volume.spec.vm and holder not in held:
+            elif (holder := holders.get(volume.id, "")) != volume.spec.vm and not {holder, volume.spec.vm} & held:
                 yield f"{volume.id} is attached to {volume.spec.vm}", client.update_volume(volume.id, vm=holder)
             elif holder != volume.spec.vm and volume.spec.vm and volume.spec.vm not in held:
                 # Who has it since can be adopted only then; the node of this one never gave it to its guest again.
