@@ -60,4 +60,5 @@ def _install() -> None:
     if done.returncode != 0:
         code = re.search(r"error code (\w+)", done.stderr)
         kind = NotInstallable if code and code[1] in UNREACHABLE else RuntimeError
-        raise kind(f"npm ci: {done.stderr.strip()[-600:]}")
+        said = [line.removeprefix("npm error ") for line in done.stderr.splitlines() if line.startswith("npm error ")]
+        raise kind(f"npm ci: {'; '.join(said[:4]) or done.stderr.strip()}")

@@ -4,8 +4,9 @@
 //
 // CONFIG: cert, key    files, PEM
 //         keys         file of the signing keys; made when missing, so that a provider started again signs as before
-//         ready        file written when it listens: {"port", "issuer", "knobs"}
-//         port         0: any that is free
+//         ready        file written when it listens: {"knobs": where}
+//         issuer       https://127.0.0.1:PORT
+//         listeners    descriptors of sockets that listen there, as many as there are network namespaces to be reached from
 //         algorithm    of ID tokens: RS256 or ES256
 //         clients      ids of native clients without a secret
 //         settings     {accounts: {alice: {groups: ["/ops"]}}, id_token_lifetime_s, device_interval_s, delay_s, delayed}
@@ -17,6 +18,7 @@
 
 import { readFileSync, existsSync, renameSync, writeFileSync } from 'node:fs';
 import { generateKeyPairSync, randomUUID } from 'node:crypto';
+import { once } from 'node:events';
 import { createRequire } from 'node:module';
 import { createServer as createPlain } from 'node:http';
 import { createServer } from 'node:https';
@@ -36,6 +38,11 @@ const cookies = [randomUUID()];
 const counts = {};
 let provider;
 let answer;
+
+const orSay = (handler) => (request, response) => handler(request, response).catch((error) => {
+  console.error(error);
+  response.writeHead(500).end(String(error));
+});
 
 function replace(path, content) {
   writeFileSync(`${path}.new`, JSON.stringify(content), { mode: 0o600 });
@@ -69,14 +76,14 @@ function client(id) {
   };
 }
 
-function serveWith(keys, issuer) {
-  provider = new Provider(issuer, {
+function serveWith(keys) {
+  provider = new Provider(config.issuer, {
     adapter,
     findAccount,
     clients: config.clients.map(client),
     jwks: { keys },
     cookies: { keys: cookies },
-    claims: { openid: ['sub'], profile: ['preferred_username', 'name'], email: ['email', 'email_verified'], groups: ['groups'] },
+    claims: { openid: ['sub'], profile: ['preferred_username', 'name'], email: ['email'], groups: ['groups'] },
     conformIdTokenClaims: false, // claims of scopes stand in the ID token, not only in the user info
     features: { devInteractions: { enabled: false }, deviceFlow: { enabled: true } },
     interactions: { url: (_, interaction) => `/interaction/${interaction.uid}` },
@@ -118,29 +125,26 @@ async function interact(request, response) {
 }
 
 async function serve(request, response) {
-  const { pathname } = new URL(request.url, 'https://127.0.0.1');
+  const { pathname } = new URL(request.url, config.issuer);
   counts[pathname] = (counts[pathname] ?? 0) + 1;
   if (settings.delay_s && pathname.startsWith(settings.delayed)) await delay(settings.delay_s * 1000);
   await (pathname.startsWith('/interaction/') ? interact : answer)(request, response);
 }
 
-async function turn(request, response, issuer) {
+async function turn(request, response) {
   if (request.url === '/settings') Object.assign(settings, JSON.parse(await text(request)));
-  if (request.url === '/rotate') serveWith(newKeys(), issuer);
+  if (request.url === '/rotate') serveWith(newKeys());
   response.writeHead(200, { 'content-type': 'application/json' }).end(JSON.stringify(counts));
 }
 
-const orSay = (handler) => (request, response, ...more) => handler(request, response, ...more).catch((error) => {
-  console.error(error);
-  response.writeHead(500).end(String(error));
-});
-const listening = (server, port) => new Promise((resolve, reject) => {
-  server.on('error', reject).listen(port, '127.0.0.1', () => resolve(server.address().port));
-});
+async function listening(handler, where, options) {
+  const server = options ? createServer(options, orSay(handler)) : createPlain(orSay(handler));
+  await once(server.listen(where), 'listening');
+  return server.address();
+}
 
-const server = createServer({ cert: readFileSync(config.cert), key: readFileSync(config.key) }, orSay(serve));
-const port = await listening(server, config.port);
-const issuer = `https://127.0.0.1:${port}`;
-serveWith(existsSync(config.keys) ? JSON.parse(readFileSync(config.keys, 'utf8')) : newKeys(), issuer);
-const knobs = await listening(createPlain(orSay((request, response) => turn(request, response, issuer))), 0);
-replace(config.ready, { port, issuer, knobs: `http://127.0.0.1:${knobs}` });
+serveWith(existsSync(config.keys) ? JSON.parse(readFileSync(config.keys, 'utf8')) : newKeys());
+const tls = { cert: readFileSync(config.cert), key: readFileSync(config.key) };
+for (const fd of config.listeners) await listening(serve, { fd }, tls);
+const { port } = await listening(turn, { host: '127.0.0.1', port: 0 });
+replace(config.ready, { knobs: `http://127.0.0.1:${port}` });

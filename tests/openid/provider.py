@@ -4,6 +4,9 @@
         ...  # provider.issuer, provider.client_id, provider.ca_pem: what a client is told
         Person(provider, "alice").visit(url)
 
+It listens on loopback alone. In a lab the controllers have loopbacks of their own: `namespaces` names those on which it shall
+be found as well, at the same address, so that one issuer is right for all.
+
 provider.mjs says what it offers. An account's entries are claims; its `sub` and `preferred_username` are its name unless it
 says otherwise. What a knob changes is in force when its method returns.
 """
@@ -11,15 +14,17 @@ says otherwise. What a knob changes is in force when its method returns.
 from __future__ import annotations
 
 import json
+import socket
 import ssl
 import subprocess
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
+from cairn.net import namespace as net_namespace
 from cairn.proto import pki
 from cairn.proto.seams import SystemClock, SystemIds
 
@@ -37,6 +42,7 @@ class Provider:
     settings: dict[str, Any]
     algorithm: str
     authority: pki.Authority
+    namespaces: Sequence[str] = ()
     client_id: str = "cairn"
     other_client_id: str = "other"
     issuer: str = ""
@@ -56,23 +62,41 @@ class Provider:
         """Run it until it answers."""
         ready = self.folder / "ready"
         ready.unlink(missing_ok=True)
+        folder = installed()
+        with ExitStack() as stack:
+            listeners = [stack.enter_context(_listener(self._port))]
+            port = listeners[0].getsockname()[1]
+            self.issuer = f"https://127.0.0.1:{port}"
+            for name in self.namespaces:
+                handle = stack.enter_context(net_namespace.opened(net_namespace.FOLDER / name))
+                with net_namespace.entered(handle):
+                    listeners.append(stack.enter_context(_listener(port)))
+            self._run([listener.fileno() for listener in listeners], folder)
+        wait_until("the OpenID provider to listen", lambda: self._lives() and ready.is_file())
+        self.knobs = json.loads(ready.read_text())["knobs"]
+
+    @property
+    def _port(self) -> int:
+        return (httpx.URL(self.issuer).port or 0) if self.issuer else 0
+
+    def _run(self, listeners: list[int], modules: Path) -> None:
         config = {
             **{name: str(self.folder / name) for name in ("cert", "key", "keys", "ready")},
-            "port": httpx.URL(self.issuer).port or 0 if self.issuer else 0,
+            "issuer": self.issuer,
+            "listeners": listeners,
             "algorithm": self.algorithm,
             "clients": [self.client_id, self.other_client_id],
             "settings": self.settings,
         }
-        (self.folder / "config.json").write_text(json.dumps(config))
+        place = self.folder / "config.json"
+        place.write_text(json.dumps(config))
+        # setpriv: killed when the test run is, not left behind.
+        argv = ["setpriv", "--pdeathsig", "KILL", "--", str(node()), str(HERE / "provider.mjs"), str(place)]
         with (self.folder / "log").open("ab") as log:
-            # setpriv: killed when the test run is, not left behind.
-            argv = ["setpriv", "--pdeathsig", "KILL", "--", str(node()), str(HERE / "provider.mjs")]
-            argv.append(str(self.folder / "config.json"))
-            self.process = subprocess.Popen(argv, cwd=installed(), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self.process = subprocess.Popen(
+                argv, cwd=modules, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=listeners
+            )
         (self.folder / "pid").write_text(str(self.process.pid))
-        wait_until("the OpenID provider to listen", lambda: self._lives() and ready.is_file())
-        said = json.loads(ready.read_text())
-        self.issuer, self.knobs = said["issuer"], said["knobs"]
 
     def stop(self) -> None:
         """End it: from now on connections are refused."""
@@ -118,9 +142,20 @@ class Provider:
         return counts
 
 
+def _listener(port: int) -> socket.socket:
+    """Listen on the loopback of this thread's network namespace; the socket stays there, whoever accepts from it."""
+    return socket.create_server(("127.0.0.1", port))
+
+
 @contextmanager
 def running(
-    folder: Path, accounts: Accounts, *, id_token_lifetime_s: int = 3600, device_interval_s: int = 1, algorithm: str = "RS256"
+    folder: Path,
+    accounts: Accounts,
+    *,
+    namespaces: Sequence[str] = (),
+    id_token_lifetime_s: int = 3600,
+    device_interval_s: int = 1,
+    algorithm: str = "RS256",
 ) -> Iterator[Provider]:
     """Give a running provider; its process ends with the block. NotInstallable when this machine cannot have one."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -134,7 +169,7 @@ def running(
         "delay_s": 0,
         "delayed": "/",
     }
-    provider = Provider(folder, settings, algorithm, authority)
+    provider = Provider(folder, settings, algorithm, authority, namespaces)
     try:
         provider.start()
         yield provider

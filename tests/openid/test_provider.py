@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,10 +17,12 @@ import pytest
 from authlib.common.security import generate_token
 from authlib.integrations.base_client.errors import OAuthError
 from authlib.integrations.httpx_client import OAuth2Client
+from cairn.net import namespace
 from joserfc import jwt
 from joserfc.errors import ExpiredTokenError, InvalidKeyIdError
 from joserfc.jwk import KeySet
 
+from tests.lab.hosts import run
 from tests.openid.install import HERE, NotInstallable
 from tests.openid.person import Person
 from tests.openid.provider import Accounts, Provider, running
@@ -265,3 +268,20 @@ def test_stopped_it_refuses_and_started_again_it_is_the_same(tmp_path: Path) -> 
             assert claims(provider, id_token)["sub"] == "alice"
     except NotInstallable as error:
         pytest.skip(str(error))
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="making a network namespace needs root")
+def test_a_server_of_a_lab_finds_it_on_its_own_loopback(tmp_path: Path) -> None:
+    name = f"openid-{os.getpid()}"
+    run("ip", "netns", "add", name)
+    try:
+        run("ip", "-n", name, "link", "set", "lo", "up")
+        with running(tmp_path, ACCOUNTS, namespaces=[name]) as provider:
+            with namespace.opened(namespace.FOLDER / name) as handle, namespace.entered(handle):
+                inside = told(provider)
+            assert inside == told(provider)
+    except NotInstallable as error:
+        pytest.skip(str(error))
+    finally:
+        run("ip", "netns", "del", name)
