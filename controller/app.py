@@ -43,6 +43,7 @@ from cairn.controller.jobs.machine import Jobs
 from cairn.controller.lateness import Lateness, freeze_heap
 from cairn.controller.metrics import RuntimeMetrics, SyncMetrics
 from cairn.controller.model.unreadable import all_unreadable
+from cairn.controller.openid import Identities
 from cairn.controller.peers import Peers
 from cairn.controller.reconcilers.assignments import Assignments
 from cairn.controller.reconcilers.base import Reconciler
@@ -105,8 +106,8 @@ class Controller:
         seals: Seals | None = None,
         audits: tuple[int, int] = (KEPT_MAX, OVER_MAX),
         archive: Archive | None = None,
+        identities: Identities | None = None,
     ) -> None:
-        seals = seals or Seals()
         registry = registry or CollectorRegistry()
         self.config, self.store = config, store
         self._transport, self._clock = transport, clock
@@ -126,10 +127,10 @@ class Controller:
             seals=seals,
             name=config.name,
             archive=archive,
+            identities=identities,
         )
         self.standing, fenced = self.core.standing, self.core.store
-        endpoints = [config.advertised]
-        self.peers = Peers(config.name, endpoints, store, self.cache, clock, cluster=config.cluster, version=version)
+        self.peers = Peers(config.name, [config.advertised], store, self.cache, clock, cluster=config.cluster, version=version)
         leases, metrics = Retention(store, EVENT_KEEP_S), RuntimeMetrics(registry)
         self.standing.refused = lambda why: metrics.store_refused.labels(why).inc()
         used = Counter("cairn_first_administrator", "What the first administrator's certificate did", registry=registry)
@@ -146,7 +147,7 @@ class Controller:
             SyncMetrics(registry),
             self.standing,
             controller=config.name,
-            seals=seals,
+            seals=self.core.seals,
         )
         self.audit_bound = AuditBound(fenced, clock, *audits, archive)
         self.core.mutations.closed = self.audit_bound.closed

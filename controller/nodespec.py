@@ -475,7 +475,7 @@ NOBODYS: Final = frozenset(
         kinds.JOIN_TOKEN, kinds.NAME, kinds.VNI, kinds.REQUEST, kinds.PLAN, kinds.ADDRESS, kinds.DECISION, kinds.NODE_CLAIMS,
         kinds.POOL_CLAIMS, kinds.NODE_HEARD, kinds.NODE_LOSS, kinds.JOB, kinds.JOB_STATE, kinds.CONTROLLER, kinds.CLUSTER,
         kinds.EVENT, kinds.EVENT_OF, kinds.NODE_TOLD, kinds.NODE_POOLS, kinds.CONTROLLER_MEMBER, kinds.USER, kinds.ROLE,
-        kinds.BINDING, kinds.API_TOKEN, kinds.QUOTA, kinds.QUOTA_USE,
+        kinds.BINDING, kinds.API_TOKEN, kinds.IDENTITY_PROVIDER, kinds.QUOTA, kinds.QUOTA_USE,
         kinds.AUDIT, kinds.AUDIT_HEAD, kinds.AUDIT_CUT,
     )
 )  # fmt: skip

@@ -19,6 +19,7 @@ from cairn.proto.v1 import (
     cluster_pb2,
     common_pb2,
     event_pb2,
+    identity_provider_pb2,
     image_pb2,
     job_pb2,
     node_pb2,
@@ -86,6 +87,8 @@ SECRET = Kind("secret", secret_pb2.Secret, "api", "", _GARBAGE)
 USER = Kind("user", user_pb2.User, "api", "usr")
 ROLE = Kind("role", role_pb2.Role, "api", "role")
 BINDING = Kind("binding", binding_pb2.Binding, "api", "rb", _GARBAGE)
+# Who vouches for people, so that they can log in.
+IDENTITY_PROVIDER = Kind("identity_provider", identity_provider_pb2.IdentityProvider, "api", "idp")
 API_TOKEN = Kind("api_token", api_token_pb2.ApiToken, "api", "tok", _GARBAGE)
 JOIN_TOKEN = Kind("join_token", node_pb2.JoinToken, "api", "jt", _GARBAGE)
 NAME = Kind("name", cluster_pb2.NameClaim, "api", "", _GARBAGE)  # id: <project>/<kind>/<name>
@@ -134,6 +137,7 @@ EVENT_OF = Kind("event_of", event_pb2.EventRef, "*", kept=False, cached=False)  
 
 ALL: Final[tuple[Kind[Message], ...]] = (
     PROJECT, IMAGE, VPC, SUBNET, PORT, VOLUME, VM, NODE, JOB, USER, ROLE, BINDING, API_TOKEN, SECRET, JOIN_TOKEN, NAME, VNI,
+    IDENTITY_PROVIDER,
     QUOTA, QUOTA_USE, ERASURE, REQUEST, PLAN, AUDIT, AUDIT_HEAD, AUDIT_CUT,
     PORT_BINDING, ADDRESS, PLACEMENT, DECISION, NODE_CLAIMS, VOLUME_PLACEMENT, POOL_CLAIMS, ASSIGNMENT, NODE_LOSS, NODE_TOLD,
     PURGE, IMAGE_CONTENT, JOB_STATE,

@@ -1,10 +1,11 @@
-"""How users, roles, bindings and API tokens are shown."""
+"""How users, roles, bindings, API tokens and identity providers are shown."""
 
 from __future__ import annotations
 
 from typing import Any, Final
 
 from cairn.controller.api.status import copied
+from cairn.controller.model.authority import token_of
 from cairn.controller.model.roles import BUILTIN
 from cairn.controller.store.base import Record, View
 from cairn.controller.words import several
@@ -12,6 +13,7 @@ from cairn.proto import kinds
 from cairn.proto.subjects import subject_key
 from cairn.proto.v1.api_token_pb2 import ApiToken
 from cairn.proto.v1.binding_pb2 import Binding, Subject
+from cairn.proto.v1.identity_provider_pb2 import IdentityProvider
 from cairn.proto.v1.role_pb2 import Role
 from cairn.proto.v1.user_pb2 import User
 
@@ -27,6 +29,8 @@ def user(view: View, record: Record[User]) -> User:
     if not bound and not spec.disabled:
         groups = f", but for its {several(len(spec.groups), 'group')}" if spec.groups else ""
         status.say = f"no role is bound to it{groups}: `cairn role bind ROLE --user {result.name}`"
+    by = view.get(kinds.IDENTITY_PROVIDER, spec.login.provider) if spec.HasField("login") else None
+    status.provider_name = by.name if by is not None else spec.login.provider
     status.observed_revision = record.mod_revision
     return result
 
@@ -71,6 +75,22 @@ def api_token(view: View, record: Record[ApiToken]) -> ApiToken:
         status.say = f"disabled: nobody is taken for {status.user_name} by it"
     elif user is None or user.spec.disabled:
         status.say = f"good for nothing: its user {status.user_name} is disabled or gone"
+    elif token_of(view, user.name, result.id) is None:
+        status.say = f"good for nothing: {status.user_name} logs in so no more, or its identity provider is not trusted"
+    status.observed_revision = record.mod_revision
+    return result
+
+
+def identity_provider(view: View, record: Record[IdentityProvider]) -> IdentityProvider:
+    """Project an identity provider."""
+    result: IdentityProvider = copied(record)
+    status = result.status
+    status.users = view.count_by(kinds.USER, "provider", result.id)
+    status.say = f"{several(status.users, 'user')} may log in by it"
+    if result.spec.disabled:
+        status.say = "disabled: nobody can log in by it, and whoever has is out"
+    elif result.spec.create_users:
+        status.say = f"whoever it knows may log in; {several(status.users, 'user')} did"
     status.observed_revision = record.mod_revision
     return result
 

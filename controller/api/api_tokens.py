@@ -19,7 +19,7 @@ from cairn.controller.api.masks import UpdateRules
 from cairn.controller.api.mutation import Act
 from cairn.controller.api.objects import addressed, looked_up, updated
 from cairn.controller.api.signed import secret_id, secret_of
-from cairn.controller.model.authority import authority, is_lesser, narrowed, token_of, user_called
+from cairn.controller.model.authority import authority, is_lesser, lacking, narrowed, token_of, user_called
 from cairn.controller.model.permits import Caller, Verb, authority_of, permits, witnesses
 from cairn.controller.model.roles import unknown_patterns
 from cairn.controller.store.base import Conflict, Indeterminate, Record, Txn, View
@@ -51,6 +51,7 @@ RULES: Final = UpdateRules(
         "spec.projects",
         "spec.sources",
         "spec.type",
+        "spec.login",
     ),
 )
 
@@ -261,9 +262,5 @@ def _refuse_more(view: View, caller: Caller, user: User, token: ApiToken) -> Non
         )
     if user.name == caller.id:
         return
-    mine = authority_of(view, caller)
-    for each in narrowed(authority(view, user.name), token).grants:
-        lacking = [every for every in each.permissions if not mine.allows(every, each.project, each.object)]
-        if lacking:
-            say = f"user {caller.id!r} may not {min(lacking)} where {user.name!r} may, and so cannot make a token that does it"
-            raise Denied(say)
+    if missing := lacking(authority_of(view, caller), narrowed(authority(view, user.name), token)):
+        raise Denied(f"user {caller.id!r} may not {missing} where {user.name!r} may, and so cannot make a token that does it")

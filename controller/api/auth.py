@@ -8,7 +8,7 @@ from cairn.controller.api import nouns, resolution, selection, validation
 from cairn.controller.api.authorise import caller_of
 from cairn.controller.api.core import Core
 from cairn.controller.api.nouns import Noun
-from cairn.controller.model.authority import user_called
+from cairn.controller.model.authority import login_groups, user_called
 from cairn.controller.model.permits import (
     Caller,
     authority_of,
@@ -58,7 +58,8 @@ class AuthService(auth_pb2_grpc.AuthServiceServicer):
             answer.token.CopyFrom(token)
         if user is not None:
             answer.user = user.id
-            answer.groups.extend(user.spec.groups)
+            logged_in = login_groups(view, token) if token is not None else ()
+            answer.groups.extend(dict.fromkeys([*user.spec.groups, *logged_in]))
         answer.bindings.extend(_shown(view, [each.binding for each in authority_of(view, caller).grants]))
         answer.say = (
             f"{several(len(answer.bindings), 'binding')}" if user is not None else "no user of that name may do anything"

@@ -2,7 +2,8 @@
 controllers all. What a caller may do to which record is asked where the record is looked up: controller/model/permits.py.
 
 Who calls is said by the caller's certificate (proto/rpc.py: peer_identity), or, where none is asked for, by the API token he
-sends along (bearer.py), and by nothing else. Enrolment is the one service without either: there the join token is the proof.
+sends along (bearer.py), and by nothing else. Two services are without either: for enrolment the join token is the proof, for
+logging in what an identity provider says (logins.py).
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ PACKAGE: Final = "/cairn.v1."
 CAUSE: Final = "cairn-cause"
 _REQUEST_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 # Methods without a caller's certificate.
-OPEN: Final = frozenset({"/cairn.v1.EnrolmentService/JoinNode"})
+OPEN: Final = frozenset(
+    {"/cairn.v1.EnrolmentService/JoinNode", "/cairn.v1.LoginService/ShowLogins", "/cairn.v1.LoginService/Login"}
+)
 # What nodes may call; everything else of ours is for users and controllers.
 NODES_ONLY: Final = frozenset({"/cairn.v1.AgentService/Sync"})
 # For whoever has a certificate; a token is not made into one.

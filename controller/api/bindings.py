@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Any, Final
 
 from cairn.controller.api import nouns, resolution, validation
@@ -18,6 +18,7 @@ from cairn.controller.store.base import Txn, View
 from cairn.proto import kinds
 from cairn.proto.errors import Denied, Invalid
 from cairn.proto.seams import timestamp
+from cairn.proto.subjects import subject_key
 from cairn.proto.v1 import binding_pb2, binding_pb2_grpc
 from cairn.proto.v1.binding_pb2 import Binding, Subject
 from cairn.proto.v1.role_pb2 import Role
@@ -144,6 +145,16 @@ def refuse_giving(view: View, caller: Caller, role: Role, binding: Binding) -> N
     if lacking:
         say = f"user {caller.id!r} may not {min(lacking)} there, and so cannot give role {role.name!r}, which permits it"
         raise Denied(say)
+
+
+def refuse_letting_in(view: View, caller: Caller, groups: Iterable[str]) -> None:
+    """Whoever is let into a group is given what is bound to it. Raises Denied."""
+    for group in sorted(set(groups)):
+        for id in view.by(kinds.BINDING, "subject", subject_key(Subject(group=group))):
+            binding = view.get(kinds.BINDING, id)
+            role = view.get(kinds.ROLE, binding.spec.role) if binding is not None else None
+            if binding is not None and role is not None:
+                refuse_giving(view, caller, role, binding)
 
 
 def _told(binding: Binding) -> str:

@@ -11,6 +11,7 @@ from cairn.controller.api.listing import Listings
 from cairn.controller.api.mutation import Mutations
 from cairn.controller.api.watch import Watches
 from cairn.controller.archive import Archive
+from cairn.controller.openid import HttpIdentities, Identities
 from cairn.controller.standing import FencedStore, Standing
 from cairn.controller.store.base import Store
 from cairn.proto.pki import Authority
@@ -45,6 +46,8 @@ class Core:
     seals: Seals
     # This controller's files of the audit; None: it has no place for them.
     archive: Archive | None
+    # What judges the tokens of identity providers.
+    identities: Identities
 
     @classmethod
     def build(
@@ -63,6 +66,7 @@ class Core:
         seals: Seals | None = None,
         name: str = "controller",
         archive: Archive | None = None,
+        identities: Identities | None = None,
     ) -> Core:
         """Wire the parts together. store: as it is, without a fence; name: the controller's, and of its chain in the audit."""
         standing = Standing(cache)
@@ -72,5 +76,5 @@ class Core:
         watches = Watches(cache, feed, listings)
         return cls(
             fenced, store, standing, cache, clock, ids, transport, mutations, listings, watches, authority, ca_pem,
-            enrolment_endpoints, version, seals or Seals(), archive,
+            enrolment_endpoints, version, seals or Seals(), archive, identities or HttpIdentities(clock),
         )  # fmt: skip

@@ -36,6 +36,7 @@ class Decided(Generic[M]):
     """A transaction and the object it is about.
 
     erased: the object as it last was, when the transaction removes it; it is the answer then. events: (reason, sentence).
+    who: name of the user whose doing it is, when that is found out by deciding; empty: the caller.
     """
 
     txn: Txn
@@ -45,6 +46,7 @@ class Decided(Generic[M]):
     project: str = ""
     erased: M | None = None
     events: list[tuple[str, str]] = field(default_factory=list)
+    who: str = ""
 
 
 # A function of the picture and of who asks: what he may not see does not exist in it.

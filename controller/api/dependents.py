@@ -198,6 +198,9 @@ def _user(view: View, id: str) -> Iterator[Affected]:
         yield "binding", binding
     for token in view.by(kinds.API_TOKEN, "user", id):
         yield "api_token", token
+    # Each says how many log in by it; of a user that is gone it is not known which.
+    for provider in list(view.ids(kinds.IDENTITY_PROVIDER)):
+        yield "identity_provider", provider
 
 
 def _role(view: View, id: str) -> Iterator[Affected]:
@@ -205,6 +208,13 @@ def _role(view: View, id: str) -> Iterator[Affected]:
     for binding in view.by(kinds.BINDING, "role", id):
         yield "binding", binding
     for token in view.by(kinds.API_TOKEN, "role", id):
+        yield "api_token", token
+
+
+def _identity_provider(view: View, id: str) -> Iterator[Affected]:
+    """By one that is not trusted nobody is logged in."""
+    yield "identity_provider", id
+    for token in view.by(kinds.API_TOKEN, "provider", id):
         yield "api_token", token
 
 
@@ -257,6 +267,7 @@ RULES: Final[dict[str, Rule]] = {
     kinds.UNKNOWN.name: _unknown,
     kinds.USER.name: _user,
     kinds.ROLE.name: _role,
+    kinds.IDENTITY_PROVIDER.name: _identity_provider,
     kinds.BINDING.name: _role_binding,
     kinds.QUOTA.name: _quota,
     kinds.PROJECT.name: _project,

@@ -69,6 +69,8 @@ class Act:
     name: str = ""
     project: str = ""
     request_id: str = ""
+    # Whose doing it is, where that is more than who called.
+    who: str = ""
 
 
 def fingerprint(request: Message) -> bytes:
@@ -210,7 +212,7 @@ class Mutations:
         audit = Audit(
             time=timestamp(self._clock.now()),
             caller=caller.kind,
-            who=caller.id,
+            who=act.who or caller.id,
             token=caller.token,
             address=caller.address,
             cause=caller.cause,
@@ -258,7 +260,7 @@ class Mutations:
                 object_name=decided.name,
                 reason=reason,
                 message=sentence,
-                actor=caller.id,
+                actor=decided.who or caller.id,
                 actor_token=caller.token,
             )
             add(decided.txn, event, lease=self._events.current)
@@ -335,7 +337,8 @@ def _open() -> Refused | None:
 
 def _act(request: Message, request_id: str, decided: Decided[Any]) -> Act:
     object = f"{decided.noun.kind.name}/{decided.id}"
-    return Act(type(request).__name__.removesuffix("Request"), object, decided.name, decided.project, request_id)
+    method = type(request).__name__.removesuffix("Request")
+    return Act(method, object, decided.name, decided.project, request_id, decided.who)
 
 
 def _answer(view: View, call: Call, first: RequestRecord) -> Any:

@@ -15,6 +15,7 @@ from cairn.proto.kinds import Kind
 from cairn.proto.v1.api_token_pb2 import ApiToken
 from cairn.proto.v1.binding_pb2 import Binding
 from cairn.proto.v1.event_pb2 import Event
+from cairn.proto.v1.identity_provider_pb2 import IdentityProvider
 from cairn.proto.v1.image_pb2 import Image
 from cairn.proto.v1.job_pb2 import Job
 from cairn.proto.v1.node_pb2 import Node
@@ -76,15 +77,20 @@ USER: Final = Noun(kinds.USER, "user", "users", access_status.user, cluster_wide
 ROLE: Final = Noun(kinds.ROLE, "role", "roles", access_status.role, cluster_wide=True)
 BINDING: Final = Noun(kinds.BINDING, "binding", "bindings", access_status.binding, cluster_wide=True)
 API_TOKEN: Final = Noun(kinds.API_TOKEN, "API token", "api_tokens", access_status.api_token, cluster_wide=True)
+IDENTITY_PROVIDER: Final = Noun(
+    kinds.IDENTITY_PROVIDER, "identity provider", "identity_providers", access_status.identity_provider, cluster_wide=True
+)
 QUOTA: Final = Noun(kinds.QUOTA, "quota", "quotas", quota_status.quota)
 
 ALL: Final[tuple[Noun[Any], ...]] = (
-    PROJECT, IMAGE, VPC, SUBNET, PORT, VOLUME, VM, NODE, JOB, EVENT, USER, ROLE, BINDING, API_TOKEN, QUOTA,
+    PROJECT, IMAGE, VPC, SUBNET, PORT, VOLUME, VM, NODE, JOB, EVENT, USER, ROLE, BINDING, API_TOKEN,
+    IDENTITY_PROVIDER, QUOTA,
 )  # fmt: skip
 BY_KIND: Final[dict[str, Noun[Any]]] = {noun.kind.name: noun for noun in ALL}
 
 __all__ = [
-    "ALL", "API_TOKEN", "BINDING", "BY_KIND", "CLUSTER_WIDE", "DEFAULT_PROJECT", "DEFAULT_PROJECT_ID", "EVENT", "IMAGE", "JOB",
-    "NODE", "PORT", "PROJECT", "QUOTA", "ROLE", "SUBNET", "USER", "VM", "VOLUME", "VPC", "ApiToken", "Binding", "Event",
-    "Image", "Job", "Node", "Noun", "Port", "Project", "Role", "Subnet", "User", "Vm", "Volume", "Vpc",
+    "ALL", "API_TOKEN", "BINDING", "BY_KIND", "CLUSTER_WIDE", "DEFAULT_PROJECT", "DEFAULT_PROJECT_ID", "EVENT",
+    "IDENTITY_PROVIDER", "IMAGE", "JOB", "NODE", "PORT", "PROJECT", "QUOTA", "ROLE", "SUBNET", "USER", "VM", "VOLUME", "VPC",
+    "ApiToken", "Binding", "Event", "IdentityProvider", "Image", "Job", "Node", "Noun", "Port", "Project", "Role", "Subnet",
+    "User", "Vm", "Volume", "Vpc",
 ]  # fmt: skip

@@ -14,8 +14,10 @@ from cairn.controller.api.core import Core
 from cairn.controller.api.enrolment import EnrolmentService
 from cairn.controller.api.events import EventService
 from cairn.controller.api.identity import IdentityService
+from cairn.controller.api.identity_providers import IdentityProviderService
 from cairn.controller.api.images import ImageService
 from cairn.controller.api.jobs import JobService
+from cairn.controller.api.logins import LoginService
 from cairn.controller.api.nodes import NodeService
 from cairn.controller.api.ports import PortService
 from cairn.controller.api.projects import ProjectService
@@ -33,8 +35,10 @@ from cairn.proto.v1 import (
     binding_pb2_grpc,
     cluster_pb2_grpc,
     event_pb2_grpc,
+    identity_provider_pb2_grpc,
     image_pb2_grpc,
     job_pb2_grpc,
+    login_pb2_grpc,
     node_pb2_grpc,
     port_pb2_grpc,
     project_pb2_grpc,
@@ -64,6 +68,11 @@ SERVICES: Final[tuple[tuple[str, Any, Any], ...]] = (
     ("cairn.v1.RoleService", role_pb2_grpc.add_RoleServiceServicer_to_server, RoleService),
     ("cairn.v1.BindingService", binding_pb2_grpc.add_BindingServiceServicer_to_server, BindingService),
     ("cairn.v1.ApiTokenService", api_token_pb2_grpc.add_ApiTokenServiceServicer_to_server, ApiTokenService),
+    (
+        "cairn.v1.IdentityProviderService",
+        identity_provider_pb2_grpc.add_IdentityProviderServiceServicer_to_server,
+        IdentityProviderService,
+    ),
     ("cairn.v1.AuditService", audit_pb2_grpc.add_AuditServiceServicer_to_server, AuditService),
     ("cairn.v1.AuthService", auth_pb2_grpc.add_AuthServiceServicer_to_server, AuthService),
     ("cairn.v1.ClusterService", cluster_pb2_grpc.add_ClusterServiceServicer_to_server, ClusterService),
@@ -79,6 +88,7 @@ def add_services(server: grpc.aio.Server, core: Core) -> list[str]:
 
 
 def add_enrolment(server: grpc.aio.Server, core: Core) -> list[str]:
-    """Register what has a port of its own: enrolment, without client certificates."""
+    """Register what has a port of its own, without client certificates: how one comes to a certificate or a token."""
     cluster_pb2_grpc.add_EnrolmentServiceServicer_to_server(EnrolmentService(core), server)
-    return ["cairn.v1.EnrolmentService"]
+    login_pb2_grpc.add_LoginServiceServicer_to_server(LoginService(core), server)
+    return ["cairn.v1.EnrolmentService", "cairn.v1.LoginService"]

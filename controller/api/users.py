@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from typing import Any, Final
 
 from cairn.controller.api import nouns, resolution, validation
 from cairn.controller.api.administrators import keep_one
 from cairn.controller.api.authorise import caller_of
-from cairn.controller.api.bindings import BINDINGS_MAX, drop_binding, refuse_giving
+from cairn.controller.api.bindings import BINDINGS_MAX, drop_binding, refuse_letting_in
 from cairn.controller.api.core import Core
 from cairn.controller.api.decision import Decided
+from cairn.controller.api.linking import relink, unlink
 from cairn.controller.api.masks import UpdateRules
 from cairn.controller.api.objects import addressed, begin, updated
 from cairn.controller.model.permits import Caller, Verb
@@ -24,7 +25,7 @@ from cairn.proto.v1.user_pb2 import User, UserSpec
 
 GROUPS_MAX: Final = 64
 RULES: Final = UpdateRules(
-    mutable=("labels", "spec.disabled", "spec.groups", "spec.description"), immutable=("name", "spec.type")
+    mutable=("labels", "spec.disabled", "spec.groups", "spec.description", "spec.login"), immutable=("name", "spec.type")
 )
 
 
@@ -44,7 +45,8 @@ class UserService(user_pb2_grpc.UserServiceServicer):
             user.spec.CopyFrom(request.user.spec)
             user.spec.type = user.spec.type or UserSpec.TYPE_PERSON
             _check(user)
-            _refuse_joining(view, caller, user.spec.groups)
+            refuse_letting_in(view, caller, user.spec.groups)
+            relink(decided.txn, view, caller, user, User())
             decided.txn.create(kinds.USER, user.id, user)
             return decided
 
@@ -63,7 +65,8 @@ class UserService(user_pb2_grpc.UserServiceServicer):
 
         def amend(view: View, caller: Caller, txn: Txn, new: User, old: Record[User]) -> None:
             _check(new)
-            _refuse_joining(view, caller, set(new.spec.groups) - set(old.message.spec.groups))
+            refuse_letting_in(view, caller, set(new.spec.groups) - set(old.message.spec.groups))
+            relink(txn, view, caller, new, old.message)
             txn.put(kinds.USER, new.id, new)
             keep_one(view, txn, f"user {new.name!r}")
 
@@ -94,6 +97,8 @@ def removal(view: View, record: Record[User]) -> Decided[User]:
     user = record.message
     txn = Txn("api").check(kinds.USER, user.id, record.mod_revision).delete(kinds.USER, user.id)
     resolution.release(txn, view, nouns.USER, "", user.name, user.id)
+    if user.spec.HasField("login"):
+        unlink(txn, view, user)
     bindings = view.by(kinds.BINDING, "subject", subject_key(Subject(user=user.id)))
     if len(bindings) > BINDINGS_MAX:
         say = f"user {user.name!r} has {len(bindings)} bindings, and {BINDINGS_MAX} go with it at most: unbind some first"
@@ -103,16 +108,6 @@ def removal(view: View, record: Record[User]) -> Decided[User]:
     keep_one(view, txn, f"user {user.name!r}")
     said = [("Deleted", f"user {user.name} was deleted, with {len(bindings)} bindings")]
     return Decided(txn, nouns.USER, user.id, user.name, "", erased=nouns.USER.project(view, record), events=said)
-
-
-def _refuse_joining(view: View, caller: Caller, groups: Iterable[str]) -> None:
-    """Whoever is let into a group is given what is bound to it. Raises Denied."""
-    for group in sorted(groups):
-        for id in view.by(kinds.BINDING, "subject", subject_key(Subject(group=group))):
-            binding = view.get(kinds.BINDING, id)
-            role = view.get(kinds.ROLE, binding.spec.role) if binding is not None else None
-            if binding is not None and role is not None:
-                refuse_giving(view, caller, role, binding)
 
 
 def _check(user: User) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -56,6 +57,10 @@ class Session:
         if self._context is None:
             self._context = load_context(self.settings.context, token_file=self.settings.token_file)
         return self._context
+
+    def ask_as_nobody(self, context: Context) -> None:
+        """Talk to the cloud of a context from now on, by neither a certificate nor a token."""
+        self._context = replace(context, cert=None, key=None, token=None)
 
     @property
     def project(self) -> str:

@@ -30,6 +30,9 @@ _DOING: Final = {
     "events": "list the events of",
     "console": "open the console of",
     "wait": "wait for",
+    "login": "log in",
+    "logout": "log out",
+    "whoami": "tell who you are",
 }
 # The cluster has no name to be called by, and its verbs are not about the whole of it.
 _DOING_TO_CLUSTER: Final = {
@@ -113,7 +116,7 @@ class Verb(_Command):
         # The first sentence, whole: "Make a VM and wait until..." leaves one to guess.
         keywords.setdefault("short_help", first_sentence(keywords.get("help") or ""))
         super().__init__(callback=self._execute, **keywords)
-        self._run, self._noun, self._changes = run, noun, changes
+        self.run, self._noun, self._changes = run, noun, changes
 
     def _execute(self, **arguments: Any) -> None:
         ctx = click.get_current_context()
@@ -128,7 +131,7 @@ class Verb(_Command):
         def run(session: Session) -> Coroutine[Any, Any, None]:
             if self._changes:
                 session.interrupted = "interrupted; what was begun goes on"
-            return self._run(session, **arguments)
+            return self.run(session, **arguments)
 
         ctx.exit(execute(settings, run, f"{doing} {name}".rstrip()))
 

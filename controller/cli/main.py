@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from importlib import metadata
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
-from cairn.controller.cli.commands import Root
+from cairn.controller.cli.commands import Root, Verb
+
+if TYPE_CHECKING:
+    from cairn.controller.cli.client import Session
 
 AREAS: Final = {
     "Compute": {
@@ -37,6 +40,7 @@ AREAS: Final = {
         "role": "What may be done, and who may do it where.",
         "token": "API tokens, for who has no certificate.",
         "key": "Access keys, for who signs requests.",
+        "idp": "Identity providers, by which people log in.",
         "quota": "How much a project may have, and has.",
         "auth": "Who am I, what may I do, and why.",
         "audit": "Who changed what.",
@@ -98,6 +102,42 @@ def lab(ctx: click.Context, simulated: bool, nodes: int, folder: Path | None) ->
             ctx,
         )
     ctx.exit(execute(settings_of(ctx), lambda session: bring_up(session, nodes, folder), "bring up a simulated cloud"))
+
+
+async def _login(session: Session, **given: Any) -> None:
+    """Log in by an OpenID provider, and keep the token that commands ask by from then on.
+
+    The first time: cairn login HOST:PORT --ca FILE, with the port where tokens are taken; it is remembered.
+    """
+    from cairn.controller.cli.login import login
+
+    await login(session, **given)
+
+
+async def _logout(session: Session) -> None:
+    """Log out: take the token back, and remove it here."""
+    from cairn.controller.cli.login import logout
+
+    await logout(session)
+
+
+async def _whoami(session: Session) -> None:
+    """Say whom the controllers take you for, and which roles are bound to that user."""
+    from cairn.controller.cli.auth import whoami
+
+    await whoami.run(session)
+
+
+_LOGIN: Final[list[click.Parameter]] = [
+    click.Argument(["endpoints"], nargs=-1, metavar="[HOST:PORT]..."),
+    click.Option(["--ca"], type=click.Path(dir_okay=False, path_type=Path), help="File with the CA of the cloud, in PEM."),
+    click.Option(["--provider"], default="", metavar="NAME", help="Which identity provider, where there are several."),
+    click.Option(["--device"], is_flag=True, help="Show a code to enter at a browser anywhere; for machines without one."),
+    click.Option(["--browser/--no-browser"], default=True, help="Open a browser; the address is shown in any case."),
+    click.Option(["--port"], type=click.IntRange(0, 65535), default=0, help="Where the browser comes back to, on loopback."),
+]
+for _name, _run, _params in (("login", _login, _LOGIN), ("logout", _logout, []), ("whoami", _whoami, [])):
+    cairn.add_command(Verb(_run, "", False, name=_name, help=_run.__doc__, params=_params))
 
 
 def main() -> None:

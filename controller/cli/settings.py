@@ -19,9 +19,10 @@ CAIRN_ENDPOINT (several separated by commas), CAIRN_CA, CAIRN_CERT, CAIRN_KEY an
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import tomllib
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,6 +107,62 @@ def load_context(name: str = "", environment: Mapping[str, str] = os.environ, to
     if found.get("token"):
         return Context(chosen, endpoints, ca, token=_path(path, found["token"]), project=project)
     return Context(chosen, endpoints, ca, _path(path, found["cert"]), _path(path, found["key"]), project=project)
+
+
+def login_context(
+    name: str, environment: Mapping[str, str], endpoints: Sequence[str], ca: Path | None, token_file: str
+) -> Context:
+    """Return the context to log in to: the one in use, or one of endpoints and a CA that are given; Failure when neither is.
+
+    Its token need not be there yet.
+    """
+    path = config_path(environment)
+    document = _read(path)
+    chosen = name or str(document.get("current", "")) or "default"
+    found = dict(document.get("contexts", {}).get(chosen, {}))
+    if endpoint := environment.get("CAIRN_ENDPOINT"):
+        found["endpoints"] = [each.strip() for each in endpoint.split(",") if each.strip()]
+    found["ca"] = str(ca.expanduser().absolute()) if ca else environment.get("CAIRN_CA") or found.get("ca", "")
+    found["endpoints"] = list(endpoints) or found.get("endpoints", [])
+    if not found["endpoints"] or not found["ca"]:
+        raise Failure(
+            f"no cloud to log in to: {path} names none",
+            next="cairn login HOST:PORT --ca FILE: the port where tokens are taken, and the CA that an administrator gives you",
+            usage=True,
+        )
+    if environment.get("CAIRN_CERT"):
+        raise Failure("CAIRN_CERT says who you are: unset it to log in", usage=True)
+    if found.get("cert") and not found.get("token"):
+        say = f"context {chosen!r} asks by a certificate"
+        raise Failure(say, next="log in under another name: --context NAME, with HOST:PORT and --ca", usage=True)
+    given, own = token_file or environment.get("CAIRN_TOKEN_FILE"), path.parent / f"{chosen}.token"
+    token = Path(given).expanduser().absolute() if given else _path(path, found.get("token", own))
+    if not given and token != own and token.exists():
+        say = f"context {chosen!r} asks by the token in {token}, which was put there by somebody"
+        raise Failure(say, next="log in under another name: --context NAME, with HOST:PORT and --ca", usage=True)
+    return Context(
+        chosen, tuple(found["endpoints"]), _path(path, found["ca"]), token=token, project=str(found.get("project", ""))
+    )
+
+
+def add_context(context: Context, environment: Mapping[str, str] = os.environ) -> str:
+    """Write a context into the file, if none of its name is there; return what to say of it. Raises Failure."""
+    path = config_path(environment)
+    document = _read(path)
+    if context.name in document.get("contexts", {}):
+        return ""
+    said = {"endpoints": list(context.endpoints), "ca": str(context.ca), "token": str(context.token)}
+    lines = [f"[contexts.{json.dumps(context.name)}]", *(f"{key} = {json.dumps(value)}" for key, value in said.items())]
+    before = path.read_text() if path.exists() else ""
+    current = "" if document.get("current") else f"current = {json.dumps(context.name)}\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_name(f"{path.name}.new")
+        scratch.write_text(current + before + ("\n" if before else "") + "\n".join(lines) + "\n")
+        scratch.replace(path)
+    except OSError as error:
+        raise Failure(f"cannot write {path}: {error.strerror}") from error
+    return f", context {context.name!r} in {path}"
 
 
 def _path(config: Path, value: Any) -> Path:

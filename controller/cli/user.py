@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 from cairn.controller.cli.client import Session
-from cairn.controller.cli.commands import NounGroup, name_argument
+from cairn.controller.cli.commands import NounGroup, completer, name_argument
 from cairn.controller.cli.noun import Noun, add_delete, add_label, add_list, add_show, perform
 from cairn.controller.cli.output import Column
 from cairn.controller.cli.values import PAIR
@@ -34,6 +34,7 @@ NOUN = Noun(
         ("Type", _type(user)),
         ("Disabled", "yes" if user.spec.disabled else ""),
         ("Groups", list(user.spec.groups)),
+        ("Logs in by", f"{user.status.provider_name} as {user.spec.login.subject}" if user.spec.HasField("login") else ""),
         ("Description", user.spec.description),
     ],
 )
@@ -72,6 +73,26 @@ async def groups_of(session: Session, name: str, add: tuple[str, ...], remove: t
         user.spec.groups[:] = sorted({*user.spec.groups, *add} - set(remove))
 
     await NOUN.update(session, name, change, ["spec.groups"], None)
+
+
+@group.verb("link", changes=True)
+@name_argument("user")
+@click.argument("provider", shell_complete=completer("idp"))
+@click.argument("subject")
+async def link(session: Session, name: str, provider: str, subject: str) -> None:
+    """Have a user log in by an identity provider, as the subject (`sub`) that it calls them."""
+
+    def change(user: Any) -> None:
+        user.spec.login.provider, user.spec.login.subject = provider, subject
+
+    await NOUN.update(session, name, change, ["spec.login"], None)
+
+
+@group.verb("unlink", changes=True)
+@name_argument("user")
+async def unlink(session: Session, name: str) -> None:
+    """Have a user log in no longer: whoever did as it is out at once."""
+    await NOUN.update(session, name, lambda user: user.spec.ClearField("login"), ["spec.login"], None)
 
 
 def _add_switch(verb: str, help: str, *, disabled: bool) -> None:

@@ -14,18 +14,19 @@ cannot be read gives nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from cairn.controller.model.roles import PERMISSIONS, allowed_by, expanded
 from cairn.controller.store.base import View
 from cairn.proto import kinds
-from cairn.proto.subjects import EVERYONE, ROOT
+from cairn.proto.subjects import EVERYONE, ROOT, login_key
 from cairn.proto.v1.api_token_pb2 import ApiToken
 from cairn.proto.v1.user_pb2 import User
 
 _READS: Final[tuple[kinds.AnyKind, ...]] = (kinds.USER, kinds.ROLE, kinds.BINDING)
+_READS_BY_TOKEN: Final = (*_READS, kinds.API_TOKEN, kinds.IDENTITY_PROVIDER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,30 +91,51 @@ def user_called(view: View, name: str) -> User | None:
 def authority(view: View, name: str, token: str = "") -> Authority:
     """Return what the user of that name may do. token: the id of the API token that he asks by; empty: by none."""
     if token:
-        return view.recall(f"authority of {name} by {token}", (*_READS, kinds.API_TOKEN), lambda: _by_token(view, name, token))
+        return view.recall(f"authority of {name} by {token}", _READS_BY_TOKEN, lambda: _by_token(view, name, token))
     if name == ROOT:
         return ALL
     return view.recall(f"authority of {name}", _READS, lambda: _summed(view, name))
 
 
 def _by_token(view: View, name: str, token: str) -> Authority:
-    found = token_of(view, name, token)
-    return narrowed(authority(view, name), found) if found is not None else NONE
+    user, found = user_called(view, name), token_of(view, name, token)
+    if user is None or found is None:
+        return NONE
+    groups = login_groups(view, found)
+    return narrowed(summed(tuple(_grants(view, user, groups))) if groups else authority(view, name), found)
 
 
 def _summed(view: View, name: str) -> Authority:
     user = user_called(view, name)
     if user is None:
         return NONE
-    return summed(tuple(_grants(view, user)))
+    return summed(tuple(_grants(view, user, ())))
 
 
 def token_of(view: View, name: str, token: str) -> ApiToken | None:
-    """Return a token of the user of that name; None: it is gone, disabled or another's, or he may do nothing."""
+    """Return a token of the user of that name; None: it is gone, disabled or another's, or he may do nothing.
+
+    One he has by logging in is his while he is who logged in, and his identity provider is trusted.
+    """
     user, found = user_called(view, name), view.get(kinds.API_TOKEN, token)
     if user is None or found is None or found.spec.user != user.id or found.spec.disabled:
         return None
+    if found.spec.HasField("login") and not _logged_in(view, user, found):
+        return None
     return found
+
+
+def _logged_in(view: View, user: User, token: ApiToken) -> bool:
+    provider = view.get(kinds.IDENTITY_PROVIDER, token.spec.login.provider)
+    trusted = provider is not None and not provider.spec.disabled
+    return trusted and login_key(user.spec.login) == login_key(token.spec.login)
+
+
+def login_groups(view: View, token: ApiToken) -> tuple[str, ...]:
+    """Return the groups that somebody is in by having logged in: as long as the provider's record names them."""
+    provider = view.get(kinds.IDENTITY_PROVIDER, token.spec.login.provider) if token.spec.HasField("login") else None
+    named = frozenset(provider.spec.groups.values()) if provider is not None else frozenset()
+    return tuple(each for each in token.spec.login.groups if each in named)
 
 
 def is_lesser(token: ApiToken) -> bool:
@@ -139,6 +161,14 @@ def narrowed(of: Authority, token: ApiToken) -> Authority:
     return summed(tuple(left))
 
 
+def lacking(mine: Authority, of: Authority) -> str:
+    """Return a permission that somebody lacks of what another one has; empty: none."""
+    for each in of.grants:
+        if missing := [every for every in each.permissions if not mine.allows(every, each.project, each.object)]:
+            return min(missing)
+    return ""
+
+
 def summed(grants: tuple[Grant, ...]) -> Authority:
     """Return what grants give together."""
     everywhere: frozenset[str] = frozenset()
@@ -154,9 +184,9 @@ def summed(grants: tuple[Grant, ...]) -> Authority:
     return Authority(grants, everywhere, in_project, of_object)
 
 
-def _grants(view: View, user: User) -> Iterator[Grant]:
-    """Yield what speaks of a user, in the order of ids."""
-    subjects = [f"user/{user.id}", *(f"group/{each}" for each in sorted(user.spec.groups)), EVERYONE]
+def _grants(view: View, user: User, groups: Iterable[str]) -> Iterator[Grant]:
+    """Yield what speaks of a user, in the order of ids. groups: that he is in besides."""
+    subjects = [f"user/{user.id}", *(f"group/{each}" for each in sorted({*user.spec.groups, *groups})), EVERYONE]
     for subject in subjects:
         for id in view.by(kinds.BINDING, "subject", subject):
             binding: Any = view.get(kinds.BINDING, id)

@@ -96,6 +96,7 @@ def _of_binding(binding: Any) -> Iterator[tuple[AnyKind, str]]:
 def _of_api_token(token: Any) -> Iterator[tuple[AnyKind, str]]:
     """Projects that are gone are named by it to no effect."""
     yield kinds.USER, token.spec.user
+    yield kinds.IDENTITY_PROVIDER, token.spec.login.provider
     for role in token.spec.roles:
         yield kinds.ROLE, role
 
@@ -112,6 +113,7 @@ _REFERS: Final[dict[AnyKind, Callable[[Any], Iterable[tuple[AnyKind, str]]]]] = 
     kinds.BINDING: _of_binding,
     kinds.QUOTA: lambda quota: ((kinds.PROJECT, quota.project),),
     kinds.API_TOKEN: _of_api_token,
+    kinds.USER: lambda user: ((kinds.IDENTITY_PROVIDER, user.spec.login.provider),),
     kinds.PORT_BINDING: lambda binding: ((kinds.PORT, binding.port), (kinds.SUBNET, binding.subnet)),
 }
 
@@ -156,11 +158,15 @@ def _claims(view: View) -> Found:
 # --- names, numbers, addresses ---------------------------------------------------------------------------------------------
 
 
+# Claims that are called otherwise than who holds them.
+_HOLDERS: Final[dict[str, AnyKind]] = {"login": kinds.USER, "node-index": kinds.NODE}
+
+
 def _names(view: View) -> Found:
     for record in view.pinned(kinds.NAME, list(view.ids(kinds.NAME))):
         yield None
         claim = record.message
-        kind = kinds.BY_NAME.get(claim.kind)
+        kind = _HOLDERS.get(claim.kind) or kinds.BY_NAME.get(claim.kind)
         if kind is not None and not view.revision_of(kind, claim.id) and claim.id not in view.unreadable(kind):
             id = f"{claim.project or '-'}/{claim.kind}/{claim.name}"
             yield Finding(check="name", object=f"name/{id}", say=f"{claim.kind} {claim.id} is not there")

@@ -35,7 +35,7 @@ M = TypeVar("M", bound=Message)
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls. kind: of certificates "user", "node", "controller" (proto/pki.py: Identity); "join_token"; "system".
+    """Who calls. kind: of certificates "user", "node", "controller" (proto/pki.py: Identity); "join_token"; "login"; "system".
 
     token: id of the API token that a user asks by; empty: he has a certificate. address: where he asks from, if that is known;
     cause: the request that his is a part of, as he says. Nothing is decided by these two.
@@ -84,6 +84,7 @@ class Verb(StrEnum):
     FORGET = "forget"
     RETIRE = "retire"
     ASK = "ask"
+    LOGIN = "login"
     READ = "read"
     VERIFY = "verify"
 
@@ -97,6 +98,8 @@ OWN: Final = frozenset({"auth.ask", "cluster.renew", *(f"api_token.{verb}" for v
 _OWN_BY_LESSER_TOKEN: Final = frozenset({"auth.ask", "api_token.see", "api_token.delete"})
 _OWN_BY_TOKEN: Final = OWN - {"cluster.renew"}
 _OF_ITSELF: Final = frozenset({Verb.SEE, Verb.RENEW})
+# Whom a provider vouches for is made a token, and shown it.
+_BY_LOGIN: Final = frozenset({Verb.LOGIN, Verb.SEE})
 
 
 def permits(view: View, caller: Caller, verb: Verb, record: Message) -> bool:
@@ -109,6 +112,8 @@ def permits(view: View, caller: Caller, verb: Verb, record: Message) -> bool:
         return verb in _OF_ITSELF and isinstance(record, Node) and record.id == caller.id
     if caller.kind == "join_token":
         return verb is Verb.JOIN and isinstance(record, JoinToken) and record.id == caller.id
+    if caller.kind == "login":
+        return verb in _BY_LOGIN and isinstance(record, ApiToken) and record.spec.HasField("login")
     return False
 
 
@@ -184,7 +189,7 @@ def witnesses(view: View, caller: Caller, verb: Verb, record: Message) -> tuple[
     """Return records that a user's right to do that follows from: as they are now, it is his. Empty: it follows from none."""
     if caller.kind != "user" or is_root(caller):
         return ()
-    by: tuple[tuple[AnyKind, str], ...] = ((kinds.API_TOKEN, caller.token),) if caller.token else ()
+    by = _asked_by(view, caller)
     of, permission = authority_of(view, caller), permission_of(verb, record)
     reasons = of.reasons(permission, project_of(record), object_key(record))
     if not reasons and (project := through(view, of, permission, record)):
@@ -194,6 +199,15 @@ def witnesses(view: View, caller: Caller, verb: Verb, record: Message) -> tuple[
         return ((kinds.BINDING, each.binding), (kinds.ROLE, each.role), (kinds.USER, each.user), *by)
     user = user_called(view, caller.id)
     return ((kinds.USER, user.id), *by) if user is not None else by
+
+
+def _asked_by(view: View, caller: Caller) -> tuple[tuple[AnyKind, str], ...]:
+    """Return records that what a user asks by follows from."""
+    if not caller.token:
+        return ()
+    token = view.get(kinds.API_TOKEN, caller.token)
+    provider = token.spec.login.provider if token is not None else ""
+    return ((kinds.API_TOKEN, caller.token), *([(kinds.IDENTITY_PROVIDER, provider)] if provider else []))
 
 
 def project_of(record: Any) -> str:

@@ -21,7 +21,7 @@ from cairn.proto.v1.role_pb2 import Role
 # Nouns that live in a project. What else there is belongs to the cluster.
 _PROJECT_NOUNS: Final = ("vm", "volume", "image", "vpc", "subnet", "port", "job")
 # No method is called that: to make another object refer to one, and to take up what a node says of one.
-_USED: Final = ("vm", "volume", "image", "vpc", "subnet", "port", "node", "project", "role", "user")
+_USED: Final = ("vm", "volume", "image", "vpc", "subnet", "port", "node", "project", "role", "user", "identity_provider")
 _ADOPTED: Final = ("vm", "volume", "image", "vpc", "subnet")
 PERMISSIONS: Final = frozenset({*METHODS.values(), *(f"{noun}.use" for noun in _USED), *(f"{noun}.adopt" for noun in _ADOPTED)})
 

@@ -71,7 +71,7 @@ class Garbage:
     reads: tuple[AnyKind, ...] = (
         kinds.VM, kinds.VOLUME, kinds.PURGE, kinds.PLACEMENT, kinds.VOLUME_PLACEMENT, kinds.OBSERVED, kinds.IMAGE, kinds.JOB,
         kinds.JOB_STATE, kinds.JOIN_TOKEN, kinds.NODE, kinds.NODE_FACTS, kinds.NODE_POOLS, kinds.NODE_HEARD, kinds.NODE_TOLD,
-        kinds.UNKNOWN, kinds.ERASURE, kinds.BINDING, kinds.API_TOKEN, kinds.USER,
+        kinds.UNKNOWN, kinds.ERASURE, kinds.BINDING, kinds.API_TOKEN, kinds.USER, kinds.IDENTITY_PROVIDER,
     )  # fmt: skip
     writes: tuple[AnyKind, ...] = (
         kinds.PURGE, kinds.VM, kinds.SECRET, kinds.VOLUME, kinds.PORT, kinds.OBSERVED, kinds.IMAGE_CONTENT, kinds.VNI,
@@ -100,6 +100,8 @@ class Garbage:
             return (f"purge/{id}", f"vm/{id}", f"volume/{id}")
         if kind is kinds.USER:
             return [f"{kinds.API_TOKEN.name}/{token}" for token in view.by(kinds.API_TOKEN, "user", id)]
+        if kind is kinds.IDENTITY_PROVIDER:
+            return [f"{kinds.API_TOKEN.name}/{token}" for token in view.by(kinds.API_TOKEN, "provider", id)]
         if kind is kinds.IMAGE:
             return (f"image_content/{id}",)
         return (f"{kind.name}/{id}",) if kind in _LOOKED_AT else ()
@@ -338,6 +340,9 @@ def _api_token(view: View, id: str, now: datetime) -> Outcome:
     user = token.spec.user
     if view.get(kinds.USER, user) is None and user not in view.unreadable(kinds.USER):
         return _drop_token(view, token, f"the user of token {id} is gone", because=((kinds.USER, user),))
+    by, kind = token.spec.login.provider, kinds.IDENTITY_PROVIDER
+    if by and view.get(kind, by) is None and by not in view.unreadable(kind):
+        return _drop_token(view, token, f"token {id} is of who logged in by {by}, which is gone", because=((kind, by),))
     left_s = (moment(token.spec.expire_time) + KEEP - now).total_seconds()
     if left_s > 0:
         return Outcome(None, "kept to be looked at", again_after_s=left_s)

@@ -8,7 +8,7 @@ from typing import Any, Final
 from cairn.proto import kinds
 from cairn.proto.ids import pool_id
 from cairn.proto.owners import owner_key
-from cairn.proto.subjects import subject_key
+from cairn.proto.subjects import login_key, subject_key
 
 Extract = Callable[[str, Any], Iterable[str]]
 
@@ -80,13 +80,22 @@ INDEXES: Final[dict[str, dict[str, Extract]]] = {
     },
     kinds.ERASURE.name: {"key": lambda _, m: (m.key,), "node": lambda _, m: (m.node,)},
     kinds.IMAGE_CONTENT.name: {"node": lambda _, m: tuple(m.nodes)},
-    kinds.USER.name: {"name": lambda _, m: (m.name,), "group": lambda _, m: tuple(m.spec.groups)},
+    kinds.USER.name: {
+        "name": lambda _, m: (m.name,),
+        "group": lambda _, m: tuple(m.spec.groups),
+        "login": lambda _, m: (login_key(m.spec.login),) if m.spec.HasField("login") else (),
+        "provider": lambda _, m: (m.spec.login.provider,) if m.spec.HasField("login") else (),
+    },
     kinds.BINDING.name: {
         "subject": lambda _, m: (subject_key(m.spec.subject),),
         "role": lambda _, m: (m.spec.role,),
         "project": lambda _, m: (m.project,),
         "object": lambda _, m: (m.spec.object,) if m.spec.object else (),
     },
-    kinds.API_TOKEN.name: {"user": lambda _, m: (m.spec.user,), "role": lambda _, m: tuple(m.spec.roles)},
+    kinds.API_TOKEN.name: {
+        "user": lambda _, m: (m.spec.user,),
+        "role": lambda _, m: tuple(m.spec.roles),
+        "provider": lambda _, m: (m.spec.login.provider,) if m.spec.HasField("login") else (),
+    },
     kinds.JOB.name: {"target": lambda _, m: (m.spec.target,)},
 }

@@ -446,6 +446,7 @@ class ApiTokenSpec(_message.Message):
     PROJECTS_FIELD_NUMBER: _builtins.int
     SOURCES_FIELD_NUMBER: _builtins.int
     TYPE_FIELD_NUMBER: _builtins.int
+    LOGIN_FIELD_NUMBER: _builtins.int
     user: _builtins.str
     """Id of the user it stands for."""
     description: _builtins.str
@@ -473,6 +474,10 @@ class ApiTokenSpec(_message.Message):
     def sources(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Addresses it may come from, "10.1.0.0/16"; empty: from anywhere."""
 
+    @_builtins.property
+    def login(self) -> Global___Login:
+        """Made by logging in; set by the controller alone."""
+
     def __init__(
         self,
         *,
@@ -485,14 +490,46 @@ class ApiTokenSpec(_message.Message):
         projects: _abc.Iterable[_builtins.str] | None = ...,
         sources: _abc.Iterable[_builtins.str] | None = ...,
         type: Global___ApiTokenSpec.Type.ValueType = ...,
+        login: Global___Login | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "login", b"login"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "disabled", b"disabled", "expire_time", b"expire_time", "permissions", b"permissions", "projects", b"projects", "roles", b"roles", "sources", b"sources", "type", b"type", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "disabled", b"disabled", "expire_time", b"expire_time", "login", b"login", "permissions", b"permissions", "projects", b"projects", "roles", b"roles", "sources", b"sources", "type", b"type", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ApiTokenSpec: _TypeAlias = ApiTokenSpec  # noqa: Y015
+
+@_typing.final
+class Login(_message.Message):
+    """By whom somebody has logged in, and what was said of him then."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    provider: _builtins.str
+    """Id of the identity provider; while that is disabled or gone, the token is good for nothing."""
+    subject: _builtins.str
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Groups he was in, as they are called here; those that the provider's record does not name any more count no more."""
+
+    def __init__(
+        self,
+        *,
+        provider: _builtins.str = ...,
+        subject: _builtins.str = ...,
+        groups: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["groups", b"groups", "provider", b"provider", "subject", b"subject"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Login: _TypeAlias = Login  # noqa: Y015
 
 @_typing.final
 class ApiTokenStatus(_message.Message):

@@ -399,6 +399,7 @@ class UserSpec(_message.Message):
     DISABLED_FIELD_NUMBER: _builtins.int
     GROUPS_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
+    LOGIN_FIELD_NUMBER: _builtins.int
     type: Global___UserSpec.Type.ValueType
     disabled: _builtins.bool
     """Nothing is allowed to it, from the moment this is set, wherever it is signed in."""
@@ -407,6 +408,10 @@ class UserSpec(_message.Message):
     def groups(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Roles may be bound to groups, too. Lower-case, as names are."""
 
+    @_builtins.property
+    def login(self) -> Global___UserLogin:
+        """As whom it logs in; none: it does not."""
+
     def __init__(
         self,
         *,
@@ -414,14 +419,41 @@ class UserSpec(_message.Message):
         disabled: _builtins.bool = ...,
         groups: _abc.Iterable[_builtins.str] | None = ...,
         description: _builtins.str = ...,
+        login: Global___UserLogin | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["login", b"login"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "disabled", b"disabled", "groups", b"groups", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "disabled", b"disabled", "groups", b"groups", "login", b"login", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UserSpec: _TypeAlias = UserSpec  # noqa: Y015
+
+@_typing.final
+class UserLogin(_message.Message):
+    """What an identity provider calls a user."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    provider: _builtins.str
+    """Id of the provider."""
+    subject: _builtins.str
+    """The claim `sub` of its tokens: the one that is never given to somebody else."""
+    def __init__(
+        self,
+        *,
+        provider: _builtins.str = ...,
+        subject: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["provider", b"provider", "subject", b"subject"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UserLogin: _TypeAlias = UserLogin  # noqa: Y015
 
 @_typing.final
 class UserStatus(_message.Message):
@@ -430,10 +462,13 @@ class UserStatus(_message.Message):
     SAY_FIELD_NUMBER: _builtins.int
     CONDITIONS_FIELD_NUMBER: _builtins.int
     OBSERVED_REVISION_FIELD_NUMBER: _builtins.int
+    PROVIDER_NAME_FIELD_NUMBER: _builtins.int
     say: _builtins.str
     """One sentence."""
     observed_revision: _builtins.int
     """The spec revision the world matches."""
+    provider_name: _builtins.str
+    """What the identity provider is called that it logs in by."""
     @_builtins.property
     def conditions(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Condition]: ...
     def __init__(
@@ -442,10 +477,11 @@ class UserStatus(_message.Message):
         say: _builtins.str = ...,
         conditions: _abc.Iterable[_common_pb2.Condition] | None = ...,
         observed_revision: _builtins.int = ...,
+        provider_name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conditions", b"conditions", "observed_revision", b"observed_revision", "say", b"say"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conditions", b"conditions", "observed_revision", b"observed_revision", "provider_name", b"provider_name", "say", b"say"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

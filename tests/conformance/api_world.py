@@ -22,6 +22,7 @@ from cairn.controller.api.roles import ensure_builtin_roles
 from cairn.controller.api.services import add_enrolment, add_services
 from cairn.controller.archive import Archive
 from cairn.controller.audit_files import AuditFiles
+from cairn.controller.openid import Identities
 from cairn.controller.reconcilers.placement import Placements
 from cairn.controller.reconcilers.ports import Ports
 from cairn.controller.store.base import Conflict, Put, Store, Txn
@@ -39,8 +40,10 @@ from cairn.proto.v1 import (
     binding_pb2_grpc,
     cluster_pb2_grpc,
     event_pb2_grpc,
+    identity_provider_pb2_grpc,
     image_pb2_grpc,
     job_pb2_grpc,
+    login_pb2_grpc,
     node_pb2_grpc,
     port_pb2_grpc,
     project_pb2_grpc,
@@ -90,6 +93,8 @@ class Stubs:
         self.quotas: Any = quota_pb2_grpc.QuotaServiceStub(channel)
         self.roles: Any = role_pb2_grpc.RoleServiceStub(channel)
         self.tokens: Any = api_token_pb2_grpc.ApiTokenServiceStub(channel)
+        self.idps: Any = identity_provider_pb2_grpc.IdentityProviderServiceStub(channel)
+        self.logins: Any = login_pb2_grpc.LoginServiceStub(channel)
         self.bindings: Any = binding_pb2_grpc.BindingServiceStub(channel)
         self.cluster: Any = cluster_pb2_grpc.ClusterServiceStub(channel)
         self.identity: Any = cluster_pb2_grpc.IdentityServiceStub(channel)
@@ -115,6 +120,8 @@ class World:
         self.clock, self.ids = ShiftedClock(), SystemIds()
         self.authority = Authority.create("cairn test", self.clock, self.ids)
         self.cache = Cache(store)
+        # What judges the tokens of identity providers; None: the one that asks them.
+        self.identities: Identities | None = None
         self.api: Stubs
         self._channels: list[grpc.aio.Channel] = []
 
@@ -144,6 +151,7 @@ class World:
             enrolment_endpoints=lambda: [self.enrolment],
             seals=Seals([bytes(KEY_BYTES)]),
             archive=self.archive("c1", self._files) if self._files is not None else None,
+            identities=self.identities,
         )
         await ensure_default_project(self.core, self.clock)
         await ensure_builtin_roles(self.core, self.clock)

@@ -40,6 +40,7 @@ from cairn.proto.v1.auth_pb2 import CheckPermissionRequest
 from cairn.proto.v1.backup_pb2 import RestoreClusterRequest, RestoreOptions
 from cairn.proto.v1.binding_pb2 import Binding, BindingSpec, Subject
 from cairn.proto.v1.common_pb2 import CHANGE_TYPE_BOOKMARK
+from cairn.proto.v1.identity_provider_pb2 import CreateIdentityProviderRequest, IdentityProvider, IdentityProviderSpec
 from cairn.proto.v1.image_pb2 import IMAGE_FORMAT_QCOW2
 from cairn.proto.v1.port_pb2 import Port, PortSpec
 from cairn.proto.v1.project_pb2 import Project
@@ -90,6 +91,7 @@ async def made(world: World) -> dict[str, str]:
     await world.user("bob", "viewer")
     await world.api.roles.CreateRole(CREATED_ROLE)
     await world.api.tokens.CreateApiToken(CREATED_TOKEN)
+    await world.api.idps.CreateIdentityProvider(CreateIdentityProviderRequest(identity_provider=provider("first")))
     await unknowns(world)
     gone = cluster_pb2.ControllerMember(name="c9")
     await world.commit(Txn("members").put(kinds.CONTROLLER_MEMBER, gone.name, gone))
@@ -138,6 +140,12 @@ def request_for(method: Method, objects: dict[str, str]) -> Any:
 
 
 CREATED_ROLE = role_pb2.CreateRoleRequest(role=Role(name="own", spec=RoleSpec(permissions=["vm.*"])))
+
+
+def provider(name: str) -> IdentityProvider:
+    return IdentityProvider(name=name, spec=IdentityProviderSpec(issuer="https://id.example", client_id="cairn"))
+
+
 CREATED_TOKEN = CreateApiTokenRequest(api_token=ApiToken(name="first", spec=ApiTokenSpec(user="bob")))
 CREATED: dict[str, Any] = {
     "CreateUser": user_pb2.CreateUserRequest(user=User(name="second")),
@@ -146,6 +154,7 @@ CREATED: dict[str, Any] = {
         binding=Binding(spec=BindingSpec(role="viewer", subject=Subject(user="ann")))
     ),
     "CreateApiToken": CreateApiTokenRequest(api_token=ApiToken(name="second", spec=ApiTokenSpec(user="bob"))),
+    "CreateIdentityProvider": CreateIdentityProviderRequest(identity_provider=provider("second")),
     "CheckPermission": CheckPermissionRequest(permission="vm.see"),
     "CreateProject": project_pb2.CreateProjectRequest(project=Project(name="second")),
     "CreateImage": image_pb2.CreateImageRequest(image=image("second")),

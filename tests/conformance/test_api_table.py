@@ -3,6 +3,7 @@ another project's, and nobody's. What is let through equals the table that docs/
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ async def project(world: World, name: str) -> dict[str, str]:
 def noun_of(method: Method) -> str:
     """What a method is about, as its service says."""
     service = str(method.descriptor.containing_service.name.removesuffix("Service"))
-    return {"ApiToken": "api_token"}.get(service, service.lower())
+    return re.sub("(?<!^)(?=[A-Z])", "_", service).lower()
 
 
 def asked(method: Method, objects: dict[str, str], where: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html.parser import HTMLParser
 from urllib.parse import urljoin
 
-import httpx
+import httpx2
 
 from tests.openid.provider import Provider
 
@@ -42,7 +42,7 @@ class Person:
     def __init__(self, provider: Provider, name: str) -> None:
         self.provider = provider
         self.name = name
-        self.http = httpx.Client(verify=provider.trust(), trust_env=False, follow_redirects=True, timeout=60)
+        self.http = httpx2.Client(verify=provider.trust(), trust_env=False, follow_redirects=True, timeout=60)
 
     def visit(self, url: str) -> str:
         """Log in and agree; return the address on loopback that the browser was sent to, and has fetched."""
@@ -64,7 +64,7 @@ class Person:
         if "interrupted" not in end.text:
             raise _astray(end)
 
-    def _browse(self, url: str, *, refuse: bool) -> httpx.Response:
+    def _browse(self, url: str, *, refuse: bool) -> httpx2.Response:
         """Return the last page: on loopback, or one on which there is nothing left to do."""
         page = self.http.get(url)
         for _ in range(PAGES_MAX):
@@ -79,16 +79,16 @@ class Person:
             page = self.http.post(urljoin(str(page.url), form.action or str(page.url)), data=filled)
         raise _astray(page)
 
-    def _sent_back(self, page: httpx.Response) -> str:
+    def _sent_back(self, page: httpx2.Response) -> str:
         if found := _loopback(page):
             return found
         raise _astray(page)
 
 
-def _loopback(page: httpx.Response) -> str:
+def _loopback(page: httpx2.Response) -> str:
     """Return the first address without TLS on the way to a page: a command's own listener."""
     return next((str(each.url) for each in [*page.history, page] if each.url.scheme == "http"), "")
 
 
-def _astray(page: httpx.Response) -> Astray:
+def _astray(page: httpx2.Response) -> Astray:
     return Astray(f"{page.request.method} {page.url}: {page.status_code}: {page.text[:2000]}")

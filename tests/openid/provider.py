@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 from cairn.net import namespace as net_namespace
 from cairn.proto import pki
 from cairn.proto.seams import SystemClock, SystemIds
@@ -77,7 +77,7 @@ class Provider:
 
     @property
     def _port(self) -> int:
-        return (httpx.URL(self.issuer).port or 0) if self.issuer else 0
+        return (httpx2.URL(self.issuer).port or 0) if self.issuer else 0
 
     def _run(self, listeners: list[int], modules: Path) -> None:
         config = {
@@ -135,10 +135,10 @@ class Provider:
         self._turn("/settings", changed)
 
     def _turn(self, knob: str, content: object) -> None:
-        httpx.post(self.knobs + knob, json=content, trust_env=False, timeout=20).raise_for_status()
+        httpx2.post(self.knobs + knob, json=content, trust_env=False, timeout=20).raise_for_status()
 
     def _counts(self) -> dict[str, int]:
-        counts: dict[str, int] = httpx.get(self.knobs + "/counts", trust_env=False, timeout=20).raise_for_status().json()
+        counts: dict[str, int] = httpx2.get(self.knobs + "/counts", trust_env=False, timeout=20).raise_for_status().json()
         return counts
 
 

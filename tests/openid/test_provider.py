@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-import httpx
+import httpx2
 import pytest
 from authlib.common.security import generate_token
 from authlib.integrations.base_client.errors import OAuthError
@@ -86,9 +86,9 @@ def told(provider: Provider) -> dict[str, Any]:
     return answer
 
 
-def asked(provider: Provider, url: str, **data: str) -> httpx.Response:
+def asked(provider: Provider, url: str, **data: str) -> httpx2.Response:
     method = "POST" if data else "GET"
-    return httpx.request(method, url, data=data or None, verify=provider.trust(), trust_env=False, timeout=20)
+    return httpx2.request(method, url, data=data or None, verify=provider.trust(), trust_env=False, timeout=20)
 
 
 def keys(provider: Provider) -> KeySet:
@@ -247,8 +247,8 @@ def test_it_is_slow_where_it_was_told_to_be(provider: Provider) -> None:
     provider.slow(60, "/jwks")
     try:
         assert told(provider)["issuer"] == provider.issuer
-        with pytest.raises(httpx.ReadTimeout):
-            httpx.get(provider.issuer + "/jwks", verify=provider.trust(), trust_env=False, timeout=0.3)
+        with pytest.raises(httpx2.ReadTimeout):
+            httpx2.get(provider.issuer + "/jwks", verify=provider.trust(), trust_env=False, timeout=0.3)
     finally:
         provider.slow(0)
     asked_before = provider.times_asked("/jwks")
@@ -262,7 +262,7 @@ def test_stopped_it_refuses_and_started_again_it_is_the_same(tmp_path: Path) -> 
             id_token, pid = token(provider, "alice")["id_token"], int((tmp_path / "pid").read_text())
             provider.stop()
             assert not Path(f"/proc/{pid}").exists()
-            with pytest.raises(httpx.ConnectError):
+            with pytest.raises(httpx2.ConnectError):
                 told(provider)
             provider.start()
             assert claims(provider, id_token)["sub"] == "alice"

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
+from cairn.controller.openid import FakeIssuer
 from cairn.proto.pki import Identity
 
 from tests.sim.loop import SimLoop
@@ -193,6 +194,8 @@ class Network:
         # How often each fault struck.
         self.struck: dict[str, int] = {}
         self.releases = Releases(loop)
+        # An identity provider, outside of the cloud.
+        self.issuer = FakeIssuer()
         # Why nobody makes a connection with a host now; empty: they do.
         self.refuses: Callable[[str], str] = lambda _host: ""
         # Counts changes of what is blocked.
@@ -280,6 +283,8 @@ class Network:
             connection.release()
             if not host:
                 connection.sober()
+        if not host:
+            self.issuer.gone, self.issuer.slow_s = False, 0.0
 
     def part(self, host: str, count: int) -> None:
         """A host gives up some of its connections, and those at their other ends do not hear of it."""

@@ -44,15 +44,16 @@ def interpreter(version: str) -> str:
 
 
 def environment_of(version: str, python: str) -> Path:
-    """Return an interpreter that has what the simulation needs; made on first use, by pip, in .dev."""
+    """Return an interpreter that has what the simulation needs; made by pip in .dev when it is not there, or needs more."""
     folder = ROOT / ".dev" / "pythons" / version
     done = folder / "done"
-    if not done.exists():
-        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needs = "\n".join(project["dependencies"])
+    if not done.exists() or done.read_text() != needs:
         subprocess.run([python, "-m", "venv", "--clear", str(folder)], check=True)
         pip = [str(folder / "bin" / "pip"), "install", "-q", "--disable-pip-version-check", "--only-binary", ":all:"]
         subprocess.run([*pip, *project["dependencies"]], check=True, capture_output=True)
-        done.touch()
+        done.write_text(needs)
     return folder / "bin" / "python"
 
 

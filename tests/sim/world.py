@@ -36,6 +36,7 @@ from cairn.controller.app import Controller
 from cairn.controller.config import Config
 from cairn.controller.model.permits import Caller
 from cairn.controller.model.roles import ADMINISTRATOR, builtin_id
+from cairn.controller.openid import FakeIdentities
 from cairn.controller.store.base import Txn
 from cairn.controller.store.memory import MemoryStore
 from cairn.controller.store.view import LiveView
@@ -68,7 +69,6 @@ START_S: Final = 60.0
 USERS: Final = tuple(f"u{number}" for number in range(1, 21))
 LOADS: Final = 4
 STAFF: Final = "staff"
-# What all controllers of a story seal secrets with.
 # So few records of the audit are kept that each story lets some go, and so many more there may be when files cannot be written.
 AUDITS_KEPT: Final = 60
 AUDITS_OVER: Final = 100
@@ -426,6 +426,7 @@ class World:
             seals=SEALS,
             audits=(AUDITS_KEPT, AUDITS_OVER),
             archive=self.filed.archive(name, clock),
+            identities=FakeIdentities(clock, self.network.issuer),
         )
 
     def _agent(self, name: str, label: str, clock: SimClock) -> Agent:

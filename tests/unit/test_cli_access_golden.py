@@ -48,6 +48,17 @@ TYPED = (
     ("admin", "project delete red"),
     ("admin", "user delete olga"),
     ("admin", "quota show"),
+    ("admin", "idp create corp --issuer http://id.example --client-id cairn"),
+    ("admin", "idp create corp --issuer https://id.example --client-id cairn --group '/ops=ops team'"),
+    ("admin", "idp create corp --issuer https://id.example --client-id cairn --group /ops=ops --create-users"),
+    ("admin", "idp show corp"),
+    ("bob", "idp list"),
+    ("admin", "user link carol corp 8f2c"),
+    ("admin", "user link bob corp 8f2c"),
+    ("admin", "user show carol"),
+    ("admin", "idp delete corp"),
+    ("admin", "login"),
+    ("admin", "logout"),
 )
 
 
@@ -97,7 +108,7 @@ def typed(cloud: RealCloud, who: str, command: str) -> Ran:
 
 def masked(text: str) -> str:
     """Without what is another each time, or on another machine: ids, addresses of cards, ages, moments, sizes of nodes."""
-    text = re.sub(r"\b(i|vol|img|prj|rb|usr|quo|nic|rtr|vxnet|node|plan|role)-[0-9a-z]{8}\b", r"\1-<id>", text)
+    text = re.sub(r"\b(i|vol|img|prj|rb|usr|quo|nic|rtr|vxnet|node|plan|role|idp)-[0-9a-z]{8}\b", r"\1-<id>", text)
     text = re.sub(r"\bmember-[0-9a-z]{8}\b", "member-<id>", text)
     text = re.sub(r"\b[0-9a-f]{2}(:[0-9a-f]{2}){5}\b", "<mac>", text)
     text = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "<moment>", text)

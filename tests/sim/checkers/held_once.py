@@ -16,7 +16,9 @@ from tests.sim.rules import deleted
 
 # Kinds whose objects have a name of their own; those of a project, and those of the cluster.
 _NAMED = ("vm", "volume", "image", "vpc", "subnet")
-_CLUSTER_WIDE = ("node", "project", "user", "role", "binding", "api_token")
+_CLUSTER_WIDE = ("node", "project", "user", "role", "binding", "api_token", "identity_provider")
+# Claims that are called otherwise than who holds them.
+_HOLDERS = {"node-index": "node", "login": "user"}
 Thing = tuple[str, ...]
 
 
@@ -59,7 +61,8 @@ class HeldOnce(Checker):
     def settled(self, cloud: Cloud, asked: Asked) -> Iterator[str]:
         """Nobody holds a claim for nothing."""
         for id, claim in cloud.all("name").items():
-            record = cloud.get(claim.kind, claim.id) if claim.kind in cloud.records else cloud.get("node", claim.id)
+            kind = claim.kind if claim.kind in cloud.records else _HOLDERS[claim.kind]
+            record = cloud.get(kind, claim.id)
             if record is None or (claim.kind in _NAMED and ("name", claim.project, claim.kind, claim.name) not in self._holder):
                 yield f"the name {id} is claimed by {claim.id}, which is not there"
         for id, vni in cloud.all("vni").items():
@@ -96,6 +99,8 @@ def _held_by(cloud: Cloud, kind: str, id: str) -> set[Thing]:
     if kind == "port_binding":
         return {("MAC", record.mac)} | {("address", record.subnet, address) for address in record.addresses}
     held = set() if _nameless(cloud, kind, record) else {("name", _owner(kind, record), kind, record.name)}
+    if kind == "user" and record.spec.HasField("login"):
+        held.add(("login", record.spec.login.provider, record.spec.login.subject))
     if kind == "node" and record.spec.index:
         held.add(("number", str(record.spec.index)))
     if kind in ("vpc", "subnet"):

@@ -8,7 +8,21 @@ from tests.sim.checkers.base import Checker
 from tests.sim.cloud import Cloud, Commit
 from tests.sim.releases import NOVELTY
 
-_KINDS = ("vm", "volume", "port", "vpc", "subnet", "image", "node", "project", "user", "role", "binding", "api_token")
+_KINDS = (
+    "vm",
+    "volume",
+    "port",
+    "vpc",
+    "subnet",
+    "image",
+    "node",
+    "project",
+    "user",
+    "role",
+    "binding",
+    "api_token",
+    "identity_provider",
+)
 
 
 class Novelties(Checker):

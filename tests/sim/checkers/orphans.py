@@ -16,7 +16,7 @@ _KINDS = (
 )  # fmt: skip
 _BARE = ("vpc", "subnet", "vni", "image", "image_content", "observed", "unknown")
 # Kinds of names that outlive what users make.
-_STANDING = ("project", "node", "node-index", "user", "role", "binding", "api_token")
+_STANDING = ("project", "node", "node-index", "user", "role", "binding", "api_token", "identity_provider", "login")
 
 
 class Orphans(Checker):

@@ -26,6 +26,7 @@ WRITERS: Final[dict[str, tuple[str, str, bool]]] = {
     "role": ("api", "", False),
     "binding": ("api", "garbage", False),
     "api_token": ("api", "garbage", False),
+    "identity_provider": ("api", "", False),
     "quota": ("api", "", False),
     "quota_use": ("api", "", False),
     "job": ("api", "garbage", False),

@@ -70,9 +70,9 @@ async def give_token(user: User, number: int, narrowed: str, way: str, for_s: fl
     his, token = user.world.connect_by_token(name, answer.token), answer.api_token
     if way != "end":
         await _asks(user, his, name, narrowed)
-    following = asyncio.create_task(_follows(his))
+    following = asyncio.create_task(follows(his))
     await asyncio.sleep(for_s)
-    working = asyncio.create_task(_works_on(user, his, name))
+    working = asyncio.create_task(works_on(user, his, name))
     revision = await _take_back(user, token, made, way)
     await working
     for each in range(WHILE):
@@ -85,7 +85,7 @@ async def give_token(user: User, number: int, narrowed: str, way: str, for_s: fl
         await user.client.delete_volume(late.id, purge=True)
         if way != "end":
             user.asked.contradict(f"the token of {name} was taken back ({way}), and has made a volume")
-    await _ends(user, following, name, way, revision)
+    await ends(user, following, name, way, revision)
     if way != "user":
         await user.client.call(UserServiceStub, "DeleteUser", DeleteUserRequest(id=made.id))
     if way == "end":
@@ -118,13 +118,13 @@ async def _asks(user: User, his: SimClient, name: str, narrowed: str) -> None:
         await user.client.delete_volume(volume.id, purge=True)
 
 
-async def _works_on(user: User, his: SimClient, name: str) -> None:
+async def works_on(user: User, his: SimClient, name: str) -> None:
     """Make volumes, several at a time, while the token is taken back: what is made before that is lawful."""
     tries = [user.attempt(his.create_volume(f"while-{name}-{number}", MIB), *_REFUSED) for number in range(WHILE)]
     await asyncio.gather(*tries)
 
 
-async def _follows(his: SimClient) -> int:
+async def follows(his: SimClient) -> int:
     """Watch volumes until that is ended; return the revision of the last message."""
     last = 0
     async with his.channel(0) as channel:
@@ -151,7 +151,7 @@ async def _take_back(user: User, token: Any, made: Any, way: str) -> int:
     return 0
 
 
-async def _ends(user: User, following: asyncio.Task[int], name: str, way: str, revision: int) -> None:
+async def ends(user: User, following: asyncio.Task[int], name: str, way: str, revision: int) -> None:
     """The stream ends, and has shown nothing of later than its token was good."""
     if way == "end":
         # Clocks that were set back may give it minutes.
