@@ -52,7 +52,9 @@ def unlink(txn: Txn, view: View, user: User) -> None:
 
 
 def relink(txn: Txn, view: View, caller: Caller, new: User, old: User) -> None:
-    """Change as whom a user logs in, as its new record says, with an id for a name. Raises Refused."""
+    """Change as whom a user logs in, if its new record says so, with an id for a name. Raises Refused."""
+    if new.spec.login == old.spec.login:
+        return
     if new.spec.HasField("login"):
         login = new.spec.login
         if new.spec.type == UserSpec.TYPE_SERVICE:

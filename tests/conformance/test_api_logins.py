@@ -347,6 +347,17 @@ async def test_nobody_gives_by_a_provider_what_he_has_not(corp: Corp) -> None:
     assert (await refused(clerk.idps.UpdateIdentityProvider(stolen)))[0] is Code.PERMISSION_DENIED
 
 
+async def test_who_may_change_users_and_no_providers_shuts_out_whom_he_must(corp: Corp) -> None:
+    await corp.trust()
+    await corp.log_in()
+    await corp.world.api.roles.CreateRole(CreateRoleRequest(role=Role(name="guard", spec=RoleSpec(permissions=["user.*"]))))
+    guard = await corp.world.user("guard", "guard")
+    request = UpdateUserRequest(user=User(id="ada", spec=UserSpec(disabled=True)), allow_stale=True)
+    request.update_mask.paths.append("spec.disabled")
+    assert (await guard.users.UpdateUser(request)).spec.disabled
+    assert (await refused(corp.link("ada", "s-me", guard)))[0] is Code.NOT_FOUND, "he knows of no provider"
+
+
 async def test_guesses_are_bounded(corp: Corp) -> None:
     await corp.trust()
     for number in range(bearer.BAD_MAX + 5):
