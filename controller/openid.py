@@ -14,7 +14,7 @@ import asyncio
 import json
 import re
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -239,11 +239,13 @@ def _moment(said: Mapping[str, Any], claim: str) -> datetime:
 class FakeIssuer:
     """An identity provider that is here: its tokens are what they say, with a seal of whichever key counts now.
 
-    gone: it does not answer; slow_s: after how long it does; key: the one that counts.
+    gone: it does not answer; slow_s: after how long it does; key: the one that counts. noticed: called with "gone", "slow" or
+    "key" when that made a difference to somebody.
     """
 
     def __init__(self) -> None:
         self.gone, self.slow_s, self.key = False, 0.0, 1
+        self.noticed: Callable[[str], object] = bool
 
     def issued(
         self,
@@ -281,10 +283,13 @@ class FakeIdentities:
         if len(id_token) > TOKEN_CHARACTERS_MAX:
             raise NotTrusted(f"it is longer than {TOKEN_CHARACTERS_MAX} characters")
         if self._issuer.slow_s:
+            self._issuer.noticed("slow")
             await asyncio.sleep(min(self._issuer.slow_s, 2 * FETCH_S))
         if self._issuer.gone or self._issuer.slow_s > 2 * FETCH_S:
+            self._issuer.noticed("gone")
             raise Unanswered("it does not answer")
         seal, _, text = id_token.partition(".")
         if seal != self._issuer.seal(text):
+            self._issuer.noticed("key")
             raise NotTrusted("no key of the identity provider has signed it")
         return judged(provider.spec, json.loads(text), nonce, self._clock.now())

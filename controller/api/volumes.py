@@ -20,7 +20,7 @@ from cairn.controller.model.attachments import holders, is_let_go
 from cairn.controller.model.nodes import node_name
 from cairn.controller.model.permits import Caller, Verb, name_for
 from cairn.controller.model.pools import pool_types, reaching
-from cairn.controller.model.restored import kept_s
+from cairn.controller.model.restored import kept_s, was_restored
 from cairn.controller.model.slots import free_slot, slots
 from cairn.controller.model.where import in_shared_pool, volume_node, volume_pool, where
 from cairn.controller.store.base import Record, Txn, View
@@ -158,7 +158,12 @@ def delete_volume(
 
 
 def _refuse_disk_of_unknown(view: View, volume: Volume) -> None:
-    """Raises BadState: a node runs a VM with this disk that the records do not have, as after a restore."""
+    """Raises BadState: after a restore a node runs a VM with this disk that the records do not have.
+
+    Without one it is a guest that was removed by word, and its node has not done so yet: it takes no disk from anybody.
+    """
+    if not was_restored(view):
+        return
     told = (view.get(kinds.UNKNOWN, id) for id in view.by(kinds.UNKNOWN, "disk", volume.id))
     for unknown in told:
         vm = view.get(kinds.VM, unknown.desired.vm.id) if unknown is not None else None

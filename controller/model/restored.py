@@ -40,6 +40,12 @@ def is_restored(view: View, kind: Kind[Any], id: str) -> bool:
     return 0 < view.revision_of(kind, id) <= cluster.restored.revision
 
 
+def was_restored(view: View) -> bool:
+    """Tell whether the records are those of a backup, with what was written since."""
+    cluster = view.get(kinds.CLUSTER, CLUSTER_ID)
+    return cluster is not None and cluster.HasField("restored")
+
+
 def unheard(view: View) -> list[str]:
     """Return the nodes that have not said yet, since the last restore, what they hold that the records do not know."""
     cluster = view.get(kinds.CLUSTER, CLUSTER_ID)

@@ -96,6 +96,8 @@ async def test_a_disk_of_a_vm_that_is_undecided_is_not_deleted(world: World, kno
     key = f"{node}/vm/{id}"
     told = Unknown(key=f"vm/{id}", node=node, contested=bool(known), running=True, desired=Desired(vm=desired))
     await world.commit(Txn("sync").put(kinds.UNKNOWN, key, told))
+    cluster = Cluster(epoch=7, restored=Restored(revision=world.cache.view.revision))
+    await world.commit(Txn("peers").put(kinds.CLUSTER, CLUSTER_ID, cluster))
     with pytest.raises(grpc.aio.AioRpcError, match="adopt or forget that first") as refused:
         await world.api.volumes.DeleteVolume(DeleteVolumeRequest(id="data"))
     assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION

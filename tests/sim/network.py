@@ -196,6 +196,7 @@ class Network:
         self.releases = Releases(loop)
         # An identity provider, outside of the cloud.
         self.issuer = FakeIssuer()
+        self.issuer.noticed = lambda what: self.count(f"issuer {what}")
         # Why nobody makes a connection with a host now; empty: they do.
         self.refuses: Callable[[str], str] = lambda _host: ""
         # Counts changes of what is blocked.

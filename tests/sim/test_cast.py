@@ -30,6 +30,7 @@ STRIKES = {
     "files": {"files_fail"},
     "forgetful": {"guests_forgotten"},
     "impostor": {"impostor"},
+    "issuer": {"issuer gone", "issuer slow", "issuer key"},
     "leases": {"leases_end", "compacted", "leader_lost"},
     "links": {"reset", "silence", "late"},
     "operator": {"rules_flushed", "paused_by_hand", "killed_by_hand", "undefined_by_hand", "started_by_hand"},

@@ -41,6 +41,8 @@ TEAM = "/team"
 SESSION_S = 24 * 3600
 TRIES = 40
 PAUSE_S = 5.0
+# Between the provider's answer and its use: keys may change.
+BETWEEN_S = 1.0
 _REFUSED = (Code.UNAUTHENTICATED, Code.PERMISSION_DENIED, Code.NOT_FOUND)
 
 
@@ -103,6 +105,7 @@ async def _logged_in(user: User, name: str) -> Any:
             ISSUER, f"s-{name}", nonce, world.now(), audience=CLIENT, name=name, groups=(TEAM, "/other")
         )
         request = LoginRequest(provider=f"idp-{name}", id_token=issued, nonce=nonce)
+        await asyncio.sleep(BETWEEN_S)
         try:
             answer = await nobody.call(LoginServiceStub, "Login", request)
         except grpc.aio.AioRpcError as error:
