@@ -41,7 +41,8 @@ from cairn.controller.jobs.import_image import ImportImage
 from cairn.controller.jobs.keepers import Keepers
 from cairn.controller.jobs.machine import Jobs
 from cairn.controller.lateness import Lateness, freeze_heap
-from cairn.controller.metrics import RuntimeMetrics, SyncMetrics
+from cairn.controller.metering import Metering
+from cairn.controller.metrics import MeteringMetrics, RuntimeMetrics, SyncMetrics
 from cairn.controller.model.unreadable import all_unreadable
 from cairn.controller.openid import Identities
 from cairn.controller.peers import Peers
@@ -138,17 +139,11 @@ class Controller:
         unreadable = Gauge("cairn_records_unreadable", "Records that cannot be decoded", registry=registry)
         unreadable.set_function(lambda: sum(1 for _ in all_unreadable(self.cache.view)))
         self.runtime = Runtime(self.cache, fenced, self.peers, clock, ids, reconcilers(), metrics, leases)
+        synced = SyncMetrics(registry)
         self.sync = SyncService(
-            self.cache,
-            fenced,
-            clock,
-            ids,
-            leases,
-            SyncMetrics(registry),
-            self.standing,
-            controller=config.name,
-            seals=self.core.seals,
+            self.cache, fenced, clock, ids, leases, synced, self.standing, controller=config.name, seals=self.core.seals
         )
+        self.metering = Metering(self.cache, fenced, self.peers, clock, ids, leases, MeteringMetrics(registry))
         self.audit_bound = AuditBound(fenced, clock, *audits, archive)
         self.core.mutations.closed = self.audit_bound.closed
         self.refusals = Refusals(self.core.mutations, self.cache, clock)
@@ -254,6 +249,7 @@ class Controller:
                 await self._prepare()
                 group.create_task(self.runtime.run(), name="runtime")
                 group.create_task(self.sync.run(), name="sync")
+                group.create_task(self.metering.run(), name="metering")
                 group.create_task(self.audit_bound.run(), name="audit_bound")
                 group.create_task(self.refusals.run(), name="refusals")
                 self.ready.set()

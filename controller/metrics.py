@@ -36,3 +36,12 @@ class SyncMetrics:
         self.reports = Counter("cairn_sync_reports", "Reports taken from nodes", registry=registry)
         self.snapshots = Counter("cairn_sync_snapshots", "Snapshots sent to nodes", registry=registry)
         self.refused = Counter("cairn_sync_refused", "Messages from nodes that were refused", ("why",), registry=registry)
+
+
+class MeteringMetrics:
+    """What is counted as usage."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.revisions = Counter("cairn_metering_revisions", "Revisions of the store that were counted", registry=registry)
+        self.commits = Counter("cairn_metering_commits", "Transactions that stored usage", registry=registry)
+        self.gaps = Counter("cairn_metering_gaps", "Stretches of history that could not be followed", registry=registry)

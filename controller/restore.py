@@ -17,7 +17,7 @@ over by themselves (twice the room in a store that may be full, and a second pro
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -32,6 +32,7 @@ from cairn.proto.log import logger
 from cairn.proto.seams import Clock, timestamp
 from cairn.proto.v1.backup_pb2 import BackupHeader, RestoredObject, RestorePlan, RestoreProgress
 from cairn.proto.v1.cluster_pb2 import Cluster
+from cairn.proto.v1.usage_pb2 import UsageCursor
 from google.protobuf.message import DecodeError
 
 _log = logger("restore")
@@ -48,8 +49,14 @@ _STAY: Final = frozenset(
     kind.name
     for kind in (
         kinds.CONTROLLER, kinds.CONTROLLER_MEMBER, kinds.EVENT, kinds.EVENT_OF, kinds.AUDIT, kinds.AUDIT_HEAD, kinds.AUDIT_CUT,
+        kinds.USAGE_CLOCK,
     )
 )  # fmt: skip
+# Stay, and are not put, where they are newer than the backup's: what was used since was used.
+_USAGE: Final = frozenset(
+    kind.name for kind in (kinds.USAGE_CURSOR, kinds.USAGE_OPEN, kinds.USAGE_DAY, kinds.USAGE_MONTH, kinds.USAGE_GAP)
+)
+_CURSOR: Final = kinds.USAGE_CURSOR.key("self")
 _NAMED: Final = frozenset({kinds.VM.name, kinds.VOLUME.name, kinds.IMAGE.name})
 
 
@@ -101,22 +108,45 @@ class Difference:
 async def difference(store: Store, backup: Backup, revision: int) -> Difference:
     """Compare a backup with the store at a revision. Raises StoreError."""
     found, seen = Difference(), set[str]()
+    records, stay = backup.records, _STAY
+    if await _counted_since(store, backup, revision):
+        records = {key: value for key, value in records.items() if parts_of(key)[0] not in _USAGE}
+        stay = _STAY | _USAGE
     async for page in pages(store, revision):
         for item in page:
             seen.add(item.key)
-            _compare(found, backup, item)
-    for key, value in backup.records.items():
+            _compare(found, records, stay, item)
+    for key, value in records.items():
         if key not in seen and key != CLUSTER_KEY:
             found.puts[key] = value
             found.count(key, 0)
             _name(found.returning, key, value)
+    if _CURSOR in found.puts:
+        # Last, since it says that the others are there.
+        found.puts[_CURSOR] = found.puts.pop(_CURSOR)
     return found
 
 
-def _compare(found: Difference, backup: Backup, item: Item) -> None:
+async def _counted_since(store: Store, backup: Backup, revision: int) -> bool:
+    """Tell whether the store's usage is what the backup's has become, or the backup has none."""
+    if _CURSOR not in backup.records:
+        return True
+    items, _ = await store.read(_CURSOR, end=_CURSOR + "\0", revision=revision)
+    return bool(items) and _begin(items[0].value) == _begin(backup.records[_CURSOR])
+
+
+def _begin(cursor: bytes) -> bytes:
+    """Return what tells one history of usage from another."""
+    try:
+        return UsageCursor.FromString(cursor).begin_time.SerializeToString(deterministic=True)
+    except DecodeError:
+        return cursor
+
+
+def _compare(found: Difference, records: Mapping[str, bytes], stay: frozenset[str], item: Item) -> None:
     name, _ = parts_of(item.key)
-    value = backup.records.get(item.key)
-    if item.key == CLUSTER_KEY or (value is None and name in _STAY):
+    value = records.get(item.key)
+    if item.key == CLUSTER_KEY or (value is None and name in stay):
         return
     if value is None:
         found.deletes.append(item.key)

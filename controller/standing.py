@@ -3,6 +3,10 @@
     store = FencedStore(etcd, cache, standing)       # what everything that decides commits through
     standing.why_not()                               # Refused while nobody may decide; None: go on
 
+Each commit that changes what is counted as usage puts one record more, with the time: the store's history then has a time for
+each change, whoever reads it how late (controller/metering.py). Nobody checks that record, so nobody waits for another by it,
+and it is always the same one, so there is one of it.
+
 Two things stop a controller. A *restore under way* is written in the cluster's own record: whoever restores changes that record
 first and last, every other commit checks it, so what was decided on records of before can never reach those of after. And a
 store that *went back*: its newest revision is older than one this controller has seen, so somebody put old data in its place
@@ -28,19 +32,24 @@ from cairn.controller.store.base import (
     Lease,
     Membership,
     MemberStatus,
+    Put,
     Store,
     Txn,
     Unavailable,
     View,
 )
+from cairn.controller.store.usage import is_counted
 from cairn.proto import kinds
 from cairn.proto.errors import BadState, Refused, TryAgain
 from cairn.proto.log import logger
+from cairn.proto.seams import Clock, timestamp
 from cairn.proto.v1.agent_pb2 import Version
 from cairn.proto.v1.cluster_pb2 import Cluster
+from cairn.proto.v1.usage_pb2 import UsageClock
 
 _log = logger("standing")
 CLUSTER_KEY: Final = kinds.CLUSTER.key(CLUSTER_ID)
+USAGE_CLOCK_KEY: Final = kinds.USAGE_CLOCK.key("self")
 UNDER_WAY: Final = "the cluster is being restored from a backup; nothing is served until `cairn cluster restore` is done"
 _REMEDY: Final = "`cairn cluster restore FILE` with the newest backup makes them believe the store again"
 
@@ -105,8 +114,8 @@ def back_say(seen: int, revision: int) -> str:
 class FencedStore:
     """The store as everybody sees it who decides something. Implements Store and Membership."""
 
-    def __init__(self, store: Store, cache: Pictures, standing: Standing) -> None:
-        self._store, self._cache, self._standing = store, cache, standing
+    def __init__(self, store: Store, cache: Pictures, standing: Standing, clock: Clock) -> None:
+        self._store, self._cache, self._standing, self._clock = store, cache, standing, clock
 
     async def read(
         self, prefix: str, *, start: str = "", end: str = "", limit: int = 0, revision: int = 0
@@ -136,11 +145,19 @@ class FencedStore:
         txn.check_limits(OPERATIONS_MAX)
         revision = self._cache.view.revision_of(kinds.CLUSTER, CLUSTER_ID)
         fenced = replace(txn, checks={**txn.checks, CLUSTER_KEY: revision})
+        if any(is_counted(key) for key in txn.writers):
+            self._stamp(fenced)
         try:
             return await self._store.commit(fenced)
         except Unavailable as error:
             self._standing.refused(type(error).__name__.lower())
             raise
+
+    def _stamp(self, txn: Txn) -> None:
+        """Have a transaction of our own say when it was."""
+        clock = UsageClock(time=timestamp(self._clock.now()))
+        txn.puts = {**txn.puts, USAGE_CLOCK_KEY: Put(clock.SerializeToString(deterministic=True))}
+        txn.writers = {**txn.writers, USAGE_CLOCK_KEY: kinds.USAGE_CLOCK.writer}
 
     async def lease(self, ttl_s: float) -> Lease:
         """Return a lease that is kept alive."""

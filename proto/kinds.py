@@ -29,6 +29,7 @@ from cairn.proto.v1 import (
     role_pb2,
     secret_pb2,
     subnet_pb2,
+    usage_pb2,
     user_pb2,
     vm_pb2,
     volume_pb2,
@@ -131,6 +132,15 @@ CONTROLLER = Kind("controller", cluster_pb2.ControllerSession, "peers", kept=Fal
 CONTROLLER_MEMBER = Kind("controller_member", cluster_pb2.ControllerMember, "members", "", frozenset({"api"}), kept=False)
 CLUSTER = Kind("cluster", cluster_pb2.Cluster, "peers")  # id: "self"
 
+# What was used, by whom and how long. Of this installation, so a restore leaves them where they go on (restore.py).
+# id: "self"; put by every transaction that changes what is counted, and checked by none.
+USAGE_CLOCK = Kind("usage_clock", usage_pb2.UsageClock, "metering", kept=False, cached=False)
+USAGE_CURSOR = Kind("usage_cursor", usage_pb2.UsageCursor, "metering", cached=False)  # id: "self"
+USAGE_OPEN = Kind("usage_open", usage_pb2.UsageOpen, "metering", cached=False)  # id: <kind>/<id>
+USAGE_DAY = Kind("usage_day", usage_pb2.UsageDay, "metering", cached=False)  # id: <YYYYMMDD>/<project>/<part>
+USAGE_MONTH = Kind("usage_month", usage_pb2.UsageMonth, "metering", cached=False)  # id: <YYYYMM>/<project>
+USAGE_GAP = Kind("usage_gap", usage_pb2.UsageGap, "metering", cached=False)  # id: microseconds of its end, 16 digits
+
 # Written by whoever has something to tell; ids are unique, nothing is ever changed. Leased, 24 h.
 EVENT = Kind("event", event_pb2.Event, "*", "ev", kept=False, cached=False)
 EVENT_OF = Kind("event_of", event_pb2.EventRef, "*", kept=False, cached=False)  # id: <object>/<event>; leased with the event
@@ -142,7 +152,7 @@ ALL: Final[tuple[Kind[Message], ...]] = (
     PORT_BINDING, ADDRESS, PLACEMENT, DECISION, NODE_CLAIMS, VOLUME_PLACEMENT, POOL_CLAIMS, ASSIGNMENT, NODE_LOSS, NODE_TOLD,
     PURGE, IMAGE_CONTENT, JOB_STATE,
     OBSERVED, UNKNOWN, NODE_HEARD, NODE_FACTS, NODE_POOLS, NODE_SESSION, CONTROLLER, CONTROLLER_MEMBER,
-    CLUSTER, EVENT, EVENT_OF,
+    CLUSTER, USAGE_CLOCK, USAGE_CURSOR, USAGE_OPEN, USAGE_DAY, USAGE_MONTH, USAGE_GAP, EVENT, EVENT_OF,
 )  # fmt: skip
 # Of ids that are to come: no object may have a name that could be one of them.
 _TO_COME: Final = frozenset(

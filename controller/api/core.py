@@ -70,7 +70,7 @@ class Core:
     ) -> Core:
         """Wire the parts together. store: as it is, without a fence; name: the controller's, and of its chain in the audit."""
         standing = Standing(cache)
-        fenced = FencedStore(store, cache, standing)
+        fenced = FencedStore(store, cache, standing, clock)
         mutations = Mutations(fenced, cache, clock, ids, name)
         listings = Listings(fenced, cache, mutations.freshen)
         watches = Watches(cache, feed, listings)

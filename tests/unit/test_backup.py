@@ -289,7 +289,7 @@ class Picture:
     def __init__(self, store: MemoryStore) -> None:
         self.cache = Cache(store)
         self.standing = Standing(self.cache)
-        self.store = FencedStore(store, self.cache, self.standing)
+        self.store = FencedStore(store, self.cache, self.standing, CLOCK)
 
     async def __aenter__(self) -> Picture:
         self._task = asyncio.create_task(self.cache.run())

@@ -15,13 +15,20 @@ from tests.sim.cloud import Cloud, Commit
 _TOLD = ("observed", "node_facts", "node_pools")
 # Made under ids that nobody else has.
 _EVENTS = ("event", "event_of")
+# Nothing is decided on it: it says when the newest of all commits was that count, whoever made it.
+_CLOCK = ("usage_clock",)
 # Kind -> what is checked in its stead: why a VM is where it is goes with its placement, a chain's record with its end.
 _GUARDS = {"decision": "placement", "audit": "audit_head"}
+# The same of what is all of one writer, who looks whether he still is: the key that he checks.
+_ONE_GUARD = "usage_cursor/self"
+_ITS = ("usage_open", "usage_day", "usage_month", "usage_gap")
 
 
 def _guard(key: str) -> str:
     """Return the key that is checked where one is written."""
     kind, _, id = key.partition("/")
+    if kind in _ITS:
+        return _ONE_GUARD
     return f"{_GUARDS[kind]}/{id.partition('/')[0]}" if kind in _GUARDS else key
 
 
@@ -33,7 +40,7 @@ class Checked(Checker):
         if commit.checked is None:
             return
         for change in commit.changes:
-            if change.after is None or change.kind in (*_TOLD, *_EVENTS) or _guard(change.key) in commit.checked:
+            if change.after is None or change.kind in (*_TOLD, *_EVENTS, *_CLOCK) or _guard(change.key) in commit.checked:
                 continue
             yield f"{change.key} was {'made' if change.before is None else 'overwritten'} without looking"
         for change in commit.changes:

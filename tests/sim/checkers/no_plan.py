@@ -15,8 +15,11 @@ from collections.abc import Iterator
 from tests.sim.checkers.base import Checker
 from tests.sim.cloud import Changed, Cloud, Commit
 
-# Who is alive, what is told of it, and what is let go of what was done.
-_MAY_CHANGE = ("controller", "node_session", "node_told", "event", "event_of", "request", "audit", "audit_head", "audit_cut")
+# Who is alive, what is told of it, what is let go of what was done, and up to where it was counted that nothing was used.
+_MAY_CHANGE = (
+    "controller", "node_session", "node_told", "event", "event_of", "request", "audit", "audit_head", "audit_cut",
+    "usage_cursor",
+)  # fmt: skip
 # What somebody was shown: made, and ended by its lease; never changed.
 _LOOKS = ("plan",)
 

@@ -64,6 +64,12 @@ WRITERS: Final[dict[str, tuple[str, str, bool]]] = {
     "controller": ("peers", "", True),
     "controller_member": ("members", "api", False),
     "cluster": ("peers", "", False),
+    "usage_clock": ("metering", "", False),
+    "usage_cursor": ("metering", "", False),
+    "usage_open": ("metering", "", False),
+    "usage_day": ("metering", "", False),
+    "usage_month": ("metering", "", False),
+    "usage_gap": ("metering", "", False),
     "event": ("*", "*", True),
     "event_of": ("*", "*", True),
 }
