@@ -24,6 +24,7 @@ from cairn.controller.api.projects import ProjectService
 from cairn.controller.api.quotas import QuotaService
 from cairn.controller.api.roles import RoleService
 from cairn.controller.api.subnets import SubnetService
+from cairn.controller.api.usage import UsageService
 from cairn.controller.api.users import UserService
 from cairn.controller.api.vms import VmService
 from cairn.controller.api.volumes import VolumeService
@@ -45,6 +46,7 @@ from cairn.proto.v1 import (
     quota_pb2_grpc,
     role_pb2_grpc,
     subnet_pb2_grpc,
+    usage_pb2_grpc,
     user_pb2_grpc,
     vm_pb2_grpc,
     volume_pb2_grpc,
@@ -74,6 +76,7 @@ SERVICES: Final[tuple[tuple[str, Any, Any], ...]] = (
         IdentityProviderService,
     ),
     ("cairn.v1.AuditService", audit_pb2_grpc.add_AuditServiceServicer_to_server, AuditService),
+    ("cairn.v1.UsageService", usage_pb2_grpc.add_UsageServiceServicer_to_server, UsageService),
     ("cairn.v1.AuthService", auth_pb2_grpc.add_AuthServiceServicer_to_server, AuthService),
     ("cairn.v1.ClusterService", cluster_pb2_grpc.add_ClusterServiceServicer_to_server, ClusterService),
     ("cairn.v1.IdentityService", cluster_pb2_grpc.add_IdentityServiceServicer_to_server, IdentityService),

@@ -77,11 +77,12 @@ async def list_audits(
     request.refused, request.done = refused is True, refused is False
     for name, text in (("since", since), ("until", until)):
         if text:
-            getattr(request, name).FromDatetime(_moment(name, text))
+            getattr(request, name).FromDatetime(moment_of(name, text))
     session.output.list(COLUMNS, await all_of(session, request), empty="no changes are recorded")
 
 
-def _moment(option: str, text: str) -> datetime:
+def moment_of(option: str, text: str) -> datetime:
+    """Return the time that an option says; UTC unless it says otherwise. Raises Failure."""
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:

@@ -34,6 +34,7 @@ AREAS: Final = {
         "job": "Work in steps: image imports.",
         "event": "What happened, and to what.",
         "project": "Owners of everything else.",
+        "usage": "What was used, by whom, how long.",
     },
     "Access": {
         "user": "People and programs that ask.",

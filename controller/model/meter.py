@@ -167,6 +167,8 @@ class Meter:
             _take_next(open)
         elif guest.start_us != start_us:
             # When the one before ended nobody said.
+            if not at.exact:
+                self._close(open, at)
             guest.start_us = start_us
             self.touched[open.object] = None
 

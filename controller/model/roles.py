@@ -42,13 +42,14 @@ BUILTIN: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = MappingProxyType(
                 "role.use",
                 "user.use",
                 "audit.read",
+                "usage.read",
             ),
         ),
         "operator": (
             "looks after nodes and what they hold; changes nothing of a project's",
             ("*.see", "node.*", "join_token.*", "unknown.*", "*.adopt", "job.cancel", "cluster.backup", "cluster.retire"),
         ),
-        "auditor": ("sees all, and who did what; changes nothing", ("*.see", "audit.*")),
+        "auditor": ("sees all, and who did what; changes nothing", ("*.see", "audit.*", "usage.read")),
         "cluster-admin": ("may do everything", ("*.*",)),
     }
 )

@@ -35,9 +35,15 @@ class Life:
 
     since_us: int
     size: int = 0
-    running: set[str] = field(default_factory=set)
+    # Node -> which start of its guest runs there.
+    running: dict[str, Any] = field(default_factory=dict)
+    # Processors and bytes of memory; and what its next start is to have, asked for with a revision.
+    power: tuple[int, int] = (0, 0)
+    asked: tuple[int, tuple[int, int]] | None = None
     us: int = 0
     running_us: int = 0
+    cpu_us: int = 0
+    memory_byte_us: int = 0
     byte_us: int = 0
     gone: bool = False
     # When it changed.
@@ -48,9 +54,43 @@ class Life:
         passed = max(0, us - self.since_us)
         self.us += passed
         self.running_us += passed if self.running else 0
+        self.cpu_us += passed * self.power[0] if self.running else 0
+        self.memory_byte_us += passed * self.power[1] if self.running else 0
         self.byte_us += passed * self.size
         self.since_us += passed
         self.moments.append(us)
+
+    def ask(self, power: tuple[int, int], revision: int) -> None:
+        """It is to have that: at once while it is off, from its next start on while it runs."""
+        if not self.running:
+            self.power, self.asked = power, None
+        elif power == self.power:
+            self.asked = None
+        elif self.asked is None or self.asked[1] != power:
+            self.asked = revision, power
+
+    def begin(self) -> None:
+        """It is started anew, or will be."""
+        if self.asked is not None:
+            self.power, self.asked = self.asked[1], None
+
+    def report(self, node: str, report: VmReport | None, us: int) -> None:
+        """A node says that of its guest."""
+        if report is None or report.state != VmReport.STATE_RUNNING:
+            if node in self.running:
+                self.roll(us)
+                del self.running[node]
+                if not self.running:
+                    self.begin()
+            return
+        if node not in self.running:
+            self.roll(us)
+            if not self.running:
+                self.begin()
+        elif self.asked is not None and (self.running[node] != report.start_time or report.spec_revision >= self.asked[0]):
+            self.roll(us)
+            self.begin()
+        self.running[node] = report.start_time
 
 
 @dataclass
@@ -83,6 +123,8 @@ class Kept:
 
     us: int = 0
     running_us: int = 0
+    cpu_us: int = 0
+    memory_byte_us: int = 0
     byte_us: int = 0
     marked: bool = False
 
@@ -108,9 +150,9 @@ class Metered(Checker):
             if vm := _guest(change):
                 self._reported(change, vm, us, now_us)
             else:
-                self._changed(change, us, now_us)
+                self._changed(change, us, now_us, commit.revision)
 
-    def _changed(self, change: Changed, us: int, now_us: int | None) -> None:
+    def _changed(self, change: Changed, us: int, now_us: int | None, revision: int) -> None:
         life = self._lives.get(change.key)
         if change.before is None and change.after is not None:
             life = self._lives[change.key] = Life(us, moments=[us])
@@ -124,6 +166,8 @@ class Metered(Checker):
         if change.after is None or size != life.size:
             life.roll(us)
         life.gone, life.size = change.after is None, size
+        if change.kind == "vm" and change.after is not None:
+            life.ask((change.after.spec.cpus, change.after.spec.memory_bytes), revision)
         if change.kind == "vm" and change.after is None:
             self._end(change.id, us, now_us)
             life.running.clear()
@@ -140,13 +184,13 @@ class Metered(Checker):
         life, truth, node = self._lives.get(f"vm/{vm}"), self._truths.get(vm), change.id.partition("/")[0]
         if life is None or life.gone:
             return
-        runs = change.after is not None and change.after.report.vm.state == VmReport.STATE_RUNNING
-        if runs != (node in life.running):
-            life.roll(us)
-        (life.running.add if runs else life.running.discard)(node)
+        report = change.after.report.vm if change.after is not None else None
+        runs = report is not None and report.state == VmReport.STATE_RUNNING
+        moments = len(life.moments)
+        life.report(node, report, us)
         if truth is not None and now_us is not None:
             truth.roll(now_us)
-            if runs != (node in truth.reported):
+            if len(life.moments) != moments:
                 truth.judge(us, now_us)
             (truth.reported.add if runs else truth.reported.discard)(node)
 
@@ -192,10 +236,19 @@ class Metered(Checker):
 
     def _one(self, object: str, life: Life, until_us: int, held: Kept, open: Any) -> Iterator[str]:
         rest_us, open_us = until_us - life.since_us, until_us - open.since_us if open is not None else 0
+        (cpus, memory), runs_us = life.power, rest_us if life.running else 0
         runs, size = (bool(open.guests), open.size_bytes) if open is not None else (False, 0)
+        if open is not None and (runs, size) != (bool(life.running), life.size):
+            yield f"{object} counts as running {runs} with {size} bytes, and is {bool(life.running)} with {life.size}"
         pairs = (
             ("us", life.us + rest_us, held.us + open_us),
-            ("running us", life.running_us + rest_us * bool(life.running), held.running_us + open_us * runs),
+            ("running us", life.running_us + runs_us, held.running_us + open_us * runs),
+            ("CPU us", life.cpu_us + runs_us * cpus, held.cpu_us + open_us * runs * (open.cpus if open is not None else 0)),
+            (
+                "memory byte us",
+                life.memory_byte_us + runs_us * memory,
+                held.memory_byte_us + open_us * runs * (open.memory_bytes if open is not None else 0),
+            ),
             (
                 "byte us",
                 life.byte_us + rest_us * life.size,
@@ -226,6 +279,8 @@ def _kept(cloud: Cloud) -> dict[str, Kept]:
             for piece in object.pieces:
                 held.us += piece.us
                 held.running_us += piece.us if piece.running else 0
+                held.cpu_us += piece.cpu_us
+                held.memory_byte_us += int.from_bytes(piece.memory_byte_us, "big")
                 held.byte_us += int.from_bytes(piece.byte_us, "big")
                 held.marked = held.marked or piece.inexact
     return found
