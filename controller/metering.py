@@ -105,7 +105,13 @@ class Metering:
                     self._leases.forget()
                 failures = 1 if isinstance(error, Conflict | Compacted | Indeterminate) else failures + 1
                 _log.warning("metering_again", error=str(error), failures=failures)
-                await asyncio.sleep(backoff_s(failures, self._ids, RETRY_S_MAX))
+            except Exception as error:  # noqa: BLE001 - the boundary: what counts must not stop what it counts
+                failures += 1
+                _log.error("metering_failed", error=str(error), exc_info=error)
+                self._metrics.errors.inc()
+            else:
+                continue
+            await asyncio.sleep(backoff_s(failures, self._ids, RETRY_S_MAX))
 
     def _is_mine(self) -> bool:
         return self._peers.mine(SHARD) and not is_under_way(self._cache.view)

@@ -44,4 +44,5 @@ class MeteringMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.revisions = Counter("cairn_metering_revisions", "Revisions of the store that were counted", registry=registry)
         self.commits = Counter("cairn_metering_commits", "Transactions that stored usage", registry=registry)
+        self.errors = Counter("cairn_metering_errors", "Faults of the program while it counted", registry=registry)
         self.gaps = Counter("cairn_metering_gaps", "Stretches of history that could not be followed", registry=registry)

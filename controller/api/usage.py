@@ -98,7 +98,7 @@ class UsageService(usage_pb2_grpc.UsageServiceServicer):
             found = parsed(kinds.USAGE_CURSOR, _CURSOR_KEY, item.value) if item is not None else None
             cursor = found if found is not None else UsageCursor()
             behind = cursor.revision < (clock.mod_revision if clock is not None else 0)
-            if not behind or revision or loop.time() >= until_s:
+            if not behind or found is None or revision or loop.time() >= until_s:
                 return _Picture(at, cursor, behind)
             await asyncio.sleep(LOOK_S)
 

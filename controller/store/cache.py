@@ -240,7 +240,7 @@ class Cache:
 
         etcd walks the whole range for every page of it: so ranges are kinds, and pages are as large as their bytes allow.
         """
-        pages = [_Page(kind.prefix, "", PAGE) for kind in reversed(kinds.ALL)]
+        pages = [_Page(kind.prefix, "", PAGE) for kind in reversed(kinds.ALL) if kind.cached]
         reading = asyncio.ensure_future(self._read(pages[-1], listing))
         try:
             while pages:

@@ -50,6 +50,7 @@ from cairn.proto.v1 import (
     quota_pb2_grpc,
     role_pb2_grpc,
     subnet_pb2_grpc,
+    usage_pb2_grpc,
     user_pb2,
     user_pb2_grpc,
     vm_pb2_grpc,
@@ -88,6 +89,7 @@ class Stubs:
         self.jobs: Any = job_pb2_grpc.JobServiceStub(channel)
         self.events: Any = event_pb2_grpc.EventServiceStub(channel)
         self.audits: Any = audit_pb2_grpc.AuditServiceStub(channel)
+        self.usage: Any = usage_pb2_grpc.UsageServiceStub(channel)
         self.auth: Any = auth_pb2_grpc.AuthServiceStub(channel)
         self.users: Any = user_pb2_grpc.UserServiceStub(channel)
         self.quotas: Any = quota_pb2_grpc.QuotaServiceStub(channel)
