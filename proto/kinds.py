@@ -24,6 +24,7 @@ from cairn.proto.v1 import (
     job_pb2,
     node_pb2,
     port_pb2,
+    price_list_pb2,
     project_pb2,
     quota_pb2,
     role_pb2,
@@ -97,6 +98,7 @@ VNI = Kind("vni", vpc_pb2.VniClaim, "api", "", _GARBAGE)  # id: decimal, 8 digit
 # How much a project may have; and the fence of those that come to have more (id: the project's).
 QUOTA = Kind("quota", quota_pb2.Quota, "api", "quo")
 QUOTA_USE = Kind("quota_use", quota_pb2.QuotaUse, "api", kept=False)
+PRICE_LIST = Kind("price_list", price_list_pb2.PriceList, "api", "pl")
 ERASURE = Kind("erasure", agent_pb2.Erasure, "api", "", _GARBAGE, kept=False)  # id: <node>/<key>, "-/<key>" for every node
 REQUEST = Kind("request", cluster_pb2.RequestRecord, "api", kept=False, cached=False)  # leased, 24 h
 PLAN = Kind("plan", cluster_pb2.PlanRecord, "api", "plan", kept=False)  # leased, 10 min
@@ -148,7 +150,7 @@ EVENT_OF = Kind("event_of", event_pb2.EventRef, "*", kept=False, cached=False)  
 ALL: Final[tuple[Kind[Message], ...]] = (
     PROJECT, IMAGE, VPC, SUBNET, PORT, VOLUME, VM, NODE, JOB, USER, ROLE, BINDING, API_TOKEN, SECRET, JOIN_TOKEN, NAME, VNI,
     IDENTITY_PROVIDER,
-    QUOTA, QUOTA_USE, ERASURE, REQUEST, PLAN, AUDIT, AUDIT_HEAD, AUDIT_CUT,
+    QUOTA, QUOTA_USE, PRICE_LIST, ERASURE, REQUEST, PLAN, AUDIT, AUDIT_HEAD, AUDIT_CUT,
     PORT_BINDING, ADDRESS, PLACEMENT, DECISION, NODE_CLAIMS, VOLUME_PLACEMENT, POOL_CLAIMS, ASSIGNMENT, NODE_LOSS, NODE_TOLD,
     PURGE, IMAGE_CONTENT, JOB_STATE,
     OBSERVED, UNKNOWN, NODE_HEARD, NODE_FACTS, NODE_POOLS, NODE_SESSION, CONTROLLER, CONTROLLER_MEMBER,

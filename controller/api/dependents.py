@@ -228,10 +228,13 @@ def _role_binding(view: View, id: str) -> Iterator[Affected]:
         yield "role", role
 
 
-def _project(_view: View, id: str) -> Iterator[Affected]:
-    """Its quota is called as it is."""
+def _project(view: View, id: str) -> Iterator[Affected]:
+    """Its quota is called as it is, and price lists say whom they are for."""
     yield "project", id
     yield "quota", quota_id(id)
+    for prices in list(view.all(kinds.PRICE_LIST)):
+        if prices.spec.project == id:
+            yield "price_list", prices.id
 
 
 def _quota(view: View, id: str) -> Iterator[Affected]:

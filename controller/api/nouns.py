@@ -20,6 +20,7 @@ from cairn.proto.v1.image_pb2 import Image
 from cairn.proto.v1.job_pb2 import Job
 from cairn.proto.v1.node_pb2 import Node
 from cairn.proto.v1.port_pb2 import Port
+from cairn.proto.v1.price_list_pb2 import PriceList
 from cairn.proto.v1.project_pb2 import Project
 from cairn.proto.v1.role_pb2 import Role
 from cairn.proto.v1.subnet_pb2 import Subnet
@@ -81,16 +82,17 @@ IDENTITY_PROVIDER: Final = Noun(
     kinds.IDENTITY_PROVIDER, "identity provider", "identity_providers", access_status.identity_provider, cluster_wide=True
 )
 QUOTA: Final = Noun(kinds.QUOTA, "quota", "quotas", quota_status.quota)
+PRICE_LIST: Final = Noun(kinds.PRICE_LIST, "price list", "price_lists", quota_status.price_list, cluster_wide=True)
 
 ALL: Final[tuple[Noun[Any], ...]] = (
     PROJECT, IMAGE, VPC, SUBNET, PORT, VOLUME, VM, NODE, JOB, EVENT, USER, ROLE, BINDING, API_TOKEN,
-    IDENTITY_PROVIDER, QUOTA,
+    IDENTITY_PROVIDER, QUOTA, PRICE_LIST,
 )  # fmt: skip
 BY_KIND: Final[dict[str, Noun[Any]]] = {noun.kind.name: noun for noun in ALL}
 
 __all__ = [
     "ALL", "API_TOKEN", "BINDING", "BY_KIND", "CLUSTER_WIDE", "DEFAULT_PROJECT", "DEFAULT_PROJECT_ID", "EVENT",
-    "IDENTITY_PROVIDER", "IMAGE", "JOB", "NODE", "PORT", "PROJECT", "QUOTA", "ROLE", "SUBNET", "USER", "VM", "VOLUME", "VPC",
-    "ApiToken", "Binding", "Event", "IdentityProvider", "Image", "Job", "Node", "Noun", "Port", "Project", "Role", "Subnet",
-    "User", "Vm", "Volume", "Vpc",
+    "IDENTITY_PROVIDER", "IMAGE", "JOB", "NODE", "PORT", "PRICE_LIST", "PROJECT", "QUOTA", "ROLE", "SUBNET", "USER", "VM", "VOLUME",
+    "VPC", "ApiToken", "Binding", "Event", "IdentityProvider", "Image", "Job", "Node", "Noun", "Port", "PriceList", "Project", "Role",
+    "Subnet", "User", "Vm", "Volume", "Vpc",
 ]  # fmt: skip

@@ -21,7 +21,9 @@ from typing import Any, Final, TypeAlias
 from cairn.controller.api import nouns
 from cairn.controller.api.decision import Decide, Decided, Views
 from cairn.controller.model.permits import Caller
+from cairn.controller.model.prices import about, held
 from cairn.controller.model.quotas import amount_text, asked, limits, quota_id
+from cairn.controller.model.usage_days import us_of
 from cairn.controller.model.where import explained, where
 from cairn.controller.reconcilers.base import Reconciler
 from cairn.controller.reconcilers.placement import Placements
@@ -210,6 +212,7 @@ class Planner:
             action = "delete" if gone else ("update" if was is not None else "create")
             plan.changes.add(action=action, kind=kind.name, id=id, name=shown.name, details=details(after, kind.name, shown))
         plan.changes.extend(_takes(view, decided.txn))
+        plan.changes.extend(_costs(view, decided.txn, self._clock.now()))
         # The view after it has the whole decision, when the plan is what makes it.
         decision, node = explained(after, decided.id, after.get(kinds.DECISION, decided.id)), where(after, decided.id).owner
         if decision is not None and decision != explained(view, decided.id, None):
@@ -234,6 +237,14 @@ def _takes(view: View, txn: Txn) -> Iterator[PlannedChange]:
             found = view.get(kinds.PROJECT, project)
             name = found.name if found is not None else project
             yield PlannedChange(action="allocate", kind="quota", id=quota_id(project), name=name, details=taken)
+
+
+def _costs(view: View, txn: Txn, now: datetime) -> Iterator[PlannedChange]:
+    """Yield what a plan costs, or saves, where a price list holds."""
+    for project, more in sorted(asked(view, txn).items()):
+        prices = held(view).list_at(project, us_of(now))
+        if prices is not None and (say := about(prices, more)):
+            yield PlannedChange(action="cost", kind="price_list", id=prices.id, name=prices.name, details=[say])
 
 
 def _chain(record: PlanRecord, left: Mapping[str, bytes]) -> Txn:

@@ -1,4 +1,4 @@
-"""How quotas are shown."""
+"""How quotas and price lists are shown."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from cairn.controller.store.sums import NAMES
 from cairn.controller.words import several
 from cairn.proto import kinds
 from cairn.proto.errors import TryAgain
+from cairn.proto.seams import moment
+from cairn.proto.v1.price_list_pb2 import PriceList
 from cairn.proto.v1.quota_pb2 import Quota
 
 
@@ -46,3 +48,15 @@ def _say(quota: Quota, named: list[str], *, full: bool) -> str:
         for name in named
     ]
     return f"{'full' if full else 'nearly full'}: {', '.join(parts)}"
+
+
+def price_list(view: View, record: Record[PriceList]) -> PriceList:
+    """Project a price list. A project that is gone is called by its id: its usage is reported still."""
+    result: PriceList = copied(record)
+    spec, status = result.spec, result.status
+    project = view.get(kinds.PROJECT, spec.project) if spec.project else None
+    status.project_name = project.name if project is not None else spec.project
+    whom = f"project {status.project_name}" if spec.project else "all projects without a list of their own"
+    status.say = f"{several(len(spec.prices), 'price')} for {whom}, from {moment(spec.valid_from):%Y-%m-%d} on"
+    status.observed_revision = record.mod_revision
+    return result

@@ -20,6 +20,7 @@ from cairn.controller.api.jobs import JobService
 from cairn.controller.api.logins import LoginService
 from cairn.controller.api.nodes import NodeService
 from cairn.controller.api.ports import PortService
+from cairn.controller.api.price_lists import PriceListService
 from cairn.controller.api.projects import ProjectService
 from cairn.controller.api.quotas import QuotaService
 from cairn.controller.api.roles import RoleService
@@ -42,6 +43,7 @@ from cairn.proto.v1 import (
     login_pb2_grpc,
     node_pb2_grpc,
     port_pb2_grpc,
+    price_list_pb2_grpc,
     project_pb2_grpc,
     quota_pb2_grpc,
     role_pb2_grpc,
@@ -66,6 +68,7 @@ SERVICES: Final[tuple[tuple[str, Any, Any], ...]] = (
     ("cairn.v1.JobService", job_pb2_grpc.add_JobServiceServicer_to_server, JobService),
     ("cairn.v1.EventService", event_pb2_grpc.add_EventServiceServicer_to_server, EventService),
     ("cairn.v1.QuotaService", quota_pb2_grpc.add_QuotaServiceServicer_to_server, QuotaService),
+    ("cairn.v1.PriceListService", price_list_pb2_grpc.add_PriceListServiceServicer_to_server, PriceListService),
     ("cairn.v1.UserService", user_pb2_grpc.add_UserServiceServicer_to_server, UserService),
     ("cairn.v1.RoleService", role_pb2_grpc.add_RoleServiceServicer_to_server, RoleService),
     ("cairn.v1.BindingService", binding_pb2_grpc.add_BindingServiceServicer_to_server, BindingService),

@@ -20,6 +20,7 @@ from cairn.controller.api.selection import ALL_PROJECTS, Turns
 from cairn.controller.api.stored import READ_MAX, parsed
 from cairn.controller.model.history import CLOCK_KEY
 from cairn.controller.model.permits import Caller, Verb, permits
+from cairn.controller.model.prices import held, text
 from cairn.controller.model.usage_days import DAY_US, HOUR_US, day_begin_us, day_of, day_text, us_of
 from cairn.controller.model.usage_report import Key, Report, Row, Window
 from cairn.controller.outage import refusal
@@ -35,6 +36,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 # How long a report waits for what was changed last to be counted, and how often it looks.
 WAIT_S: Final = 5.0
 LOOK_S: Final = 0.1
+# Of costs, behind the point.
+COST_DIGITS: Final = 6
 _CURSOR_KEY: Final = kinds.USAGE_CURSOR.key("self")
 _MICROS: Final = 1_000_000
 
@@ -69,7 +72,7 @@ class UsageService(usage_pb2_grpc.UsageServiceServicer):
             now_us = int(token.after.partition("\0")[0]) if token is not None else us_of(self._core.clock.now())
             window = _window(request, now_us)
             _refuse_parts_of_days(window, picture.cursor)
-            report = Report(window, request.group_by, intervals=request.show_intervals)
+            report = Report(window, request.group_by, held(view), intervals=request.show_intervals)
             await self._fill(report, window, picture.revision, _Readable(view, caller, project))
             answer = usage_pb2.ReportUsageResponse(behind=picture.behind, begin_time=picture.cursor.begin_time)
             answer.from_time.FromMicroseconds(window.begin_us)
@@ -103,7 +106,7 @@ class UsageService(usage_pb2_grpc.UsageServiceServicer):
             await asyncio.sleep(LOOK_S)
 
     async def _fill(self, report: Report, window: Window, revision: int, readable: _Readable) -> None:
-        turns, store, first = Turns(), self._core.store, day_of(window.begin_us)
+        turns, store, first = Turns(), self._core.store, day_of(window.month_us)
         async for items in _pages(store, kinds.USAGE_OPEN, revision):
             for item in items:
                 open = parsed(kinds.USAGE_OPEN, item.key, item.value)
@@ -194,6 +197,8 @@ def _page(answer: usage_pb2.ReportUsageResponse, view: View, report: Report, siz
         if token is not None and _text(key) <= after:
             continue
         usage = _usage(view, key, report.rows[key])
+        for currency, amount in sorted(report.costs(key).items()):
+            usage.costs.add(currency=currency, amount=text(amount, COST_DIGITS))
         size_bytes += usage.ByteSize()
         if len(answer.usages) == size or (answer.usages and size_bytes > PAGE_BYTES_MAX):
             return

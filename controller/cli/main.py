@@ -35,6 +35,7 @@ AREAS: Final = {
         "event": "What happened, and to what.",
         "project": "Owners of everything else.",
         "usage": "What was used, by whom, how long.",
+        "price": "What it costs, from when on.",
     },
     "Access": {
         "user": "People and programs that ask.",

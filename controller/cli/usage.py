@@ -33,6 +33,7 @@ def _sums() -> list[Column]:
         Column("DISK GIB-HOURS", lambda usage: _hours(usage.byte_seconds / _GIB), right=True),
         Column("RAN", lambda usage: _hours(usage.running_seconds), right=True),
         Column("THERE", lambda usage: _hours(usage.seconds), right=True),
+        Column("COST", _cost, right=True),
         Column("INEXACT", lambda usage: _hours(usage.inexact_seconds), wide=True, right=True),
     ]
 
@@ -40,6 +41,11 @@ def _sums() -> list[Column]:
 def _hours(seconds: float) -> str:
     """Return seconds as hours, with what an hour's hundredth leaves; nothing for nothing."""
     return f"{seconds / _HOUR_S:,.2f}" if seconds else "-"
+
+
+def _cost(usage: Any) -> str:
+    """Return what a row costs, to a cent; nothing where no price list holds."""
+    return ", ".join(f"{float(each.amount):,.2f} {each.currency}" for each in usage.costs) or "-"
 
 
 def _columns(group_by: str) -> list[Column]:
@@ -101,10 +107,16 @@ async def _all_of(session: Session, request: Any) -> tuple[list[Any], Any]:
 
 def _write_csv(usages: Iterable[Any]) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow((*_TEXTS, *_SUMS))
+    writer.writerow((*_TEXTS, *_SUMS, "cost"))
     for usage in usages:
         sums = (getattr(usage, name) for name in _SUMS)
-        writer.writerow((*(getattr(usage, name) for name in _TEXTS), *(f"{each:.6f}" for each in sums)))
+        writer.writerow(
+            (*(getattr(usage, name) for name in _TEXTS), *(f"{each:.6f}" for each in sums), " ".join(_costs(usage)))
+        )
+
+
+def _costs(usage: Any) -> Iterable[str]:
+    return (f"{each.amount} {each.currency}" for each in usage.costs)
 
 
 def _tell(session: Session, answer: Any) -> None:

@@ -180,7 +180,7 @@ class PlannedChange(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     DETAILS_FIELD_NUMBER: _builtins.int
     action: _builtins.str
-    """create, update, delete, place, allocate."""
+    """create, update, delete, place, allocate, cost."""
     kind: _builtins.str
     id: _builtins.str
     name: _builtins.str

@@ -178,6 +178,7 @@ class Usage(_message.Message):
     OPEN_FIELD_NUMBER: _builtins.int
     INTERVALS_FIELD_NUMBER: _builtins.int
     INTERVALS_LEFT_FIELD_NUMBER: _builtins.int
+    COSTS_FIELD_NUMBER: _builtins.int
     project: _builtins.str
     """Project id, and its name."""
     project_name: _builtins.str
@@ -206,6 +207,10 @@ class Usage(_message.Message):
     """Of the intervals, how many are left out."""
     @_builtins.property
     def intervals(self) -> _containers.RepeatedCompositeFieldContainer[Global___UsageInterval]: ...
+    @_builtins.property
+    def costs(self) -> _containers.RepeatedCompositeFieldContainer[Global___UsageCost]:
+        """By the price lists that held then, one for each currency; none where none did."""
+
     def __init__(
         self,
         *,
@@ -225,14 +230,38 @@ class Usage(_message.Message):
         open: _builtins.bool = ...,
         intervals: _abc.Iterable[Global___UsageInterval] | None = ...,
         intervals_left: _builtins.int = ...,
+        costs: _abc.Iterable[Global___UsageCost] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["byte_seconds", b"byte_seconds", "cpu_seconds", b"cpu_seconds", "day", b"day", "inexact_seconds", b"inexact_seconds", "intervals", b"intervals", "intervals_left", b"intervals_left", "kind", b"kind", "memory_byte_seconds", b"memory_byte_seconds", "object", b"object", "object_name", b"object_name", "open", b"open", "project", b"project", "project_name", b"project_name", "running_seconds", b"running_seconds", "seconds", b"seconds", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["byte_seconds", b"byte_seconds", "costs", b"costs", "cpu_seconds", b"cpu_seconds", "day", b"day", "inexact_seconds", b"inexact_seconds", "intervals", b"intervals", "intervals_left", b"intervals_left", "kind", b"kind", "memory_byte_seconds", b"memory_byte_seconds", "object", b"object", "object_name", b"object_name", "open", b"open", "project", b"project", "project_name", b"project_name", "running_seconds", b"running_seconds", "seconds", b"seconds", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Usage: _TypeAlias = Usage  # noqa: Y015
+
+@_typing.final
+class UsageCost(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CURRENCY_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    currency: _builtins.str
+    amount: _builtins.str
+    """Decimal."""
+    def __init__(
+        self,
+        *,
+        currency: _builtins.str = ...,
+        amount: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "currency", b"currency"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UsageCost: _TypeAlias = UsageCost  # noqa: Y015
 
 @_typing.final
 class UsageInterval(_message.Message):

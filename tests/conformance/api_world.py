@@ -46,6 +46,7 @@ from cairn.proto.v1 import (
     login_pb2_grpc,
     node_pb2_grpc,
     port_pb2_grpc,
+    price_list_pb2_grpc,
     project_pb2_grpc,
     quota_pb2_grpc,
     role_pb2_grpc,
@@ -90,6 +91,7 @@ class Stubs:
         self.events: Any = event_pb2_grpc.EventServiceStub(channel)
         self.audits: Any = audit_pb2_grpc.AuditServiceStub(channel)
         self.usage: Any = usage_pb2_grpc.UsageServiceStub(channel)
+        self.prices: Any = price_list_pb2_grpc.PriceListServiceStub(channel)
         self.auth: Any = auth_pb2_grpc.AuthServiceStub(channel)
         self.users: Any = user_pb2_grpc.UserServiceStub(channel)
         self.quotas: Any = quota_pb2_grpc.QuotaServiceStub(channel)

@@ -43,6 +43,7 @@ from cairn.proto.v1.common_pb2 import CHANGE_TYPE_BOOKMARK
 from cairn.proto.v1.identity_provider_pb2 import CreateIdentityProviderRequest, IdentityProvider, IdentityProviderSpec
 from cairn.proto.v1.image_pb2 import IMAGE_FORMAT_QCOW2
 from cairn.proto.v1.port_pb2 import Port, PortSpec
+from cairn.proto.v1.price_list_pb2 import CreatePriceListRequest, Price, PriceList, PriceListSpec, PriceTier
 from cairn.proto.v1.project_pb2 import Project
 from cairn.proto.v1.role_pb2 import Role, RoleSpec
 from cairn.proto.v1.subnet_pb2 import Subnet, SubnetSpec
@@ -92,6 +93,7 @@ async def made(world: World) -> dict[str, str]:
     await world.api.roles.CreateRole(CREATED_ROLE)
     await world.api.tokens.CreateApiToken(CREATED_TOKEN)
     await world.api.idps.CreateIdentityProvider(CreateIdentityProviderRequest(identity_provider=provider("first")))
+    await world.api.prices.CreatePriceList(prices("first"))
     await unknowns(world)
     gone = cluster_pb2.ControllerMember(name="c9")
     await world.commit(Txn("members").put(kinds.CONTROLLER_MEMBER, gone.name, gone))
@@ -147,7 +149,17 @@ def provider(name: str) -> IdentityProvider:
 
 
 CREATED_TOKEN = CreateApiTokenRequest(api_token=ApiToken(name="first", spec=ApiTokenSpec(user="bob")))
+
+
+def prices(name: str) -> CreatePriceListRequest:
+    """A list of one price, from a day to come."""
+    spec = PriceListSpec(currency="CNY", prices=[Price(of="cpu", tiers=[PriceTier(per_second="0.1")])])
+    spec.valid_from.FromSeconds(50_000 * 86_400)
+    return CreatePriceListRequest(price_list=PriceList(name=name, spec=spec))
+
+
 CREATED: dict[str, Any] = {
+    "CreatePriceList": prices("second"),
     "CreateUser": user_pb2.CreateUserRequest(user=User(name="second")),
     "CreateRole": role_pb2.CreateRoleRequest(role=Role(name="second", spec=RoleSpec(permissions=["vm.see"]))),
     "CreateBinding": binding_pb2.CreateBindingRequest(

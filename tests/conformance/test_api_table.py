@@ -37,7 +37,7 @@ from tests.conformance.test_api_access import new_vpc
 from tests.conformance.test_api_permits import Method, made, methods, request_for, told, unknowns
 
 Code = grpc.StatusCode
-OF_PROJECTS = ("vm", "volume", "image", "vpc", "subnet", "port", "job", "quota", "event", "audit")
+OF_PROJECTS = ("vm", "volume", "image", "vpc", "subnet", "port", "job", "quota", "event", "audit", "usage")
 OWN_PROJECT, OTHER_PROJECT, NO_PROJECT = "red", "green", ""
 # Whoever may do that anywhere may do it to all: what roles there are, and what users are called, whoever binds them must find.
 OF_ALL = {"role.see"}

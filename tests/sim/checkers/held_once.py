@@ -16,7 +16,7 @@ from tests.sim.rules import deleted
 
 # Kinds whose objects have a name of their own; those of a project, and those of the cluster.
 _NAMED = ("vm", "volume", "image", "vpc", "subnet")
-_CLUSTER_WIDE = ("node", "project", "user", "role", "binding", "api_token", "identity_provider")
+_CLUSTER_WIDE = ("node", "project", "user", "role", "binding", "api_token", "identity_provider", "price_list")
 # Claims that are called otherwise than who holds them.
 _HOLDERS = {"node-index": "node", "login": "user"}
 Thing = tuple[str, ...]

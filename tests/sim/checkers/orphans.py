@@ -16,7 +16,9 @@ _KINDS = (
 )  # fmt: skip
 _BARE = ("vpc", "subnet", "vni", "image", "image_content", "observed", "unknown")
 # Kinds of names that outlive what users make.
-_STANDING = ("project", "node", "node-index", "user", "role", "binding", "api_token", "identity_provider", "login")
+_STANDING = (
+    "project", "node", "node-index", "user", "role", "binding", "api_token", "price_list", "identity_provider", "login",
+)  # fmt: skip
 
 
 class Orphans(Checker):

@@ -29,6 +29,7 @@ WRITERS: Final[dict[str, tuple[str, str, bool]]] = {
     "identity_provider": ("api", "", False),
     "quota": ("api", "", False),
     "quota_use": ("api", "", False),
+    "price_list": ("api", "", False),
     "job": ("api", "garbage", False),
     "secret": ("api", "garbage", False),
     "join_token": ("api", "garbage", False),
