@@ -108,7 +108,8 @@ class History:
                 return False
             self._change(change, at)
         if changes:
-            cursor.time_us = max(cursor.time_us, at.us)
+            # Should one of the two clocks be fast, a gap begins too early rather than too late.
+            cursor.time_us = min(at.us, now_us)
         cursor.revision, cursor.changes = batch.revision, 0
         return True
 

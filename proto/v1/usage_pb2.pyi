@@ -360,7 +360,7 @@ class UsageCursor(_message.Message):
     """What the cluster's record was: of another store's history it was another."""
     cluster_revision: _builtins.int
     time_us: _builtins.int
-    """Of the last change that was counted; microseconds since 1970."""
+    """Of the last change that was counted, or when it was, whichever clock is behind; microseconds since 1970."""
     restore_us: _builtins.int
     """A restore is under way, begun then; 0: none is."""
     folded_before: _builtins.int

@@ -25,6 +25,8 @@ from tests.sim.cloud import Changed, Cloud, Commit
 _KINDS: Final = ("vm", "volume", "image")
 _DAY_US: Final = 86_400_000_000
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+# What clocks may be apart when nothing is wrong with them.
+_SKEW_US: Final = 1_000_000
 # What two roundings may come to.
 _GRAIN_US: Final = 10
 
@@ -46,8 +48,9 @@ class Life:
     memory_byte_us: int = 0
     byte_us: int = 0
     gone: bool = False
-    # When it changed.
+    # When it changed, and in which revisions.
     moments: list[int] = field(default_factory=list)
+    revisions: list[int] = field(default_factory=list)
 
     def roll(self, us: int) -> None:
         """Add up until a moment at which what counts changed; none goes back."""
@@ -148,7 +151,7 @@ class Metered(Checker):
         us, now_us = stamps[0].ToMicroseconds(), _now_us(cloud)
         for change in counted:
             if vm := _guest(change):
-                self._reported(change, vm, us, now_us)
+                self._reported(change, vm, us, now_us, commit.revision)
             else:
                 self._changed(change, us, now_us, commit.revision)
 
@@ -162,6 +165,7 @@ class Metered(Checker):
         if life is None:
             # It was there before anybody looked.
             return
+        life.revisions.append(revision)
         size = change.after.spec.size_bytes if change.after is not None and change.kind != "vm" else 0
         if change.after is None or size != life.size:
             life.roll(us)
@@ -180,12 +184,13 @@ class Metered(Checker):
             truth.reported.clear()
             truth.hosts.clear()
 
-    def _reported(self, change: Changed, vm: str, us: int, now_us: int | None) -> None:
+    def _reported(self, change: Changed, vm: str, us: int, now_us: int | None, revision: int) -> None:
         life, truth, node = self._lives.get(f"vm/{vm}"), self._truths.get(vm), change.id.partition("/")[0]
         if life is None or life.gone:
             return
         report = change.after.report.vm if change.after is not None else None
         runs = report is not None and report.state == VmReport.STATE_RUNNING
+        life.revisions.append(revision)
         moments = len(life.moments)
         life.report(node, report, us)
         if truth is not None and now_us is not None:
@@ -220,7 +225,7 @@ class Metered(Checker):
         yield from (f"{id} goes on counting" for id in sorted(cloud.all("usage_open")))
 
     def _compared(self, cloud: Cloud) -> Iterator[str]:
-        kept, gaps = _kept(cloud), [(_us(gap.begin_time), _us(gap.end_time)) for gap in cloud.all("usage_gap").values()]
+        kept, gaps = _kept(cloud), list(cloud.all("usage_gap").values())
         for object, life in sorted(self._lives.items()):
             held, open = kept.get(object, Kept()), cloud.get("usage_open", object)
             if (open is None) != life.gone:
@@ -230,7 +235,7 @@ class Metered(Checker):
             marked = held.marked or (open is not None and open.inexact)
             if marked and not gaps:
                 yield f"{object} is marked as not exact, and no gap is told"
-            if marked or any(begin <= each <= end for begin, end in gaps for each in life.moments):
+            if marked or any(_unseen(gap, life) for gap in gaps):
                 continue
             yield from self._one(object, life, until_us, held, open)
 
@@ -284,6 +289,13 @@ def _kept(cloud: Cloud) -> dict[str, Kept]:
                 held.byte_us += int.from_bytes(piece.byte_us, "big")
                 held.marked = held.marked or piece.inexact
     return found
+
+
+def _unseen(gap: Any, life: Life) -> bool:
+    """Tell whether an object changed in a stretch that was not followed; of another history its revisions are not known."""
+    if gap.until_revision:
+        return any(gap.after_revision < each <= gap.until_revision for each in life.revisions)
+    return any(_us(gap.begin_time) - _SKEW_US <= each <= _us(gap.end_time) + _SKEW_US for each in life.moments)
 
 
 def _us(time: Any) -> int:
