@@ -64,7 +64,9 @@ SHARD: Final = "metering"
 LOOK_S: Final = 2.0
 # Two commits are so far apart, unless there is as much as fits one.
 PACE_S: Final = 1.0
-# How far it was read is written so often, when there was anything and nothing of it is counted.
+# How far it was read is written so soon when what was looked at counts as before: a report waits for it (api/usage.py).
+UNCHANGED_S: Final = 2.0
+# The same when there was nothing to look at.
 PROGRESS_S: Final = 300.0
 FOLD_S: Final = 3600.0
 RETRY_S_MAX: Final = 30.0
@@ -90,6 +92,8 @@ class Metering:
         self._cache, self._store, self._peers, self._clock, self._ids = cache, store, peers, clock, ids
         self._leases, self._metrics = leases, metrics
         self._committed_s, self._folded_s = float("-inf"), float("-inf")
+        # Something was looked at since the last commit.
+        self._looked = False
 
     async def run(self) -> None:
         """Run until cancelled."""
@@ -139,8 +143,10 @@ class Metering:
 
     def _due_s(self, books: Books) -> float:
         """Return how long to wait at most for something more to count."""
-        paced_s = self._committed_s + PACE_S - asyncio.get_running_loop().time()
-        return min(LOOK_S, max(0.0, paced_s)) if books.differ else LOOK_S
+        if not books.differ and not self._looked:
+            return LOOK_S
+        due_s = self._committed_s + (PACE_S if books.differ else UNCHANGED_S)
+        return min(LOOK_S, max(0.0, due_s - asyncio.get_running_loop().time()))
 
     async def _step(self, books: Books, tail: Tail) -> None:
         """Count what has come, and store it when it is time."""
@@ -148,7 +154,9 @@ class Metering:
         if books.differ:
             if full or now_s >= self._committed_s + PACE_S:
                 await self._commit(books)
-        elif tail.foreign and now_s >= self._committed_s + PROGRESS_S:
+        elif (self._looked and now_s >= self._committed_s + UNCHANGED_S) or (
+            tail.foreign and now_s >= self._committed_s + PROGRESS_S
+        ):
             tail.foreign = False
             await self._commit(books)
         elif now_s >= self._folded_s + FOLD_S:
@@ -161,6 +169,7 @@ class Metering:
         while tail.batches:
             if not books.history.take(tail.batches[0], now_us, COST_MAX):
                 return True
+            self._looked = True
             self._metrics.revisions.inc()
             tail.pop()
         cursor = books.history.cursor
@@ -171,7 +180,7 @@ class Metering:
 
     async def _commit(self, books: Books, tell: Txn | None = None) -> None:
         await books.commit(self._store, lambda txn: txn.merge(tell) if tell is not None else None)
-        self._committed_s = asyncio.get_running_loop().time()
+        self._committed_s, self._looked = asyncio.get_running_loop().time(), False
         self._metrics.commits.inc()
 
     # --- where there is no history -----------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable
 from typing import Any, Final
 
-from cairn.controller.model.history import CLUSTER_KEY, Found, History
+from cairn.controller.model.history import CLOCK_KEY, CLUSTER_KEY, Found, History
 from cairn.controller.model.meter import Meter
 from cairn.controller.model.usage_days import PART_BYTES_MAX, Day, day_of, part_id
 from cairn.controller.store.base import Compacted, Item, Store, Txn
@@ -99,11 +99,24 @@ class Books:
         try:
             item, _ = await one(store, CLUSTER_KEY, cursor.revision)
         except Compacted:
+            return await self._is_quiet(store)
+        return item is not None and self._is_ours(parsed(kinds.CLUSTER, item), item.mod_revision)
+
+    def _is_ours(self, cluster: Cluster, mod_revision: int) -> bool:
+        """Tell whether the cluster's record is the one that there was in the history that was counted."""
+        cursor = self.history.cursor
+        known = cursor.epoch, cursor.cluster_revision, cursor.cluster_create_time
+        return (cluster.epoch, mod_revision, cluster.create_time) == known
+
+    async def _is_quiet(self, store: Store) -> bool:
+        """Tell whether nothing that counts was changed in what the store has forgotten; then go on behind it."""
+        cursor = self.history.cursor
+        clock, _ = await one(store, CLOCK_KEY, self.revision)
+        changed = clock is None or clock.mod_revision > cursor.revision or bool(cursor.changes)
+        if changed or not self._is_ours(self.cluster, self.cluster_revision):
             return False
-        if item is None or item.mod_revision != cursor.cluster_revision:
-            return False
-        cluster: Cluster = parsed(kinds.CLUSTER, item)
-        return cluster.epoch == cursor.epoch and cluster.create_time == cursor.cluster_create_time
+        cursor.revision = self.revision
+        return True
 
     @property
     def differ(self) -> bool:

@@ -9,6 +9,7 @@ import asyncio
 import random
 
 import pytest
+from cairn.controller import metering
 from cairn.controller.model.usage_days import DAY_US, day_of, number_of, us_of
 from cairn.controller.restore import Restore
 from cairn.controller.store.base import Put, Txn
@@ -182,6 +183,43 @@ def test_a_store_that_forgot_is_told_as_a_gap() -> None:
         await one.caught_up()
         assert not one.counted["volume/vol-stays"]["inexact"]
         assert len(one.all(kinds.USAGE_GAP)) == 1
+
+    played(scenario)
+
+
+def test_a_store_that_forgot_what_nobody_counts_is_no_gap() -> None:
+    """All controllers were away, their sessions ended, and history was compacted: nothing was used otherwise meanwhile."""
+
+    async def scenario() -> None:
+        one = await One(await found()).begin()
+        await one.volume("vol-1")
+        await one.caught_up()
+        one.kill()
+        for number in range(5):
+            await one.raw.commit(Txn("test", puts={f"/cairn/v1/event/{number}": Put(b"")}))
+        one.backend.compact(one.backend.revision)
+        one.count()
+        await asyncio.sleep(10)
+        await one.volume("vol-1", gone=True)
+        await one.caught_up()
+        assert not one.all(kinds.USAGE_GAP)
+        assert one.counted["volume/vol-1"]["us"] == pytest.approx(10 * S, rel=0.2)
+
+    played(scenario)
+
+
+def test_what_is_looked_at_and_counts_as_before_moves_the_cursor() -> None:
+    """A report of usage waits until the newest change that may count was looked at."""
+
+    async def scenario() -> None:
+        one = await One(await found()).begin()
+        await one.vm("i-1")
+        for _ in range(3):
+            await asyncio.sleep(4)
+            await one.report("i-1", runs=False)
+            begin_s = asyncio.get_running_loop().time()
+            await one.caught_up()
+            assert asyncio.get_running_loop().time() - begin_s < metering.UNCHANGED_S + metering.LOOK_S
 
     played(scenario)
 

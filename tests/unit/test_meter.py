@@ -149,6 +149,15 @@ def test_what_is_not_exact_is_marked_on_both_sides() -> None:
     assert [each.inexact for each in meter.take()] == [True, True, False]
 
 
+def test_one_that_was_started_anew_where_nobody_looked_is_marked() -> None:
+    meter = Meter()
+    meter.record(WEB, SMALL, At(0, 1))
+    meter.report("n1", "i-1", running(1), At(10, 2))
+    meter.report("n1", "i-1", running(2), At(30, 3, exact=False))
+    meter.record(WEB, None, At(40, 4))
+    assert [each.inexact for each in meter.take()] == [False, True, True]
+
+
 steps = st.lists(
     st.tuples(
         st.sampled_from(("small", "large", "runs", "anew", "stopped", "silent", "taken", "other")),
