@@ -36,6 +36,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 # How long a report waits for what was changed last to be counted, and how often it looks.
 WAIT_S: Final = 5.0
 LOOK_S: Final = 0.1
+# How long a report is kept for its next page.
+KEPT_S: Final = 30.0
 # Of costs, behind the point.
 COST_DIGITS: Final = 6
 _CURSOR_KEY: Final = kinds.USAGE_CURSOR.key("self")
@@ -56,6 +58,9 @@ class UsageService(usage_pb2_grpc.UsageServiceServicer):
 
     def __init__(self, core: Core) -> None:
         self._core = core
+        # The last report that has more than one page: what it is of, and when it is forgotten.
+        self._kept: tuple[tuple[str, int, int], Report] | None = None
+        self._forgets: asyncio.TimerHandle | None = None
 
     async def ReportUsage(self, request: usage_pb2.ReportUsageRequest, context: Any) -> usage_pb2.ReportUsageResponse:
         """Return a page."""
@@ -65,31 +70,52 @@ class UsageService(usage_pb2_grpc.UsageServiceServicer):
         project = "" if request.project == ALL_PROJECTS else resolution.project_id(view, caller, request.project)
         if project and not permits(view, caller, Verb.READ, Usage(project=project)):
             raise Denied(f"{caller.kind} {caller.id!r} may not read the usage of that project")
-        scope = f"usage\0{caller.uri}\0{_asked(request)}"
+        scope = f"usage\0{caller.uri}\0{caller.token}\0{_asked(request)}"
         token = read_token(request.page_token, scope) if request.page_token else None
         try:
             picture = await self._picture(token.revision if token is not None else 0)
             now_us = int(token.after.partition("\0")[0]) if token is not None else us_of(self._core.clock.now())
             window = _window(request, now_us)
             _refuse_parts_of_days(window, picture.cursor)
-            report = Report(window, request.group_by, held(view), intervals=request.show_intervals)
-            await self._fill(report, window, picture.revision, _Readable(view, caller, project))
             answer = usage_pb2.ReportUsageResponse(behind=picture.behind, begin_time=picture.cursor.begin_time)
-            answer.from_time.FromMicroseconds(window.begin_us)
-            answer.until_time.FromMicroseconds(window.end_us)
-            if picture.cursor.folded_before:
-                answer.folded_before = day_text(picture.cursor.folded_before)
             answer.gaps.extend(await self._gaps(window, picture.revision))
+            readable = _Readable(view, caller, project)
+            report = await self._report(request, scope, window, picture.revision, readable)
         except Compacted as error:
             raise OutOfRange("what is counted has moved on since the first page: ask again for that one") from error
         except Unavailable as error:
             raise refusal(error) from error
+        answer.from_time.FromMicroseconds(window.begin_us)
+        answer.until_time.FromMicroseconds(window.end_us)
+        if picture.cursor.folded_before:
+            answer.folded_before = day_text(picture.cursor.folded_before)
         size = min(request.page_size or PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)
-        _page(answer, view, report, size, token)
+        _page(answer, readable, report, size, token)
         if answer.next_page_token:
             after = f"{window.end_us}\0{answer.next_page_token}"
             answer.next_page_token = write_token(Token(picture.revision, after), scope)
+            self._keep((scope, picture.revision, window.end_us), report)
         return answer
+
+    async def _report(
+        self, request: usage_pb2.ReportUsageRequest, scope: str, window: Window, revision: int, readable: _Readable
+    ) -> Report:
+        """Return all rows of a report; of later pages those of the first, if it was here and not long ago."""
+        if self._kept is not None and self._kept[0] == (scope, revision, window.end_us):
+            return self._kept[1]
+        report = Report(window, request.group_by, held(readable.view), intervals=request.show_intervals)
+        await self._fill(report, window, revision, readable)
+        return report
+
+    def _keep(self, key: tuple[str, int, int], report: Report) -> None:
+        """Keep a report for its next page, for a while, and no other."""
+        if self._forgets is not None:
+            self._forgets.cancel()
+        self._kept = key, report
+        self._forgets = asyncio.get_running_loop().call_later(KEPT_S, self._forget)
+
+    def _forget(self) -> None:
+        self._kept = None
 
     async def _picture(self, revision: int) -> _Picture:
         """Return what is counted at a revision; 0: now, once what was changed last is. Raises Compacted, Unavailable."""
@@ -141,14 +167,14 @@ class _Readable:
     """The projects whose usage a caller may read, of those asked for."""
 
     def __init__(self, view: View, caller: Caller, project: str) -> None:
-        self._view, self._caller, self._project = view, caller, project
+        self.view, self._caller, self._project = view, caller, project
         self._known = dict[str, bool]()
 
     def __contains__(self, project: str) -> bool:
         if self._project:
             return project == self._project
         if project not in self._known:
-            self._known[project] = permits(self._view, self._caller, Verb.READ, Usage(project=project))
+            self._known[project] = permits(self.view, self._caller, Verb.READ, Usage(project=project))
         return self._known[project]
 
 
@@ -190,13 +216,13 @@ def _refuse_parts_of_days(window: Window, cursor: UsageCursor) -> None:
             raise Invalid(field, f"is within a day; of days before {before} only whole ones (UTC) are known")
 
 
-def _page(answer: usage_pb2.ReportUsageResponse, view: View, report: Report, size: int, token: Token | None) -> None:
-    """Put rows into an answer; its token says after which one to go on, as text."""
+def _page(answer: usage_pb2.ReportUsageResponse, readable: _Readable, report: Report, size: int, token: Token | None) -> None:
+    """Put rows into an answer; its token says after which one to go on, as text. What may be read was asked anew."""
     after, size_bytes = token.after.partition("\0")[2] if token is not None else "", 0
     for key in sorted(report.rows):
-        if token is not None and _text(key) <= after:
+        if (token is not None and _text(key) <= after) or key[0] not in readable:
             continue
-        usage = _usage(view, key, report.rows[key])
+        usage = _usage(readable.view, key, report.rows[key])
         for currency, amount in sorted(report.costs(key).items()):
             usage.costs.add(currency=currency, amount=text(amount, COST_DIGITS))
         size_bytes += usage.ByteSize()
@@ -242,8 +268,8 @@ def _intervals(row: Row) -> Iterator[UsageInterval]:
             seconds=piece.us / _MICROS,
             running=piece.running,
             cpu_seconds=piece.cpu_us / _MICROS,
-            memory_byte_seconds=int.from_bytes(piece.memory_byte_us) / _MICROS,
-            byte_seconds=int.from_bytes(piece.byte_us) / _MICROS,
+            memory_byte_seconds=piece.memory_byte_us / _MICROS,
+            byte_seconds=piece.byte_us / _MICROS,
             inexact=piece.inexact,
             open=goes_on,
         )

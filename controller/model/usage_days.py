@@ -14,6 +14,7 @@ Sums of bytes and microseconds do not fit 64 bits: they are kept as whole number
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, MutableMapping
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Final
 
@@ -142,57 +143,79 @@ def _merge(into: UsagePiece, piece: Piece, begin_us: int, end_us: int) -> None:
 # --- sums ------------------------------------------------------------------------------------------------------------------
 
 
-def shared(number: int, part_us: int, whole_us: int) -> int:
-    """Return the share of a sum that a part of its time has. Of what was the same all the time it is exact."""
-    return number if part_us == whole_us else number * part_us // whole_us
+@dataclass(slots=True)
+class Share:
+    """A piece, or what of it lies in some time; moments since 1970."""
 
+    begin_us: int
+    end_us: int
+    us: int
+    running: bool
+    inexact: bool
+    cpu_us: int
+    memory_byte_us: int
+    byte_us: int
 
-def clipped(piece: UsagePiece, begin_us: int, end_us: int) -> UsagePiece | None:
-    """Return what of a piece lies between two moments, both told as its own are; None: nothing does."""
-    begin, end = max(piece.begin_us, begin_us), min(piece.end_us, end_us)
-    if begin >= end:
-        return None
-    whole, part = piece.end_us - piece.begin_us, end - begin
-    return UsagePiece(
-        begin_us=begin,
-        end_us=end,
-        us=shared(piece.us, part, whole),
-        running=piece.running,
-        inexact=piece.inexact,
-        cpu_us=shared(piece.cpu_us, part, whole),
-        memory_byte_us=bytes_of(shared(number_of(piece.memory_byte_us), part, whole)),
-        byte_us=bytes_of(shared(number_of(piece.byte_us), part, whole)),
-    )
+    @classmethod
+    def of(cls, piece: UsagePiece, day_us: int) -> Share:
+        """Return a piece of a day as a share of its own: all of it."""
+        return cls(
+            day_us + piece.begin_us,
+            day_us + piece.end_us,
+            piece.us,
+            piece.running,
+            piece.inexact,
+            piece.cpu_us,
+            number_of(piece.memory_byte_us),
+            number_of(piece.byte_us),
+        )
 
+    def clipped(self, begin_us: int, end_us: int) -> Share | None:
+        """Return what of it lies between two moments; None: nothing does. Exact for what had the same all the time."""
+        begin, end = max(self.begin_us, begin_us), min(self.end_us, end_us)
+        if begin >= end:
+            return None
+        whole, part = self.end_us - self.begin_us, end - begin
+        if part == whole:
+            return self
+        us, cpu_us, memory_byte_us, byte_us = (
+            number * part // whole for number in (self.us, self.cpu_us, self.memory_byte_us, self.byte_us)
+        )
+        return Share(begin, end, us, self.running, self.inexact, cpu_us, memory_byte_us, byte_us)
 
-def days_of(piece: UsagePiece) -> Iterator[int]:
-    """Yield the beginnings of the days that a piece lies in, told as its own moments are."""
-    day_us = piece.begin_us // DAY_US * DAY_US
-    while day_us < piece.end_us:
-        yield day_us
-        day_us += DAY_US
+    def days(self) -> Iterator[Share]:
+        """Yield what of it lies in each day."""
+        day_us = self.begin_us // DAY_US * DAY_US
+        while day_us < self.end_us:
+            if (share := self.clipped(day_us, day_us + DAY_US)) is not None:
+                yield share
+            day_us += DAY_US
 
 
 def fold(months: MutableMapping[tuple[int, str], UsageMonth], part: UsageDay, since_day: int) -> None:
     """Add what is in a part of a day to the sums of months, but for days before `since_day`."""
-    began_us = day_begin_us(part.day)
+    began_us, since_us = day_begin_us(part.day), day_begin_us(since_day)
     for object in part.objects:
+        kind = object.object.partition("/")[0]
         for piece in object.pieces:
-            for day_us in days_of(piece):
-                day = day_of(began_us + day_us)
-                if day >= since_day and (share := clipped(piece, day_us, day_us + DAY_US)) is not None:
-                    month = months[day // 100, part.project]
-                    _sum(month, day, object.object.partition("/")[0], object.type, share)
+            kept = Share.of(piece, began_us).clipped(since_us, began_us + DAY_US)
+            for share in kept.days() if kept is not None else ():
+                day = day_of(share.begin_us)
+                _sum(months[day // 100, part.project], day, kind, object.type, share)
 
 
 def months_of(part: UsageDay, since_day: int) -> list[tuple[int, str]]:
     """Return the months that folding a part adds to, in their order."""
-    began_us = day_begin_us(part.day)
-    days = {day_of(began_us + each) for object in part.objects for piece in object.pieces for each in days_of(piece)}
-    return sorted({(day // 100, part.project) for day in days if day >= since_day})
+    began_us, since_us = day_begin_us(part.day), day_begin_us(since_day)
+    earliest = min((began_us + piece.begin_us for object in part.objects for piece in object.pieces), default=began_us)
+    day_us, found = max(since_us, earliest) // DAY_US * DAY_US, dict[int, None]()
+    while day_us < began_us + DAY_US:
+        found[day_of(day_us) // 100] = None
+        day_us += DAY_US
+    return [(month, part.project) for month in found]
 
 
-def _sum(month: UsageMonth, day: int, kind: str, type: str, share: UsagePiece) -> None:
+def _sum(month: UsageMonth, day: int, kind: str, type: str, share: Share) -> None:
     found: UsageSum | None = next((each for each in month.sums if (each.day, each.kind, each.type) == (day, kind, type)), None)
     if found is None:
         found = month.sums.add(day=day, kind=kind, type=type)
@@ -200,5 +223,5 @@ def _sum(month: UsageMonth, day: int, kind: str, type: str, share: UsagePiece) -
     found.running_us += share.us if share.running else 0
     found.inexact_us += share.us if share.inexact else 0
     found.cpu_us += share.cpu_us
-    found.memory_byte_us = bytes_of(number_of(found.memory_byte_us) + number_of(share.memory_byte_us))
-    found.byte_us = bytes_of(number_of(found.byte_us) + number_of(share.byte_us))
+    found.memory_byte_us = bytes_of(number_of(found.memory_byte_us) + share.memory_byte_us)
+    found.byte_us = bytes_of(number_of(found.byte_us) + share.byte_us)

@@ -23,8 +23,8 @@ from typing import Final
 
 from cairn.controller.model.meter import piece_of
 from cairn.controller.model.prices import CPU, GIB, IMAGE, MEMORY, VOLUME, Held, cost, first_of_month, price_of
-from cairn.controller.model.usage_days import DAY_US, bytes_of, clipped, day_begin_us, day_of, days_of, number_of
-from cairn.proto.v1.usage_pb2 import UsageDay, UsageGroup, UsageMonth, UsageOpen, UsagePiece, UsageSum
+from cairn.controller.model.usage_days import DAY_US, Share, day_begin_us, day_of, number_of
+from cairn.proto.v1.usage_pb2 import UsageDay, UsageGroup, UsageMonth, UsageOpen, UsageSum
 
 # Project, kind, type, object, day (0: none): what a row is of, empty where rows are of several.
 Key = tuple[str, str, str, str, int]
@@ -53,7 +53,7 @@ class Window:
 
 @dataclass(slots=True)
 class Row:
-    """Sums. intervals: (piece with moments since 1970, it goes on)."""
+    """Sums. intervals: (what was had, it goes on)."""
 
     name: str = ""
     us: int = 0
@@ -63,7 +63,7 @@ class Row:
     memory_byte_us: int = 0
     byte_us: int = 0
     open: bool = False
-    intervals: list[tuple[UsagePiece, bool]] = field(default_factory=list)
+    intervals: list[tuple[Share, bool]] = field(default_factory=list)
     intervals_left: int = 0
     # (number of the segment, what it is called in prices) -> units and microseconds.
     units: Counter[tuple[int, str]] = field(default_factory=Counter)
@@ -75,7 +75,8 @@ class Report:
     def __init__(
         self, window: Window, group: UsageGroup.ValueType, held: Held | None = None, *, intervals: bool = False
     ) -> None:
-        self._window, self._group, self._intervals = window, group, intervals
+        self._window, self._intervals = window, intervals
+        self._parts_of = _PARTS.get(group, (False, False, False, False))
         self.rows: dict[Key, Row] = {}
         self._held = held or Held(())
         self._begins = list(_segments(window, self._held)) if self._held else []
@@ -86,85 +87,83 @@ class Report:
     def open(self, open: UsageOpen) -> None:
         """Add what an object counts with now, until the end of the window."""
         piece = piece_of(open, self._window.end_us)
-        stored = UsagePiece(
-            begin_us=piece.begin_us,
-            end_us=piece.end_us,
-            us=piece.us,
-            running=piece.running,
-            inexact=piece.inexact,
-            cpu_us=piece.us * piece.cpus,
-            memory_byte_us=bytes_of(piece.us * piece.memory_bytes),
-            byte_us=bytes_of(piece.us * piece.size_bytes),
+        whole = Share(
+            piece.begin_us,
+            piece.end_us,
+            piece.us,
+            piece.running,
+            piece.inexact,
+            piece.us * piece.cpus,
+            piece.us * piece.memory_bytes,
+            piece.us * piece.size_bytes,
         )
-        self._piece(open.project, open.object, open.name, open.type, stored, goes_on=True)
+        self._add_whole(open.project, open.object, open.name, open.type, whole, goes_on=True)
 
     def day(self, part: UsageDay) -> None:
         """Add what ended on a day."""
         began_us = day_begin_us(part.day)
         for object in part.objects:
             for piece in object.pieces:
-                moved = UsagePiece()
-                moved.CopyFrom(piece)
-                moved.begin_us, moved.end_us = began_us + piece.begin_us, began_us + piece.end_us
-                self._piece(part.project, object.object, object.name, object.type, moved)
+                self._add_whole(part.project, object.object, object.name, object.type, Share.of(piece, began_us))
 
     def month(self, month: UsageMonth) -> None:
         """Add the days of a month that lie within the window, whole."""
         for sums in month.sums:
             begin_us = day_begin_us(sums.day)
+            end_us = begin_us + DAY_US
+            if end_us > self._window.end_us:
+                continue
             row: Row | None = None
-            if self._window.begin_us <= begin_us and begin_us + DAY_US <= self._window.end_us:
-                row = self._row(month.project, sums.kind, sums.type, "", sums.day)
-                self._add(row, sums)
-            if begin_us + DAY_US <= self._window.end_us:
-                self._price(month.project, sums.kind, sums.type, begin_us, sums, row)
+            if self._window.begin_us <= begin_us:
+                row = self._row(month.project, sums.kind, sums.type, "", begin_us)
+                _add(row, sums)
+            memory, kept = number_of(sums.memory_byte_us), number_of(sums.byte_us)
+            share = Share(begin_us, end_us, sums.us, False, False, sums.cpu_us, memory, kept)
+            self._price(month.project, sums.kind, sums.type, share, row)
 
-    def _piece(self, project: str, object: str, name: str, type: str, piece: UsagePiece, *, goes_on: bool = False) -> None:
-        kind = object.partition("/")[0]
-        for share in self._before(piece):
-            self._price(project, kind, type, share.begin_us, share, None)
-        for share in self._shares(piece):
-            row = self._row(project, kind, type, object, day_of(share.begin_us))
-            row.name = row.name or name if not goes_on else name
+    def _add_whole(self, project: str, object: str, name: str, type: str, whole: Share, *, goes_on: bool = False) -> None:
+        kind, window = object.partition("/")[0], self._window
+        if self._begins and (before := whole.clipped(window.month_us, window.begin_us)) is not None:
+            for part in self._parts(before):
+                self._price(project, kind, type, part, None)
+        within = whole.clipped(window.begin_us, window.end_us)
+        if within is None:
+            return
+        for share in within.days() if self._parts_of[3] else (within,):
+            row = self._row(project, kind, type, object, share.begin_us)
+            row.name = name if goes_on else row.name or name
             row.open = row.open or goes_on
             row.us += share.us
             row.running_us += share.us if share.running else 0
             row.inexact_us += share.us if share.inexact else 0
             row.cpu_us += share.cpu_us
-            row.memory_byte_us += number_of(share.memory_byte_us)
-            row.byte_us += number_of(share.byte_us)
-            for part in self._parts(share):
-                self._price(project, kind, type, part.begin_us, part, row)
+            row.memory_byte_us += share.memory_byte_us
+            row.byte_us += share.byte_us
+            for part in self._parts(share) if self._begins else ():
+                self._price(project, kind, type, part, row)
             if self._intervals and len(row.intervals) < INTERVALS_MAX:
                 row.intervals.append((share, goes_on))
             elif self._intervals:
                 row.intervals_left += 1
 
-    def _before(self, piece: UsagePiece) -> Iterator[UsagePiece]:
-        """Yield what of a piece lies before the window and counts for tiers, by segments."""
-        window = self._window
-        share = clipped(piece, window.month_us, window.begin_us) if self._begins else None
-        yield from self._parts(share) if share is not None else ()
-
-    def _parts(self, piece: UsagePiece) -> Iterator[UsagePiece]:
-        """Yield a piece by segments; nothing where there are no prices."""
-        at = bisect_right(self._begins, piece.begin_us)
+    def _parts(self, whole: Share) -> Iterator[Share]:
+        """Yield a share by segments."""
+        at = bisect_right(self._begins, whole.begin_us)
         while at and at <= len(self._begins):
-            end_us = self._begins[at] if at < len(self._begins) else piece.end_us
-            if (part := clipped(piece, self._begins[at - 1], end_us)) is not None:
+            end_us = self._begins[at] if at < len(self._begins) else whole.end_us
+            if (part := whole.clipped(self._begins[at - 1], end_us)) is not None:
                 yield part
-            if end_us >= piece.end_us:
+            if end_us >= whole.end_us:
                 return
             at += 1
 
-    def _price(self, project: str, kind: str, type: str, begin_us: int, sums: UsagePiece | UsageSum, row: Row | None) -> None:
-        """Add what prices count to a segment of a project, and to a row."""
-        segment = bisect_right(self._begins, begin_us) - 1
+    def _price(self, project: str, kind: str, type: str, share: Share, row: Row | None) -> None:
+        """Add what prices count to a segment of a project, and to a row. share: of one segment."""
+        segment = bisect_right(self._begins, share.begin_us) - 1
         if segment < 0:
             return
         item = f"{VOLUME}.{type}" if kind == VOLUME else IMAGE
-        bytes_ = number_of(sums.byte_us)
-        for what, units in ((CPU, sums.cpu_us * GIB), (MEMORY, number_of(sums.memory_byte_us)), (item, bytes_)):
+        for what, units in ((CPU, share.cpu_us * GIB), (MEMORY, share.memory_byte_us), (item, share.byte_us)):
             if units:
                 self._used[project][segment, what] += units
                 if row is not None:
@@ -203,37 +202,28 @@ class Report:
             if day_of(self._begins[each]) // 100 == month:
                 yield each
 
-    def _shares(self, piece: UsagePiece) -> Iterator[UsagePiece]:
-        """Yield what of a piece lies in the window; by days, if days are asked for."""
-        window = self._window
-        if self._group != UsageGroup.USAGE_GROUP_DAY:
-            if (share := clipped(piece, window.begin_us, window.end_us)) is not None:
-                yield share
-            return
-        for day_us in days_of(piece):
-            begin_us, end_us = max(day_us, window.begin_us), min(day_us + DAY_US, window.end_us)
-            if begin_us < end_us and (share := clipped(piece, begin_us, end_us)) is not None:
-                yield share
-
-    def _row(self, project: str, kind: str, type: str, object: str, day: int) -> Row:
-        by_kind, by_type, by_object, by_day = _PARTS.get(self._group, (False, False, False, False))
+    def _row(self, project: str, kind: str, type: str, object: str, day_us: int) -> Row:
+        by_kind, by_type, by_object, by_day = self._parts_of
         key = (
             project,
             kind if by_kind else "",
             type if by_type else "",
             object if by_object else "",
-            day if by_day else 0,
+            day_of(day_us) if by_day else 0,
         )
-        return self.rows.setdefault(key, Row())
+        row = self.rows.get(key)
+        if row is None:
+            row = self.rows[key] = Row()
+        return row
 
-    @staticmethod
-    def _add(row: Row, sums: UsageSum) -> None:
-        row.us += sums.us
-        row.running_us += sums.running_us
-        row.inexact_us += sums.inexact_us
-        row.cpu_us += sums.cpu_us
-        row.memory_byte_us += number_of(sums.memory_byte_us)
-        row.byte_us += number_of(sums.byte_us)
+
+def _add(row: Row, sums: UsageSum) -> None:
+    row.us += sums.us
+    row.running_us += sums.running_us
+    row.inexact_us += sums.inexact_us
+    row.cpu_us += sums.cpu_us
+    row.memory_byte_us += number_of(sums.memory_byte_us)
+    row.byte_us += number_of(sums.byte_us)
 
 
 def _segments(window: Window, held: Held) -> Iterator[int]:
