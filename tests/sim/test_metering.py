@@ -316,6 +316,48 @@ def test_what_cannot_be_read_is_nobodys_word() -> None:
     played(scenario)
 
 
+@pytest.mark.parametrize("key", [kinds.USAGE_CURSOR.key("self"), kinds.USAGE_OPEN.key("volume/vol-1")])
+def test_a_damaged_record_of_its_own_is_waited_for(key: str) -> None:
+    async def scenario() -> None:
+        one = await One(await found()).begin()
+        await one.volume("vol-1")
+        await one.caught_up()
+        one.kill()
+        good = one.backend.find(key)
+        assert good is not None
+        await one.raw.commit(Txn("test", puts={key: Put(b"\xff\xff\xff\xff")}))
+        one.count()
+        await asyncio.sleep(60)
+        assert one.backend.find(key) != good
+        await one.raw.commit(Txn("test", puts={key: Put(good.value)}))
+        await asyncio.sleep(60)
+        await one.volume("vol-1", gone=True)
+        await one.caught_up()
+        assert not one.open
+        assert not one.all(kinds.USAGE_GAP)
+        assert one.counted["volume/vol-1"]["us"] == pytest.approx(120 * S, rel=0.1)
+
+    played(scenario)
+
+
+def test_a_cursor_that_is_gone_is_a_gap() -> None:
+    async def scenario() -> None:
+        one = await One(await found()).begin()
+        await one.volume("vol-1")
+        await one.volume("vol-2")
+        await one.caught_up()
+        one.kill()
+        await one.raw.commit(Txn("test", deletes={kinds.USAGE_CURSOR.key("self")}))
+        await one.volume("vol-2", gone=True)
+        one.count()
+        await asyncio.sleep(10)
+        await one.caught_up()
+        assert list(one.open) == ["volume/vol-1"]
+        assert len(one.all(kinds.USAGE_GAP)) == 1
+
+    played(scenario)
+
+
 def test_old_days_become_sums_and_old_sums_go() -> None:
     async def scenario() -> None:
         one = await One(await found()).begin()
