@@ -222,7 +222,7 @@ def _page(answer: usage_pb2.ReportUsageResponse, readable: _Readable, report: Re
     for key in sorted(report.rows):
         if (token is not None and _text(key) <= after) or key[0] not in readable:
             continue
-        usage = _usage(readable.view, key, report.rows[key])
+        usage = _usage(readable.view, key, report)
         for currency, amount in sorted(report.costs(key).items()):
             usage.costs.add(currency=currency, amount=text(amount, COST_DIGITS))
         size_bytes += usage.ByteSize()
@@ -238,8 +238,8 @@ def _text(key: Key) -> str:
     return "\x01".join((*key[:4], f"{key[4]:08d}"))
 
 
-def _usage(view: View, key: Key, row: Row) -> Usage:
-    project, kind, type, object, day = key
+def _usage(view: View, key: Key, report: Report) -> Usage:
+    (project, kind, type, object, day), row = key, report.rows[key]
     known = view.get(kinds.PROJECT, project)
     usage = Usage(
         project=project,
@@ -247,7 +247,7 @@ def _usage(view: View, key: Key, row: Row) -> Usage:
         kind=kind,
         type=type,
         object=object.partition("/")[2],
-        object_name=row.name if object else "",
+        object_name=report.there.get(object, row.name) if object else "",
         day=day_text(day) if day else "",
         seconds=row.us / _MICROS,
         running_seconds=row.running_us / _MICROS,
@@ -255,7 +255,7 @@ def _usage(view: View, key: Key, row: Row) -> Usage:
         memory_byte_seconds=row.memory_byte_us / _MICROS,
         byte_seconds=row.byte_us / _MICROS,
         inexact_seconds=row.inexact_us / _MICROS,
-        open=row.open and bool(object),
+        open=object in report.there,
         intervals_left=row.intervals_left if object else 0,
     )
     usage.intervals.extend(_intervals(row) if object else ())

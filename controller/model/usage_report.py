@@ -62,7 +62,6 @@ class Row:
     cpu_us: int = 0
     memory_byte_us: int = 0
     byte_us: int = 0
-    open: bool = False
     intervals: list[tuple[Share, bool]] = field(default_factory=list)
     intervals_left: int = 0
     # (number of the segment, what it is called in prices) -> units and microseconds.
@@ -78,6 +77,8 @@ class Report:
         self._window, self._intervals = window, intervals
         self._parts_of = _PARTS.get(group, (False, False, False, False))
         self.rows: dict[Key, Row] = {}
+        # Objects that are there still, and what they are called now.
+        self.there: dict[str, str] = {}
         self._held = held or Held(())
         self._begins = list(_segments(window, self._held)) if self._held else []
         # Project -> (segment, item) -> units and microseconds, also of before the window.
@@ -86,6 +87,7 @@ class Report:
 
     def open(self, open: UsageOpen) -> None:
         """Add what an object counts with now, until the end of the window."""
+        self.there[open.object] = open.name
         piece = piece_of(open, self._window.end_us)
         whole = Share(
             piece.begin_us,
@@ -131,8 +133,7 @@ class Report:
             return
         for share in within.days() if self._parts_of[3] else (within,):
             row = self._row(project, kind, type, object, share.begin_us)
-            row.name = name if goes_on else row.name or name
-            row.open = row.open or goes_on
+            row.name = row.name or name
             row.us += share.us
             row.running_us += share.us if share.running else 0
             row.inexact_us += share.us if share.inexact else 0

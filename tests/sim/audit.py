@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any, Final
 
 from cairn.proto.pki import Identity
@@ -14,13 +15,15 @@ from cairn.proto.v1.job_pb2_grpc import JobServiceStub
 from cairn.proto.v1.node_pb2_grpc import NodeServiceStub
 from cairn.proto.v1.port_pb2_grpc import PortServiceStub
 from cairn.proto.v1.subnet_pb2_grpc import SubnetServiceStub
+from cairn.proto.v1.usage_pb2 import ReportUsageRequest, UsageGroup
+from cairn.proto.v1.usage_pb2_grpc import UsageServiceStub
 from cairn.proto.v1.vm_pb2_grpc import VmServiceStub
 from cairn.proto.v1.volume_pb2_grpc import VolumeServiceStub
 from cairn.proto.v1.vpc_pb2_grpc import VpcServiceStub
 
 from tests.sim.client import SimClient
 from tests.sim.transport import SimTransport
-from tests.sim.world import SimIds, World
+from tests.sim.world import START, SimIds, World
 
 PAGE: Final = 1000
 ALL_PROJECTS: Final = "-"
@@ -47,6 +50,18 @@ async def broken(world: World, controller: str) -> list[str]:
     """Return what a controller finds wrong with the records of who did what, in the store and in its files."""
     verified = await _client(world, controller).call(AuditServiceStub, "VerifyAudits", VerifyAuditsRequest())
     return [f"audited: {controller} says: {text}" for text in verified.broken]
+
+
+async def used(world: World, controller: str) -> list[Any]:
+    """Return what a controller reports as used by each object since before there was any: page by page."""
+    asked, found = ReportUsageRequest(project=ALL_PROJECTS, group_by=UsageGroup.USAGE_GROUP_OBJECT, page_size=PAGE), []
+    asked.from_time.FromDatetime(START - timedelta(days=1))
+    while True:
+        answer = await _client(world, controller).call(UsageServiceStub, "ReportUsage", asked)
+        found.append(answer)
+        if not answer.next_page_token:
+            return found
+        asked.page_token = answer.next_page_token
 
 
 def _client(world: World, controller: str) -> SimClient:

@@ -179,9 +179,12 @@ class Play:
     async def _ask(self, controller: str) -> list[str]:
         """Return what is wrong with a controller's lists, and with its record of who did what."""
         lists, broken = await audit.everything(self.world, controller), await audit.broken(self.world, controller)
-        return broken + [
-            text for kind, objects in lists.items() for text in self.world.referee.listed(controller, kind, objects)
-        ]
+        reported = self.world.referee.listed(controller, "usage", await audit.used(self.world, controller))
+        return (
+            broken
+            + reported
+            + [text for kind, objects in lists.items() for text in self.world.referee.listed(controller, kind, objects)]
+        )
 
     async def _again(self) -> None:
         """Restart everybody while all is at rest."""

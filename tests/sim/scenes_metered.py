@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from cairn.proto.v1.agent_pb2 import VmReport
-from cairn.proto.v1.usage_pb2 import UsageClock, UsageDay, UsageGap, UsageOpen
+from cairn.proto.v1.usage_pb2 import ReportUsageResponse, UsageClock, UsageDay, UsageGap, UsageOpen
 
 from tests.sim.stage import GIB, SCENES, VM, VOLUME, Stage, guest, said, scene, vm, volume
 
@@ -139,6 +139,33 @@ def within_a_gap_that_is_told(stage: Stage) -> None:
     gap.end_time.FromMicroseconds(START_US + 20 * S)
     _kept(stage, _day(f"volume/{VOLUME}", (5, False), size=GIB), ("usage_gap", "1", gap))
     stage.settle()
+
+
+def _page(seconds: float, until_s: float = 100, **row: Any) -> ReportUsageResponse:
+    page = ReportUsageResponse()
+    page.usages.add(kind="vm", object=VM, seconds=seconds, **row)
+    page.until_time.FromMicroseconds(START_US + int(until_s * S))
+    return page
+
+
+@scene("metered")
+def a_report_says_what_was(stage: Stage) -> None:
+    _ran(stage)
+    stage.said += stage.checker.listed(stage.cloud, "c1", "usage", [_page(45, running_seconds=30)])
+    # By a clock that is behind it has not ended yet.
+    stage.said += stage.checker.listed(stage.cloud, "c2", "usage", [_page(40, 40, running_seconds=30)])
+
+
+@scene("metered", "c1 reports that vm/i-1 was there for 40000000 us and ran for 30000000: 45000000, 30000000")
+def a_report_leaves_something_out(stage: Stage) -> None:
+    _ran(stage)
+    stage.said += stage.checker.listed(stage.cloud, "c1", "usage", [_page(40, running_seconds=30)])
+
+
+@scene("metered", "c1 reports that vm/i-1 is there")
+def a_report_says_that_it_goes_on(stage: Stage) -> None:
+    _ran(stage)
+    stage.said += stage.checker.listed(stage.cloud, "c1", "usage", [_page(45, running_seconds=30, open=True)])
 
 
 @scene("metered", "is marked as not exact, and no gap is told")

@@ -11,7 +11,7 @@ is marked, or within the gap that is told.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -223,6 +223,29 @@ class Metered(Checker):
         """The same when all is gone: nothing goes on counting."""
         yield from self._compared(cloud)
         yield from (f"{id} goes on counting" for id in sorted(cloud.all("usage_open")))
+
+    def listed(self, cloud: Cloud, who: str, kind: str, objects: Sequence[Any]) -> Iterator[str]:
+        """What a controller reports is that, too. objects: pages of a report by objects, of all time."""
+        if kind != "usage":
+            return
+        rows = {f"{each.kind}/{each.object}": each for page in objects for each in page.usages}
+        for object, life in sorted(self._lives.items()):
+            # What ended after this controller's clock is not reported by it yet; what is there goes on.
+            is_whole = life.gone and all(life.since_us <= _us(page.until_time) for page in objects)
+            row = rows.get(object)
+            if not is_whole or (row is not None and row.inexact_seconds) or self._is_unseen(cloud, life):
+                continue
+            told = (round(row.seconds * 1e6), round(row.running_seconds * 1e6)) if row is not None else (0, 0)
+            if any(abs(said - due) > _GRAIN_US for said, due in zip(told, (life.us, life.running_us), strict=True)):
+                was = f"{life.us}, {life.running_us}"
+                yield f"{who} reports that {object} was there for {told[0]} us and ran for {told[1]}: {was}"
+        for object, row in sorted(rows.items()):
+            if row.open != (cloud.get("usage_open", object) is not None):
+                yield f"{who} reports that {object} {'is there' if row.open else 'ended'}"
+
+    @staticmethod
+    def _is_unseen(cloud: Cloud, life: Life) -> bool:
+        return any(_unseen(gap, life) for gap in cloud.all("usage_gap").values())
 
     def _compared(self, cloud: Cloud) -> Iterator[str]:
         kept, gaps = _kept(cloud), list(cloud.all("usage_gap").values())

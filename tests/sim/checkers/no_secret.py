@@ -32,4 +32,4 @@ class NoSecret(Checker):
         """Lists show none either."""
         for each in objects:
             if any(secret in str(each) for secret in cloud.secrets):
-                yield f"{who} shows a secret in {kind} {each.id}"
+                yield f"{who} shows a secret in {kind} {getattr(each, 'id', '')}"
