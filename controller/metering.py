@@ -72,6 +72,9 @@ FOLD_S: Final = 3600.0
 RETRY_S_MAX: Final = 30.0
 # Records of one commit, with what one change more may add (it checks one, and puts the cursor).
 COST_MAX: Final = 100
+# Others run so often meanwhile: after so long, and after so many objects where all are looked at.
+SLICE_S: Final = 0.01
+LOOKED_MAX: Final = 100
 # Revisions that wait to be counted.
 WAITING_MAX: Final = 256
 
@@ -164,9 +167,12 @@ class Metering:
             self._folded_s = now_s
 
     def _count(self, books: Books, tail: Tail) -> bool:
-        """Count what has come; tell whether it is as much as fits one commit. Raises what ended the history."""
-        now_us = us_of(self._clock.now())
+        """Count what has come, for a while; tell whether it is as much as fits one commit. Raises what ended the history."""
+        loop, now_us = asyncio.get_running_loop(), us_of(self._clock.now())
+        until_s = loop.time() + SLICE_S
         while tail.batches:
+            if loop.time() > until_s:
+                return False
             if not books.history.take(tail.batches[0], now_us, COST_MAX):
                 return True
             self._looked = True
@@ -233,9 +239,11 @@ class Metering:
 
     async def _in_parts(self, books: Books, looked: Iterable[str]) -> None:
         """Store what is found otherwise, as much at a time as fits; the cursor stays until all of it is."""
-        for _ in looked:
+        for number, _ in enumerate(looked):
             if books.history.meter.cost >= COST_MAX:
                 await self._commit(books)
+            elif number % LOOKED_MAX == 0:
+                await asyncio.sleep(0)
 
     async def _arrive(self, books: Books, us: int, besides: Txn | None = None) -> None:
         """Have the cursor where the records were read."""
@@ -281,6 +289,8 @@ class Tail:
     async def some(self, within_s: float) -> None:
         """Return when something is there, or so much later."""
         if self.batches or self._error is not None:
+            # Others have their turn.
+            await asyncio.sleep(0)
             return
         self._more.clear()
         try:
