@@ -92,7 +92,7 @@ BY_KIND: Final[dict[str, Noun[Any]]] = {noun.kind.name: noun for noun in ALL}
 
 __all__ = [
     "ALL", "API_TOKEN", "BINDING", "BY_KIND", "CLUSTER_WIDE", "DEFAULT_PROJECT", "DEFAULT_PROJECT_ID", "EVENT",
-    "IDENTITY_PROVIDER", "IMAGE", "JOB", "NODE", "PORT", "PRICE_LIST", "PROJECT", "QUOTA", "ROLE", "SUBNET", "USER", "VM", "VOLUME",
-    "VPC", "ApiToken", "Binding", "Event", "IdentityProvider", "Image", "Job", "Node", "Noun", "Port", "PriceList", "Project", "Role",
-    "Subnet", "User", "Vm", "Volume", "Vpc",
+    "IDENTITY_PROVIDER", "IMAGE", "JOB", "NODE", "PORT", "PRICE_LIST", "PROJECT", "QUOTA", "ROLE", "SUBNET", "USER", "VM",
+    "VOLUME", "VPC", "ApiToken", "Binding", "Event", "IdentityProvider", "Image", "Job", "Node", "Noun", "Port",
+    "PriceList", "Project", "Role", "Subnet", "User", "Vm", "Volume", "Vpc",
 ]  # fmt: skip
