@@ -74,12 +74,11 @@ class Releases:
         """Return what a controller really stores."""
         if name not in self.newer:
             return txn
-        # In place: what it shows of its own commits before the store does is what it wrote.
+        # In place, and not only in this copy: what it shows of its own commits before the store does is what it wrote.
         for key, put in txn.puts.items():
-            if key.startswith(kinds.AUDIT.prefix):
-                # It would have hashed what it adds.
-                continue
-            txn.puts[key] = Put(put.value + (b"" if NOVELTY in put.value else NOVELTY), put.lease)
+            # It would have hashed what it adds to the audit.
+            if not key.startswith(kinds.AUDIT.prefix) and NOVELTY not in put.value:
+                object.__setattr__(put, "value", put.value + NOVELTY)
         return replace(txn, puts={**txn.puts, f"{kinds.ROOT}{KIND}/{name}": Put(NOVELTY)}) if txn.puts else txn
 
 
