@@ -197,11 +197,25 @@ def _purge(view: View, kind: AnyKind, record: Record[Any], now: datetime) -> Out
         return None
     if left_s > 0:
         return Outcome(None, "waits for the end of its retention", again_after_s=left_s)
+    if damaged := _damaged_of(view, message):
+        # Whether it is in a pool that several nodes reach, and where a guest may have it, cannot be told.
+        return Outcome(None, f"{damaged} cannot be read", again_after_s=OPEN_AGAIN_S)
     if guest := _guest_at(view, message):
         return Outcome(None, f"guest {guest} may have a disk of it open", again_after_s=OPEN_AGAIN_S)
     txn = Txn("garbage").check(kind, message.id, record.mod_revision)
     txn.create(kinds.PURGE, message.id, Purge(id=message.id, purge_time=timestamp(now)))
     return Outcome(txn, f"{kind.name} {message.name} is to be erased now")
+
+
+def _damaged_of(view: View, message: Vm | Volume) -> str:
+    """Return a record that cannot be read, of those that say where a VM, or a volume, and its disks are; empty: none."""
+    vm = message if isinstance(message, Vm) else None
+    named = (vm.spec.root_volume, *vm.spec.volumes, *view.by(kinds.VOLUME, "vm", vm.id)) if vm is not None else (message.id,)
+    disks = [disk for id in named if (disk := view.get(kinds.VOLUME, id)) is not None]
+    vms = (*(vm_id for disk in disks for vm_id in (disk.spec.vm, disk.spec.former_vm)), vm.id if vm is not None else "")
+    asked = {kinds.VOLUME: named, kinds.VOLUME_PLACEMENT: named, kinds.VM: vms, kinds.PLACEMENT: vms}
+    found = (f"{kind.name} {id}" for kind, ids in asked.items() for id in ids if id in view.unreadable(kind))
+    return next(found, "")
 
 
 def _guest_at(view: View, message: Vm | Volume) -> str:

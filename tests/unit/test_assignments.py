@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from cairn.controller.api import nouns
@@ -306,6 +307,26 @@ def test_a_volume_that_goes_with_a_vm_is_not_erased_under_the_guest_it_was_taken
     cloud.report(nodes[1], f"vm/{other}", state=VmReport.STATE_RUNNING, volumes_generation=1)
     cloud.decide(Garbage(), f"vm/{web}")
     assert cloud.view.get(kinds.PURGE, web) is not None
+
+
+@pytest.mark.parametrize("kind", [kinds.VOLUME_PLACEMENT, kinds.VOLUME, kinds.PLACEMENT], ids=lambda kind: kind.name)
+def test_nothing_is_erased_while_it_cannot_be_read_where_it_is(kind: Any) -> None:
+    """A volume whose place could not be read counted as one of its node's own: seed busy-880046."""
+    cloud, nodes, web = shared()
+    cloud.settle(ALL)
+    cloud.report(nodes[0], f"vm/{web}", state=VmReport.STATE_RUNNING, open_volumes=[VOLUME])
+    cloud.delete_vm(web, purge=True)
+    id = web if kind is kinds.PLACEMENT else VOLUME
+    good = cloud.view.record(kind, id)
+    assert good is not None
+    cloud.view.table(kind).delete(id)
+    cloud.view.table(kind).keep(id, 7, "garbage")
+    outcome = cloud.decide(Garbage(), f"vm/{web}")
+    assert outcome.say == f"{kind.name} {id} cannot be read"
+    assert cloud.view.get(kinds.PURGE, web) is None
+    cloud.put(kind, id, good.message)
+    outcome = cloud.decide(Garbage(), f"vm/{web}")
+    assert outcome.say == f"guest {web} may have a disk of it open"
 
 
 class Losing(RuleBasedStateMachine):
