@@ -222,7 +222,7 @@ class Metering:
         gap.say = (
             f"{why}: when what changed from {_text(gap.begin_time)} to {_text(gap.end_time)} did is not known to the second"
         )
-        besides = Txn("metering").put(kinds.USAGE_GAP, f"{end_us:016d}", gap)
+        besides = Txn("metering").put(kinds.USAGE_GAP, f"{end_us:016d}-{books.revision:016d}", gap)
         event = EventSpec("cluster", "", "", "UsageInexact", gap.say, warning=True)
         tell(besides, [event], now=now, ids=self._ids, lease=await self._leases.lease(RECORDS))
         await self._arrive(books, end_us, besides)

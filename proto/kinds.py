@@ -141,7 +141,7 @@ USAGE_CURSOR = Kind("usage_cursor", usage_pb2.UsageCursor, "metering", cached=Fa
 USAGE_OPEN = Kind("usage_open", usage_pb2.UsageOpen, "metering", cached=False)  # id: <kind>/<id>
 USAGE_DAY = Kind("usage_day", usage_pb2.UsageDay, "metering", cached=False)  # id: <YYYYMMDD>/<project>/<part>
 USAGE_MONTH = Kind("usage_month", usage_pb2.UsageMonth, "metering", cached=False)  # id: <YYYYMM>/<project>
-USAGE_GAP = Kind("usage_gap", usage_pb2.UsageGap, "metering", cached=False)  # id: microseconds of its end, 16 digits
+USAGE_GAP = Kind("usage_gap", usage_pb2.UsageGap, "metering", cached=False)  # id: <end, us>-<revision>
 
 # Written by whoever has something to tell; ids are unique, nothing is ever changed. Leased, 24 h.
 EVENT = Kind("event", event_pb2.Event, "*", "ev", kept=False, cached=False)
