@@ -35,9 +35,8 @@ class Damaged(Exception):
     """A record that counting stands on cannot be read."""
 
 
-async def pages(store: Store, prefix: str, revision: int = 0) -> AsyncGenerator[list[Item]]:
-    """Yield what begins so, a page at a time, all of one revision. Raises Compacted, Unavailable."""
-    start = ""
+async def pages(store: Store, prefix: str, revision: int = 0, start: str = "") -> AsyncGenerator[list[Item]]:
+    """Yield what begins so, a page at a time, all of one revision. start: the first key. Raises Compacted, Unavailable."""
     while True:
         items, revision = await store.read(prefix, start=start, limit=READ_MAX, revision=revision)
         yield items

@@ -8,7 +8,7 @@ Of which projects a caller may read it is asked of each (`usage.read`); what he 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,17 +17,17 @@ from cairn.controller.api.authorise import caller_of
 from cairn.controller.api.core import Core
 from cairn.controller.api.listing import PAGE_BYTES_MAX, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX, Token, read_token, write_token
 from cairn.controller.api.selection import ALL_PROJECTS, Turns
-from cairn.controller.api.stored import READ_MAX, parsed
+from cairn.controller.api.stored import parsed
 from cairn.controller.model.history import CLOCK_KEY
 from cairn.controller.model.permits import Caller, Verb, permits
 from cairn.controller.model.prices import held, text
 from cairn.controller.model.usage_days import DAY_US, HOUR_US, day_begin_us, day_of, day_text, us_of
 from cairn.controller.model.usage_report import Key, Report, Row, Window
 from cairn.controller.outage import refusal
-from cairn.controller.store.base import Compacted, Item, Store, Unavailable, View
+from cairn.controller.store.base import Compacted, Unavailable, View
+from cairn.controller.usage_books import one, pages
 from cairn.proto import kinds
 from cairn.proto.errors import Denied, Invalid, OutOfRange
-from cairn.proto.kinds import AnyKind
 from cairn.proto.seams import moment
 from cairn.proto.v1 import usage_pb2, usage_pb2_grpc
 from cairn.proto.v1.usage_pb2 import Usage, UsageCursor, UsageInterval
@@ -122,8 +122,8 @@ class UsageService(usage_pb2_grpc.UsageServiceServicer):
         loop = asyncio.get_running_loop()
         until_s = loop.time() + WAIT_S
         while True:
-            clock, at = await _one(self._core.store, CLOCK_KEY, revision)
-            item, _ = await _one(self._core.store, _CURSOR_KEY, at)
+            clock, at = await one(self._core.store, CLOCK_KEY, revision)
+            item, _ = await one(self._core.store, _CURSOR_KEY, at)
             found = parsed(kinds.USAGE_CURSOR, _CURSOR_KEY, item.value) if item is not None else None
             cursor = found if found is not None else UsageCursor()
             behind = cursor.revision < (clock.mod_revision if clock is not None else 0)
@@ -133,7 +133,7 @@ class UsageService(usage_pb2_grpc.UsageServiceServicer):
 
     async def _fill(self, report: Report, window: Window, revision: int, readable: _Readable) -> None:
         turns, store, first = Turns(), self._core.store, day_of(window.month_us)
-        async for items in _pages(store, kinds.USAGE_OPEN, revision):
+        async for items in pages(store, kinds.USAGE_OPEN.prefix, revision):
             for item in items:
                 open = parsed(kinds.USAGE_OPEN, item.key, item.value)
                 if open is not None and open.project in readable:
@@ -144,7 +144,7 @@ class UsageService(usage_pb2_grpc.UsageServiceServicer):
             (kinds.USAGE_DAY, f"{first:08d}/", report.day),
             (kinds.USAGE_MONTH, f"{first // 100:06d}/", report.month),
         ):
-            async for items in _pages(store, kind, revision, start):
+            async for items in pages(store, kind.prefix, revision, kind.key(start)):
                 for item in items:
                     project = item.key.removeprefix(kind.prefix).split("/")[1]
                     record: Any = parsed(kind, item.key, item.value) if project in readable else None
@@ -154,8 +154,8 @@ class UsageService(usage_pb2_grpc.UsageServiceServicer):
                         await turns.next()
 
     async def _gaps(self, window: Window, revision: int) -> list[usage_pb2.UsageGap]:
-        found = []
-        async for items in _pages(self._core.store, kinds.USAGE_GAP, revision, f"{window.begin_us:016d}"):
+        found, first = [], kinds.USAGE_GAP.key(f"{window.begin_us:016d}")
+        async for items in pages(self._core.store, kinds.USAGE_GAP.prefix, revision, first):
             for item in items:
                 gap = parsed(kinds.USAGE_GAP, item.key, item.value)
                 if gap is not None and gap.begin_time.ToMicroseconds() <= window.end_us:
@@ -276,18 +276,3 @@ def _intervals(row: Row) -> Iterator[UsageInterval]:
         interval.begin_time.FromMicroseconds(piece.begin_us)
         interval.end_time.FromMicroseconds(piece.end_us)
         yield interval
-
-
-async def _one(store: Store, key: str, revision: int) -> tuple[Item | None, int]:
-    items, at = await store.read(key, end=key + "\0", limit=1, revision=revision)
-    return (items[0] if items else None), at
-
-
-async def _pages(store: Store, kind: AnyKind, revision: int, start: str = "") -> AsyncGenerator[list[Item]]:
-    key = kind.key(start)
-    while True:
-        items, _ = await store.read(kind.prefix, start=key, limit=READ_MAX, revision=revision)
-        yield items
-        if len(items) < READ_MAX:
-            return
-        key = items[-1].key + "\0"

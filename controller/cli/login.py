@@ -182,6 +182,7 @@ async def _loopback(port: int) -> AsyncIterator[tuple[str, asyncio.Future[str]]]
     came: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # Who speaks no HTTP, or hangs up, is not the browser that is waited for.
         with suppress(ValueError, OSError, asyncio.IncompleteReadError):
             method, target, _ = (await reader.readline()).decode("ascii").split(" ", 2)
             if method == "GET" and target.partition("?")[0] == CALLBACK and not came.done():

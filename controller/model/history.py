@@ -125,6 +125,7 @@ class History:
         try:
             cluster = Cluster.FromString(value)
         except DecodeError:
+            # As with others: what it said before goes on.
             return
         self.belongs(cluster, revision)
 
