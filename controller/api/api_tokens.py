@@ -21,6 +21,7 @@ from cairn.controller.api.objects import addressed, looked_up, updated
 from cairn.controller.api.signed import secret_id, secret_of
 from cairn.controller.model.authority import authority, is_lesser, lacking, narrowed, token_of, user_called
 from cairn.controller.model.permits import Caller, Verb, authority_of, permits, witnesses
+from cairn.controller.model.quotas import fence
 from cairn.controller.model.roles import unknown_patterns
 from cairn.controller.store.base import Conflict, Indeterminate, Record, Txn, View
 from cairn.proto import kinds
@@ -162,6 +163,7 @@ class ApiTokenService(api_token_pb2_grpc.ApiTokenServiceServicer):
             raise BadState(
                 "user", user.name, f"user {user.name!r} has {TOKENS_MAX} API tokens, the most there can be: delete some"
             )
+        fence(view, txn, user.id)
         resolution.claim(txn, view, caller, nouns.API_TOKEN, "", name, id)
         txn.check(kinds.USER, user.id, view.revision_of(kinds.USER, user.id))
         self._keep(txn, token, secret)

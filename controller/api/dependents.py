@@ -17,7 +17,7 @@ from cairn.controller.model.owners import ports_of, vm_of
 from cairn.controller.model.quotas import DEFAULTS_ID, quota_id
 from cairn.controller.model.where import vms_on, volumes_on, where
 from cairn.controller.store.base import View
-from cairn.controller.store.sums import COUNTED
+from cairn.controller.store.sums import COUNTED, holders
 from cairn.proto import kinds
 from cairn.proto.ids import LOCAL_POOL
 from cairn.proto.kinds import Kind
@@ -280,7 +280,7 @@ RULES: Final[dict[str, Rule]] = {
 def _counts(view: View, kind: Kind[Any], id: str, last: Any) -> Iterator[Affected]:
     """What a project has shows in it and in its quota."""
     found: Any = view.get(kind, id) or last
-    for project in [found.project] if found is not None else list(view.ids(kinds.PROJECT)):
+    for project in holders(kind.name, found) if found is not None else list(view.ids(kinds.PROJECT)):
         yield "quota", quota_id(project)
         if kind in _SHOWN_BY_PROJECTS:
             yield "project", project

@@ -96,6 +96,7 @@ def removal(view: View, record: Record[User]) -> Decided[User]:
     """Return the decision to remove a user with what speaks of it. Raises BadState."""
     user = record.message
     txn = Txn("api").check(kinds.USER, user.id, record.mod_revision).delete(kinds.USER, user.id)
+    txn.delete(kinds.QUOTA_USE, user.id)
     resolution.release(txn, view, nouns.USER, "", user.name, user.id)
     if user.spec.HasField("login"):
         unlink(txn, view, user)

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from cairn.controller.store.base import Txn, View
-from cairn.controller.store.sums import COUNTED, NAMES, VOLUME_BYTES, added
+from cairn.controller.store.sums import COUNTED, NAMES, VOLUME_BYTES, added, holders
 from cairn.controller.words import size
 from cairn.proto import kinds
 from cairn.proto.errors import Exhausted, TryAgain
@@ -83,10 +83,18 @@ def charge(view: View, txn: Txn) -> None:
         for name, amount in sorted(limited.items()):
             if used.get(name, 0) + amount > bounds[name]:
                 raise Exhausted(f"quota/{name}", _refusal(view, project, name, used.get(name, 0), amount, bounds[name]))
-        fence = view.get(kinds.QUOTA_USE, project)
-        count = fence.count + 1 if fence is not None else 1
-        txn.check(kinds.QUOTA_USE, project, view.revision_of(kinds.QUOTA_USE, project))
-        txn.put(kinds.QUOTA_USE, project, QuotaUse(project=project, count=count))
+        fence(view, txn, project)
+
+
+def fence(view: View, txn: Txn, holder: str) -> None:
+    """Have two transactions that give one holder more conflict, whichever controllers decide: each looked whether it has room.
+
+    holder: a project's id, or of what only users have a number, a user's.
+    """
+    found = view.get(kinds.QUOTA_USE, holder)
+    count = found.count + 1 if found is not None else 1
+    txn.check(kinds.QUOTA_USE, holder, view.revision_of(kinds.QUOTA_USE, holder))
+    txn.put(kinds.QUOTA_USE, holder, QuotaUse(project=holder, count=count))
 
 
 def asked(view: View, txn: Txn) -> dict[str, dict[str, int]]:
@@ -94,8 +102,8 @@ def asked(view: View, txn: Txn) -> dict[str, dict[str, int]]:
     found: dict[str, dict[str, int]] = {}
     for kind, before, after in _counted(view, txn):
         for message, sign in ((before, -1), (after, 1)):
-            if message is not None:
-                added(found.setdefault(message.project, {}), COUNTED[kind](message), sign)
+            for project in holders(kind, message) if message is not None else ():
+                added(found.setdefault(project, {}), COUNTED[kind](message), sign)
     return found
 
 

@@ -42,7 +42,7 @@ COUNTED: Final[Mapping[str, Callable[[Any], Counted]]] = {
     kinds.IMAGE.name: lambda image: Counted(image.project, image.name, size_bytes=image.spec.size_bytes),
 }
 # Nouns with a quota of which nobody is told what they cost.
-FREE: Final = frozenset({kinds.PORT.name, kinds.VPC.name, kinds.SUBNET.name})
+FREE: Final = frozenset({kinds.PORT.name, kinds.VPC.name, kinds.SUBNET.name, kinds.API_TOKEN.name})
 # In the key of what a node reports of a guest.
 _GUEST: Final = f"/{kinds.VM.name}/"
 _PREFIXES: Final = tuple(kinds.BY_NAME[name].prefix for name in COUNTED)

@@ -20,7 +20,7 @@ from typing import Any, Final, TypeVar
 
 from cairn.controller.store.base import Record, Txn, Unreadable, View
 from cairn.controller.store.indexes import INDEXES
-from cairn.controller.store.sums import COUNTED, Sums, added
+from cairn.controller.store.sums import COUNTED, Sums, added, holders
 from cairn.proto import kinds
 from cairn.proto.kinds import Kind, split
 from google.protobuf.message import Message
@@ -71,8 +71,7 @@ class Table:
         self._recent = Recent()
         self._extracts = INDEXES.get(kind.name, {})
         self._indexes: dict[str, dict[str, str | list[str]]] = {name: {} for name in self._extracts}
-        counted = COUNTED.get(kind.name)
-        self.sums = Sums(counted) if counted is not None else None
+        self.sums = Sums(kind.name) if kind.name in COUNTED else None
         self.unreadable: dict[str, Unreadable] = {}
         # Grows with each change.
         self.changes = 0
@@ -444,7 +443,7 @@ class Fork:
                 before: Any = self._parent.get(kind, id)
                 after: Any = slot.message(kind) if slot is not None else None
                 for message, sign in ((before, -1), (after, 1)):
-                    if message is not None and message.project == project:
+                    if message is not None and project in holders(name, message):
                         added(found, counted(message), sign)
         return {name: amount for name, amount in found.items() if amount}
 

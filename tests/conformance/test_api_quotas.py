@@ -13,7 +13,7 @@ import pytest
 from cairn.controller.model.quotas import DEFAULTS_ID, charge, quota_id
 from cairn.controller.store.base import Conflict, Txn
 from cairn.controller.store.memory import MemoryStore
-from cairn.controller.store.sums import COUNTED, added
+from cairn.controller.store.sums import COUNTED, added, holders
 from cairn.proto import kinds
 from cairn.proto.errors import Exhausted
 from cairn.proto.v1 import project_pb2, quota_pb2, vm_pb2, volume_pb2, vpc_pb2
@@ -55,7 +55,7 @@ def recount(world: World, project: str = DEFAULT) -> dict[str, int]:
     for name, counted in COUNTED.items():
         for record in world.cache.view.all(kinds.BY_NAME[name]):
             message: Any = record
-            if message.project == project:
+            if project in holders(name, message):
                 added(found, counted(message))
     return {name: amount for name, amount in found.items() if amount}
 

@@ -9,7 +9,9 @@ from tests.sim.checkers.base import Checker
 from tests.sim.cloud import Cloud, Commit
 
 # Kind of record -> what it is called in quotas.
-_ONE_EACH = {"vm": "vms", "volume": "volumes", "image": "images", "port": "ports", "vpc": "vpcs", "subnet": "subnets"}
+_ONE_EACH = {
+    "vm": "vms", "volume": "volumes", "image": "images", "port": "ports", "vpc": "vpcs", "subnet": "subnets", "api_token": "tokens",
+}  # fmt: skip
 
 
 class Quotas(Checker):
@@ -20,7 +22,7 @@ class Quotas(Checker):
         if any(change.kind == "request" and change.after is not None and _adopts(change.after) for change in commit.changes):
             return
         made = [change for change in commit.changes if change.kind in _ONE_EACH and change.after is not None]
-        for project in dict.fromkeys(change.after.project for change in made):
+        for project in dict.fromkeys(project for change in made for project in _projects(change.kind, change.after)):
             limits = _limits(cloud, project)
             if not limits:
                 continue
@@ -33,6 +35,10 @@ class Quotas(Checker):
 
 def _adopts(request: Any) -> bool:
     return str(request.method).startswith("Adopt")
+
+
+def _projects(kind: str, record: Any) -> list[str]:
+    return list(record.spec.projects) if kind == "api_token" else [record.project]
 
 
 def _limits(cloud: Cloud, project: str) -> Mapping[str, int]:
@@ -59,7 +65,7 @@ def _used(cloud: Cloud, project: str) -> dict[str, int]:
     found: dict[str, int] = {}
     for kind in _ONE_EACH:
         for record in cloud.all(kind).values():
-            for name, amount in _amounts(kind, record).items() if record.project == project else ():
+            for name, amount in _amounts(kind, record).items() if project in _projects(kind, record) else ():
                 found[name] = found.get(name, 0) + amount
     return found
 
@@ -67,6 +73,6 @@ def _used(cloud: Cloud, project: str) -> dict[str, int]:
 def _gained(change: Any, project: str, name: str) -> int:
     total = 0
     for record, sign in ((change.before, -1), (change.after, 1)):
-        if record is not None and record.project == project:
+        if record is not None and project in _projects(change.kind, record):
             total += sign * _amounts(change.kind, record).get(name, 0)
     return total

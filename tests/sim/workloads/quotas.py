@@ -7,10 +7,15 @@ import random
 from collections.abc import Iterable
 from typing import Any
 
+from cairn.proto.v1.api_token_pb2 import ApiToken, ApiTokenSpec, CreateApiTokenRequest
+from cairn.proto.v1.api_token_pb2_grpc import ApiTokenServiceStub
 from cairn.proto.v1.project_pb2 import CreateProjectRequest, DeleteProjectRequest, Project
 from cairn.proto.v1.project_pb2_grpc import ProjectServiceStub
 from cairn.proto.v1.quota_pb2 import GetQuotaRequest, Quota, UpdateQuotaRequest
 from cairn.proto.v1.quota_pb2_grpc import QuotaServiceStub
+from cairn.proto.v1.user_pb2 import CreateUserRequest, DeleteUserRequest, UserSpec
+from cairn.proto.v1.user_pb2 import User as UserRecord
+from cairn.proto.v1.user_pb2_grpc import UserServiceStub
 from cairn.proto.v1.volume_pb2 import CreateVolumeRequest, Volume, VolumeSpec
 from cairn.proto.v1.volume_pb2_grpc import VolumeServiceStub
 
@@ -32,7 +37,8 @@ async def fight_for_quota(user: User, number: int, limit: int) -> None:
     """Ask for more than fits; give one back, ask again; have the limit lowered; give all back."""
     name = f"q{number}-{user.name}"
     await user.client.call(ProjectServiceStub, "CreateProject", CreateProjectRequest(project=Project(name=name)))
-    await _limit(user, name, limit)
+    await _limit(user, name, volumes=limit, tokens=limit)
+    await _fight_for_tokens(user, name, limit)
     made = await _ask(user, name, "a", limit + MORE)
     if len(made) != limit:
         user.asked.contradict(f"project {name} may have {limit} volumes, and got {len(made)} of {limit + MORE} asked for")
@@ -41,7 +47,7 @@ async def fight_for_quota(user: User, number: int, limit: int) -> None:
     made += await _ask(user, name, "b", MORE)
     if len(made) != limit:
         user.asked.contradict(f"project {name} gave one of {limit} volumes back, asked for {MORE}, and has {len(made)}")
-    await _limit(user, name, 0)
+    await _limit(user, name, volumes=0)
     if late := await _ask(user, name, "c", 2):
         user.asked.contradict(f"project {name} may have no volume any more, and {[each.name for each in late]} were made")
     shown = await user.client.call(QuotaServiceStub, "GetQuota", GetQuotaRequest(project=name))
@@ -59,10 +65,22 @@ async def _erase(user: User, volume: str) -> None:
         await asyncio.sleep(LOOK_S)
 
 
-async def _limit(user: User, project: str, volumes: int) -> None:
+async def _fight_for_tokens(user: User, project: str, limit: int) -> None:
+    """Ask for more tokens that are good in the project than it may have; they go with whose they are."""
+    program = UserRecord(name=f"{project}-program", spec=UserSpec(type=UserSpec.TYPE_SERVICE))
+    made = await user.client.call(UserServiceStub, "CreateUser", CreateUserRequest(user=program))
+    token = ApiToken(spec=ApiTokenSpec(user=made.id, projects=[project]))
+    calls = [user.client.call(ApiTokenServiceStub, "CreateApiToken", CreateApiTokenRequest(api_token=token)) for _ in range(MORE)]
+    answers = await asyncio.gather(*(user.attempt(call, Code.RESOURCE_EXHAUSTED) for call in calls))
+    if (got := sum(each is not None for each in answers)) != limit:
+        user.asked.contradict(f"project {project} may have {limit} tokens, and got {got} of {MORE} asked for")
+    await user.client.call(UserServiceStub, "DeleteUser", DeleteUserRequest(id=made.id))
+
+
+async def _limit(user: User, project: str, **limits: int) -> None:
     request = UpdateQuotaRequest(quota=Quota(project=project), allow_stale=True)
-    request.quota.spec.limits["volumes"] = volumes
-    request.update_mask.paths.append("spec.limits.volumes")
+    request.quota.spec.limits.update(limits)
+    request.update_mask.paths.extend(f"spec.limits.{name}" for name in limits)
     await user.client.call(QuotaServiceStub, "UpdateQuota", request)
 
 
