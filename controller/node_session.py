@@ -4,7 +4,8 @@ The record belongs to whoever wrote it last: an agent that reconnects, to this c
 writing it again under a new lease, and the older stream, which finds a message that is not its own, ends. Every write of the
 record checks the revision it replaces, and what a node reports is written only together with a check of this record's
 revision: so a stream that was superseded writes nothing any more, whatever it has not heard yet, and neither does a commit of
-its that arrives late.
+its that arrives late. Nor when the stream that superseded it is gone by now, and its record with it: who came last is written
+besides, under no lease (LastSession), and who writes its record again checks that it is that one still.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from cairn.proto import kinds
 from cairn.proto.log import logger
 from cairn.proto.seams import Clock, timestamp
 from cairn.proto.v1.agent_pb2 import Hello
+from cairn.proto.v1.cluster_pb2 import LastSession
 from cairn.proto.v1.node_pb2 import NodeFacts, NodeSession
 
 _log = logger("sync")
@@ -49,15 +51,22 @@ class Session:
         self._stirred = asyncio.Event()
         # Mod revision of our record; what reports are checked against.
         self.revision = 0
+        # Mod revision of the mark that this stream came last; 0: it has not come yet.
+        self._came = 0
 
     async def open(self, facts: NodeFacts | None, view: View) -> int:
         """Write the record in place of the one in the view, with the node's facts if they are new; return the revision.
 
-        Raises StoreError; Conflict when the record has moved on meanwhile.
+        Raises StoreError; Conflict when the record has moved on meanwhile, or another stream has come since.
         """
         lease = await self._store.lease(TTL_S)
         txn = Txn(WRITER).check(kinds.NODE_SESSION, self.node, newest_revision(view, kinds.NODE_SESSION, self.node))
         txn.put(kinds.NODE_SESSION, self.node, self.message, lease=lease.id)
+        if self._came:
+            txn.check(kinds.NODE_LAST, self.node, self._came)
+        else:
+            since = self.message.connect_time
+            txn.put(kinds.NODE_LAST, self.node, LastSession(controller=self.message.controller, since_time=since))
         if facts is not None and inventory_changed(view.get(kinds.NODE_FACTS, self.node), facts):
             txn.put(kinds.NODE_FACTS, self.node, facts)
         if facts is not None and figures_changed(view, self.node, facts):
@@ -67,11 +76,11 @@ class Session:
         except BaseException:
             await lease.close(revoke=False)
             raise
-        self._lease = lease
+        self._lease, self._came = lease, self._came or self.revision
         return self.revision
 
     async def keep(self, cache: Cache) -> None:
-        """Write the record again whenever its lease is lost or it is not as we wrote it; return once another stream's is there.
+        """Write the record again whenever its lease is lost or it is not as we wrote it; return once another stream has come.
 
         A commit of ours that was given up as in doubt may arrive late, and put the record under a lease nobody keeps alive.
         """
@@ -89,6 +98,9 @@ class Session:
                     return
                 await self.open(None, cache.view)
             except (Conflict, Unavailable, Indeterminate, LeaseLost) as error:
+                if isinstance(error, Conflict) and kinds.NODE_LAST.key(self.node) in error.keys:
+                    _log.info("session_superseded", node=self.node)
+                    return
                 _log.warning("session_not_renewed", node=self.node, error=str(error))
                 await asyncio.sleep(RETRY_S)
 

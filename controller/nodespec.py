@@ -476,7 +476,7 @@ NOBODYS: Final = frozenset(
         kinds.POOL_CLAIMS, kinds.NODE_HEARD, kinds.NODE_LOSS, kinds.JOB, kinds.JOB_STATE, kinds.CONTROLLER, kinds.CLUSTER,
         kinds.EVENT, kinds.EVENT_OF, kinds.NODE_TOLD, kinds.NODE_POOLS, kinds.CONTROLLER_MEMBER, kinds.USER, kinds.ROLE,
         kinds.BINDING, kinds.API_TOKEN, kinds.IDENTITY_PROVIDER, kinds.QUOTA, kinds.QUOTA_USE,
-        kinds.PRICE_LIST,
+        kinds.PRICE_LIST, kinds.NODE_LAST, kinds.CONTROLLER_LAST,
         kinds.AUDIT, kinds.AUDIT_HEAD, kinds.AUDIT_CUT, kinds.USAGE_CLOCK, kinds.USAGE_CURSOR, kinds.USAGE_OPEN,
         kinds.USAGE_DAY, kinds.USAGE_MONTH, kinds.USAGE_GAP,
     )

@@ -19,7 +19,7 @@ from cairn.controller.store.cache import Cache
 from cairn.proto import kinds
 from cairn.proto.log import logger
 from cairn.proto.seams import Clock, timestamp
-from cairn.proto.v1.cluster_pb2 import Cluster, ControllerSession
+from cairn.proto.v1.cluster_pb2 import Cluster, ControllerSession, LastSession
 
 _log = logger("peers")
 WRITER: Final = "peers"
@@ -51,6 +51,8 @@ class Peers:
         self._cluster = cluster
         # Mod revision of our record as last written; 0: never.
         self._revision = 0
+        # Mod revision of the mark that this process was the last of its name; 0: it has not come yet.
+        self._came = 0
         self._session = ControllerSession(name=name, endpoints=endpoints, version=version, start_time=timestamp(clock.now()))
         # Set while our record is in the store as far as we know.
         self.registered = asyncio.Event()
@@ -101,7 +103,14 @@ class Peers:
         try:
             # Replaces the record a previous life of this controller may have left under its own lease.
             txn = Txn(WRITER).check(kinds.CONTROLLER, self.name, view.revision_of(kinds.CONTROLLER, self.name))
-            self._revision = await self._store.commit(txn.put(kinds.CONTROLLER, self.name, self._session, lease=lease.id))
+            txn.put(kinds.CONTROLLER, self.name, self._session, lease=lease.id)
+            if self._came:
+                txn.check(kinds.CONTROLLER_LAST, self.name, self._came)
+            else:
+                last = LastSession(controller=self.name, since_time=self._session.start_time)
+                txn.put(kinds.CONTROLLER_LAST, self.name, last)
+            self._revision = await self._store.commit(txn)
+            self._came = self._came or self._revision
             _log.info("registered", name=self.name, lease=lease.id)
             self.registered.set()
             self.trouble = ""
@@ -111,18 +120,28 @@ class Peers:
             await self._leave(lease)
 
     async def _until_free(self) -> None:
-        """Return, on a fresh view, once no process of our name is there that came after us: it has superseded this one."""
+        """Return, on a fresh view, unless a process of our name came after us, gone or not: it has superseded this one."""
         told = False
         while True:
             await self._cache.wait_for(await self._store.revision())
             record = self._cache.view.record(kinds.CONTROLLER, self.name)
             newer = record is not None and self._revision and record.mod_revision > self._revision
-            if record is None or not newer or record.message == self._session:
+            if not await self._superseded() and (record is None or not newer or record.message == self._session):
                 return
             if not told:
-                _log.error("name_taken", name=self.name, by=list(record.message.endpoints))
+                by = list(record.message.endpoints) if record is not None else []
+                _log.error("name_taken", name=self.name, by=by, remedy="stop this process, or give one of the two another name")
                 told = True
             await asyncio.sleep(LOOK_S)
+
+    async def _superseded(self) -> bool:
+        """Tell whether the mark of who came last is another process's; one that is gone is ours to make again."""
+        if not self._came:
+            return False
+        items, _ = await self._store.read(kinds.CONTROLLER_LAST.key(self.name), limit=1)
+        if not items:
+            self._came = 0
+        return bool(items) and items[0].mod_revision != self._came
 
     async def _until_gone(self, lease: Lease, revision: int) -> None:
         """Return when the lease is lost, or the record is not as we wrote it.

@@ -49,7 +49,7 @@ _STAY: Final = frozenset(
     kind.name
     for kind in (
         kinds.CONTROLLER, kinds.CONTROLLER_MEMBER, kinds.EVENT, kinds.EVENT_OF, kinds.AUDIT, kinds.AUDIT_HEAD, kinds.AUDIT_CUT,
-        kinds.USAGE_CLOCK,
+        kinds.USAGE_CLOCK, kinds.CONTROLLER_LAST,
     )
 )  # fmt: skip
 # Stay, and are not put, where they are newer than the backup's: what was used since was used.

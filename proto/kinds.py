@@ -129,7 +129,9 @@ UNKNOWN = Kind("unknown", agent_pb2.Unknown, "sync", "", _GARBAGE, kept=False)  
 NODE_FACTS = Kind("node_facts", node_pb2.NodeFacts, "sync", "", _GARBAGE)
 NODE_POOLS = Kind("node_pools", node_pb2.NodePools, "sync", "", _GARBAGE, kept=False)  # id: the node's; how full they are
 NODE_SESSION = Kind("node_session", node_pb2.NodeSession, "sync", kept=False)  # leased while the stream lives
+NODE_LAST = Kind("node_last", cluster_pb2.LastSession, "sync", "", _GARBAGE, kept=False, cached=False)  # id: the node's
 CONTROLLER = Kind("controller", cluster_pb2.ControllerSession, "peers", kept=False)  # leased
+CONTROLLER_LAST = Kind("controller_last", cluster_pb2.LastSession, "peers", "", frozenset({"api"}), kept=False, cached=False)
 # Who is expected to be alive; id: the controller's name. Of this installation, so not in backups.
 CONTROLLER_MEMBER = Kind("controller_member", cluster_pb2.ControllerMember, "members", "", frozenset({"api"}), kept=False)
 CLUSTER = Kind("cluster", cluster_pb2.Cluster, "peers")  # id: "self"
@@ -153,8 +155,8 @@ ALL: Final[tuple[Kind[Message], ...]] = (
     QUOTA, QUOTA_USE, PRICE_LIST, ERASURE, REQUEST, PLAN, AUDIT, AUDIT_HEAD, AUDIT_CUT,
     PORT_BINDING, ADDRESS, PLACEMENT, DECISION, NODE_CLAIMS, VOLUME_PLACEMENT, POOL_CLAIMS, ASSIGNMENT, NODE_LOSS, NODE_TOLD,
     PURGE, IMAGE_CONTENT, JOB_STATE,
-    OBSERVED, UNKNOWN, NODE_HEARD, NODE_FACTS, NODE_POOLS, NODE_SESSION, CONTROLLER, CONTROLLER_MEMBER,
-    CLUSTER, USAGE_CLOCK, USAGE_CURSOR, USAGE_OPEN, USAGE_DAY, USAGE_MONTH, USAGE_GAP, EVENT, EVENT_OF,
+    OBSERVED, UNKNOWN, NODE_HEARD, NODE_FACTS, NODE_POOLS, NODE_SESSION, NODE_LAST, CONTROLLER, CONTROLLER_LAST,
+    CONTROLLER_MEMBER, CLUSTER, USAGE_CLOCK, USAGE_CURSOR, USAGE_OPEN, USAGE_DAY, USAGE_MONTH, USAGE_GAP, EVENT, EVENT_OF,
 )  # fmt: skip
 # Of ids that are to come: no object may have a name that could be one of them.
 _TO_COME: Final = frozenset(

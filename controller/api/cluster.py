@@ -217,7 +217,7 @@ async def retire(core: Core, caller: Caller, name: str) -> None:
         if not revision:
             raise NotFound("controller", name)
         txn = Txn("api").check(kinds.CONTROLLER_MEMBER, name, revision).check(kinds.CONTROLLER, name, 0)
-        txn.delete(kinds.CONTROLLER_MEMBER, name)
+        txn.delete(kinds.CONTROLLER_MEMBER, name).delete(kinds.CONTROLLER_LAST, name)
         act = Act("RetireController", f"{kinds.CONTROLLER_MEMBER.name}/{name}", name)
         try:
             await core.cache.wait_for(await core.mutations.write(view, caller, txn, act))

@@ -17,6 +17,7 @@ from cairn.controller.api.bearer import source_of
 from cairn.controller.api.core import Core
 from cairn.controller.api.identity import signer
 from cairn.controller.api.mutation import Act
+from cairn.controller.model.names import CLUSTER_WIDE, NODE_INDEX, index_name
 from cairn.controller.model.permits import Caller, Verb, permits
 from cairn.controller.outage import refusal
 from cairn.controller.store.base import Conflict, Indeterminate, Txn, Unavailable, View
@@ -129,7 +130,7 @@ def _holder(token: JoinToken) -> Caller:
 
 def index_claim(index: int) -> str:
     """Return the id of the claim that keeps a node's number unique."""
-    return f"{nouns.CLUSTER_WIDE}/node-index/{index:05d}"
+    return f"{CLUSTER_WIDE}/{NODE_INDEX}/{index_name(index)}"
 
 
 def _still_there(view: View, node: str) -> str:

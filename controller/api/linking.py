@@ -6,28 +6,22 @@ does not.
 
 from __future__ import annotations
 
-from hashlib import sha256
-from typing import Final
-
 from cairn.controller.api import nouns, validation
 from cairn.controller.api.objects import looked_up
 from cairn.controller.model.authority import authority, lacking
+from cairn.controller.model.names import CLUSTER_WIDE, LOGIN, login_name
 from cairn.controller.model.permits import Caller, authority_of
 from cairn.controller.openid import SUBJECT_CHARACTERS_MAX
 from cairn.controller.store.base import Txn, View
 from cairn.proto import kinds
 from cairn.proto.errors import BadState, Denied, Invalid
-from cairn.proto.subjects import login_key
 from cairn.proto.v1.cluster_pb2 import NameClaim
 from cairn.proto.v1.user_pb2 import User, UserLogin, UserSpec
-
-CLAIMED: Final = "login"
-_DIGITS: Final = 32
 
 
 def claim_id(login: UserLogin) -> str:
     """Return the id of the claim that keeps a subject one user's."""
-    return f"{nouns.CLUSTER_WIDE}/{CLAIMED}/{sha256(login_key(login).encode()).hexdigest()[:_DIGITS]}"
+    return f"{CLUSTER_WIDE}/{LOGIN}/{login_name(login)}"
 
 
 def link(txn: Txn, view: View, user: User) -> None:
@@ -38,7 +32,7 @@ def link(txn: Txn, view: View, user: User) -> None:
         taken = view.get(kinds.USER, held.id)
         other = taken.name if taken is not None else held.id
         raise BadState("user", other, f"user {other!r} logs in as that subject already: unlink it first (cairn user unlink)")
-    claim = NameClaim(kind=CLAIMED, project=nouns.CLUSTER_WIDE, name=key.rpartition("/")[2], id=user.id)
+    claim = NameClaim(kind=LOGIN, project=CLUSTER_WIDE, name=key.rpartition("/")[2], id=user.id)
     txn.check(kinds.NAME, key, view.revision_of(kinds.NAME, key)).put(kinds.NAME, key, claim)
     txn.check(kinds.IDENTITY_PROVIDER, login.provider, view.revision_of(kinds.IDENTITY_PROVIDER, login.provider))
 

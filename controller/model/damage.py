@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 from cairn.controller.model.beyond import doubt_say
+from cairn.controller.model.names import CLUSTER_WIDE, holder_kind, is_held
 from cairn.controller.model.owners import OWNERS
 from cairn.controller.model.pools import pool_claimed
 from cairn.controller.model.unreadable import all_unreadable
@@ -158,18 +159,16 @@ def _claims(view: View) -> Found:
 # --- names, numbers, addresses ---------------------------------------------------------------------------------------------
 
 
-# Claims that are called otherwise than who holds them.
-_HOLDERS: Final[dict[str, AnyKind]] = {"login": kinds.USER, "node-index": kinds.NODE}
-
-
 def _names(view: View) -> Found:
     for record in view.pinned(kinds.NAME, list(view.ids(kinds.NAME))):
         yield None
         claim = record.message
-        kind = _HOLDERS.get(claim.kind) or kinds.BY_NAME.get(claim.kind)
-        if kind is not None and not view.revision_of(kind, claim.id) and claim.id not in view.unreadable(kind):
-            id = f"{claim.project or '-'}/{claim.kind}/{claim.name}"
-            yield Finding(check="name", object=f"name/{id}", say=f"{claim.kind} {claim.id} is not there")
+        if not claim.HasField("reserve_time") and not is_held(view, claim):
+            id = f"{claim.project or CLUSTER_WIDE}/{claim.kind}/{claim.name}"
+            kind = holder_kind(claim)
+            gone = kind is not None and not view.revision_of(kind, claim.id)
+            say = f"{claim.kind} {claim.id} {'is not there' if gone else 'is not called so'}"
+            yield Finding(check="name", object=f"name/{id}", say=say)
 
 
 def _numbers(view: View) -> Found:

@@ -22,6 +22,7 @@ from cairn.controller.model.absence import removed
 from cairn.controller.model.assigned import VOLUME_WORK, work_key
 from cairn.controller.model.happening import EventSpec
 from cairn.controller.model.jobs import status_of
+from cairn.controller.model.names import holder_kind, is_held
 from cairn.controller.model.opened import opened_by
 from cairn.controller.model.owners import ports_of
 from cairn.controller.model.reports import report
@@ -76,7 +77,7 @@ class Garbage:
     writes: tuple[AnyKind, ...] = (
         kinds.PURGE, kinds.VM, kinds.SECRET, kinds.VOLUME, kinds.PORT, kinds.OBSERVED, kinds.IMAGE_CONTENT, kinds.VNI,
         kinds.NAME, kinds.JOB, kinds.JOB_STATE, kinds.JOIN_TOKEN, kinds.NODE_FACTS, kinds.NODE_POOLS, kinds.NODE_HEARD,
-        kinds.NODE_TOLD, kinds.UNKNOWN, kinds.ERASURE, kinds.BINDING, kinds.API_TOKEN,
+        kinds.NODE_TOLD, kinds.NODE_LAST, kinds.UNKNOWN, kinds.ERASURE, kinds.BINDING, kinds.API_TOKEN,
     )  # fmt: skip
 
     def keys(self, view: View, kind: AnyKind, id: str) -> Iterable[str]:
@@ -295,18 +296,23 @@ def _vni(view: View, id: str, now: datetime) -> Outcome:  # noqa: ARG001 - one s
 
 def _name(view: View, id: str, now: datetime) -> Outcome:
     claim = view.get(kinds.NAME, id)
-    kind = kinds.BY_NAME.get(claim.kind) if claim is not None else None
+    kind = holder_kind(claim) if claim is not None else None
     if claim is None or kind is None:
         return NOTHING
+    holder = view.get(kind, claim.id)
     say = f"the name {claim.name!r} is free again: {claim.id} is gone"
-    if view.get(kind, claim.id) is not None:
-        if not claim.HasField("reserve_time"):
-            return NOTHING
+    if holder is not None and claim.HasField("reserve_time"):
         left_s = (moment(claim.reserve_time) + RESERVED - now).total_seconds()
         if left_s > 0:
             return Outcome(None, "reserved", again_after_s=left_s)
         say = f"the name {claim.name!r} is free again: {claim.id} was not shared after all"
-    return _drop(view, kinds.NAME, id, say, because=((kind, claim.id),))
+    elif is_held(view, claim):
+        return NOTHING
+    elif holder is not None:
+        say = f"the name {claim.name!r} is free again: {claim.id} does not have it any more"
+    # A disk is put away with its VM.
+    vm = holder.spec.vm if isinstance(holder, Volume) else ""
+    return _drop(view, kinds.NAME, id, say, because=((kind, claim.id), *(((kinds.VM, vm),) if vm else ())))
 
 
 def _job(view: View, id: str, now: datetime) -> Outcome:
@@ -386,6 +392,8 @@ def _node(view: View, id: str, now: datetime) -> Outcome:  # noqa: ARG001 - one 
         txn.delete(kinds.UNKNOWN, unknown)
     for observed in view.by(kinds.OBSERVED, "node", id)[: REPORTS_MAX - len(txn.deletes)]:
         txn.delete(kinds.OBSERVED, observed)
+    if txn:
+        txn.delete(kinds.NODE_LAST, id)
     return Outcome(txn, f"node {id} has left: what it reported is removed") if txn else NOTHING
 
 

@@ -752,6 +752,35 @@ class ControllerSession(_message.Message):
 Global___ControllerSession: _TypeAlias = ControllerSession  # noqa: Y015
 
 @_typing.final
+class LastSession(_message.Message):
+    """Stored: who spoke last for a node, or by a controller's name; the id is the node's, or that name. Ends with no lease, so that who
+    was superseded is still known when the session that replaced it has run out. Sole writers: controller/sync.py for nodes,
+    controller/peers.py for controllers.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTROLLER_FIELD_NUMBER: _builtins.int
+    SINCE_TIME_FIELD_NUMBER: _builtins.int
+    controller: _builtins.str
+    """Name of the controller that held a node's stream; of a controller, its own."""
+    @_builtins.property
+    def since_time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        controller: _builtins.str = ...,
+        since_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since_time", b"since_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["controller", b"controller", "since_time", b"since_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LastSession: _TypeAlias = LastSession  # noqa: Y015
+
+@_typing.final
 class ControllerMember(_message.Message):
     """Stored: a controller that is expected: it was there and has not been retired. Sole writer: controller/reconcilers/members.py."""
 

@@ -332,7 +332,7 @@ class QuotaSpec(_message.Message):
     @_builtins.property
     def limits(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """The most a project may have: "vms", "cpus", "memory_bytes", "volumes", "volume_bytes.<type>", "images", "image_bytes", "ports",
-        "vpcs", "subnets". -1: any amount. What is not named here is as the quota "defaults" says; what that does not name either, any
+        "vpcs", "subnets", "tokens" (those narrowed to it). -1: any amount. What is not named here is as the quota "defaults" says; what that does not name either, any
         amount.
         """
 
@@ -436,7 +436,7 @@ Global___QuotaStatus: _TypeAlias = QuotaStatus  # noqa: Y015
 @_typing.final
 class QuotaUse(_message.Message):
     """Stored, id: the project's. Written by each transaction by which a project comes to have more of something limited, so that two
-    of them conflict, whichever controllers decide. Sole writer: the API.
+    of them conflict, whichever controllers decide; likewise of a user, of whose API tokens there is a most. Sole writer: the API.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -444,6 +444,7 @@ class QuotaUse(_message.Message):
     PROJECT_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
     project: _builtins.str
+    """Project id, or user id."""
     count: _builtins.int
     """Grows."""
     def __init__(

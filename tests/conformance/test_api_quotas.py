@@ -10,19 +10,21 @@ from typing import Any
 
 import grpc
 import pytest
-from cairn.controller.model.quotas import DEFAULTS_ID, charge, quota_id
+from cairn.controller.api.api_tokens import TOKENS_MAX
+from cairn.controller.model.quotas import DEFAULTS_ID, charge, fence, quota_id
 from cairn.controller.store.base import Conflict, Txn
 from cairn.controller.store.memory import MemoryStore
 from cairn.controller.store.sums import COUNTED, added, holders
 from cairn.proto import kinds
 from cairn.proto.errors import Exhausted
 from cairn.proto.v1 import project_pb2, quota_pb2, vm_pb2, volume_pb2, vpc_pb2
+from cairn.proto.v1.api_token_pb2 import ApiToken, ApiTokenSpec, CreateApiTokenRequest, DeleteApiTokenRequest
 from cairn.proto.v1.common_pb2 import ChangeType
 from cairn.proto.v1.project_pb2 import Project
 from cairn.proto.v1.quota_pb2 import Quota
 from cairn.proto.v1.volume_pb2 import Volume, VolumeSpec
 
-from tests.conformance.api_world import MIB, World, vm, world_on
+from tests.conformance.api_world import MIB, Stubs, World, vm, world_on
 from tests.conformance.test_api_access import new_vpc, refused
 
 Code = grpc.StatusCode
@@ -215,3 +217,38 @@ async def test_a_decision_on_what_a_neighbour_leaves(world: World) -> None:
     second = Txn("api").create(kinds.VPC, "rtr-b0000000", vpc_pb2.Vpc(id="rtr-b0000000", project=DEFAULT))
     with pytest.raises(Exhausted):
         charge(view.fork(first), second)
+
+
+async def test_a_token_counts_in_each_project_it_is_narrowed_to(world: World) -> None:
+    await world.api.projects.CreateProject(project_pb2.CreateProjectRequest(project=Project(name="red")))
+    await limited(world, DEFAULTS_ID, tokens=2)
+    bob = await world.user("bob", "member", "default")
+    await token(bob)
+    await token(bob, "default")
+    made = await token(bob, "default")
+    assert (await shown(world)).status.used["tokens"] == 2
+    assert (await shown(world, "red")).status.used["tokens"] == 0
+    code, say = await refused(token(bob, "default"))
+    assert (code, "it has 2 of 2 tokens, 1 more asked for" in say) == (Code.RESOURCE_EXHAUSTED, True)
+    await token(bob)
+    await bob.tokens.DeleteApiToken(DeleteApiTokenRequest(id=made.id))
+    await token(bob, "default")
+    assert recount(world)["tokens"] == 2
+
+
+async def test_many_race_for_the_last_token_a_user_may_have(world: World) -> None:
+    bob = await world.user("bob", "member", "default")
+    await asyncio.gather(*(token(bob) for _ in range(TOKENS_MAX - 1)))
+    answers = await asyncio.gather(*(token(bob) for _ in range(8)), return_exceptions=True)
+    assert sum(not isinstance(each, BaseException) for each in answers) == 1
+    first, second = (Txn("api") for _ in range(2))
+    for txn in (first, second):
+        fence(world.cache.view, txn, "usr-x")
+    await world.store.commit(first)
+    with pytest.raises(Conflict):
+        await world.store.commit(second)
+
+
+async def token(stubs: Stubs, *projects: str) -> ApiToken:
+    asked = CreateApiTokenRequest(api_token=ApiToken(spec=ApiTokenSpec(projects=projects)))
+    return (await stubs.tokens.CreateApiToken(asked)).api_token

@@ -153,6 +153,12 @@ def a_stream_that_is_over_takes_its_node_back(stage: Stage) -> None:
         stage.commit(("node_session", NODE, NodeSession(node=NODE, controller=controller)))
 
 
+@scene("never_back", "node_session/node-1 was taken back by who had been superseded")
+def a_stream_that_is_over_takes_its_node_back_when_the_other_has_run_out(stage: Stage) -> None:
+    for controller in ("c1", "", "c2", "", "c1"):
+        stage.commit(("node_session", NODE, NodeSession(node=NODE, controller=controller) if controller else None))
+
+
 @scene("never_back")
 def a_stream_that_ended_and_one_that_begins(stage: Stage) -> None:
     for again in (NodeSession(node=NODE, boot_id="1"), None, NodeSession(node=NODE, boot_id="1"), NodeSession(node=NODE)):

@@ -31,7 +31,7 @@ STRIKES = {
     "forgetful": {"guests_forgotten"},
     "impostor": {"impostor"},
     "issuer": {"issuer gone", "issuer slow", "issuer key"},
-    "leases": {"leases_end", "compacted", "leader_lost"},
+    "leases": {"leases_end", "taken_over", "compacted", "leader_lost"},
     "links": {"reset", "silence", "late"},
     "operator": {"rules_flushed", "paused_by_hand", "killed_by_hand", "undefined_by_hand", "started_by_hand"},
     "restore": {"restore_store"},

@@ -136,3 +136,30 @@ async def test_a_controller_whose_name_another_took_writes_nothing_until_that_ha
         again = there.cache.view.get(kinds.CONTROLLER, "a")
         assert again is not None
         assert again.endpoints == ["a:7443"]
+
+
+async def test_a_controller_whose_name_another_process_took_stays_away_when_that_has_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The other may be on its way back: two that take turns would be one name with two minds."""
+    monkeypatch.setattr(peers, "LOOK_S", 0.05)
+    monkeypatch.setattr(peers, "RETRY_S", 0.05)
+    async with controllers("a", "b") as (here, there):
+        (item,) = (await there.store.read(kinds.CONTROLLER.key("a")))[0]
+        successor = Controller(here.store.backend, "a")
+        async with asyncio.timeout(20):
+            await successor.peers.registered.wait()
+            here.store.backend.revoke(item.lease)
+            await successor.stop()
+            await there.sees(["b"])
+            looks, newest = list[int](), here.store.revision
+
+            async def counted() -> int:
+                looks.append(await newest())
+                return looks[-1]
+
+            here.store.revision = counted  # type: ignore[method-assign]
+            while len(looks) < 4:
+                await asyncio.sleep(0.01)
+        assert not here.peers.registered.is_set()
+        assert there.peers.alive() == ["b"]

@@ -118,3 +118,21 @@ async def test_a_session_is_not_written_over_one_it_has_not_seen() -> None:
         with pytest.raises(Conflict):
             await old.open(None, unaware)
         await new.close(revoke=True)
+
+
+async def test_a_session_is_not_taken_back_when_the_one_that_took_it_is_gone() -> None:
+    """Another stream has taken the node over, and its lease has ended, before this one heard of either."""
+    async with world() as at:
+        old, new = (Session(at.store, SystemClock(), Hello(node=N1), name) for name in ("c1", "c2"))
+        await at.cache.wait_for(await old.open(None, at.cache.view))
+        await at.cache.wait_for(await new.open(None, at.cache.view))
+        (item,) = (await at.store.read(kinds.NODE_SESSION.key(N1)))[0]
+        at.store.backend.revoke(item.lease)
+        await at.until(lambda: at.cache.view.get(kinds.NODE_SESSION, N1) is None)
+        await asyncio.wait_for(old.keep(at.cache), 20)
+        assert at.cache.view.get(kinds.NODE_SESSION, N1) is None
+        # The one that came last writes its own again.
+        keeping = asyncio.create_task(new.keep(at.cache))
+        await at.until(lambda: at.cache.view.get(kinds.NODE_SESSION, N1) == new.message)
+        keeping.cancel()
+        await new.close(revoke=True)

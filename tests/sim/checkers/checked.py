@@ -17,8 +17,11 @@ _TOLD = ("observed", "node_facts", "node_pools")
 _EVENTS = ("event", "event_of")
 # Nothing is decided on it: it says when the newest of all commits was that count, whoever made it.
 _CLOCK = ("usage_clock",)
-# Kind -> what is checked in its stead: why a VM is where it is goes with its placement, a chain's record with its end.
-_GUARDS = {"decision": "placement", "audit": "audit_head"}
+# Kind -> what is checked in its stead: why a VM is where it is goes with its placement, a chain's record with its end, and who
+# came last with the session he came with.
+_GUARDS = {
+    "decision": "placement", "audit": "audit_head", "node_last": "node_session", "controller_last": "controller",
+}  # fmt: skip
 # The same of what is all of one writer, who looks whether he still is: the key that he checks.
 _ONE_GUARD = "usage_cursor/self"
 _ITS = ("usage_open", "usage_day", "usage_month", "usage_gap")

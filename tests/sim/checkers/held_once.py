@@ -63,8 +63,11 @@ class HeldOnce(Checker):
         for id, claim in cloud.all("name").items():
             kind = claim.kind if claim.kind in cloud.records else _HOLDERS[claim.kind]
             record = cloud.get(kind, claim.id)
-            if record is None or (claim.kind in _NAMED and ("name", claim.project, claim.kind, claim.name) not in self._holder):
+            named = claim.kind in (*_NAMED, *_CLUSTER_WIDE)
+            if record is None or (named and ("name", claim.project, claim.kind, claim.name) not in self._holder):
                 yield f"the name {id} is claimed by {claim.id}, which is not there"
+            if claim.kind == "login" and not any(thing[0] == "login" for thing in self._held.get(f"{kind}/{claim.id}", ())):
+                yield f"the name {id} is claimed by {claim.id}, which does not log in"
         for id, vni in cloud.all("vni").items():
             if cloud.get("vpc", vni.holder) is None and cloud.get("subnet", vni.holder) is None:
                 yield f"VNI {id} is claimed by {vni.holder}, which is not there"

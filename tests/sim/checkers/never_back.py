@@ -37,6 +37,7 @@ class NeverBack(Checker):
         self._sizes: dict[tuple[str, str], int] = {}
         # Key of a session -> those that were replaced, as bytes.
         self._superseded: dict[str, set[bytes]] = {}
+        self._last: dict[str, bytes] = {}
 
     def committed(self, cloud: Cloud, commit: Commit) -> Iterator[str]:
         """Revisions, and what records count."""
@@ -55,12 +56,16 @@ class NeverBack(Checker):
                 yield from self._replaced(change)
 
     def _replaced(self, change: Changed) -> Iterator[str]:
-        before, after = (each and each.SerializeToString(deterministic=True) for each in (change.before, change.after))
-        over = self._superseded.setdefault(change.key, set())
+        after = change.after and change.after.SerializeToString(deterministic=True)
+        if after is None:
+            return
+        last, over = self._last.get(change.key), self._superseded.setdefault(change.key, set())
         if after in over:
             yield f"{change.key} was taken back by who had been superseded"
-        if before and after and before != after:
-            over.add(before)
+        if last is not None and last != after:
+            # Also one that ran out before the next came.
+            over.add(last)
+        self._last[change.key] = after
 
     def accepted(self, cloud: Cloud, node: str) -> Iterator[str]:
         """Look at a ledger."""

@@ -17,8 +17,8 @@ from tests.sim.cloud import Changed, Cloud, Commit
 
 # Who is alive, what is told of it, what is let go of what was done, and up to where it was counted that nothing was used.
 _MAY_CHANGE = (
-    "controller", "node_session", "node_told", "event", "event_of", "request", "audit", "audit_head", "audit_cut",
-    "usage_cursor",
+    "controller", "controller_last", "node_session", "node_last", "node_told", "event", "event_of", "request", "audit",
+    "audit_head", "audit_cut", "usage_cursor",
 )  # fmt: skip
 # What somebody was shown: made, and ended by its lease; never changed.
 _LOOKS = ("plan",)

@@ -10,7 +10,8 @@ from tests.sim.cloud import Cloud, Commit
 
 # Kind of record -> what it is called in quotas.
 _ONE_EACH = {
-    "vm": "vms", "volume": "volumes", "image": "images", "port": "ports", "vpc": "vpcs", "subnet": "subnets", "api_token": "tokens",
+    "vm": "vms", "volume": "volumes", "image": "images", "port": "ports", "vpc": "vpcs", "subnet": "subnets",
+    "api_token": "tokens",
 }  # fmt: skip
 
 

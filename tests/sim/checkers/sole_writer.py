@@ -62,6 +62,8 @@ WRITERS: Final[dict[str, tuple[str, str, bool]]] = {
     "node_facts": ("sync", "garbage", False),
     "node_pools": ("sync", "garbage", False),
     "node_session": ("sync", "", True),
+    "node_last": ("sync", "garbage", False),
+    "controller_last": ("peers", "api", False),
     "controller": ("peers", "", True),
     "controller_member": ("members", "api", False),
     "cluster": ("peers", "", False),

@@ -7,11 +7,18 @@ import random
 from collections.abc import Iterable
 from typing import Final
 
+from cairn.proto import kinds
+from cairn.proto.v1.node_pb2 import NodeSession
+
 from tests.sim.story import FAULT, Event, Size, spread
 from tests.sim.world import World
 
 # Sessions live no longer; requests and events are remembered for hours.
 SESSION_S_MAX: Final = 120.0
+# Of one node: its stream, and those of images.
+CONNECTIONS: Final = 4
+LOOK_S: Final = 0.05
+LOOKS: Final = 200
 
 
 def draw(draw: random.Random, size: Size) -> Iterable[Event]:
@@ -19,6 +26,8 @@ def draw(draw: random.Random, size: Size) -> Iterable[Event]:
     for at_s in spread(draw, size, max(1, size.faults // 2) if size.faults else 0):
         if draw.random() < 0.25:
             yield Event(at_s, FAULT, "leader_lost", (draw.choice((0.2, 1.5, 5.0)),))
+        elif draw.random() < 0.3:
+            yield Event(at_s, FAULT, "taken_over", (draw.choice(size.node_names), draw.choice((1, 3))))
         elif draw.random() < 0.6:
             yield Event(
                 at_s, FAULT, "leases_end", (draw.choice(size.controller_names), draw.choice((1, 1, 3)), draw.choice((0.1, 2.0)))
@@ -37,6 +46,27 @@ async def leases_end(world: World, name: str, times: int, pause_s: float) -> Non
         await asyncio.sleep(pause_s)
 
 
+async def taken_over(world: World, name: str, times: int) -> None:
+    """A node goes to another controller, the one before believes in it still, and its session at the new one ends at once."""
+    world.network.part(name, CONNECTIONS)
+    node, before = world.machines[name].id, ""
+    for _ in range(LOOKS):
+        before, last = _holder(world, node), before
+        if before and last and before != last:
+            await leases_end(world, before, times, LOOK_S)
+            world.network.count("taken_over")
+            return
+        before = before or last
+        await asyncio.sleep(LOOK_S)
+
+
+def _holder(world: World, node: str) -> str:
+    """Return the controller that a node's session is at; empty: it has none."""
+    key = kinds.NODE_SESSION.key(node)
+    items = world.backend.scan(key, f"{key}\0", 0, 0)
+    return NodeSession.FromString(items[0].value).controller if items else ""
+
+
 async def compacted(world: World) -> None:
     """The store forgets all but the present: who is behind has to list again."""
     world.backend.compact(world.backend.revision)
@@ -49,4 +79,4 @@ async def leader_lost(world: World, for_s: float) -> None:
     world.network.count("leader_lost")
 
 
-ACTS = {"leases_end": leases_end, "compacted": compacted, "leader_lost": leader_lost}
+ACTS = {"leases_end": leases_end, "taken_over": taken_over, "compacted": compacted, "leader_lost": leader_lost}

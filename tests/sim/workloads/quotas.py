@@ -70,7 +70,8 @@ async def _fight_for_tokens(user: User, project: str, limit: int) -> None:
     program = UserRecord(name=f"{project}-program", spec=UserSpec(type=UserSpec.TYPE_SERVICE))
     made = await user.client.call(UserServiceStub, "CreateUser", CreateUserRequest(user=program))
     token = ApiToken(spec=ApiTokenSpec(user=made.id, projects=[project]))
-    calls = [user.client.call(ApiTokenServiceStub, "CreateApiToken", CreateApiTokenRequest(api_token=token)) for _ in range(MORE)]
+    asked = [CreateApiTokenRequest(api_token=token) for _ in range(MORE)]
+    calls = [user.client.call(ApiTokenServiceStub, "CreateApiToken", each) for each in asked]
     answers = await asyncio.gather(*(user.attempt(call, Code.RESOURCE_EXHAUSTED) for call in calls))
     if (got := sum(each is not None for each in answers)) != limit:
         user.asked.contradict(f"project {project} may have {limit} tokens, and got {got} of {MORE} asked for")
