@@ -138,7 +138,8 @@ class Controller:
         self.core.mutations.root_used = used.inc
         unreadable = Gauge("cairn_records_unreadable", "Records that cannot be decoded", registry=registry)
         unreadable.set_function(lambda: sum(1 for _ in all_unreadable(self.cache.view)))
-        self.runtime = Runtime(self.cache, fenced, self.peers, clock, ids, reconcilers(), metrics, leases)
+        acts = self.core.mutations.acts
+        self.runtime = Runtime(self.cache, fenced, self.peers, clock, ids, reconcilers(), metrics, leases, acts)
         synced = SyncMetrics(registry)
         self.sync = SyncService(
             self.cache, fenced, clock, ids, leases, synced, self.standing, controller=config.name, seals=self.core.seals

@@ -13,15 +13,18 @@ gets that flight's revision when it has landed, before it is sent. Nothing is se
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from cairn.controller.acts import HEAD_CHECKS, HEAD_RECORDS
+from cairn.controller.api.chain import ENDS_BYTES
 from cairn.controller.events import RECORDS, bytes_of
 from cairn.controller.model.happening import EventSpec
 from cairn.controller.reconcilers.base import Outcome
 from cairn.controller.store.base import OPERATIONS_MAX, Changed, Gathering, TooBig, Txn
 from cairn.proto import kinds
+from cairn.proto.v1.audit_pb2 import Audit
 
 # Keys decided for one transaction.
 GROUP_MAX: Final = 64
@@ -38,22 +41,32 @@ class Group:
         self.txn = self._gathering.txn
         self.keys: list[str] = []
         self.events: list[EventSpec] = []
+        self.audits: list[Audit] = []
         self.again: dict[str, float] = {}
         self.say = ""
         # Keys that need nothing if this group, and the flight before it, land: else they are looked at again.
         self.trusting: list[str] = []
 
-    def add(self, key: str, txn: Txn, outcome: Outcome) -> bool:
-        """Take a decision in, with its events; False when there is no room for it. Raises TooBig: there never will be."""
-        if not self._gathering.add(txn, puts=RECORDS * len(outcome.events), put_bytes=bytes_of(outcome.events)):
+    def add(self, key: str, txn: Txn, outcome: Outcome, audits: Sequence[Audit] = (), audits_bytes: int = 0) -> bool:
+        """Take a decision in, with its events, and its records in the audit, which take so many bytes; False: there is no room.
+
+        Raises TooBig: there never will be.
+        """
+        puts, put_bytes, checks = RECORDS * len(outcome.events) + len(audits), bytes_of(outcome.events) + audits_bytes, 0
+        largest = txn.size + puts
+        if audits and not self.audits:
+            # The end of their chain comes with the first.
+            puts, put_bytes, checks = puts + HEAD_RECORDS, put_bytes + ENDS_BYTES, HEAD_CHECKS
+        if not self._gathering.add(txn, puts=puts, put_bytes=put_bytes, checks=checks):
             if not self.keys:
-                events = len(outcome.events)
-                raise TooBig(f"{txn.size} operations, {txn.size_bytes} bytes and {events} events do not fit one transaction")
+                besides = f"{len(outcome.events)} events and {len(audits)} records of the audit"
+                raise TooBig(f"{txn.size} operations, {txn.size_bytes} bytes, {besides} do not fit one transaction")
             self._closed = True
             return False
-        self._largest = max(self._largest, txn.size + RECORDS * len(outcome.events))
+        self._largest = max(self._largest, largest)
         self.keys.append(key)
         self.events += outcome.events
+        self.audits += audits
         self.say = outcome.say
         if outcome.again_after_s is not None:
             self.again[key] = outcome.again_after_s
@@ -63,7 +76,8 @@ class Group:
         """Tell whether it has so many keys, or likely no room for one more decision: what does not fit was decided in vain."""
         if self._closed or len(self.keys) >= keys_max:
             return True
-        operations = max(len(self.txn.checks), len(self.txn.puts) + len(self.txn.deletes) + self._gathering.puts)
+        checks = len(self.txn.checks) + self._gathering.checks
+        operations = max(checks, len(self.txn.puts) + len(self.txn.deletes) + self._gathering.puts)
         return bool(self.keys) and operations + self._largest > OPERATIONS_MAX
 
     def looked(self) -> list[str]:

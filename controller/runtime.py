@@ -10,6 +10,7 @@ One loop per reconciler:
               Conflict: something moved; the same keys at once, on a view as fresh as the store, in smaller groups
               Indeterminate: it may have happened; the same, as the view will tell
               Unavailable: the keys wait, longer each time
+              Refused: the audit cannot be kept; the same for what it would have a record of (acts.py)
               after all but the first, what was gathered on top is thrown away, and its keys are looked at again: also those
               for which there was nothing to do
     scan      all keys, at the start, now and then, and when the set of controllers changes: the same code path,
@@ -28,6 +29,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any, Final, Protocol
 
+from cairn.controller.acts import Records
 from cairn.controller.events import RECORDS, Leases, tell
 from cairn.controller.gathered import GROUP_MAX, Flight, Group
 from cairn.controller.metrics import RuntimeMetrics
@@ -49,6 +51,7 @@ from cairn.controller.store.base import (
 from cairn.controller.store.cache import Cache, Changes, Subscription
 from cairn.controller.store.view import Fork
 from cairn.proto import kinds
+from cairn.proto.errors import Refused
 from cairn.proto.log import logger
 from cairn.proto.seams import Clock, Ids
 
@@ -103,10 +106,12 @@ class Runtime:
         reconcilers: Sequence[Reconciler],
         metrics: RuntimeMetrics,
         leases: Leases,
+        records: Records,
         *,
         scan_s: float = SCAN_S,
     ) -> None:
-        self.loops = [Loop(cache, store, peers, clock, ids, reconciler, metrics, leases, scan_s) for reconciler in reconcilers]
+        parts = (metrics, leases, records, scan_s)
+        self.loops = [Loop(cache, store, peers, clock, ids, reconciler, *parts) for reconciler in reconcilers]
 
     async def run(self) -> None:
         """Run until cancelled."""
@@ -133,10 +138,11 @@ class Loop:
         reconciler: Reconciler,
         metrics: RuntimeMetrics,
         leases: Leases,
+        records: Records,
         scan_s: float,
     ) -> None:
         self._cache, self._store, self._peers, self._clock, self._ids = cache, store, peers, clock, ids
-        self._reconciler, self._leases, self._scan_s = reconciler, leases, scan_s
+        self._reconciler, self._leases, self._records, self._scan_s = reconciler, leases, records, scan_s
         self._follower = reconciler if isinstance(reconciler, Follower) else None
         self.name = reconciler.name
         self._queue = Queue(ids)
@@ -313,8 +319,14 @@ class Loop:
             if outcome.again_after_s is not None:
                 self._queue.at(loop.time() + outcome.again_after_s, key)
             return nothing
+        if outcome.acts and (why := self._records.closed()) is not None:
+            self._unrecorded([key], why)
+            return nothing
         try:
-            return outcome.txn if group.add(key, outcome.txn, outcome) else None
+            # On the view as it was decided on, which moves on with this.
+            audits = self._records.of(outcome.acts, view, outcome.txn) if outcome.acts else []
+            room = self._records.bytes_of(audits) if audits else 0
+            return outcome.txn if group.add(key, outcome.txn, outcome, audits, room) else None
         except TooBig as error:
             self._failed(key, error)
             return nothing
@@ -357,6 +369,12 @@ class Loop:
         self._count_errors.inc()
         self._queue.back_off(asyncio.get_running_loop().time(), key)
 
+    def _unrecorded(self, keys: Sequence[str], why: Refused) -> None:
+        """What cannot be put on record is not done: it waits, longer each time."""
+        _log.warning("not_on_record", reconciler=self.name, keys=keys[:5], error=str(why))
+        for key in keys:
+            self._queue.back_off(asyncio.get_running_loop().time(), key)
+
     def _send(self, group: Group, changes: Subscription) -> None:
         """Let the group fly; those decided from now on stand on it."""
         self._group = None
@@ -373,9 +391,14 @@ class Loop:
             # A restore may have come and gone since it was decided: the store would not know (standing.py).
             raise Conflict([kinds.CLUSTER.key(CLUSTER_ID)])
         started_s = loop.time()
-        revision = await self._store.commit(group.txn)
+        if group.audits:
+            # It may wait its turn: a restore may come and go meanwhile, too.
+            group.txn.check(kinds.CLUSTER, CLUSTER_ID, group.fence)
+            revision = await self._records.commit(group.txn, group.audits)
+        else:
+            revision = await self._store.commit(group.txn)
+            self._cache.committed(group.txn, revision)
         self._commit_seconds.observe(loop.time() - started_s)
-        self._cache.committed(group.txn, revision)
         await self._cache.wait_for(revision)
         return revision
 
@@ -423,6 +446,9 @@ class Loop:
             await self._again(group)
         except Unavailable as error:
             self._rest(group, error)
+        except Refused as error:
+            self._queue.put_back(group.trusting)
+            self._unrecorded(group.keys, error)
         except ValueError as error:
             _log.exception("commit_refused", reconciler=self.name, keys=group.keys, error=str(error))
             self._count_errors.inc(len(group.keys))

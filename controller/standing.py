@@ -144,7 +144,8 @@ class FencedStore:
             raise Halted(why.say)
         txn.check_limits(OPERATIONS_MAX)
         revision = self._cache.view.revision_of(kinds.CLUSTER, CLUSTER_ID)
-        fenced = replace(txn, checks={**txn.checks, CLUSTER_KEY: revision})
+        # Who waited since he decided checks it himself, as it was then.
+        fenced = replace(txn, checks={CLUSTER_KEY: revision, **txn.checks})
         if any(is_counted(key) for key in txn.writers):
             self._stamp(fenced)
         try:

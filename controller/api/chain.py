@@ -30,6 +30,9 @@ M = TypeVar("M", bound=Message)
 HEAD_BYTES: Final = 256
 # Heads of other chains that a record notes.
 SEEN_MAX: Final = 8
+# Bytes that a record has besides, once it is in its chain, with its key; and the head, its check, and heads of others, at most.
+LINK_BYTES: Final = 512
+ENDS_BYTES: Final = HEAD_BYTES * (SEEN_MAX + 3)
 
 
 def record_id(chain: str, number: int) -> str:

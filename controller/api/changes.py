@@ -1,5 +1,6 @@
 """What a transaction changed, field by field, as the audit keeps it: text, bounded, and nothing that is secret.
 
+How far a job is, a record of its own, is told as the job's status.
 Bytes are told by a digest: hashes of tokens, and what is sealed, are compared by it and known from it by nobody.
 """
 
@@ -66,10 +67,10 @@ def tell(audit: Audit, view: View, txn: Txn) -> None:
     room = CHANGES_CHARACTERS_MAX
     for key in sorted(txn.puts.keys() | txn.deletes):
         kind, id = kinds.split(key)
-        if kind not in _TOLD and kind is not kinds.SECRET:
+        if kind not in _TOLD and kind not in (kinds.SECRET, kinds.JOB_STATE):
             continue
         put = txn.puts.get(key)
-        object = "" if f"{kind.name}/{id}" == audit.object else f"{kind.name}/{id}"
+        object = "" if (named := object_of(kind, id)) == audit.object else named
         for field, before, after in _differences(kind, view.get(kind, id), put.value if put is not None else None):
             room -= len(object) + len(field) + len(before) + len(after)
             if room < 0:
@@ -78,13 +79,19 @@ def tell(audit: Audit, view: View, txn: Txn) -> None:
                 audit.changes.add(object=object, field=field, before=before, after=after)
 
 
+def object_of(kind: AnyKind, id: str) -> str:
+    """Return what a record is called in the audit: "<kind>/<id>"."""
+    return f"{(kinds.JOB if kind is kinds.JOB_STATE else kind).name}/{id}"
+
+
 def _differences(kind: AnyKind, old: Message | None, new: bytes | None) -> Iterator[tuple[str, str, str]]:
     """Yield (field, before, after) of each that differs."""
     if kind is kinds.SECRET:
         yield "", digest(old.SerializeToString(deterministic=True)) if old is not None else "", digest(new or b"")
         return
-    before = dict(fields(old)) if old is not None else {}
-    after = dict(fields(kind.message.FromString(new))) if new is not None else {}
+    prefix = "status." if kind is kinds.JOB_STATE else ""
+    before = dict(fields(old, prefix)) if old is not None else {}
+    after = dict(fields(kind.message.FromString(new), prefix)) if new is not None else {}
     for field in sorted(before.keys() | after.keys()):
         was, comes = before.get(field, ""), after.get(field, "")
         if was != comes:

@@ -8,8 +8,8 @@
               Indeterminate: it may have happened; each call's own request record will tell
               Unavailable: refused, by its kind (outage.py)
     refuse    a refusal that may be repeated is recorded under its request's id before it is told, as an answer is
-    note      a change that was decided elsewhere (a node joins, a token gets a secret) is committed alone, between groups, as
-              the chain has one writer at a time; whoever brought it decides again when it is refused
+    note      a change that was decided elsewhere (a node joins, a token gets a secret, a VM is erased) is committed alone,
+              between groups, as the chain has one writer at a time; whoever brought it decides again when it is refused
     repeats   whoever asked the same before has a request record. It is not in the view: the transaction that creates it again
               conflicts, and then (or when a call would be refused) the store is asked for it. Those written here lately are
               remembered, which answers most repeats at once.
@@ -123,7 +123,10 @@ class Commits:
         return await call.answer
 
     async def note(self, txn: Txn, audits: Sequence[Audit]) -> int:
-        """Commit a change that was decided elsewhere, with its records; return the revision. Raises what the store does."""
+        """Commit a change that was decided elsewhere, with its records; return the revision.
+
+        Raises what the store does; Refused when nothing may be changed. Cancelled before its turn it is not committed.
+        """
         note = Note(txn, audits, asyncio.get_running_loop().create_future())
         self._notes.append(note)
         self._start()
@@ -169,7 +172,11 @@ class Commits:
 
     async def _noted(self, note: Note) -> None:
         """Commit a note; whoever brought it is told how that ended."""
+        if note.committed.done():
+            return
         try:
+            if note.txn and (why := self._closed()) is not None:
+                raise why
             link, self._link = self._link or await self._found(), None
             txn = Txn("api").merge(note.txn)
             after = append(txn, link, note.audits)

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from cairn.controller.api import nouns, resolution, validation
+from cairn.controller.api.acts import Acts, stamp
 from cairn.controller.api.bearer import SAY, stands
 from cairn.controller.api.changes import tell
 from cairn.controller.api.commits import Commits
@@ -111,6 +112,8 @@ class Mutations:
         self.closed: Callable[[], Refused | None] = _open
         self._commits = Commits(store, cache, self._freshness, ids, leases, _answer, chain, lambda: self.closed())
         self._commits.kept = self._kept
+        # Of what the controller does by itself.
+        self.acts = Acts(self._commits, clock, lambda: self.closed())
 
     async def freshen(self) -> View:
         """Return a view as fresh as the store was when called. Raises TryAgain."""
@@ -150,8 +153,14 @@ class Mutations:
 
     async def _call(self, request: Any, caller: Caller, digest: bytes, decided: Callable[[View], Decided[Any]]) -> Any:
         request_id = request.request_id.lower() or self._ids.uuid()
+
+        def stamped(view: View) -> Decided[Any]:
+            made = decided(view)
+            stamp(view, made.txn, request_id)
+            return made
+
         call = Call(
-            decide=decided,
+            decide=stamped,
             complete=lambda made: self._complete(request, request_id, digest, caller, made),
             audit=lambda view, made: self._audit(view, caller, made.txn, _act(request, request_id, made)),
             refuse=lambda why: self._refusal(request, digest, caller, why),

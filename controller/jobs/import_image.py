@@ -124,7 +124,7 @@ class ImportImage:
             if missing:
                 say += f"; {names([node_name(view, node) for node in missing])} did not get a copy in time"
             event = EventSpec(image.id, image.name, image.project, "ImageAvailable", say, warning=bool(missing))
-            return Step(say, next="done", percent=100, events=(event,))
+            return Step(say, next="done", percent=100, events=(event,), found=_found(image, content))
         first = seen[missing[0]]
         why = f" ({first.error})" if first is not None and first.error else ""
         away = "" if connected(view, missing[0]) else ", which does not answer"
@@ -141,6 +141,12 @@ class ImportImage:
         say = f"image {image.name} could not be imported: {job.status.error}"
         event = EventSpec(image.id, image.name, image.project, "ImageFailed", say, warning=True)
         return Step(say, next="failed", txn=put(view, content), events=(event,))
+
+
+def _found(image: Image, content: ImageContent) -> tuple[tuple[str, str, str], ...]:
+    """Return what the audit keeps of the bytes that were verified."""
+    told = {"spec.digest": image.spec.digest, "status.virtual_size_bytes": str(content.virtual_size_bytes)}
+    return tuple((f"{kinds.IMAGE.name}/{image.id}", field, value) for field, value in told.items())
 
 
 def start(image: Image, job: str, now: datetime, *, adopted: bool = False) -> Txn:

@@ -14,7 +14,8 @@ reconcilers and nodes act on; a job has no path of its own to a host.
 Invariants. The job's state and what its step writes are one transaction that checks the revisions of the state and of the
 wish: a step happened or it did not, and never past a cancel. A step repeated writes the same. Every job ends, "done" or
 "failed": past its deadline, cancelled, or when a step says `fail`, it goes to its `stop` state, which undoes what was done,
-and from there to "failed" with the first reason kept. What is wished is the API's record, how far it is the machine's.
+and from there to "failed" with the first reason kept. What is wished is the API's record, how far it is the machine's. How a
+job ended is in the audit, by the request that made it, or that cancelled it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, Protocol
 
-from cairn.controller.model.happening import EventSpec
+from cairn.controller.model.happening import ActSpec, EventSpec
 from cairn.controller.model.jobs import deadline_of, status_of, under_way, whole
 from cairn.controller.model.readable import CannotTell, Readable
 from cairn.controller.reconcilers.base import NOTHING, Outcome
@@ -34,6 +35,8 @@ from cairn.proto.kinds import AnyKind
 from cairn.proto.seams import timestamp
 from cairn.proto.v1.job_pb2 import Job, JobStatus
 
+# Why a job failed whose end was asked for.
+CANCELLED: Final = "it was cancelled"
 DONE: Final = "done"
 FAILED: Final = "failed"
 # When a job is looked at again that waits for a record to be readable.
@@ -62,6 +65,8 @@ class Step:
     data: Mapping[str, str] | None = None
     again_after_s: float | None = None
     events: Sequence[EventSpec] = field(default_factory=tuple)
+    # What the job found out, when it is done, for the audit: ("<kind>/<id>", field, value).
+    found: tuple[tuple[str, str, str], ...] = ()
 
 
 class Machine(Protocol):
@@ -195,7 +200,7 @@ class Jobs:
 
 def _stop_reason(view: View, job: Job, now: datetime) -> str:
     if job.spec.cancel_requested:
-        return "it was cancelled"
+        return CANCELLED
     deadline = deadline_of(view, job)
     if deadline is not None and now >= deadline:
         return f"its deadline has passed while it {job.status.say or 'had not begun'}"
@@ -225,4 +230,12 @@ def _written(view: View, job: Job, name: str, step: Step, now: datetime) -> Outc
     if not status.done and deadline is not None:
         left_s = max(0.0, (deadline - now).total_seconds())
         again_after_s = left_s if again_after_s is None else min(left_s, again_after_s)
-    return Outcome(txn if txn else None, step.say, again_after_s, step.events if txn else ())
+    acts = (_ended(job, status, step),) if status.done and not job.status.done else ()
+    return Outcome(txn if txn else None, step.say, again_after_s, step.events if txn else (), acts=acts)
+
+
+def _ended(job: Job, status: JobStatus, step: Step) -> ActSpec:
+    """Return what the audit keeps of the end of a job."""
+    cause = job.cancel_request if status.failed and status.error == CANCELLED else job.create_request
+    method = "FailJob" if status.failed else "FinishJob"
+    return ActSpec(method, f"{kinds.JOB.name}/{job.id}", job.name, job.project, cause, step.found)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol, runtime_checkable
 
-from cairn.controller.model.happening import EventSpec
+from cairn.controller.model.happening import ActSpec, EventSpec
 from cairn.controller.store.base import Changed, Txn, View
 from cairn.proto.kinds import AnyKind
 
@@ -30,7 +30,8 @@ class Outcome:
     """What a reconciler found for a key.
 
     txn None: nothing to write, nor to tell; one that only checks still carries events. again_after_s: look again then even if
-    nothing changes. held_up_by: records ("vm/i-...") that cannot be read; a change of one has it looked at again, too.
+    nothing changes. held_up_by: records ("vm/i-...") that cannot be read; a change of one has it looked at again, too. acts:
+    what of the transaction the audit has a record of: it is committed with those, or not at all.
     """
 
     txn: Txn | None = None
@@ -38,6 +39,7 @@ class Outcome:
     again_after_s: float | None = None
     events: Sequence[EventSpec] = field(default_factory=tuple)
     held_up_by: Sequence[str] = ()
+    acts: Sequence[ActSpec] = ()
 
 
 NOTHING = Outcome()

@@ -7,20 +7,22 @@ Keys are "<kind>/<id>". Erasing goes in two steps, so that no record vanishes wh
 
 A VM or disk that was never placed counts as absent. The removing transaction checks where everything is placed, so a
 placement made at that moment wins. The room on the nodes is given back by placement.py when it sees the records gone.
+Of what users see, and of what says who may do what, the audit keeps that it went, and the request that had it deleted.
 What a node had reported goes when the node was removed. The word that a node may remove something (Erasure) goes when the node
 has said that it is gone; the word that all may, when it is so old that no node will come back with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+from cairn.controller.acts import HEAD_CHECKS, HEAD_RECORDS, RECORD_BYTES_MAX
 from cairn.controller.events import RECORDS
 from cairn.controller.model.absence import removed
 from cairn.controller.model.assigned import VOLUME_WORK, work_key
-from cairn.controller.model.happening import EventSpec
+from cairn.controller.model.happening import ActSpec, EventSpec
 from cairn.controller.model.jobs import status_of
 from cairn.controller.model.names import holder_kind, is_held
 from cairn.controller.model.opened import opened_by
@@ -151,27 +153,35 @@ def _vm(view: View, id: str, now: datetime) -> Outcome:
     said = EventSpec(id, vm.name, vm.project, "Erased", f"VM {vm.name} and its disks were erased")
     base = Txn("garbage").check(kinds.VM, id, record.mod_revision)
     base.check(kinds.PLACEMENT, id, view.revision_of(kinds.PLACEMENT, id))
-    gathering = Gathering(base, puts=RECORDS)
-    for part in _parts(view, id, own):
-        if not gathering.add(part):
+    gathering = Gathering(base, puts=RECORDS + HEAD_RECORDS, checks=HEAD_CHECKS, size_bytes=RECORD_BYTES_MAX)
+    acts: list[ActSpec] = []
+    for part, part_acts in _parts(view, vm, own):
+        if not gathering.add(part, puts=len(part_acts), put_bytes=RECORD_BYTES_MAX * len(part_acts)):
             # More than one commit takes: the VM itself goes last, and until then this is looked at again.
-            return Outcome(gathering.txn, f"erasing VM {vm.name}", again_after_s=0.0)
-    return Outcome(gathering.txn, said.message, events=(said,))
+            return Outcome(gathering.txn, f"erasing VM {vm.name}", again_after_s=0.0, acts=acts)
+        acts += part_acts
+    return Outcome(gathering.txn, said.message, events=(said,), acts=acts)
 
 
-def _parts(view: View, id: str, disks: Iterable[Record[Volume]]) -> Iterator[Txn]:
-    """Yield what removes each part of a VM, itself last."""
+def _parts(view: View, vm: Vm, disks: Iterable[Record[Volume]]) -> Iterator[tuple[Txn, Sequence[ActSpec]]]:
+    """Yield what removes each part of a VM, itself last, with what the audit keeps of that."""
+    id = vm.id
     for disk in disks:
-        txn = Txn("garbage")
+        txn, volume = Txn("garbage"), disk.message
         _erase_volume(txn, view, disk)
-        yield txn
+        # It goes by the word that its VM goes, unless it was deleted itself.
+        yield txn, (_act("EraseVolume", kinds.VOLUME, volume, volume.delete_request if _going(volume) else vm.delete_request),)
     for port in ports_of(view, kinds.VM, id):
         txn = Txn("garbage").delete(kinds.PORT, port)
         _forget(txn, view, f"port/{port}")
-        yield txn
+        yield txn, ()
     txn = Txn("garbage").delete(kinds.VM, id).delete(kinds.PURGE, id).delete(kinds.SECRET, f"vm/{id}")
     _forget(txn, view, f"vm/{id}")
-    yield txn
+    yield txn, (_act("EraseVm", kinds.VM, vm, vm.delete_request),)
+
+
+def _act(method: str, kind: AnyKind, message: Any, cause: str = "") -> ActSpec:
+    return ActSpec(method, f"{kind.name}/{message.id}", message.name, getattr(message, "project", ""), cause)
 
 
 def _volume(view: View, id: str, now: datetime) -> Outcome:
@@ -187,7 +197,8 @@ def _volume(view: View, id: str, now: datetime) -> Outcome:
     txn = Txn("garbage")
     _erase_volume(txn, view, record)
     said = EventSpec(id, volume.name, volume.project, "Erased", f"volume {volume.name} was erased")
-    return Outcome(txn, said.message, events=(said,))
+    act = _act("EraseVolume", kinds.VOLUME, volume, volume.delete_request)
+    return Outcome(txn, said.message, events=(said,), acts=(act,))
 
 
 def _purge(view: View, kind: AnyKind, record: Record[Any], now: datetime) -> Outcome | None:
@@ -263,12 +274,14 @@ def _forget(txn: Txn, view: View, key: str) -> None:
         txn.delete(kinds.OBSERVED, id)
 
 
-def _drop(view: View, kind: AnyKind, id: str, say: str, *, because: Iterable[tuple[AnyKind, str]] = ()) -> Outcome:
+def _drop(
+    view: View, kind: AnyKind, id: str, say: str, *, because: Iterable[tuple[AnyKind, str]] = (), acts: Sequence[ActSpec] = ()
+) -> Outcome:
     """Remove a record. because: records whose absence, or state, is why; the store must see them so, too."""
     txn = Txn("garbage").check(kind, id, view.revision_of(kind, id)).delete(kind, id)
     for other, each in because:
         txn.check(other, each, view.revision_of(other, each))
-    return Outcome(txn, say)
+    return Outcome(txn, say, acts=acts)
 
 
 def _stray_purge(view: View, id: str, now: datetime) -> Outcome:  # noqa: ARG001 - one shape for all rules
@@ -349,7 +362,9 @@ def _binding(view: View, id: str, now: datetime) -> Outcome:  # noqa: ARG001 - o
     if kind is None or view.get(kind, about) is not None or about in view.unreadable(kind):
         return NOTHING
     say = f"binding {id} was for {kind_name} {about}, which is gone"
-    return _drop(view, kinds.BINDING, id, say, because=((kind, about),))
+    # By which request that went was written in its record.
+    acts = (_act("RemoveBinding", kinds.BINDING, binding),)
+    return _drop(view, kinds.BINDING, id, say, because=((kind, about),), acts=acts)
 
 
 def _api_token(view: View, id: str, now: datetime) -> Outcome:
@@ -371,13 +386,18 @@ def _api_token(view: View, id: str, now: datetime) -> Outcome:
 
 def _drop_token(view: View, token: ApiToken, say: str, *, because: Iterable[tuple[AnyKind, str]] = ()) -> Outcome:
     """Remove a token with the claim of its name, and what it signs with."""
-    outcome, name = _drop(view, kinds.API_TOKEN, token.id, say, because=because), f"-/{kinds.API_TOKEN.name}/{token.name}"
+    acts = (_act("RemoveApiToken", kinds.API_TOKEN, token),)
+    outcome, name = _drop(view, kinds.API_TOKEN, token.id, say, because=because, acts=acts), _name_of_token(token)
     held = view.get(kinds.NAME, name)
     if outcome.txn is not None and token.spec.type == ApiTokenSpec.TYPE_SIGNING:
         outcome.txn.delete(kinds.SECRET, f"{kinds.API_TOKEN.name}/{token.id}")
     if outcome.txn is not None and held is not None and held.id == token.id:
         outcome.txn.check(kinds.NAME, name, view.revision_of(kinds.NAME, name)).delete(kinds.NAME, name)
     return outcome
+
+
+def _name_of_token(token: ApiToken) -> str:
+    return f"-/{kinds.API_TOKEN.name}/{token.name}"
 
 
 def _node(view: View, id: str, now: datetime) -> Outcome:  # noqa: ARG001 - one shape for all rules

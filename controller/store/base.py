@@ -246,29 +246,34 @@ class Gathering:
     """
 
     txn: Txn
-    # Records that will be put besides, unchecked, and the bytes of all there is.
+    # Records that will be put, and checked, besides, and the bytes of all there is.
     puts: int = 0
     size_bytes: int = 0
+    checks: int = 0
 
     def __post_init__(self) -> None:
         self.size_bytes += self.txn.size_bytes
 
-    def add(self, part: Txn, *, puts: int = 0, put_bytes: int = 0) -> bool:
-        """Merge a part, with room for so many records to be put later, of so many bytes with keys; False: there is no room."""
-        size_bytes = self.size_bytes + part.size_bytes + put_bytes + puts * _FRAME_BYTES
-        if not self._fits(part, puts, size_bytes):
+    def add(self, part: Txn, *, puts: int = 0, put_bytes: int = 0, checks: int = 0) -> bool:
+        """Merge a part, with room for so many records to be put later, of so many bytes with keys (also those of `checks`).
+
+        False: there is no room.
+        """
+        size_bytes = self.size_bytes + part.size_bytes + put_bytes + (puts + checks) * _FRAME_BYTES
+        if not self._fits(part, puts, checks, size_bytes):
             return False
         self.txn.merge(part)
         self.puts += puts
+        self.checks += checks
         self.size_bytes = size_bytes
         return True
 
-    def _fits(self, part: Txn, puts: int, size_bytes: int) -> bool:
+    def _fits(self, part: Txn, puts: int, more_checks: int, size_bytes: int) -> bool:
         # Sets are not united: this is asked for each part, of a whole that is large.
         had, puts_had, deletes_had = self.txn.checks, self.txn.puts, self.txn.deletes
         checks = [key for key in part.checks if key not in had and key not in puts_had and key not in deletes_had]
         writes = [key for key in (*part.puts, *part.deletes) if key not in puts_had and key not in deletes_had]
-        if len(had) + len(checks) > OPERATIONS_MAX or size_bytes > TXN_BYTES_MAX:
+        if len(had) + len(checks) + self.checks + more_checks > OPERATIONS_MAX or size_bytes > TXN_BYTES_MAX:
             return False
         return len(puts_had) + len(deletes_had) + len(writes) + self.puts + puts <= OPERATIONS_MAX
 

@@ -255,7 +255,9 @@ class Audit(_message.Message):
     first_administrator: _builtins.bool
     """Asked by the first administrator's certificate, which nothing can lock out."""
     cause: _builtins.str
-    """Id of the request that this one is a part of, as whoever asked said it in the call's metadata (cairn-cause); empty: of none."""
+    """Id of the request that this one is a part of, as whoever asked said it in the call's metadata (cairn-cause); empty: of none. Of
+    what a controller did by itself (caller: system, garbage or jobs): the request that led to it; empty: none, or not known.
+    """
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property

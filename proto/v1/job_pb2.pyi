@@ -224,6 +224,8 @@ class Job(_message.Message):
     DELETE_TIME_FIELD_NUMBER: _builtins.int
     PURGE_TIME_FIELD_NUMBER: _builtins.int
     RECONCILING_FIELD_NUMBER: _builtins.int
+    CREATE_REQUEST_FIELD_NUMBER: _builtins.int
+    CANCEL_REQUEST_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
     PLAN_FIELD_NUMBER: _builtins.int
@@ -237,6 +239,11 @@ class Job(_message.Message):
     etag: _builtins.str
     reconciling: _builtins.bool
     """True while the world does not match the spec."""
+    create_request: _builtins.str
+    """Output only: ids of the request that made it, and of the one that asked for its end. The cause, in the audit, of how it ended.
+    Empty: of an older release.
+    """
+    cancel_request: _builtins.str
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
@@ -275,13 +282,15 @@ class Job(_message.Message):
         delete_time: _timestamp_pb2.Timestamp | None = ...,
         purge_time: _timestamp_pb2.Timestamp | None = ...,
         reconciling: _builtins.bool = ...,
+        create_request: _builtins.str = ...,
+        cancel_request: _builtins.str = ...,
         spec: Global___JobSpec | None = ...,
         status: Global___JobStatus | None = ...,
         plan: _common_pb2.Plan | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "plan", b"plan", "purge_time", b"purge_time", "spec", b"spec", "status", b"status", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "etag", b"etag", "id", b"id", "labels", b"labels", "name", b"name", "plan", b"plan", "project", b"project", "purge_time", b"purge_time", "reconciling", b"reconciling", "revision", b"revision", "spec", b"spec", "status", b"status", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_request", b"cancel_request", "create_request", b"create_request", "create_time", b"create_time", "delete_time", b"delete_time", "etag", b"etag", "id", b"id", "labels", b"labels", "name", b"name", "plan", b"plan", "project", b"project", "purge_time", b"purge_time", "reconciling", b"reconciling", "revision", b"revision", "spec", b"spec", "status", b"status", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -597,6 +597,7 @@ class Vm(_message.Message):
     DELETE_TIME_FIELD_NUMBER: _builtins.int
     PURGE_TIME_FIELD_NUMBER: _builtins.int
     RECONCILING_FIELD_NUMBER: _builtins.int
+    DELETE_REQUEST_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
     PLAN_FIELD_NUMBER: _builtins.int
@@ -610,6 +611,10 @@ class Vm(_message.Message):
     etag: _builtins.str
     reconciling: _builtins.bool
     """True while the world does not match the spec."""
+    delete_request: _builtins.str
+    """Output only, while delete_time is set: id of the request that had it deleted, or erased at once. The cause, in the audit, of its
+    erasure. Empty: deleted by an older release.
+    """
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
@@ -646,13 +651,14 @@ class Vm(_message.Message):
         delete_time: _timestamp_pb2.Timestamp | None = ...,
         purge_time: _timestamp_pb2.Timestamp | None = ...,
         reconciling: _builtins.bool = ...,
+        delete_request: _builtins.str = ...,
         spec: Global___VmSpec | None = ...,
         status: Global___VmStatus | None = ...,
         plan: _common_pb2.Plan | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "plan", b"plan", "purge_time", b"purge_time", "spec", b"spec", "status", b"status", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "etag", b"etag", "id", b"id", "labels", b"labels", "name", b"name", "plan", b"plan", "project", b"project", "purge_time", b"purge_time", "reconciling", b"reconciling", "revision", b"revision", "spec", b"spec", "status", b"status", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_request", b"delete_request", "delete_time", b"delete_time", "etag", b"etag", "id", b"id", "labels", b"labels", "name", b"name", "plan", b"plan", "project", b"project", "purge_time", b"purge_time", "reconciling", b"reconciling", "revision", b"revision", "spec", b"spec", "status", b"status", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from multiprocessing import get_context
 from pathlib import Path
 
+from cairn.controller.api.mutation import Mutations
 from cairn.controller.metrics import RuntimeMetrics
 from cairn.controller.peers import winner
 from cairn.controller.reconcilers.placement import Placements
@@ -173,7 +174,8 @@ async def controllers(cluster: etcd.Cluster, count: int) -> AsyncIterator[Cache]
             tasks.append(asyncio.create_task(cache.run()))
             await cache.wait_for(await store.revision())
             metrics = RuntimeMetrics(CollectorRegistry())
-            parts = (SystemClock(), SystemIds(), [Placements()], metrics, OneLease(lease.id))
+            acts = Mutations(store, cache, SystemClock(), SystemIds(), name).acts
+            parts = (SystemClock(), SystemIds(), [Placements()], metrics, OneLease(lease.id), acts)
             tasks.append(asyncio.create_task(Runtime(cache, store, Share(name, names), *parts).run()))
         yield caches[0]
     finally:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from cairn.controller.api.mutation import Mutations
 from cairn.controller.events import event_id
 from cairn.controller.metrics import RuntimeMetrics
 from cairn.controller.model.happening import EventSpec
@@ -135,6 +136,7 @@ class Running:
     registry: CollectorRegistry
     shards: Shards
     leases: Leases
+    mutations: Mutations
 
     async def volume(self, *ids: str) -> None:
         """Another writer makes volumes."""
@@ -160,11 +162,13 @@ async def running(*reconcilers: Reconciler, scan_s: float = 3600) -> AsyncIterat
     store, watcher = Faulty(backend), MemoryStore(backend)
     cache, registry, shards, leases = Cache(watcher), CollectorRegistry(), Shards(), Leases(store)
     metrics = RuntimeMetrics(registry)
-    runtime = Runtime(cache, store, shards, SystemClock(), SystemIds(), reconcilers, metrics, leases, scan_s=scan_s)
+    mutations = Mutations(store, cache, SystemClock(), SystemIds(), "c1")
+    parts = (metrics, leases, mutations.acts)
+    runtime = Runtime(cache, store, shards, SystemClock(), SystemIds(), reconcilers, *parts, scan_s=scan_s)
     tasks = [asyncio.create_task(cache.run()), asyncio.create_task(runtime.run())]
     try:
         await cache.ready.wait()
-        yield Running(store, cache, runtime, registry, shards, leases)
+        yield Running(store, cache, runtime, registry, shards, leases, mutations)
         assert all(not task.done() for task in tasks), "nothing may have ended"
     finally:
         for task in tasks:
@@ -330,7 +334,8 @@ async def test_two_runtimes_on_one_store_place_every_vm_within_capacity() -> Non
         cache = Cache(client)
         metrics = RuntimeMetrics(CollectorRegistry())
         reconcilers = [Ports(), Placements()]
-        runtime = Runtime(cache, client, Shards(), SystemClock(), SystemIds(), reconcilers, metrics, Leases(client))
+        acts = Mutations(client, cache, SystemClock(), SystemIds(), "c1").acts
+        runtime = Runtime(cache, client, Shards(), SystemClock(), SystemIds(), reconcilers, metrics, Leases(client), acts)
         tasks += [asyncio.create_task(cache.run()), asyncio.create_task(runtime.run())]
         caches.append(cache)
         await cache.ready.wait()

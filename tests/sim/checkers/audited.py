@@ -4,6 +4,10 @@ Changes are what the API writes, whichever call it was: not by a list of calls. 
 (requests, plans), and two that are a lock until the change itself, which has a record: the mark of what is about to be deleted,
 and a name kept free for something.
 
+What controllers do by themselves is on record in the commit that does it, each once, and with the request that led to it as the
+record said: what is erased of VMs, volumes, API tokens and bindings, and how jobs end. That what is deleted says by which
+request is seen, too: in the record's own commit, by the audit of that commit.
+
 The chain is worked out anew from the records as they were written: numbers without gaps, the hash of the one before, and the
 head. What is let go is let go from the oldest on, and the record of the cut says up to where; it is in some controller's files.
 """
@@ -18,6 +22,10 @@ from tests.sim.checkers.base import Checker
 from tests.sim.cloud import Changed, Cloud, Commit
 
 _BESIDES = frozenset({"request", "plan", "event", "event_of", "audit", "audit_head"})
+# Kind -> what the record of its end is called, when nobody asked for that.
+_ENDS = {"vm": "EraseVm", "volume": "EraseVolume", "api_token": "RemoveApiToken", "binding": "RemoveBinding"}
+# What is said of a job whose end was asked for.
+_CANCELLED = "it was cancelled"
 
 
 class Audited(Checker):
@@ -43,6 +51,7 @@ class Audited(Checker):
                     yield f"{change.key} was {was[0]}: of that there is {was[1]} record"
         if not made:
             yield from (f"{each.key} was changed by the API: of that there is no record" for each in _changed(commit))
+        yield from _acts(cloud, commit, [change.after for change in made])
         for change in made:
             yield from self._made(change)
         heads = {change.id: change.after for change in commit.changes if change.kind == "audit_head"}
@@ -90,6 +99,61 @@ class Audited(Checker):
             if chain in cuts and cuts[chain].broken:
                 yield f"chain {chain} was found broken: {cuts[chain].broken}"
             self._cuts[chain] = last
+
+
+def _acts(cloud: Cloud, commit: Commit, made: list[Any]) -> Iterator[str]:
+    """Compare what was done unasked with the records of it, and what was asked for with what remembers it."""
+    done = sorted(_done(cloud, commit))
+    told = sorted((each.method, each.object, each.cause) for each in made if each.caller == "system" and _is_act(each.method))
+    if done != told:
+        yield f"was done: {done}; on record of that: {told}"
+    requests = {each.request_id for each in made if each.request_id}
+    for change in commit.changes:
+        for asked in _asked(change):
+            if asked not in requests and _by(commit, change) == "api":
+                yield f"{change.key} was asked for by {asked!r}, and this commit is of {sorted(requests)}"
+
+
+def _is_act(method: str) -> bool:
+    return method in {*_ENDS.values(), "FinishJob", "FailJob"}
+
+
+def _by(commit: Commit, change: Changed) -> str:
+    return (commit.writers or {}).get(change.key, "")
+
+
+def _done(cloud: Cloud, commit: Commit) -> Iterator[tuple[str, str, str]]:
+    """Yield (method, object, cause) of what a controller did by itself."""
+    erased = {change.id: change.before for change in commit.changes if change.kind == "vm" and change.after is None}
+    for change in commit.changes:
+        if change.kind in _ENDS and change.after is None and change.before is not None and _by(commit, change) == "garbage":
+            gone = change.before
+            if change.kind == "volume" and not gone.HasField("delete_time"):
+                # It goes with its VM, maybe in a commit before that one's.
+                gone = cloud.get("vm", gone.spec.vm) or erased.get(gone.spec.vm) or gone
+            yield _ENDS[change.kind], change.key, getattr(gone, "delete_request", "")
+        ended = change.kind == "job_state" and change.after is not None and change.after.done
+        if ended and not (change.before is not None and change.before.done):
+            job, status = cloud.get("job", change.id), change.after
+            cause = job.cancel_request if status.failed and status.error == _CANCELLED else job.create_request
+            yield "FailJob" if status.failed else "FinishJob", f"job/{change.id}", cause
+
+
+def _asked(change: Changed) -> Iterator[str]:
+    """Yield the requests that a record began to name, or has to name."""
+    old, new = change.before, change.after
+    if new is None:
+        return
+    if change.kind in ("vm", "volume") and old is not None and new.HasField("delete_time"):
+        if not old.HasField("delete_time") or old.purge_time != new.purge_time:
+            yield new.delete_request
+    elif change.kind in ("vm", "volume") and new.delete_request:
+        yield f"{new.delete_request}, of before it was brought back"
+    elif change.kind == "job":
+        if old is None:
+            yield new.create_request
+        elif new.spec.cancel_requested and not old.spec.cancel_requested:
+            yield new.cancel_request
 
 
 def _changed(commit: Commit) -> Iterator[Changed]:
