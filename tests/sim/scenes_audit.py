@@ -7,11 +7,12 @@ from typing import Any
 
 from cairn.proto.v1.audit_pb2 import Audit, AuditCut, AuditHead
 from cairn.proto.v1.cluster_pb2 import NameClaim, RequestRecord
+from cairn.proto.v1.job_pb2 import Job, JobStatus
 from cairn.proto.v1.node_pb2 import JoinToken
 from cairn.proto.v1.vpc_pb2 import Vpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from tests.sim.stage import SCENES, VM, Stage, scene
+from tests.sim.stage import SCENES, VM, VOLUME, Stage, scene, vm, volume
 
 __all__ = ["SCENES"]
 C1 = "c1"
@@ -139,3 +140,105 @@ def found_broken(stage: Stage) -> None:
     _commit(stage, _request("a"), _record(first), _head(first))
     cut = AuditCut(chain=C1, number=1, hash=_hash(first), broken="record 1 is missing")
     _commit(stage, ("audit", _record(first)[1], None), ("audit_cut", C1, cut))
+
+
+# --- what controllers do by themselves --------------------------------------------------------------------------------------
+
+
+def _gone(stage: Stage) -> None:
+    """A VM that request "a" had deleted, with a disk that goes with it."""
+    _, _, deleted = vm(gone=True)
+    deleted.delete_request = "a"
+    stage.commit(("vm", VM, deleted), volume(vm=VM, delete_with_vm=True))
+
+
+def _act(method: str, object: str, cause: str, after: Audit | None = None) -> Audit:
+    number, previous = (after.number + 1, _hash(after)) if after is not None else (1, b"")
+    audit = Audit(chain=C1, number=number, previous=previous, method=method, object=object, cause=cause)
+    audit.caller = "system"
+    return audit
+
+
+def _erase(stage: Stage, *audits: Audit) -> None:
+    by = {f"vm/{VM}": "garbage", f"volume/{VOLUME}": "garbage"}
+    head = (_head(audits[-1]),) if audits else ()
+    stage.commit(("vm", VM, None), ("volume", VOLUME, None), *map(_record, audits), *head, by=by)
+
+
+@scene("audited")
+def erased_and_recorded(stage: Stage) -> None:
+    _gone(stage)
+    disk = _act("EraseVolume", f"volume/{VOLUME}", "a")
+    _erase(stage, disk, _act("EraseVm", f"vm/{VM}", "a", disk))
+
+
+@scene(
+    "audited", r"was done: \[\('EraseVm', 'vm/i-1', 'a'\), \('EraseVolume', 'volume/vol-1', 'a'\)\]; on record of that: \[\]"
+)
+def erased_unrecorded(stage: Stage) -> None:
+    _gone(stage)
+    _erase(stage)
+
+
+@scene("audited", r"\('EraseVm', 'vm/i-1', ''\)")
+def erased_for_no_reason(stage: Stage) -> None:
+    _gone(stage)
+    disk = _act("EraseVolume", f"volume/{VOLUME}", "a")
+    _erase(stage, disk, _act("EraseVm", f"vm/{VM}", "", disk))
+
+
+@scene("audited", r"was done: \[\]; on record of that: \[\('EraseVm'")
+def recorded_and_not_erased(stage: Stage) -> None:
+    _gone(stage)
+    act = _act("EraseVm", f"vm/{VM}", "a")
+    stage.commit(_record(act), _head(act), by={})
+
+
+def _job(stage: Stage, **how: Any) -> None:
+    job = Job(id="j-1", create_request="a", cancel_request="b")
+    stage.commit(("job", "j-1", job), ("job_state", "j-1", JobStatus(state="upload")))
+    act = _act("FailJob" if how.get("failed") else "FinishJob", "job/j-1", how.pop("cause"))
+    stage.commit(("job_state", "j-1", JobStatus(done=True, **how)), _record(act), _head(act), by={})
+
+
+@scene("audited")
+def a_job_that_ended_in_time(stage: Stage) -> None:
+    _job(stage, cause="a")
+
+
+@scene("audited")
+def a_job_that_was_cancelled(stage: Stage) -> None:
+    _job(stage, cause="b", failed=True, error="it was cancelled")
+
+
+@scene("audited", r"was done: \[\('FailJob', 'job/j-1', 'b'\)\]; on record of that: \[\('FailJob', 'job/j-1', 'a'\)\]")
+def cancelled_by_another(stage: Stage) -> None:
+    _job(stage, cause="a", failed=True, error="it was cancelled")
+
+
+def _deleted(stage: Stage, request: str) -> None:
+    """Request "a" deletes a VM, whose record names one."""
+    stage.commit(vm())
+    _, _, deleted = vm(gone=True)
+    deleted.delete_request = request
+    (asked,) = _audits("a")
+    stage.commit(("vm", VM, deleted), _request("a"), _record(asked), _head(asked), by={f"vm/{VM}": "api"})
+
+
+@scene("audited")
+def deleted_by_the_request_it_names(stage: Stage) -> None:
+    _deleted(stage, "a")
+
+
+@scene("audited", r"vm/i-1 was asked for by '', and this commit is of \['a'\]")
+def deleted_by_nobody(stage: Stage) -> None:
+    _deleted(stage, "")
+
+
+@scene("audited", "vm/i-1 was asked for by 'a, of before it was brought back'")
+def brought_back_and_still_deleted_by_somebody(stage: Stage) -> None:
+    _deleted(stage, "a")
+    _, _, back = vm()
+    back.delete_request = "a"
+    _, second = _audits("a", "b")
+    stage.commit(("vm", VM, back), _request("b"), _record(second), _head(second), by={f"vm/{VM}": "api"})
