@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import grpc
 import pytest
 from cairn.controller.api.mutation import Mutations
 from cairn.controller.jobs.import_image import ImportImage
@@ -26,6 +27,7 @@ from cairn.proto.v1.api_token_pb2 import ApiToken, ApiTokenSpec, CreateApiTokenR
 from cairn.proto.v1.audit_pb2 import Audit
 from cairn.proto.v1.image_pb2 import IMAGE_FORMAT_QCOW2, CreateImageRequest
 from cairn.proto.v1.job_pb2 import CancelJobRequest
+from cairn.proto.v1.node_pb2 import CreateJoinTokenRequest
 from cairn.proto.v1.vm_pb2 import DeleteVmRequest, GetVmRequest, UndeleteVmRequest
 from cairn.proto.v1.volume_pb2 import CreateVolumeRequest, DeleteVolumeRequest, Volume, VolumeSpec
 from prometheus_client import CollectorRegistry
@@ -160,6 +162,17 @@ async def test_while_the_audit_is_closed_nothing_is_erased(world: World) -> None
         mutations.closed = lambda: None
         (erased,) = await recorded(world, "EraseVm")
     assert erased.cause == asked
+
+
+async def test_while_the_audit_is_closed_no_note_changes_anything(world: World) -> None:
+    """What is committed between the groups is a change like any other; what changes nothing is put on record still."""
+    world.core.mutations.closed = lambda: AuditFull("audit", "the disk is full")
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await world.api.nodes.CreateJoinToken(CreateJoinTokenRequest(node_name="n9"))
+    assert error.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert world.cache.view.count(kinds.JOIN_TOKEN) == 0
+    await world.core.mutations.record([Audit(method="ConsoleVm")])
+    assert len(await audits(world, method="ConsoleVm")) == 1
 
 
 def purged(world: World) -> Callable[[], Awaitable[bool]]:

@@ -5,19 +5,26 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
+from cairn.controller.acts import RECORD_BYTES_MAX
+from cairn.controller.api.chain import LINK_BYTES
+from cairn.controller.api.mutation import Mutations
+from cairn.controller.gathered import Group
 from cairn.controller.jobs.import_image import start
 from cairn.controller.reconcilers.garbage import Garbage
 from cairn.controller.reconcilers.placement import Placements
 from cairn.controller.reconcilers.ports import Ports
 from cairn.controller.runtime import check_writers
 from cairn.controller.store.base import OPERATIONS_MAX, Conflict
+from cairn.controller.store.cache import Cache
+from cairn.controller.store.memory import MemoryStore
 from cairn.proto import kinds
-from cairn.proto.seams import timestamp
+from cairn.proto.seams import SystemClock, SystemIds, timestamp
 from cairn.proto.v1.agent_pb2 import VmReport, VolumeReport
 from cairn.proto.v1.cluster_pb2 import NameClaim
 from cairn.proto.v1.image_pb2 import ImageContent
 from cairn.proto.v1.job_pb2 import JobStatus
 from cairn.proto.v1.node_pb2 import JoinToken
+from cairn.proto.v1.volume_pb2 import Volume, VolumeSpec
 from cairn.proto.v1.vpc_pb2 import VniClaim
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -292,3 +299,31 @@ class Erasing(RuleBasedStateMachine):
 
 TestErasing = Erasing.TestCase
 TestErasing.settings = settings(max_examples=20, stateful_step_count=40, deadline=None)
+
+
+def test_what_takes_several_commits_has_room_for_its_records_in_each() -> None:
+    cloud, garbage = Cloud(), Garbage()
+    vm = cloud.vm("web")
+    disks = [f"vol-{number:08d}" for number in range(60)]
+    for id in disks:
+        # Of the largest records that there may be.
+        labels = {f"label-{number}": "\N{SNOWMAN}" * 60 for number in range(60)}
+        disk = Volume(id=id, name=id, labels=labels, spec=VolumeSpec(vm=vm, delete_with_vm=True))
+        cloud.put(kinds.VOLUME, id, disk)
+    cloud.delete_vm(vm, purge=True)
+    deleted = cloud.edit(kinds.VM, vm)
+    deleted.delete_request = "asked"
+    cloud.put(kinds.VM, vm, deleted)
+    store = MemoryStore()
+    records = Mutations(store, Cache(store), SystemClock(), SystemIds(), "c1").acts
+    told: list[str] = []
+    while cloud.view.get(kinds.VM, vm) is not None:
+        outcome = garbage.reconcile(cloud.view, f"vm/{vm}", cloud.now)
+        assert outcome.txn is not None
+        audits = records.of(outcome.acts, cloud.view, outcome.txn)
+        assert Group("garbage", 0).add("vm", outcome.txn, outcome, audits, records.bytes_of(audits))
+        assert max([each.ByteSize() + LINK_BYTES for each in audits], default=0) <= RECORD_BYTES_MAX
+        assert {each.cause for each in outcome.acts} <= {"asked"}
+        told += [each.object for each in outcome.acts]
+        cloud.commit(outcome.txn)
+    assert sorted(told) == sorted([f"vm/{vm}", *(f"volume/{id}" for id in (*disks, "vol-00000web"))])
