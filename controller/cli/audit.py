@@ -62,7 +62,10 @@ def _changes(audit: Any) -> str:
 @click.option("--object", "object", default="", metavar="NAME", help="What was done to an object: its name or id.")
 @click.option("--method", default="", metavar="METHOD", help="For example DeleteVm.")
 @click.option(
-    "--cause", default="", metavar="REQUEST", help="What was part of a request, for example `project delete --cascade`."
+    "--cause",
+    default="",
+    metavar="REQUEST",
+    help="What was part of a request, `project delete --cascade` for example, or followed from it.",
 )
 @click.option("--since", default="", metavar="TIME", help="From then on: 2026-11-30T08:00, UTC.")
 @click.option("--until", default="", metavar="TIME", help="Before then.")

@@ -157,12 +157,23 @@ async def events(session: Session, name: str, follow: bool) -> None:
 @group.verb("history")
 @name_argument("vm")
 async def history(session: Session, name: str) -> None:
-    """Tell who changed a VM, when, and what it was before."""
+    """Tell who changed a VM, when, and what it was before; also of one that was erased."""
     from cairn.controller.cli.audit import all_of, history_lines
     from cairn.proto.v1.audit_pb2 import ListAuditsRequest
 
-    vm = await NOUN.get(session, name)
-    session.output.lines(history_lines(await all_of(session, ListAuditsRequest(object=vm.id, done=True))))
+    try:
+        ids = [(await NOUN.get(session, name)).id]
+    except Failure as failure:
+        if failure.status != "NOT_FOUND":
+            raise
+        # Of what is erased the audit alone knows: of all that had that name.
+        named = await all_of(session, ListAuditsRequest(object=name, project=session.project, done=True))
+        ids = list(dict.fromkeys(audit.object.partition("/")[2] for audit in named if audit.object.startswith("vm/")))
+        if not ids:
+            raise
+        session.output.say(f"there is no VM {name} now; on record is {', '.join(ids)}")
+    for id in ids:
+        session.output.lines(history_lines(await all_of(session, ListAuditsRequest(object=id, done=True))))
 
 
 @group.verb("console")

@@ -128,6 +128,20 @@ CHAINS = [
 BROKEN = ["chain c1: record 4702 does not follow record 4701: one of them is not what was written"]
 
 
+def erased(_request: Any) -> ListAuditsResponse:
+    answer = ListAuditsResponse()
+    made, deleted, gone = (answer.audits.add(object="vm/i-00000old", object_name="old") for _ in range(3))
+    made.caller, made.who, made.method = "user", "ann", "CreateVm"
+    made.changes.add(field="name", after="old")
+    deleted.caller, deleted.who, deleted.method, deleted.request_id = "user", "ann", "DeleteVm", "0191d9a0"
+    deleted.changes.add(field="delete_request", after="0191d9a0")
+    gone.caller, gone.who, gone.method, gone.cause = "system", "garbage", "EraseVm", "0191d9a0"
+    gone.changes.add(field="name", before="old")
+    for minute, audit in enumerate(answer.audits):
+        audit.time.FromDatetime(BORN + timedelta(minutes=minute))
+    return answer
+
+
 def audited(_request: Any) -> ListAuditsResponse:
     answer = ListAuditsResponse()
     about = {"caller": "user", "object": "vm/i-0000web1", "object_name": "web", "chain": "c1", "address": "10.0.0.7"}
@@ -223,6 +237,8 @@ CASES: dict[str, list[tuple[str, dict[str, Callable[[Any], Any]]]]] = {
         ("audit list --since yesterday", {}),
         ("audit list --object nope", {"ListAudits": lambda _: ListAuditsResponse()}),
         ("vm history web", {"ListAudits": audited}),
+        ("vm history old", {"ListAudits": [erased, erased]}),
+        ("vm history nope", {"ListAudits": lambda _: ListAuditsResponse()}),
         ("audit verify", {"VerifyAudits": lambda _: VerifyAuditsResponse(chains=CHAINS)}),
         ("audit verify", {"VerifyAudits": lambda _: VerifyAuditsResponse(chains=CHAINS, broken=BROKEN)}),
     ],
@@ -253,7 +269,7 @@ def test_transcripts(cloud: Cloud, name: str) -> None:  # noqa: F811
     seen = []
     for command, scripts in CASES[name]:
         for method, script in scripts.items():
-            cloud.scripts[method].append(script)
+            cloud.scripts[method] += script if isinstance(script, list) else [script]
         seen.append(transcript(f"cairn {command}", run(cloud, *shlex.split(command))))
     text = "\n".join(seen)
     path = GOLDEN / f"{name}.txt"
