@@ -33,7 +33,7 @@ from cairn.controller.api.plan import Planner, Touched
 from cairn.controller.events import add, event_id
 from cairn.controller.model.permits import Caller, Verb, is_root, may_act, permits, witnesses
 from cairn.controller.model.quotas import charge
-from cairn.controller.model.restored import is_undecided
+from cairn.controller.model.restored import CLUSTER_ID, is_undecided
 from cairn.controller.model.unreadable import touched
 from cairn.controller.outage import refusal
 from cairn.controller.retention import EVENT_KEEP_S, REQUEST_KEEP_S, Retention
@@ -197,7 +197,10 @@ class Mutations:
 
         For what is no mutation of one object with an answer to be repeated. Raises what the store does: decide again.
         """
-        return await self._commits.note(txn, [self._audit(view, caller, txn, act)])
+        audits = [self._audit(view, caller, txn, act)]
+        # It may wait its turn, and a restore may come and go meanwhile.
+        txn.check(kinds.CLUSTER, CLUSTER_ID, view.revision_of(kinds.CLUSTER, CLUSTER_ID))
+        return await self._commits.note(txn, audits)
 
     async def note(self, caller: Caller, act: Act) -> None:
         """Put on record what changes nothing. Raises Refused when that cannot be done."""

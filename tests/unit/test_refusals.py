@@ -54,6 +54,9 @@ async def test_told_a_moment_later_and_what_comes_again_is_counted(monkeypatch: 
     kept.note(BOB, "10.0.0.1", STOP, StopVmRequest(id="web"), WHY)
     kept.note(BOB, "10.0.0.1", STOP, StopVmRequest(id="db"), WHY)
     first = await recorder.next()
+    while len(first) < 2:
+        # Each has its time, and those are not one.
+        first += await recorder.next()
     assert [(each.object_name, each.count, each.say) for each in first] == [("web", 1, WHY.say), ("db", 1, WHY.say)]
     for _ in range(5):
         kept.note(BOB, "10.0.0.1", STOP, StopVmRequest(id="web"), WHY)

@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 from cairn.controller.api.chain import first_break
+from cairn.controller.api.mutation import Act
 from cairn.controller.gathered import Group
 from cairn.controller.model.happening import ActSpec
+from cairn.controller.model.permits import Caller
 from cairn.controller.model.restored import CLUSTER_ID
 from cairn.controller.outage import AuditFull
 from cairn.controller.reconcilers.base import Outcome
-from cairn.controller.store.base import OPERATIONS_MAX, Item, Txn, View
+from cairn.controller.store.base import OPERATIONS_MAX, Conflict, Item, Txn, View
 from cairn.controller.store.memory import MemoryStore
 from cairn.proto import kinds
 from cairn.proto.kinds import AnyKind
@@ -169,3 +171,19 @@ def test_a_group_keeps_room_for_records_and_the_end_of_their_chain() -> None:
         large.check(kinds.VOLUME, f"vol-{part}", 1)
     assert checked.add("large", large, outcome, [Audit()], 100), "the head and the cluster are checked besides"
     assert not checked.add("more", Txn("garbage").check(kinds.VOLUME, "vol-more", 1), Outcome())
+
+
+async def test_what_the_api_wrote_and_waited_over_a_restore_is_decided_anew() -> None:
+    async with running(Marker()) as at:
+        others, view = MemoryStore(at.store.backend), at.cache.view
+        at.store.gate.clear()
+        first = asyncio.create_task(at.mutations.acts.commit(Txn("garbage").put(kinds.PURGE, ONE, Purge(id=ONE)), [Audit()]))
+        await at.until(lambda: at.store.sent == 1)
+        act = Act("ForgetUnknown", f"volume/{TWO}")
+        txn = Txn("api").delete(kinds.JOIN_TOKEN, TWO)
+        late = asyncio.create_task(at.mutations.write(view, Caller.system("x"), txn, act))
+        await at.cache.wait_for(await others.commit(Txn("peers").put(kinds.CLUSTER, CLUSTER_ID, Cluster(name="restored"))))
+        at.store.gate.set()
+        with pytest.raises(Conflict):
+            await late
+        await first
