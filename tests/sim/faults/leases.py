@@ -18,7 +18,7 @@ SESSION_S_MAX: Final = 120.0
 # Of one node: its stream, and those of images.
 CONNECTIONS: Final = 4
 LOOK_S: Final = 0.05
-LOOKS: Final = 200
+LOOKS: Final = 100
 
 
 def draw(draw: random.Random, size: Size) -> Iterable[Event]:
@@ -27,7 +27,7 @@ def draw(draw: random.Random, size: Size) -> Iterable[Event]:
         if draw.random() < 0.25:
             yield Event(at_s, FAULT, "leader_lost", (draw.choice((0.2, 1.5, 5.0)),))
         elif draw.random() < 0.3:
-            yield Event(at_s, FAULT, "taken_over", (draw.choice(size.node_names), draw.choice((1, 3))))
+            yield Event(at_s, FAULT, "taken_over", (draw.choice(size.node_names), draw.choice((0.5, 2.0))))
         elif draw.random() < 0.6:
             yield Event(
                 at_s, FAULT, "leases_end", (draw.choice(size.controller_names), draw.choice((1, 1, 3)), draw.choice((0.1, 2.0)))
@@ -46,18 +46,29 @@ async def leases_end(world: World, name: str, times: int, pause_s: float) -> Non
         await asyncio.sleep(pause_s)
 
 
-async def taken_over(world: World, name: str, times: int) -> None:
-    """A node goes to another controller, the one before believes in it still, and its session at the new one ends at once."""
+async def taken_over(world: World, name: str, for_s: float) -> None:
+    """A node goes to another controller while the one before is cut off from the store; then that is, and its session ends.
+
+    The one before believes in the node still, and hears of the other session when that is gone.
+    """
+    node = world.machines[name].id
+    before = _holder(world, node)
+    stores = {each: process.store for each, process in world.processes.items() if process.store is not None}
+    if before not in stores:
+        return
+    stores[before].cut()
     world.network.part(name, CONNECTIONS)
-    node, before = world.machines[name].id, ""
     for _ in range(LOOKS):
-        before, last = _holder(world, node), before
-        if before and last and before != last:
-            await leases_end(world, before, times, LOOK_S)
-            world.network.count("taken_over")
-            return
-        before = before or last
         await asyncio.sleep(LOOK_S)
+        if (now := _holder(world, node)) not in ("", before) and now in stores:
+            stores[now].cut()
+            stores[now].expire_leases(SESSION_S_MAX)
+            stores[before].mend()
+            world.network.count("taken_over")
+            await asyncio.sleep(for_s)
+            stores[now].mend()
+            return
+    stores[before].mend()
 
 
 def _holder(world: World, node: str) -> str:
