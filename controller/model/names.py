@@ -26,6 +26,8 @@ CLUSTER_WIDE: Final = "-"
 LOGIN: Final = "login"
 NODE_INDEX: Final = "node-index"
 _HOLDERS: Final[dict[str, AnyKind]] = {LOGIN: kinds.USER, NODE_INDEX: kinds.NODE}
+# Deleted, they can be brought back, and have no name until then; of others a time of deletion says that it has begun.
+_PUT_AWAY: Final[tuple[AnyKind, ...]] = (kinds.VM, kinds.VOLUME)
 _DIGITS: Final = 32
 
 
@@ -56,6 +58,6 @@ def is_held(view: View, claim: NameClaim) -> bool:
         return bool(holder.spec.HasField("login")) and login_name(holder.spec.login) == claim.name
     if claim.kind == NODE_INDEX:
         return index_name(holder.spec.index) == claim.name
-    if holder.name != claim.name or put_away(view, holder):
+    if holder.name != claim.name or (kind in _PUT_AWAY and put_away(view, holder)):
         return False
     return kind not in SHAREABLE or claim.project in (holder.project, *places(holder))

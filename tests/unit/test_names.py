@@ -14,6 +14,7 @@ from cairn.proto.seams import timestamp
 from cairn.proto.v1.cluster_pb2 import NameClaim
 from cairn.proto.v1.image_pb2 import Image
 from cairn.proto.v1.user_pb2 import User, UserLogin
+from cairn.proto.v1.vpc_pb2 import Vpc
 
 from tests.unit.cloud_kit import Cloud
 from tests.unit.test_unreadable import damage
@@ -68,6 +69,10 @@ def called(name: str) -> Change:
 
 def test_what_is_held_stays_and_is_nothing_to_mend() -> None:
     cloud, keys = cloud_with_claims()
+    # Its deletion has begun, and may be given up again.
+    vpc = cloud.vpc("leaving")
+    change(cloud, kinds.VPC, vpc, lambda vpc: vpc.MergeFrom(Vpc(project="p", delete_time=timestamp(cloud.now))))
+    keys.append(claimed(cloud, "vpc", "leaving", vpc, "p"))
     cloud.settle([Garbage()])
     assert sorted(cloud.view.ids(kinds.NAME)) == sorted(keys)
     assert [each for each in findings(cloud.view) if each is not None and each.check == "name"] == []
