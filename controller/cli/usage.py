@@ -28,9 +28,9 @@ group = NounGroup("usage", "What was used, by whom, how long.")
 
 def _sums() -> list[Column]:
     return [
-        Column("CPU-HOURS", lambda usage: _hours(usage.cpu_seconds), right=True),
-        Column("MEMORY GIB-HOURS", lambda usage: _hours(usage.memory_byte_seconds / _GIB), right=True),
-        Column("DISK GIB-HOURS", lambda usage: _hours(usage.byte_seconds / _GIB), right=True),
+        Column("CPU-H", lambda usage: _hours(usage.cpu_seconds), right=True),
+        Column("MEMORY GIB-H", lambda usage: _hours(usage.memory_byte_seconds / _GIB), right=True),
+        Column("DISK GIB-H", lambda usage: _hours(usage.byte_seconds / _GIB), right=True),
         Column("RAN", lambda usage: _hours(usage.running_seconds), right=True),
         Column("THERE", lambda usage: _hours(usage.seconds), right=True),
         Column("COST", _cost, right=True),

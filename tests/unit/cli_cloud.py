@@ -35,7 +35,9 @@ from cairn.proto.v1 import (  # noqa: F401 - their services are looked up by nam
 )
 from google.protobuf import descriptor_pool, message_factory
 
-NOUNS: Final = ("vm", "vpc", "subnet", "port", "volume", "image", "node", "job", "event", "project", "quota")
+NOUNS: Final = (
+    "vm", "vpc", "subnet", "port", "volume", "image", "node", "job", "event", "project", "quota", "price_list",
+)  # fmt: skip
 BORN: Final = datetime(2026, 1, 1, tzinfo=UTC)
 Script = Callable[[Any], Any]
 
@@ -46,6 +48,11 @@ class Call:
 
     method: str
     request: Any
+
+
+def snake(text: str) -> str:
+    """Return a method's noun as fields are called: PriceLists, price_lists."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", text).lower()
 
 
 class Cloud:
@@ -193,7 +200,7 @@ class Cloud:
         return result
 
     async def _create(self, method: str, request: Any) -> Any:
-        noun = method.removeprefix("Create").lower()
+        noun = snake(method.removeprefix("Create"))
         message = getattr(request, noun)
         if any(each.name == message.name for each in self.objects[noun].values()):
             raise AlreadyExists(noun, message.name)
@@ -216,10 +223,10 @@ class Cloud:
         raise NotFound(noun, name)
 
     async def _get(self, method: str, request: Any) -> Any:
-        return self.find(method.removeprefix("Get").lower(), request.id)
+        return self.find(snake(method.removeprefix("Get")), request.id)
 
     async def _list(self, method: str, request: Any) -> Any:
-        plural = method.removeprefix("List").lower()
+        plural = snake(method.removeprefix("List"))
         noun = plural.removesuffix("s")
         start = int(request.page_token or 0)
         end = start + min(request.page_size or 100, self.page_size_max)
@@ -231,7 +238,7 @@ class Cloud:
         return response
 
     async def _update(self, method: str, request: Any) -> Any:
-        noun = method.removeprefix("Update").lower()
+        noun = snake(method.removeprefix("Update"))
         given = getattr(request, noun)
         held = self.find(noun, given.id)
         if given.etag != held.etag:
@@ -243,7 +250,7 @@ class Cloud:
         return self.put(noun, held)
 
     async def _delete(self, method: str, request: Any) -> Any:
-        noun = method.removeprefix("Delete").lower()
+        noun = snake(method.removeprefix("Delete"))
         message = self.find(noun, request.id)
         self.remove(noun, message.id)
         return message
@@ -255,7 +262,7 @@ class Cloud:
         self.calls.append(Call(method, request))
         if self.scripts[method]:
             self.scripts[method].pop(0)(request)
-        noun = method.removeprefix("Watch").lower().removesuffix("s")
+        noun = snake(method.removeprefix("Watch")).removesuffix("s")
         only = re.fullmatch(r'id = "(.*)"', request.filter)
         wake = asyncio.Event()
         self._watchers.add(wake)

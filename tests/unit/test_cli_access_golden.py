@@ -57,6 +57,11 @@ TYPED = (
     ("admin", "user link bob corp 8f2c"),
     ("admin", "user show carol"),
     ("admin", "idp delete corp"),
+    ("admin", "price create next --currency CNY --from 2026-12-01 --price gpu=1"),
+    ("admin", "price create next --currency CNY --from 2026-12-01T08:00 --price cpu=0.0000139"),
+    ("admin", "--project red quota set --limit tokens=0"),
+    ("admin", "token create --user bob --in-project red"),
+    ("bob", "usage report"),
     ("admin", "login"),
     ("admin", "logout"),
 )

@@ -38,7 +38,7 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealCloud]:
 
 def test_what_was_used_is_told_by_object(cloud: RealCloud) -> None:
     ran = done(cloud, "usage", "report", "--group-by", "object")
-    assert all(each in ran.out for each in ("web", "gone", "web-root", "demo", "CPU-HOURS"))
+    assert all(each in ran.out for each in ("web", "gone", "web-root", "demo", "CPU-H"))
     assert "from 20" in ran.err
     found = {
         (each["kind"], each["object_name"]): each

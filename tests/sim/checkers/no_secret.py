@@ -30,6 +30,7 @@ class NoSecret(Checker):
 
     def listed(self, cloud: Cloud, who: str, kind: str, objects: Any) -> Iterator[str]:
         """Lists show none either."""
-        for each in objects:
-            if any(secret in str(each) for secret in cloud.secrets):
+        for each in objects if cloud.secrets else ():
+            text = str(each)
+            if any(secret in text for secret in cloud.secrets):
                 yield f"{who} shows a secret in {kind} {getattr(each, 'id', '')}"
