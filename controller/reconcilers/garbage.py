@@ -27,6 +27,7 @@ from cairn.controller.model.jobs import status_of
 from cairn.controller.model.names import holder_kind, is_held
 from cairn.controller.model.opened import opened_by
 from cairn.controller.model.owners import ports_of
+from cairn.controller.model.readable import CannotTell, Readable
 from cairn.controller.model.reports import report
 from cairn.controller.model.restored import kept_s
 from cairn.controller.model.where import in_shared_pool, volume_node, where
@@ -123,7 +124,11 @@ class Garbage:
     def reconcile(self, view: View, key: str, now: datetime) -> Outcome:
         """Look at one object."""
         kind, _, id = key.partition("/")
-        return _RULES[kind](view, id, now)
+        try:
+            # What cannot be read is not absent: whatever asks for it waits.
+            return _RULES[kind](Readable(view) if view.harmed else view, id, now)
+        except CannotTell as error:
+            return Outcome(None, str(error), again_after_s=OPEN_AGAIN_S, held_up_by=(error.record,) if error.record else ())
 
 
 def _going(message: Any) -> bool:
@@ -138,11 +143,10 @@ def _vm(view: View, id: str, now: datetime) -> Outcome:
     if waits is not None:
         return waits
     vm = record.message
-    cards = (nic.port for nic in vm.spec.nics)
-    damaged = view.unreadable(kinds.PORT).keys() & set(cards)
-    damaged |= view.unreadable(kinds.VOLUME).keys() & {vm.spec.root_volume, *vm.spec.volumes}
-    if damaged:
-        return Outcome(None, f"the record of its {', '.join(sorted(damaged))} cannot be read")
+    # Indexes lack what cannot be read: it is asked for by the names in the VM's own record.
+    for kind, named in ((kinds.PORT, [nic.port for nic in vm.spec.nics]), (kinds.VOLUME, _disks_of(vm))):
+        for each in named:
+            view.get(kind, each)
     disks = [disk for each in view.by(kinds.VOLUME, "vm", id) if (disk := view.record(kinds.VOLUME, each)) is not None]
     own = [disk for disk in disks if disk.message.spec.delete_with_vm]
     if not _vm_absent(view, vm):
@@ -209,9 +213,7 @@ def _purge(view: View, kind: AnyKind, record: Record[Any], now: datetime) -> Out
         return None
     if left_s > 0:
         return Outcome(None, "waits for the end of its retention", again_after_s=left_s)
-    if damaged := _damaged_of(view, message):
-        # Whether it is in a pool that several nodes reach, and where a guest may have it, cannot be told.
-        return Outcome(None, f"{damaged} cannot be read", again_after_s=OPEN_AGAIN_S)
+    _must_be_read(view, message)
     if guest := _guest_at(view, message):
         return Outcome(None, f"guest {guest} may have a disk of it open", again_after_s=OPEN_AGAIN_S)
     txn = Txn("garbage").check(kind, message.id, record.mod_revision)
@@ -219,15 +221,19 @@ def _purge(view: View, kind: AnyKind, record: Record[Any], now: datetime) -> Out
     return Outcome(txn, f"{kind.name} {message.name} is to be erased now")
 
 
-def _damaged_of(view: View, message: Vm | Volume) -> str:
-    """Return a record that cannot be read, of those that say where a VM, or a volume, and its disks are; empty: none."""
+def _disks_of(vm: Vm) -> Sequence[str]:
+    return (vm.spec.root_volume, *vm.spec.volumes)
+
+
+def _must_be_read(view: View, message: Vm | Volume) -> None:
+    """Ask for all that says in which pool a VM's disks, or a volume, are, and who may have them open. Raises CannotTell."""
     vm = message if isinstance(message, Vm) else None
-    named = (vm.spec.root_volume, *vm.spec.volumes, *view.by(kinds.VOLUME, "vm", vm.id)) if vm is not None else (message.id,)
+    named = (*_disks_of(vm), *view.by(kinds.VOLUME, "vm", vm.id)) if vm is not None else (message.id,)
     disks = [disk for id in named if (disk := view.get(kinds.VOLUME, id)) is not None]
     vms = (*(vm_id for disk in disks for vm_id in (disk.spec.vm, disk.spec.former_vm)), vm.id if vm is not None else "")
-    asked = {kinds.VOLUME: named, kinds.VOLUME_PLACEMENT: named, kinds.VM: vms, kinds.PLACEMENT: vms}
-    found = (f"{kind.name} {id}" for kind, ids in asked.items() for id in ids if id in view.unreadable(kind))
-    return next(found, "")
+    for kind, ids in ((kinds.VOLUME_PLACEMENT, named), (kinds.VM, vms), (kinds.PLACEMENT, vms)):
+        for id in ids:
+            view.get(kind, id)
 
 
 def _guest_at(view: View, message: Vm | Volume) -> str:
@@ -236,7 +242,11 @@ def _guest_at(view: View, message: Vm | Volume) -> str:
     A node does not erase a volume of its own pool under its own guests.
     """
     own = (id for id in view.by(kinds.VOLUME, "vm", message.id) if _goes_with(view, id)) if isinstance(message, Vm) else ()
-    shared = (id for id in (*own, message.id) if in_shared_pool(view, id))
+    shared = [id for id in (*own, message.id) if in_shared_pool(view, id)]
+    for seen in view.unreadable(kinds.OBSERVED) if shared and view.harmed else ():
+        if f"/{kinds.VM.name}/" in seen:
+            say = f"what guest {seen.rpartition('/')[2]} has open cannot be read"
+            raise CannotTell(say, f"{kinds.OBSERVED.name}/{seen}")
     return next((guest for id in shared if (guest := opened_by(view, id))), "")
 
 
@@ -359,7 +369,7 @@ def _binding(view: View, id: str, now: datetime) -> Outcome:  # noqa: ARG001 - o
     binding = view.get(kinds.BINDING, id)
     kind_name, _, about = binding.spec.object.partition("/") if binding is not None else ("", "", "")
     kind = kinds.BY_NAME.get(kind_name)
-    if kind is None or view.get(kind, about) is not None or about in view.unreadable(kind):
+    if kind is None or view.get(kind, about) is not None:
         return NOTHING
     say = f"binding {id} was for {kind_name} {about}, which is gone"
     # By which request that went was written in its record.
@@ -373,10 +383,10 @@ def _api_token(view: View, id: str, now: datetime) -> Outcome:
     if token is None:
         return NOTHING
     user = token.spec.user
-    if view.get(kinds.USER, user) is None and user not in view.unreadable(kinds.USER):
+    if view.get(kinds.USER, user) is None:
         return _drop_token(view, token, f"the user of token {id} is gone", because=((kinds.USER, user),))
     by, kind = token.spec.login.provider, kinds.IDENTITY_PROVIDER
-    if by and view.get(kind, by) is None and by not in view.unreadable(kind):
+    if by and view.get(kind, by) is None:
         return _drop_token(view, token, f"token {id} is of who logged in by {by}, which is gone", because=((kind, by),))
     left_s = (moment(token.spec.expire_time) + KEEP - now).total_seconds()
     if left_s > 0:

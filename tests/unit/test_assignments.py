@@ -329,6 +329,19 @@ def test_nothing_is_erased_while_it_cannot_be_read_where_it_is(kind: Any) -> Non
     assert outcome.say == f"guest {web} may have a disk of it open"
 
 
+def test_nothing_is_erased_while_it_cannot_be_read_what_a_guest_has_open() -> None:
+    """Lists of who has a volume open lack what cannot be read; that it is another guest's report does not help."""
+    cloud, nodes, web = shared()
+    cloud.settle(ALL)
+    cloud.delete_vm(web, purge=True)
+    cloud.report(nodes[0], f"vm/{web}", state=VmReport.STATE_ABSENT)
+    seen = f"{nodes[1]}/vm/i-former00"
+    cloud.view.table(kinds.OBSERVED).keep(seen, 7, "garbage")
+    outcome = cloud.decide(Garbage(), f"vm/{web}")
+    assert (outcome.say, outcome.held_up_by) == ("what guest i-former00 has open cannot be read", (f"observed/{seen}",))
+    assert cloud.view.get(kinds.PURGE, web) is None
+
+
 class Losing(RuleBasedStateMachine):
     """Nodes come, go, are cordoned and forget; whatever happens, work ends with a node that can do it."""
 
