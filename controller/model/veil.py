@@ -10,7 +10,7 @@ Rejected: projections that know who looks (each of fifty sentences is a place to
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, TypeVar
@@ -57,36 +57,49 @@ _COUNTS: Final = {"vms": "vm.see", "volumes": "volume.see", "images": "image.see
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Of one type of message: fields to clear, those that are sentences, those that have such fields in them."""
+    """Of one type of message: fields to clear, those that are sentences, lists of them, and parts of messages in it, by field.
+
+    special: what is done to such a message besides.
+    """
 
     physical: tuple[str, ...]
     sentences: tuple[str, ...]
-    inner: tuple[tuple[str, bool], ...]
+    several: tuple[str, ...]
+    one_inner: tuple[tuple[str, Parts], ...]
+    inner: tuple[tuple[str, Parts], ...]
+    special: Callable[[Veil, Any], None] | None
+
+    @property
+    def matter(self) -> bool:
+        """Tell whether anything in it is looked at."""
+        return bool(self.physical or self.sentences or self.several or self.one_inner or self.inner or self.special)
 
 
 @lru_cache(maxsize=512)
 def parts_of(descriptor: Descriptor) -> Parts:
     """Return what of a type of message is looked at."""
     physical = [field.name for field in descriptor.fields if _is_physical(field)]
-    texts = [f.name for f in descriptor.fields if f.type == f.TYPE_STRING and f.name in _SENTENCES and not _is_physical(f)]
+    texts = [f for f in descriptor.fields if f.type == f.TYPE_STRING and f.name in _SENTENCES and not _is_physical(f)]
     inner = [
-        (field.name, field.is_repeated)
+        (field, parts)
         for field in descriptor.fields
-        if field.message_type is not None and not _is_physical(field) and _matters(field.message_type)
+        if field.message_type is not None
+        and not _is_physical(field)
+        and not field.message_type.GetOptions().map_entry
+        and (parts := parts_of(field.message_type)).matter
     ]
-    return Parts(tuple(physical), tuple(texts), tuple(inner))
+    return Parts(
+        tuple(physical),
+        tuple(field.name for field in texts if not field.is_repeated),
+        tuple(field.name for field in texts if field.is_repeated),
+        tuple((field.name, parts) for field, parts in inner if not field.is_repeated),
+        tuple((field.name, parts) for field, parts in inner if field.is_repeated),
+        _BY_TYPE.get(descriptor.full_name),
+    )
 
 
 def _is_physical(field: Any) -> bool:
     return bool(field.GetOptions().Extensions[access_pb2.physical])
-
-
-def _matters(descriptor: Descriptor) -> bool:
-    """Tell whether anything in a type of message is looked at."""
-    if descriptor.GetOptions().map_entry:
-        return False
-    parts = parts_of(descriptor)
-    return bool(parts.physical or parts.sentences or parts.inner or descriptor.full_name in _BY_TYPE)
 
 
 def covered(descriptor: Descriptor, path: str) -> bool:
@@ -127,7 +140,7 @@ class Veil:
         """Return a message as its caller is shown it."""
         shown = type(message)()
         shown.CopyFrom(message)
-        self._cover(shown)
+        self._cover(shown, parts_of(shown.DESCRIPTOR))
         return shown
 
     def sentence(self, text: str) -> str:
@@ -145,25 +158,24 @@ class Veil:
         without = _WORD.sub(lambda found: _A_NODE if found[0] in self._names else found[0], text)
         return _SEVERAL.sub(lambda found: "several nodes" if found["more"] else _A_NODE, without)
 
-    def _cover(self, message: Any) -> None:
-        special = _BY_TYPE.get(message.DESCRIPTOR.full_name)
-        if special is not None:
-            special(self, message)
-        parts = parts_of(message.DESCRIPTOR)
+    def _cover(self, message: Any, parts: Parts) -> None:
+        if parts.special is not None:
+            parts.special(self, message)
         for name in parts.physical if not self._nodes else ():
             message.ClearField(name)
         for name in parts.sentences:
             text = getattr(message, name)
-            if not isinstance(text, str):
-                text[:] = [self.sentence(each) for each in text]
-            elif text and (without := self.sentence(text)) != text:
+            if text and (without := self.sentence(text)) != text:
                 setattr(message, name, without)
-        for name, repeated in parts.inner:
-            if repeated:
-                for each in getattr(message, name):
-                    self._cover(each)
-            elif message.HasField(name):
-                self._cover(getattr(message, name))
+        for name in parts.several:
+            texts = getattr(message, name)
+            texts[:] = [self.sentence(each) for each in texts]
+        for name, inner in parts.one_inner:
+            if message.HasField(name):
+                self._cover(getattr(message, name), inner)
+        for name, inner in parts.inner:
+            for each in getattr(message, name):
+                self._cover(each, inner)
 
     def _vm(self, vm: Vm) -> None:
         """Why it is where it is, or nowhere, tells what others have."""

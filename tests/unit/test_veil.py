@@ -134,6 +134,7 @@ def test_what_is_covered_finds_nothing() -> None:
 
 
 def test_messages_without_anything_physical_are_left_alone() -> None:
+    assert not parts_of(vm_pb2.Nic.DESCRIPTOR).one_inner
     assert not parts_of(vm_pb2.Nic.DESCRIPTOR).inner
     assert plainly(Decision()) == "no node fits it now"
     assert veil.SEES_NODES == "node.see"
