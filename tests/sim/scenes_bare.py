@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from cairn.proto.v1.api_token_pb2 import ApiToken, ApiTokenSpec, Login
+from cairn.proto.v1.binding_pb2 import Binding, BindingSpec
 from cairn.proto.v1.cluster_pb2 import NameClaim
+from cairn.proto.v1.user_pb2 import User
 from cairn.proto.v1.volume_pb2 import Purge
 
 from tests.sim.stage import (
@@ -54,6 +57,32 @@ def half_an_image_left(stage: Stage) -> None:
 def a_name_left(stage: Stage) -> None:
     stage.commit(("name", "p/vm/web", NameClaim(kind="vm", name="web")))
     stage.bare()
+
+
+@scene("orphans", "API token tok-1 is of somebody who is gone")
+def a_token_of_a_user_who_is_gone(stage: Stage) -> None:
+    stage.commit(("api_token", "tok-1", ApiToken(id="tok-1", spec=ApiTokenSpec(user="usr-1"))))
+    stage.settle()
+
+
+@scene("orphans", "API token tok-1 is of somebody who is gone")
+def a_token_of_a_provider_that_is_gone(stage: Stage) -> None:
+    spec = ApiTokenSpec(user="usr-1", login=Login(provider="idp-1"))
+    stage.commit(("user", "usr-1", User(id="usr-1")), ("api_token", "tok-1", ApiToken(id="tok-1", spec=spec)))
+    stage.settle()
+
+
+@scene("orphans", "binding rb-1 is for vm/i-1, which is gone")
+def a_binding_for_what_is_gone(stage: Stage) -> None:
+    stage.commit(("binding", "rb-1", Binding(id="rb-1", spec=BindingSpec(object="vm/i-1"))))
+    stage.settle()
+
+
+@scene("orphans")
+def tokens_and_bindings_of_what_is_there(stage: Stage) -> None:
+    stage.commit(("user", "usr-1", User(id="usr-1")), ("api_token", "tok-1", ApiToken(spec=ApiTokenSpec(user="usr-1"))))
+    stage.commit(vm(), ("binding", "rb-1", Binding(spec=BindingSpec(object=f"vm/{VM}"))), ("binding", "rb-2", Binding()))
+    stage.settle()
 
 
 # --- destroyed -------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """When all was deleted, nothing is left: no record, and on no host a guest, a configuration, a file, a volume or a port.
 
+At rest nothing is left of what goes with something else: tokens, and what was given for one object.
+
 When networks and images were deleted too, only the cloud itself is left: its nodes, controllers, projects and history.
 """
 
@@ -7,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from tests.sim.asked import Asked
 from tests.sim.checkers.base import Checker
 from tests.sim.cloud import Cloud
 
@@ -22,7 +25,18 @@ _STANDING = (
 
 
 class Orphans(Checker):
-    """Looks at everything when everything should be gone."""
+    """Looks at everything when everything should be gone; at rest, at what went with something else."""
+
+    def settled(self, cloud: Cloud, asked: Asked) -> Iterator[str]:
+        """Tokens go with whose they are, and with where he logged in; what was given for one object goes with that."""
+        for id, token in sorted(cloud.all("api_token").items()):
+            by = token.spec.login.provider
+            if cloud.get("user", token.spec.user) is None or (by and cloud.get("identity_provider", by) is None):
+                yield f"API token {id} is of somebody who is gone"
+        for id, binding in sorted(cloud.all("binding").items()):
+            kind, _, object = binding.spec.object.partition("/")
+            if kind and cloud.get(kind, object) is None:
+                yield f"binding {id} is for {binding.spec.object}, which is gone"
 
     def emptied(self, cloud: Cloud) -> Iterator[str]:
         """Look for leftovers."""
