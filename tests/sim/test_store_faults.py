@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable, Coroutine
 from contextlib import aclosing
+from functools import wraps
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from cairn.controller.store.base import Batch, Compacted, Conflict, Indeterminate, LeaseLost, Put, StoreError, Txn, Unavailable
 
+from tests.sim.loop import run
 from tests.sim.store import SimBackend, SimStore, StoreFaults
 
-# Small, as this loop's time is real.
+Playing = Callable[..., Coroutine[Any, Any, None]]
 FAULTS = {
     "delay_s": (0.0, 0.002),
     "slow_read_s": (0.0, 0.002),
@@ -32,6 +36,16 @@ FAULTS = {
     "timeout_s": 0.001,
 }
 WRITERS, COMMITS = 3, 20
+
+
+def virtual(test: Playing) -> Callable[..., None]:
+    """Play a test on virtual time: how busy the machine is decides nothing."""
+
+    @wraps(test)
+    def played(*args: Any, **named: Any) -> None:
+        run(0, lambda: test(*args, **named))
+
+    return played
 
 
 class World:
@@ -115,6 +129,7 @@ def test_skipped_can_tell() -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
+@virtual
 async def test_acknowledged_once_and_watched_in_order(seed: int) -> None:
     world = World(seed)
     seen: list[Batch] = []
@@ -148,6 +163,7 @@ async def _one(faults: StoreFaults) -> tuple[SimBackend, SimStore]:
 PUT = Txn("test", puts={"/a": Put(b"1")})
 
 
+@virtual
 async def test_unacknowledged_commit_is_there() -> None:
     backend, store = await _one(StoreFaults(lost_answer=1, timeout_s=0))
     with pytest.raises(Indeterminate):
@@ -155,6 +171,7 @@ async def test_unacknowledged_commit_is_there() -> None:
     assert backend.find("/a") is not None
 
 
+@virtual
 async def test_commit_that_never_arrived_looks_the_same() -> None:
     backend, store = await _one(StoreFaults(lost_request=1, timeout_s=0))
     with pytest.raises(Indeterminate):
@@ -162,6 +179,7 @@ async def test_commit_that_never_arrived_looks_the_same() -> None:
     assert backend.find("/a") is None
 
 
+@virtual
 async def test_commit_arrives_after_nobody_knew() -> None:
     backend, store = await _one(StoreFaults(late_commit=1, late_s=(0.01, 0.01), timeout_s=0))
     with pytest.raises(Indeterminate):
@@ -171,6 +189,7 @@ async def test_commit_arrives_after_nobody_knew() -> None:
     assert backend.find("/a") is not None
 
 
+@virtual
 async def test_late_commit_loses_against_one_that_checked_the_same() -> None:
     faults = StoreFaults(late_commit=1, late_s=(0.01, 0.01), timeout_s=0)
     backend, store = await _one(faults)
@@ -185,6 +204,7 @@ async def test_late_commit_loses_against_one_that_checked_the_same() -> None:
     assert faults.struck == {"late_commit": 1}
 
 
+@virtual
 async def test_unavailable_means_nothing_was_written() -> None:
     backend, store = await _one(StoreFaults(unavailable=1))
     for call in (store.commit(PUT), store.read("/"), store.revision(), store.lease(5), store.compact(1)):
@@ -193,6 +213,7 @@ async def test_unavailable_means_nothing_was_written() -> None:
     assert backend.revision == 1
 
 
+@virtual
 async def test_a_lost_member_fails_every_call_until_mended() -> None:
     backend, store = await _one(StoreFaults(timeout_s=0))
     seen: list[Batch] = []
@@ -218,6 +239,7 @@ async def test_a_lost_member_fails_every_call_until_mended() -> None:
     watcher.cancel()
 
 
+@virtual
 async def test_a_commit_under_way_when_the_member_goes_is_indeterminate() -> None:
     backend, store = await _one(StoreFaults(delay_s=(0.01, 0.01)))
     task = asyncio.create_task(store.commit(PUT))
@@ -228,6 +250,7 @@ async def test_a_commit_under_way_when_the_member_goes_is_indeterminate() -> Non
         await task
 
 
+@virtual
 async def test_a_silent_watch_goes_on_where_it_was() -> None:
     backend, store = await _one(StoreFaults(silent_watch=1, silent_s=(0.02, 0.02)))
     async with aclosing(store.watch("/", 1)) as batches:
@@ -240,6 +263,7 @@ async def test_a_silent_watch_goes_on_where_it_was() -> None:
         assert [(await first).revision, (await anext(batches)).revision] == [2, 3]
 
 
+@virtual
 async def test_a_watch_behind_compaction_is_told() -> None:
     backend, store = await _one(StoreFaults(compacted_watch=1, silent_s=(0, 0)))
     backend.apply(PUT)
@@ -248,6 +272,7 @@ async def test_a_watch_behind_compaction_is_told() -> None:
     assert caught.value.revision == 2
 
 
+@virtual
 async def test_a_lease_can_end_while_its_holder_lives() -> None:
     backend, store = await _one(StoreFaults())
     lease = await store.lease(1)
@@ -262,6 +287,7 @@ async def test_a_lease_can_end_while_its_holder_lives() -> None:
     await lease.close()
 
 
+@virtual
 async def test_a_lease_ends_when_the_store_cannot_be_reached() -> None:
     backend, store = await _one(StoreFaults(timeout_s=0))
     lease = await store.lease(1)
@@ -274,6 +300,7 @@ async def test_a_lease_ends_when_the_store_cannot_be_reached() -> None:
     await lease.close()
 
 
+@virtual
 async def test_the_same_seed_strikes_the_same() -> None:
     told: list[list[str]] = []
     for _ in range(2):
@@ -287,6 +314,7 @@ async def test_the_same_seed_strikes_the_same() -> None:
     assert {line.partition(": ")[2] for line in told[0]} == {"lost_answer", "lost_request", "unavailable"}
 
 
+@virtual
 async def test_errors_are_the_stores_own() -> None:
     store = World(0).store()
     for _ in range(100):
