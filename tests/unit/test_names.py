@@ -1,122 +1,140 @@
-"""Claims of names: each is given back once its holder has it no more, also when it could not be read at that moment."""
+"""What guests are called: told with their cards, kept on each node of their VPC by what changed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import random
 
-import pytest
-from cairn.controller.model.damage import findings
-from cairn.controller.model.names import CLUSTER_WIDE, LOGIN, NODE_INDEX, index_name, is_held, login_name
-from cairn.controller.reconcilers.garbage import Garbage
+from cairn.controller.nodespec import node_objects
+from cairn.controller.presence import Presence
+from cairn.controller.reconcilers.placement import Placements
+from cairn.controller.reconcilers.ports import Ports
+from cairn.net.base import Wanted
+from cairn.net.fake import FakeNetHost
+from cairn.net.names import Named, Names
+from cairn.net.plan import EnsureNetwork, plan
 from cairn.proto import kinds
-from cairn.proto.seams import timestamp
-from cairn.proto.v1.cluster_pb2 import NameClaim
-from cairn.proto.v1.image_pb2 import Image
-from cairn.proto.v1.user_pb2 import User, UserLogin
-from cairn.proto.v1.vpc_pb2 import Vpc
+from cairn.proto.ids import mac_of
+from cairn.proto.v1.agent_pb2 import Desired, DesiredForward, DesiredNetwork, Upsert
 
+from tests.unit.agent_kit import Machine, ran, run, settled, vm_objects
 from tests.unit.cloud_kit import Cloud
-from tests.unit.test_unreadable import damage
 
-ADA = UserLogin(provider="idp-1", subject="ada@corp")
-Change = Callable[[Any], None]
+A, B = "rtr-0000000a", "rtr-0000000b"
 
 
-def claimed(cloud: Cloud, kind: str, name: str, id: str, project: str = CLUSTER_WIDE) -> str:
-    key = f"{project}/{kind}/{name}"
-    cloud.put(kinds.NAME, key, NameClaim(kind=kind, project=project, name=name, id=id))
-    return key
+def test_names_of_cards_and_back() -> None:
+    names = Names()
+    names.put("port/1", Named(A, "web", ("10.1.1.10", "fd00::1")))
+    names.put("forward/2", Named(A, "web", ("10.1.1.9",)))
+    names.put("forward/3", Named(B, "web", ("10.1.1.9",)))
+    assert names.addresses(A, "web") == ["10.1.1.9", "10.1.1.10", "fd00::1"]
+    assert names.addresses(B, "web") == ["10.1.1.9"]
+    assert names.addresses(A, "db") == []
+    assert names.hostname(A, "fd00::1") == "web"
+    assert names.hostname(B, "fd00::1") == ""
 
 
-def cloud_with_claims() -> tuple[Cloud, list[str]]:
+def test_a_card_told_twice_counts_until_both_are_taken_back() -> None:
+    names = Names()
+    names.put("port/1", Named(A, "web", ("10.1.1.10",)))
+    names.put("forward/1", Named(A, "web", ("10.1.1.10",)))
+    names.put("forward/1", None)
+    assert names.hostname(A, "10.1.1.10") == "web"
+    names.put("port/1", None)
+    names.put("port/1", None)
+    assert (names.hostname(A, "10.1.1.10"), len(names)) == ("", 0)
+
+
+def test_whatever_changes_it_is_as_if_told_anew() -> None:
+    rng = random.Random(7)
+    names, held = Names(), dict[str, Named | None]()
+    for _ in range(2000):
+        key = f"forward/{rng.randrange(12)}"
+        held[key] = rng.choice(
+            [
+                None,
+                Named(
+                    rng.choice((A, B)), rng.choice(("", "web", "db")), tuple(rng.sample(["10.0.0.1", "10.0.0.2", "fd00::1"], 2))
+                ),
+            ]
+        )
+        names.put(key, held[key])
+        fresh = Names()
+        for each, named in held.items():
+            fresh.put(each, named)
+        for vpc in (A, B):
+            assert names.addresses(vpc, "web") == fresh.addresses(vpc, "web")
+            assert bool(names.hostname(vpc, "10.0.0.1")) == bool(fresh.hostname(vpc, "10.0.0.1"))
+        assert len(names) == len(fresh)
+
+
+def two_nodes() -> Cloud:
     cloud = Cloud()
-    node = cloud.node("n1")
-    record = cloud.view.get(kinds.NODE, node)
-    assert record is not None
-    vm = cloud.vm("web", subnet=cloud.subnet("blue", cloud.vpc("v")))
-    disk = cloud.view.get(kinds.VM, vm).spec.root_volume  # type: ignore[union-attr]
-    volume, image = cloud.view.get(kinds.VOLUME, disk), Image(id="img-1", name="debian", project="p")
-    assert volume is not None
-    image.spec.sharing.projects.append("q")
-    cloud.put(kinds.IMAGE, image.id, image)
-    user = User(id="usr-1", name="ada")
-    user.spec.login.CopyFrom(ADA)
-    cloud.put(kinds.USER, user.id, user)
-    return cloud, [
-        claimed(cloud, "vm", "web", vm, "p"),
-        claimed(cloud, "volume", volume.name, disk, "p"),
-        claimed(cloud, "image", "debian", image.id, "p"),
-        claimed(cloud, "image", "debian", image.id, "q"),
-        claimed(cloud, "user", "ada", user.id),
-        claimed(cloud, LOGIN, login_name(ADA), user.id),
-        claimed(cloud, "node", "n1", node),
-        claimed(cloud, NODE_INDEX, index_name(record.spec.index), node),
-        claimed(cloud, "to-come", "x", "new-1"),
-    ]
+    image, subnet = cloud.image("demo"), cloud.subnet("blue", cloud.vpc("home"))
+    for name in ("one", "two"):
+        cloud.vm(name, image=image, subnet=subnet, node=cloud.node(name))
+    cloud.settle([Ports(), Placements()])
+    return cloud
 
 
-def change(cloud: Cloud, kind: Any, id: str, amend: Change) -> None:
-    message = type(cloud.view.get(kind, id))()
-    message.CopyFrom(cloud.view.get(kind, id))
-    amend(message)
-    cloud.put(kind, id, message)
+def test_nodes_are_told_names_and_the_domain() -> None:
+    cloud = two_nodes()
+    held = node_objects(cloud.view, Presence(cloud.view), "node-00000one")
+    assert held["network/rtr-0000home"].network.domain == "home.cairn.internal"
+    assert held["port/nic-00000one"].port.hostname == "one"
+    assert held["forward/rtr-0000home/nic-00000two"].forward.hostname == "two"
 
 
-def called(name: str) -> Change:
-    return lambda message: setattr(message, "name", name)
+def test_who_is_called_otherwise_is_told_anew_to_the_others() -> None:
+    cloud = two_nodes()
+    presence = Presence(cloud.view)
+    number, key = presence.shared("rtr-0000home").last, "forward/rtr-0000home/nic-00000two"
+    cloud.take()
+    vm = cloud.edit(kinds.VM, "i-00000two")
+    vm.name = "new"
+    cloud.put(kinds.VM, vm.id, vm)
+    presence.follow(cloud.view, cloud.take())
+    told = dict(presence.shared("rtr-0000home").since(number, "node-00000one"))
+    assert list(told) == [key]
+    assert Upsert.FromString(told[key]).object.forward.hostname == "new"
 
 
-def test_what_is_held_stays_and_is_nothing_to_mend() -> None:
-    cloud, keys = cloud_with_claims()
-    # Its deletion has begun, and may be given up again.
-    vpc = cloud.vpc("leaving")
-    change(cloud, kinds.VPC, vpc, lambda vpc: vpc.MergeFrom(Vpc(project="p", delete_time=timestamp(cloud.now))))
-    keys.append(claimed(cloud, "vpc", "leaving", vpc, "p"))
-    cloud.settle([Garbage()])
-    assert sorted(cloud.view.ids(kinds.NAME)) == sorted(keys)
-    assert [each for each in findings(cloud.view) if each is not None and each.check == "name"] == []
+def test_the_kernel_knows_no_names() -> None:
+    network = DesiredNetwork(vpc=A, mtu=1450, domain="home.cairn.internal")
+    host = FakeNetHost()
+    host.perform(EnsureNetwork(network))
+    assert host.observe().networks[A].domain == ""
+    assert plan(Wanted({A: network}), host.observe()) == []
 
 
-LOST: dict[str, tuple[Any, Change, int]] = {
-    "renamed": (kinds.VM, called("shop"), 0),
-    "deleted": (kinds.VM, lambda vm: vm.delete_time.CopyFrom(timestamp(Cloud().now)), 0),
-    "unshared": (kinds.IMAGE, lambda image: image.spec.ClearField("sharing"), 3),
-    "linked to another": (kinds.USER, lambda user: setattr(user.spec.login, "subject", "eve"), 5),
-    "unlinked": (kinds.USER, lambda user: user.spec.ClearField("login"), 5),
-    "another number": (kinds.NODE, lambda node: setattr(node.spec, "index", 4000), 7),
-}
+def test_an_agent_knows_the_names_of_its_networks() -> None:
+    async def scenario() -> None:
+        machine = Machine()
+        machine.hold_image()
+        agent = machine.agent()
+        await agent.start()
+        key, objects = "forward/rtr-00000001/nic-00000002", vm_objects()
+        objects["port/nic-00000001"].port.hostname = "web1"
+        forward = DesiredForward(
+            port="nic-00000002", vpc="rtr-00000001", subnet="vxnet-00000001", addresses=["10.1.1.9"],
+            mac=mac_of("nic-00000002"), vtep="172.31.0.12", transit_address="169.254.0.2", hostname="db",
+        )  # fmt: skip
+        await machine.snapshot(agent, {**objects, key: Desired(forward=forward)})
+        await ran(agent, "i-00000001")
+        await settled(agent)
+        names = machine.services.names
+        assert names.addresses("rtr-00000001", "db") == ["10.1.1.9"]
+        assert names.addresses("rtr-00000001", "web1") == ["10.1.1.2"]
+        assert machine.net.observe().forwards["nic-00000002"].hostname == ""
+        actions = agent.networks.actions
+        forward.hostname = "db2"
+        await machine.upsert(agent, {key: Desired(forward=forward)})
+        await settled(agent)
+        assert (names.addresses("rtr-00000001", "db"), names.addresses("rtr-00000001", "db2")) == ([], ["10.1.1.9"])
+        assert agent.networks.actions == actions, "nothing is programmed for a name"
+        await machine.remove(agent, [key])
+        await settled(agent)
+        assert names.addresses("rtr-00000001", "db2") == []
+        await agent.stop()
 
-
-@pytest.mark.parametrize("how", LOST)
-def test_what_its_holder_has_no_more_is_found_and_given_back(how: str) -> None:
-    cloud, keys = cloud_with_claims()
-    kind, amend, number = LOST[how]
-    claim = cloud.view.get(kinds.NAME, keys[number])
-    assert claim is not None
-    change(cloud, kind, claim.id, amend)
-    assert not is_held(cloud.view, claim)
-    found = [each.object for each in findings(cloud.view) if each is not None and each.check == "name"]
-    assert f"name/{keys[number]}" in found
-    outcome = cloud.decide(Garbage(), f"name/{keys[number]}")
-    assert outcome.txn is not None
-    assert kinds.NAME.key(keys[number]) in outcome.txn.deletes
-    assert kind.key(claim.id) in outcome.txn.checks, "it may be given the name at this moment"
-
-
-def test_a_disk_that_is_deleted_with_its_vm_has_no_name() -> None:
-    cloud, keys = cloud_with_claims()
-    vm = cloud.view.get(kinds.NAME, keys[0]).id  # type: ignore[union-attr]
-    change(cloud, kinds.VM, vm, lambda vm: vm.delete_time.CopyFrom(timestamp(cloud.now)))
-    outcome = cloud.decide(Garbage(), f"name/{keys[1]}")
-    assert outcome.txn is not None
-    assert kinds.VM.key(vm) in outcome.txn.checks
-
-
-@pytest.mark.parametrize("kind", [kinds.USER, kinds.NODE, kinds.VM])
-def test_a_name_whose_holder_cannot_be_read_stays(kind: Any) -> None:
-    cloud, keys = cloud_with_claims()
-    (id, *_) = cloud.view.ids(kind)
-    damage(cloud, kind, id)
-    cloud.settle([Garbage()])
-    assert sorted(cloud.view.ids(kinds.NAME)) == sorted(keys)
+    run(scenario)
