@@ -275,9 +275,12 @@ class Guests:
         self._report(key, vm, body)
 
     def _tell_troubles(self, vm: DesiredVm, body: VmReport) -> None:
-        """Add to a report what keeps volumes from being plugged in or out; what is over is forgotten."""
+        """Add to a report what keeps volumes from being plugged in or out; what is over is forgotten.
+
+        A guest that is off, which has nothing open, gets and loses its disks by its definition: nothing is plugged.
+        """
         wanted = {disk.volume for disk in vm.disks}
-        troubles = self._troubles.get(vm.id, {})
+        troubles = self._troubles.get(vm.id, {}) if body.open_volumes else {}
         left = {volume: why for volume, why in troubles.items() if (volume in wanted) != (volume in body.open_volumes)}
         if left:
             self._troubles[vm.id] = left

@@ -91,7 +91,8 @@ def _attached(view: View, volume: Volume, id: str) -> Attachment:
     seen = _seen(view, node, id)
     if vm is None or seen is None or _says_nothing(view, node, seen) or volume.id in seen.open_volumes:
         return Attachment(Hold.ATTACHED)
-    if trouble := _trouble(seen, volume.id):
+    trouble = _trouble(seen, volume.id) if seen.state in _ON else ""
+    if trouble:
         return Attachment(
             Hold.ATTACHING, f"{node_name(view, node)} could not attach it to VM {vm.name}: {trouble}; trying again"
         )

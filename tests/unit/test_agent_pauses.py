@@ -393,6 +393,22 @@ def test_reports_list_what_a_guest_has_open_and_why_it_lacks_the_rest() -> None:
     run(scenario)
 
 
+def test_a_guest_that_is_off_has_no_trouble_with_plugging() -> None:
+    async def scenario() -> None:
+        machine = Machine()
+        agent, _ = await started(machine)
+        machine.knobs.fail_before["attach_disk"] = 1000
+        await machine.upsert(agent, with_data(spec_revision=6, volumes_generation=1))
+        await until("the trouble to be told", lambda: bool(report(agent).volume_troubles), 5)
+        await machine.upsert(agent, {KEY: with_data(spec_revision=7, volumes_generation=1, power_state=2)[KEY]})
+        await until("its end", lambda: state_of(agent, VM) == VmReport.STATE_STOPPED, 60)
+        await settled(agent)
+        assert (list(report(agent).volume_troubles), report(agent).spec_revision) == ([], 7)
+        await agent.stop()
+
+    run(scenario)
+
+
 def test_a_disk_that_cannot_be_plugged_keeps_no_other_waiting() -> None:
     async def scenario() -> None:
         machine = Machine()

@@ -90,6 +90,9 @@ def test_attached_once_the_guest_has_it() -> None:
     site.says(open=[ROOT], volume_troubles=[VolumeTrouble(volume=DATA, error="no free PCI slot")])
     assert site.state == S.STATE_ATTACHING
     assert site.shown().say == "n1 could not attach it to VM web: no free PCI slot; trying again"
+    # One that is off gets it with its definition, whatever its node said of it while it ran.
+    site.says(open=[], state=VmReport.STATE_STOPPED, volume_troubles=[VolumeTrouble(volume=DATA, error="no free PCI slot")])
+    assert site.state == S.STATE_ATTACHED
     site.says(open=[ROOT, DATA])
     assert (site.state, site.shown().say) == (S.STATE_ATTACHED, "attached to web on n1")
 
