@@ -54,7 +54,7 @@ bench: .dev/ready ## Ratios against baselines measured in the same run.
 	$(V)/python -m tests.bench
 
 up down demo: .dev/ready
-	@$(V)/python -m tests.lab $@ $(if $(N),--nodes $(N))
+	@$(V)/python -m tests.lab $@ $(if $(N),--nodes $(N)) $(if $(STORAGE),--storage $(STORAGE))
 
 clean: ## Forget what was built here (not the lab: `make down`).
 	rm -rf .venv .dev

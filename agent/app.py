@@ -52,11 +52,13 @@ from cairn.proto.v1.agent_pb2_grpc import add_HostServiceServicer_to_server
 from cairn.storage.base import ImageStore, StorageError, VolumeDriver
 from cairn.storage.drivers import Drivers
 from cairn.storage.owner import Owner
+from cairn.storage.rbd_pool import Place, RbdPool
 
 # The first facts should be in the hello, but a dead hypervisor must not keep the node silent.
 FACTS_TIMEOUT_S = 30.0
 # How often console logs are looked at.
 TRIM_S = 60.0
+SWEEP_S = 3600.0
 SERVICE = "cairn.v1.HostService"
 
 
@@ -159,6 +161,7 @@ class Agent:
         self._spawn(self.loop.run(), "loop")
         self._spawn(self._talk(), "talk")
         self._spawn(self._trim_for_ever(), "trim")
+        self._spawn(self._sweep_for_ever(), "sweep")
         log.logger("agent").info("started", node=self.membership.node, endpoint=self._endpoint, held=self.ledger.held)
 
     def _tell_slow_disk(self) -> None:
@@ -198,6 +201,16 @@ class Agent:
             group.create_task(self.facts.run(), name="facts")
             group.create_task(self.sync.run(), name="sync")
 
+    async def _sweep_for_ever(self) -> None:
+        """Have removed what killed processes left in pools; sooner again when something could not be."""
+        again_s = TRIM_S
+        while True:
+            await asyncio.sleep(again_s)
+            errors = await self.drivers.sweep()
+            for error in errors:
+                log.logger("agent").warning("sweep_failed", error=str(error))
+            again_s = TRIM_S if errors else SWEEP_S
+
     async def _trim_for_ever(self) -> None:
         """Bound what guests' files grow to."""
         while True:
@@ -228,8 +241,9 @@ async def serve(config: Config, membership: Membership, boot_id: str) -> None:
     """Run an agent with this machine's drivers until SIGTERM or SIGINT."""
     clock, ids, files = SystemClock(), SystemIds(), Files(config.pki_path)
     transport = GrpcTransport(FileCredentials(files.ca, files.cert, files.key), ids=ids)
-    hypervisor, dataplane, services = _host_drivers(config, clock)
-    volumes, images, inventory = _machine(config)
+    ceph = _ceph_pool(config)
+    hypervisor, dataplane, services = _host_drivers(config, clock, ceph)
+    volumes, images, inventory = _machine(config, ids, ceph)
     agent = Agent(
         config,
         transport,
@@ -255,6 +269,8 @@ async def serve(config: Config, membership: Membership, boot_id: str) -> None:
         await services.close()
         await dataplane.close()
         await hypervisor.close()
+        if ceph is not None:
+            await ceph.close()
 
 
 async def _until_signal(agent: Agent, renewal: Renewal, config: Config, files: Files) -> None:
@@ -276,7 +292,15 @@ async def _until_signal(agent: Agent, renewal: Renewal, config: Config, files: F
             metrics.close()
 
 
-def _host_drivers(config: Config, clock: Clock) -> tuple[Hypervisor, Dataplane, GuestServices]:
+def _ceph_pool(config: Config) -> RbdPool | None:
+    """Return the way to the pool of a Ceph cluster that this node has, if any."""
+    if not config.rbd_pool:
+        return None
+    pool, _, namespace = config.rbd_pool.partition("/")
+    return RbdPool(Place(config.rbd_conf, config.rbd_user, pool, namespace))
+
+
+def _host_drivers(config: Config, clock: Clock, ceph: RbdPool | None) -> tuple[Hypervisor, Dataplane, GuestServices]:
     """Return the drivers of guests and networks. Imported here: a simulation has neither libvirt nor netlink."""
     if config.hypervisor == "fake":
         from cairn.agent.hypervisor.fake import FakeHost, FakeHypervisor
@@ -288,19 +312,25 @@ def _host_drivers(config: Config, clock: Clock) -> tuple[Hypervisor, Dataplane, 
     from cairn.net.netlink import NetlinkDataplane
     from cairn.net.services import NodeGuestServices
 
-    return LibvirtHypervisor(clock, config.hypervisor_uri), NetlinkDataplane(), NodeGuestServices()
+    keys = {ceph.place.network.secret: ceph.key} if ceph is not None else {}
+    return LibvirtHypervisor(clock, config.hypervisor_uri, keys=keys), NetlinkDataplane(), NodeGuestServices()
 
 
-def _machine(config: Config) -> tuple[Sequence[VolumeDriver], ImageStore, Inventory]:
+def _machine(config: Config, ids: Ids, ceph: RbdPool | None) -> tuple[Sequence[VolumeDriver], ImageStore, Inventory]:
     """Return storage and inventory of this machine."""
     from cairn.hardware.inventory.linux import LinuxInventory
     from cairn.storage.local import LocalImages, LocalVolumes
+    from cairn.storage.rbd import RbdVolumes
 
     owner = guests_owner(config)
     for folder in (config.state_path, config.pool_path):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         owner.enter(folder)
-    return [LocalVolumes(config.pool_path, owner)], LocalImages(config.pool_path, owner), LinuxInventory()
+    images = LocalImages(config.pool_path, owner)
+    volumes: list[VolumeDriver] = [LocalVolumes(config.pool_path, owner)]
+    if ceph is not None:
+        volumes.append(RbdVolumes(ceph, images, ids, node=config.name))
+    return volumes, images, LinuxInventory()
 
 
 def guests_owner(config: Config) -> Owner:

@@ -43,6 +43,11 @@ class Config:
     pool_dir: str = ""
     # User that guests' processes run as, as qemu.conf says; empty: the agent's own.
     guest_user: str = ""
+    # Pool of a Ceph cluster for volumes of type rbd; empty: none. Its namespace (rados) is after a slash: "vms/cairn".
+    rbd_pool: str = ""
+    # As whom it is entered; `rbd_conf` names the keyring.
+    rbd_user: str = "cairn"
+    rbd_conf: str = "/etc/ceph/ceph.conf"
     hypervisor: str = "libvirt"
     hypervisor_uri: str = "qemu:///system"
     # host:port of the metrics (HTTPS, client certificate needed); empty: none.

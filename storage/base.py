@@ -11,8 +11,8 @@ are observed by the ids somebody wants to know of: what else is in a pool that o
     await driver.delete("vol-1")
 
 Every method is idempotent. Half-done work of a killed process is invisible (temporary names) and swept by `recover`.
-Drivers: local.py (qcow2 files), fake.py and fake_shared.py; tests/conformance/test_storage.py runs on all. A node has one per
-type of volume: drivers.py.
+Drivers: local.py (qcow2 files), rbd.py (Ceph), fake.py and fake_shared.py; tests/conformance/test_storage.py runs on all. A
+node has one per type of volume: drivers.py.
 """
 
 from __future__ import annotations
@@ -106,6 +106,8 @@ class Network:
     # Who it is there, and the UUID of the hypervisor's secret that proves it; empty: nobody in particular.
     user: str = ""
     secret: str = ""
+    # Its client's configuration file; empty: where that looks by itself.
+    config: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +164,15 @@ class OwnPool(Protocol):
 
     async def list(self) -> Sequence[Volume]:
         """Return all our volumes in the pool, sorted by id."""
+        ...
+
+
+@runtime_checkable
+class Sweeping(Protocol):
+    """What a driver offers besides in whose pool things are left that no single act would find."""
+
+    async def sweep(self) -> None:
+        """Remove what nobody needs; safe at any time, and called every so often. StorageError: some of it is still there."""
         ...
 
 

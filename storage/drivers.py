@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 
 from cairn.proto.ids import LOCAL_POOL
 from cairn.proto.v1.node_pb2 import StoragePool
-from cairn.storage.base import OwnPool, StorageError, Volume, VolumeDriver
+from cairn.storage.base import OwnPool, StorageError, Sweeping, Volume, VolumeDriver
 
 
 class Drivers:
@@ -72,6 +72,17 @@ class Drivers:
         for driver in self._by_type.values():
             try:
                 await driver.recover()
+            except StorageError as error:
+                errors.append(error)
+        return errors
+
+    async def sweep(self) -> list[StorageError]:
+        """Have each driver remove what nobody needs; return what failed."""
+        errors: list[StorageError] = []
+        for driver in self._by_type.values():
+            try:
+                if isinstance(driver, Sweeping):
+                    await driver.sweep()
             except StorageError as error:
                 errors.append(error)
         return errors

@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import os
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 from weakref import WeakValueDictionary
@@ -115,6 +116,22 @@ class LocalImages:
                     offset += len(chunk)
         finally:
             os.close(handle)
+
+    @asynccontextmanager
+    async def lent(self, digest: str) -> AsyncIterator[tuple[Path, str, int]]:
+        """Give an image's file, its format as QEMU names it and its disk's size in bytes, to be copied.
+
+        It is not deleted meanwhile. NoSuchImage; StorageError when it is damaged.
+        """
+        path = self._pool.image(digest)
+        async with self._pool.locked(exclusive=False):
+            with attempt(f"opening image {digest}"):
+                held = await in_thread(_image, self._pool, digest)
+            if held is None:
+                raise NoSuchImage(f"image {digest} is not held here (yet)")
+            if not held.is_sound:
+                raise StorageError(f"image {digest} is damaged here")
+            yield path, _FORMAT_NAMES[held.format], held.virtual_size_bytes
 
     async def partial_bytes(self, digest: str) -> int:
         """Return how many bytes of an unfinished put are kept for resuming."""

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from cairn.storage.base import BadImage, StorageError
 
 TIMEOUT_S = 600.0
 _LIMITS = ("prlimit", "--as=4294967296", "--cpu=300", "--core=0", "--")
+# Ceph's library takes gigabytes of addresses, not of memory, for its threads.
+_COPY_LIMITS = ("prlimit", "--as=17179869184", "--core=0", "--")
+COPY_BYTES_S_MIN = 4 << 20
 
 
-async def _run(*arguments: str) -> tuple[int, str, str]:
+async def _run(*arguments: str, limits: tuple[str, ...] = _LIMITS, timeout_s: float = TIMEOUT_S) -> tuple[int, str, str]:
     process = await asyncio.create_subprocess_exec(
-        *_LIMITS,
+        *limits,
         "qemu-img",
         *arguments,
         stdin=asyncio.subprocess.DEVNULL,
@@ -27,10 +31,10 @@ async def _run(*arguments: str) -> tuple[int, str, str]:
         env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"},
     )
     try:
-        async with asyncio.timeout(TIMEOUT_S):
+        async with asyncio.timeout(timeout_s):
             out, err = await process.communicate()
     except TimeoutError as error:
-        raise StorageError(f"qemu-img {arguments[0]} took longer than {TIMEOUT_S:.0f} s") from error
+        raise StorageError(f"qemu-img {arguments[0]} took longer than {timeout_s:.0f} s") from error
     finally:
         if process.returncode is None:
             process.kill()
@@ -58,6 +62,21 @@ async def check(path: str, virtual_size_bytes: int) -> None:
     # 0: clean. 3: only leaked clusters, harmless. 2: corrupt. 1: could not check.
     if code not in (0, 3):
         raise BadImage(f"qemu-img check finds it damaged: {_reason(err, path)}")
+
+
+async def fill(source: str, format: str, target: Mapping[str, str], size_bytes: int) -> None:
+    """Write a disk image's content over a blank block device of QEMU's (driver and its options), of that size. StorageError.
+
+    The image is one that `check` has let pass: what is bounded is how long it may take.
+    """
+    options = ",".join(f"{key}={value.replace(',', ',,')}" for key, value in target.items())
+    code, _, err = await _run(
+        *("convert", "-q", "-n", "--target-is-zero", "-W", "-f", format, "--target-image-opts", "--", source, options),
+        limits=_COPY_LIMITS,
+        timeout_s=TIMEOUT_S + size_bytes / COPY_BYTES_S_MIN,
+    )
+    if code:
+        raise StorageError(f"qemu-img convert failed: {err.splitlines()[-1] if err else 'no reason given'}")
 
 
 def _reason(err: str, path: str) -> str:

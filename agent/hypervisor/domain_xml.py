@@ -113,6 +113,8 @@ def _source(element: ET.Element, disk: Disk) -> None:
     for endpoint in network.hosts:
         host, port = split_endpoint(endpoint)
         _add(source, "host", name=host, port=str(port))
+    if network.config:
+        _add(source, "config", file=network.config)
     if network.secret:
         auth = _add(source, "auth", username=network.user)
         _add(auth, "secret", type=_SECRET_TYPES.get(network.protocol, network.protocol), uuid=network.secret)

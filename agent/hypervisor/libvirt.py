@@ -12,7 +12,8 @@ import dataclasses
 import threading
 import xml.etree.ElementTree as ET
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,9 +35,11 @@ from cairn.agent.hypervisor.connection import Connection
 from cairn.agent.hypervisor.domains import by_name, has_panicked, mark_of, note_reboot, observed, write_mark, xml_of
 from cairn.agent.hypervisor.events import Notices
 from cairn.agent.hypervisor.mark import Mark, Phase
+from cairn.agent.hypervisor.secrets import keep_secret
 from cairn.agent.hypervisor.serial import SerialConsole
 from cairn.proto.seams import Clock
 from cairn.proto.v1.node_pb2 import HypervisorFacts
+from cairn.storage.base import StorageError
 
 DETACH_TIMEOUT_S: Final = 15.0
 DETACH_POLL_S: Final = 0.1
@@ -56,8 +59,17 @@ log = structlog.get_logger(__name__)
 class LibvirtHypervisor:
     """Hypervisor over one libvirtd, by default this machine's."""
 
-    def __init__(self, clock: Clock, uri: str = "qemu:///system", *, cpuinfo: Path = Path("/proc/cpuinfo")) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        uri: str = "qemu:///system",
+        *,
+        cpuinfo: Path = Path("/proc/cpuinfo"),
+        keys: Mapping[str, Callable[[], Awaitable[str]]] | None = None,
+    ) -> None:
+        """keys: UUID of a secret that disks name -> who tells its value, in base 64. Asked when it is first needed."""
         self._clock = clock
+        self._keys, self._given = dict(keys or {}), set[str]()
         self._cpuinfo = cpuinfo
         self._notices = Notices()
         self._connection = Connection(
@@ -125,6 +137,7 @@ class LibvirtHypervisor:
         """Define or redefine; the mark keeps what the domain went through."""
         facts = self._facts or await self.facts()
         digest = self.digest(spec)
+        await self._give_keys(spec.disks)
 
         def act(connection: Any) -> None:
             with self._marking:
@@ -234,6 +247,7 @@ class LibvirtHypervisor:
             for flag in missing:
                 domain.attachDeviceFlags(element, flag)
 
+        await self._give_keys([disk])
         try:
             await self._on(id, f"attach {disk.volume} to", act)
         except ValueError as error:
@@ -295,6 +309,18 @@ class LibvirtHypervisor:
     async def close(self) -> None:
         """Disconnect."""
         await self._connection.close()
+
+    async def _give_keys(self, disks: Iterable[Disk]) -> None:
+        """Tell libvirt the secrets that disks are opened with, each once in this object's life: nobody can read them back."""
+        for network in [disk.network for disk in disks if disk.network is not None]:
+            if network.secret not in self._keys or network.secret in self._given:
+                continue
+            try:
+                value = await self._keys[network.secret]()
+            except StorageError as error:
+                raise HypervisorError(f"the key of {network.user} cannot be had: {error}") from error
+            await self._connection.call(f"keep the key of {network.user}", partial(keep_secret, network, value))
+            self._given.add(network.secret)
 
     def _note(self, domain: Any, **changes: Any) -> None:
         with self._marking:

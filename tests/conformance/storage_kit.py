@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from cairn.proto.seams import SystemIds
 from cairn.proto.v1.agent_pb2 import DesiredVolume
 from cairn.proto.v1.image_pb2 import ImageFormat
 from cairn.storage.base import ImageStore, VolumeDriver
 from cairn.storage.fake import FakeImages, FakePool, FakeVolumes
 from cairn.storage.fake_shared import FakeSharedVolumes, SharedPool
 from cairn.storage.local import LocalImages, LocalVolumes
+from cairn.storage.rbd import RbdVolumes
+from cairn.storage.rbd_pool import Place, RbdPool
 
 MIB = 1 << 20
 QCOW2 = ImageFormat.IMAGE_FORMAT_QCOW2
@@ -78,3 +81,22 @@ def shared_world(pool: SharedPool, node: FakePool) -> World:
 
 def local_world(folder: Path) -> World:
     return World(LocalImages(folder), LocalVolumes(folder), lambda: local_world(folder))
+
+
+@dataclass
+class CephPlace:
+    """A namespace of a pool of a real cluster; `pools` are the ways to it that a test opened, to be closed by it."""
+
+    place: Place
+    folder: Path
+    pools: list[RbdPool]
+
+    def world(self, node: str = "n1") -> World:
+        """The driver of one node; each has a worker of its own."""
+        self.pools.append(RbdPool(self.place))
+        images = LocalImages(self.folder / node)
+        return World(images, RbdVolumes(self.pools[-1], images, SystemIds(), node=node), lambda: self.world(node))
+
+    async def close(self) -> None:
+        for pool in self.pools:
+            await pool.close()

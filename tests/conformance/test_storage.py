@@ -1,4 +1,4 @@
-"""What every storage driver does, on the fake and on qcow2 files."""
+"""What every storage driver does, on the fakes, on qcow2 files and on a real Ceph."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tests.conformance.storage_kit import (
     MIB,
     QCOW2,
     RAW,
+    CephPlace,
     World,
     chunked,
     collect,
@@ -31,11 +32,16 @@ from tests.conformance.storage_kit import (
 pytestmark = needs_qemu
 
 
-@pytest.fixture(params=["fake", "local", "shared"])
-def world(request: pytest.FixtureRequest, tmp_path: Path) -> World:
-    if request.param == "shared":
-        return shared_world(SharedPool("tank"), FakePool())
-    return fake_world(FakePool()) if request.param == "fake" else local_world(tmp_path / "pool")
+@pytest.fixture(params=["fake", "local", "shared", "rbd"])
+async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
+    if request.param == "rbd":
+        place: CephPlace = request.getfixturevalue("ceph_place")
+        yield place.world()
+        await place.close()
+    elif request.param == "shared":
+        yield shared_world(SharedPool("tank"), FakePool())
+    else:
+        yield fake_world(FakePool()) if request.param == "fake" else local_world(tmp_path / "pool")
 
 
 async def held(world: World, *numbers: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""python -m tests.lab up|down|demo|status|traces [--nodes N] [--name NAME]: the cloud on this one machine."""
+"""python -m tests.lab up|down|demo|status|traces [--nodes N] [--name NAME] [--storage ceph]: the cloud on this one machine."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ def main() -> int:
     parser.add_argument("verb", choices=["up", "down", "demo", "status", "traces"])
     parser.add_argument("--nodes", type=int, default=3, help="servers, 1 to 9 (default 3)")
     parser.add_argument("--name", default="lab", help="several labs can stand side by side (default: lab)")
+    parser.add_argument("--storage", default="", metavar="ceph", help="a server with Ceph, which all nodes have a pool of")
     arguments = parser.parse_args()
     if os.geteuid() != 0:
         print("the lab makes network namespaces: run it as root", file=sys.stderr)
         return 1
-    lab = Lab(arguments.name, arguments.nodes, say=lambda text: print("    " + text, flush=True))
+    lab = Lab(arguments.name, arguments.nodes, say=lambda text: print("    " + text, flush=True), storage=arguments.storage)
     try:
         if arguments.verb == "up":
             lab.up()

@@ -93,6 +93,8 @@ def tell(lab: Lab) -> None:
     story.step("A private address space", lambda: ensure(lab, "vpc", "demo", "--cidr", "10.1.0.0/16"))
     story.step("One subnet in it", lambda: ensure(lab, "subnet", "blue", "--vpc", "demo", "--cidr", "10.1.1.0/24"))
     options = ("--cpus", "1", "--memory", "128MiB", "--image", "demo", "--subnet", "blue")
+    if lab.storage is not None:
+        options += ("--volume-type", "rbd")
     for name in ("left", "right"):
         story.step(f"Virtual machine {name!r}", lambda name=name: ensure(lab, "vm", name, *options))
     shown(cairn(lab, "vm", "list"))

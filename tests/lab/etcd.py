@@ -122,7 +122,7 @@ class Cluster:
     def __init__(self, folder: Path, count: int = 3, *, quota_bytes: int = 0) -> None:
         self.folder = folder
         addresses = {f"m{index}": f"127.0.0.{10 + index}" for index in range(1, count + 1)}
-        client_port, peer_port = _free_ports(list(addresses.values()))
+        client_port, peer_port = free_ports(list(addresses.values()))
         self.authority = pki.Authority.create("etcd", SystemClock(), SystemIds())
         self.members = []
         for name, address in addresses.items():
@@ -168,7 +168,7 @@ class Cluster:
         shutil.rmtree(self.folder)
 
 
-def _free_ports(addresses: list[str]) -> tuple[int, int]:
+def free_ports(addresses: list[str]) -> tuple[int, int]:
     """Two ports free on every one of the addresses."""
     found: list[int] = []
     while len(found) < 2:

@@ -12,32 +12,55 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 import tomllib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from tests.lab import etcd, libvirtd
+from tests.lab.ceph import Ceph
+from tests.lab.ceph import missing as ceph_missing
 from tests.lab.console import converse
 from tests.lab.hosts import REPOSITORY, ROOT, Host, LabError, Underlay, erase, namespaces, run, traces, wait_until
 
 BINARIES = REPOSITORY / ".venv" / "bin"
 CONTROL_NODES_MAX = 3
 UP_TIMEOUT_S = 90.0
+STORAGE_ADDRESS = "172.31.0.31"
+# Its place on the underlay's bridge; the nodes' are 1 to 9.
+STORAGE_PORT = 21
+STORAGE_OSDS = 3
+STORAGE_POOL = "vms"
+STORAGE_USER = "cairn"
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A server with a Ceph cluster, which the nodes use as any that is there already."""
+
+    host: Host
+    ceph: Ceph
 
 
 class Lab:
     """One lab; `name` keeps several apart."""
 
-    def __init__(self, name: str = "lab", nodes: int = 3, say: Callable[[str], None] = lambda text: None) -> None:
+    def __init__(
+        self, name: str = "lab", nodes: int = 3, say: Callable[[str], None] = lambda text: None, *, storage: str = ""
+    ) -> None:
+        """storage: "ceph" for a cluster on a server of its own, which all nodes have a pool of; a lab that has one keeps it."""
         if not 1 <= nodes <= 9:
             raise LabError(f"--nodes is {nodes}: a lab has 1 to 9 servers")
-        self.name, self.nodes, self.say = name, nodes, say
+        if storage not in ("", "ceph"):
+            raise LabError(f"--storage is {storage}: ceph, or nothing for disks of the nodes alone")
+        self.name, self.nodes, self.say, self._storage = name, nodes, say, storage
         self.folder = ROOT / name
         self.prefix = f"cl-{name}"
         self.underlay = Underlay(self.prefix)
@@ -52,6 +75,15 @@ class Lab:
         for host in control:
             host.services |= self._control_services(host.name, members)
         return hosts
+
+    @cached_property
+    def storage(self) -> Storage | None:
+        """The server with Ceph, if there is one."""
+        folder = self.folder / "s1"
+        if not self._storage and not folder.exists():
+            return None
+        host = Host("s1", STORAGE_ADDRESS, folder, f"{self.prefix}-s1")
+        return Storage(host, Ceph.of_host(host, folder / "ceph", STORAGE_OSDS))
 
     @property
     def control(self) -> list[Host]:
@@ -110,6 +142,8 @@ class Lab:
     def _is_up(self) -> bool:
         if not all(host.init_pid for host in self.hosts) or not self.config_path.exists():
             return False
+        if self.storage is not None and not (self.storage.host.init_pid and self.storage.ceph.is_formed):
+            return False
         listed = self.cairn("node", "list", "-o", "json", check=False)
         if listed.returncode != 0:
             return False
@@ -123,6 +157,8 @@ class Lab:
         self._certificates()
         for host in self.control:
             self._prepare_control(host)
+        if self.storage is not None:
+            self._boot_storage(self.storage)
         with ThreadPoolExecutor(max_workers=4) as pool:
             list(pool.map(self._boot, range(1, self.nodes + 1)))
         self._write_context(self.config_path, "lab")
@@ -209,12 +245,39 @@ class Lab:
             self.underlay.plug(index, host.namespace, host.address)
         host.boot()
 
+    def _boot_storage(self, storage: Storage) -> None:
+        """Power the server with Ceph on, make its cluster the first time, and a pool that nodes may enter."""
+        host, ceph = storage.host, storage.ceph
+        if host.init_pid and ceph.is_formed:
+            return
+        if missing := ceph_missing():
+            raise LabError(f"this machine lacks what Ceph needs: {missing}")
+        self.say("a server with Ceph: a monitor, a manager, three OSDs")
+        if not ceph.is_formed:
+            host.power_off()
+            shutil.rmtree(ceph.folder, ignore_errors=True)
+            for name in host.services:
+                place(host.folder / "down" / name, b"")
+        if host.namespace not in namespaces():
+            run("ip", "netns", "add", host.namespace)
+            self.underlay.plug(STORAGE_PORT, host.namespace, host.address)
+        host.boot()
+        if not ceph.is_formed:
+            ceph.form()
+            ceph.make_pool(STORAGE_POOL, copies=STORAGE_OSDS)
+        ceph.enrol(STORAGE_USER, STORAGE_POOL)
+
     def _agent_config(self, host: Host) -> str:
+        rbd: dict[str, Any] = {}
+        if self.storage is not None:
+            conf = self.storage.ceph.folder / f"{STORAGE_USER}.conf"
+            rbd = {"rbd_pool": STORAGE_POOL, "rbd_user": STORAGE_USER, "rbd_conf": str(conf)}
         return toml(
             name=host.name,
             listen=f"{host.address}:7446",
             vtep=host.address,
             metrics_listen=f"{host.address}:7447",
+            **rbd,
         )
 
     def _join(self, host: Host) -> None:
@@ -312,7 +375,7 @@ class Lab:
 
     def status(self) -> None:
         """Say which processes run."""
-        for host in self.hosts:
+        for host in [*self.hosts, *([self.storage.host] if self.storage is not None else [])]:
             running = {name: host.pid_of(name) for name in host.services} if host.init_pid else {}
             print(
                 f"{host.name}  {host.address}  " + ("off" if not running else "  ".join(f"{n}={p}" for n, p in running.items()))

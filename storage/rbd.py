@@ -1,0 +1,390 @@
+"""Volumes in a pool of Ceph (RBD): what several nodes reach, and one at a time administers.
+
+    pool = RbdPool(Place(conf="/etc/ceph/ceph.conf", user="cairn", pool="vms"))
+    driver = RbdVolumes(pool, LocalImages(folder), SystemIds(), node="n1")
+    await driver.create(DesiredVolume(id="vol-00000001", size_bytes=1 << 30, generation=1))
+    (await driver.attachment("vol-00000001")).path          # "vms/vol-00000001.1.5f0c21aa"
+    await driver.delete("vol-00000001", generation=1)       # Superseded, once another node acted as 2
+
+What a volume is says its record, an object beside the images: cairn.volume.<id>. It names the newest generation in whose name
+anything was done, the image that is the volume, and those that are left to be removed. A record is replaced only if it is still
+what was read, in one operation of the cluster. Three rules make it safe that two nodes, or a process and its killed
+predecessor, act at once:
+
+1. An image has a name of its own, <id>.<generation>.<token>, used by one attempt and never again.
+2. The record names an image before it is made, and makes it the volume in a second step; no image is removed that a record
+   calls the volume. So whoever is late has worked on an image nobody knows, and removes it, or others do (`sweep`).
+3. Images only grow.
+
+Records of volumes that are gone stay, some hundred bytes each: a node that was away makes none again.
+
+An image that volumes start from is copied into the pool once (cairn.image.<digest>, the same rules); volumes are clones of it,
+made in a moment whatever its size. Rejected: `rbd lock` and exclusive-lock as proof of who administers (both are given up when
+a client is slow, and say nothing of what it still sends); librbd in this process (rbd_worker.py says why).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import re
+from collections.abc import Collection, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Final, Protocol, Self
+
+from cairn.proto.seams import Ids
+from cairn.proto.v1.agent_pb2 import DesiredVolume
+from cairn.proto.v1.node_pb2 import StoragePool
+from cairn.storage import qemu_img
+from cairn.storage.base import Attachment, NoSuchImage, PoolFull, StorageError, Superseded, Volume
+from cairn.storage.pool import DIGEST, VOLUME_ID
+from cairn.storage.qcow2 import SECTOR_BYTES
+from cairn.storage.rbd_pool import Place, Progress, Stat
+
+TYPE: Final = "rbd"
+# What a volume takes whose image is being removed.
+LEFT_BYTES: Final = 4096
+# How often a record may be found changed by others before that is an error.
+ROUNDS_MAX: Final = 8
+_IMAGE_DIGITS: Final = 32
+_VOLUME_IMAGE: Final = re.compile(r"(vol-[0-9a-z]{8})\.\d+\.[0-9a-f]{8}")
+
+
+class Images(Protocol):
+    """Where the content is that volumes start as copies of: LocalImages."""
+
+    def lent(self, digest: str) -> AbstractAsyncContextManager[tuple[Path, str, int]]:
+        """Give an image's file, its format as QEMU names it and its disk's size in bytes. Raises NoSuchImage."""
+        ...
+
+
+class BlockPool(Protocol):
+    """What is needed of a pool: RbdPool, whose methods say what they do."""
+
+    place: Place
+
+    async def read(self, object: str) -> str | None: ...  # noqa: D102
+    async def swap(self, object: str, old: str | None, new: str | None) -> bool: ...  # noqa: D102
+    async def make(self, name: str, size_bytes: int) -> None: ...  # noqa: D102
+    async def freeze(self, name: str) -> None: ...  # noqa: D102
+    async def clone(self, parent: str, name: str, size_bytes: int) -> None: ...  # noqa: D102
+    async def grow(self, name: str, size_bytes: int) -> None: ...  # noqa: D102
+    async def stat(self, name: str) -> Stat | None: ...  # noqa: D102
+    async def remove(self, name: str, progress: Progress | None = None) -> None: ...  # noqa: D102
+    async def names(self, prefix: str) -> list[str]: ...  # noqa: D102
+    async def room(self) -> tuple[int, int]: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What the pool knows of a volume, or of an image that volumes are cloned from."""
+
+    # The newest one in whose name anything was done.
+    generation: int = 0
+    # The image it is, or is to be; empty: it is gone, or none is begun.
+    image: str = ""
+    # Whether `image` is whole.
+    made: bool = False
+    # Digest of what it is a copy of.
+    origin: str = ""
+    size_bytes: int = 0
+    # Images to remove: of attempts that were given up, and of what it was.
+    left: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, text: str | None, object: str) -> Self:
+        """Return it of an object's text; None: that of nothing. StorageError, permanent, when it is not one of ours."""
+        if text is None:
+            return cls()
+        try:
+            said = json.loads(text)
+            return cls(**{**said, "left": tuple(said["left"])})
+        except (ValueError, TypeError, KeyError) as error:
+            raise StorageError(f"object {object} is no record of ours: {text[:200]!r}", retryable=False) from error
+
+    def text(self) -> str:
+        """Return it as it is kept."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+
+class RbdVolumes:
+    """Implements VolumeDriver; see the module."""
+
+    name = TYPE
+
+    def __init__(self, pool: BlockPool, images: Images, ids: Ids, *, node: str) -> None:
+        """node: name of this one, which tells what it copied into the pool."""
+        self._pool, self._images, self._ids = pool, images, ids
+        self._copying: set[str] = set()
+        self._mine = hashlib.sha256(node.encode()).hexdigest()[:8]
+
+    async def facts(self) -> StoragePool:
+        """Return total, used and free bytes, copies counted once."""
+        used, free = await self._pool.room()
+        name = self._pool.place.path("").rstrip("/")
+        return StoragePool(type=TYPE, name=name, total_bytes=used + free, used_bytes=used, free_bytes=free)
+
+    async def observe(self, ids: Collection[str]) -> Sequence[Volume]:
+        """Return those of these volumes that are there; one whose image is still to be removed has no size."""
+        for id in ids:
+            _require_id(id)
+        found = await asyncio.gather(*(self._volume(id) for id in sorted(ids)))
+        return [volume for volume in found if volume is not None]
+
+    async def create(self, volume: DesiredVolume) -> None:
+        """Make it (see VolumeDriver)."""
+        _require_id(volume.id)
+        await self._require_total(volume.id, volume.size_bytes)
+        for _ in range(ROUNDS_MAX):
+            text, held = await self._held(volume.id, volume.generation)
+            if held.made:
+                if held.origin != volume.image_digest:
+                    say = f"volume {volume.id} is here already as a copy of {held.origin or 'no image'}"
+                    raise StorageError(f"{say}, not of {volume.image_digest or 'none'}", retryable=False)
+                if await self._admit(volume.id, text, held, volume.generation):
+                    return
+                continue
+            if await self._make(volume, text, held):
+                return
+        raise _contended(volume.id)
+
+    async def resize(self, id: str, size_bytes: int, *, generation: int = 0) -> None:
+        """Grow it; shrinking is refused."""
+        _require_id(id)
+        for _ in range(ROUNDS_MAX):
+            text, held = await self._held(id, generation)
+            stat = await self._pool.stat(held.image) if held.made else None
+            if stat is None:
+                raise StorageError(f"volume {id} is not here, in pool {self._where}, so it cannot grow to {size_bytes} bytes")
+            wanted = _whole_sectors(size_bytes)
+            if wanted < stat.size_bytes:
+                raise StorageError(
+                    f"volume {id} has {stat.size_bytes} bytes and cannot shrink to {size_bytes}", retryable=False
+                )
+            await self._require_total(id, wanted)
+            if await self._admit(id, text, held, generation):
+                await self._pool.grow(held.image, wanted)
+                return
+        raise _contended(id)
+
+    async def delete(self, id: str, *, generation: int = 0) -> None:
+        """Remove it; absent: no error. StorageError as long as a guest has it open."""
+        _require_id(id)
+        for _ in range(ROUNDS_MAX):
+            text, held = await self._held(id, generation)
+            gone = Record(generation, left=_with(held.left, held.image))
+            if text == gone.text() or await self._pool.swap(_object(id), text, gone.text()):
+                await self._sweep(id, gone)
+                return
+        raise _contended(id)
+
+    async def attachment(self, id: str) -> Attachment:
+        """Return how to open it."""
+        _require_id(id)
+        held = Record.read(await self._pool.read(_object(id)), _object(id))
+        if not held.made:
+            raise StorageError(f"volume {id} is not here, in pool {self._where}")
+        return Attachment(self._pool.place.path(held.image), "raw", self._pool.place.network)
+
+    async def recover(self) -> None:
+        """Do nothing: half-done work is invisible, `sweep` removes it, and an agent begins also while its cluster is away."""
+
+    async def sweep(self) -> None:
+        """Remove images that no record names, and what a killed predecessor of this node was copying into the pool.
+
+        A name that is in no record will never be in one again. What a killed process had open is believed to be so for half a
+        minute (StorageError).
+        """
+        names = await self._pool.names("vol-")
+        await asyncio.gather(*(self._drop_forgotten(name) for name in names))
+        for name in await self._pool.names(f"image.{self._mine}."):
+            object = _source_object(name.split(".")[2])
+            held = Record.read(await self._pool.read(object), object)
+            if name != held.image and name not in self._copying:
+                # What else is left there may be what another node copies at this moment.
+                await self._pool.remove(name)
+                await self._strike(object, name)
+
+    @property
+    def _where(self) -> str:
+        return self._pool.place.pool
+
+    def _token(self) -> str:
+        """Return what tells one attempt from all others: 8 hexadecimal digits."""
+        return self._ids.uuid()[:8]
+
+    async def _held(self, id: str, generation: int) -> tuple[str | None, Record]:
+        """Return a record as it is kept and what it says. Superseded when a newer generation has acted."""
+        text = await self._pool.read(_object(id))
+        held = Record.read(text, _object(id))
+        if generation < held.generation:
+            raise Superseded(f"volume {id} is administered by another node: generation {held.generation}, this is {generation}")
+        return text, held
+
+    async def _admit(self, id: str, text: str | None, held: Record, generation: int) -> bool:
+        """Put on record in whose name it is acted; return whether the record was still what was read."""
+        if held.generation == generation:
+            return True
+        return await self._pool.swap(_object(id), text, replace(held, generation=generation).text())
+
+    async def _volume(self, id: str) -> Volume | None:
+        held = Record.read(await self._pool.read(_object(id)), _object(id))
+        if not held.made:
+            return Volume(id, 0, LEFT_BYTES) if held.left and not held.image else None
+        stat = await self._pool.stat(held.image)
+        return Volume(id, stat.size_bytes, stat.used_bytes) if stat is not None else None
+
+    async def _make(self, volume: DesiredVolume, text: str | None, held: Record) -> bool:
+        """Make it by an image of its own; return whether it is the volume now."""
+        parent = await self._parent(volume) if volume.image_digest else ""
+        size_bytes = _whole_sectors(volume.size_bytes)
+        name = f"{volume.id}.{volume.generation}.{self._token()}"
+        left = _with(held.left, held.image)
+        begun = Record(volume.generation, name, origin=volume.image_digest, size_bytes=size_bytes, left=left)
+        if not await self._pool.swap(_object(volume.id), text, begun.text()):
+            return False
+        if parent:
+            await self._pool.clone(parent, name, size_bytes)
+        else:
+            await self._pool.make(name, size_bytes)
+        made = replace(begun, made=True)
+        if not await self._pool.swap(_object(volume.id), begun.text(), made.text()):
+            await self._pool.remove(name)
+            return False
+        # What could not be removed of earlier attempts goes with the volume.
+        with suppress(StorageError):
+            await self._sweep(volume.id, made)
+        return True
+
+    async def _sweep(self, id: str, held: Record) -> None:
+        """Remove the images that are left of a volume, and strike them from its record."""
+        for name in held.left:
+            await self._pool.remove(name)
+        if held.left:
+            # Whoever changed it meanwhile has what is left in his.
+            await self._pool.swap(_object(id), held.text(), replace(held, left=()).text())
+
+    async def _parent(self, volume: DesiredVolume) -> str:
+        """Return the image of the pool that holds what a volume starts as, copied into it if need be."""
+        digest = volume.image_digest
+        for _ in range(ROUNDS_MAX):
+            object = _source_object(_digits(digest))
+            text = await self._pool.read(object)
+            held = Record.read(text, object)
+            if held.origin not in ("", digest):
+                raise StorageError(f"object {object} is of {held.origin}, not of {digest}", retryable=False)
+            if held.made:
+                _require_fits(volume, held.size_bytes)
+                return held.image
+            async with self._images.lent(digest) as (path, format, size_bytes):
+                _require_fits(volume, size_bytes)
+                await self._copy(object, text, held, Record(origin=digest, size_bytes=size_bytes), path, format)
+        raise _contended(digest)
+
+    async def _copy(self, object: str, text: str | None, held: Record, wanted: Record, path: Path, format: str) -> None:
+        """Copy an image's file into the pool, unless others are quicker."""
+        name = f"image.{self._mine}.{_digits(wanted.origin)}.{self._token()}"
+        self._copying.add(name)
+        try:
+            await self._copy_as(name, object, text, held, wanted, path, format)
+        finally:
+            self._copying.discard(name)
+
+    async def _copy_as(
+        self, name: str, object: str, text: str | None, held: Record, wanted: Record, path: Path, format: str
+    ) -> None:
+        begun = replace(wanted, left=_with(held.left, name))
+        if not await self._pool.swap(object, text, begun.text()):
+            return
+        try:
+            await self._pool.make(name, wanted.size_bytes)
+            await self._fill(name, path, format, wanted.size_bytes)
+            await self._pool.freeze(name)
+        except StorageError:
+            with suppress(StorageError):
+                await self._pool.remove(name)
+            raise
+        for _ in range(ROUNDS_MAX):
+            text = await self._pool.read(object)
+            held = Record.read(text, object)
+            if held.made:
+                await self._pool.remove(name)
+                await self._strike(object, name)
+                return
+            left = tuple(each for each in held.left if each != name)
+            if await self._pool.swap(object, text, replace(wanted, image=name, made=True, left=left).text()):
+                return
+
+    async def _drop_forgotten(self, name: str) -> None:
+        match = _VOLUME_IMAGE.fullmatch(name)
+        if match is None:
+            return
+        held = Record.read(await self._pool.read(_object(match[1])), _object(match[1]))
+        if name != held.image and name not in held.left:
+            await self._pool.remove(name)
+
+    async def _strike(self, object: str, name: str) -> None:
+        """Take an image that is gone from what is left by a record."""
+        for _ in range(ROUNDS_MAX):
+            text = await self._pool.read(object)
+            held = Record.read(text, object)
+            if name not in held.left:
+                return
+            left = tuple(each for each in held.left if each != name)
+            if await self._pool.swap(object, text, replace(held, left=left).text()):
+                return
+
+    async def _fill(self, name: str, path: Path, format: str, size_bytes: int) -> None:
+        place = self._pool.place
+        target = {"driver": "rbd", "pool": place.pool, "image": name, "conf": place.conf, "user": place.user}
+        if place.namespace:
+            target["namespace"] = place.namespace
+        await qemu_img.fill(str(path), format, target, size_bytes)
+
+    async def _require_total(self, id: str, size_bytes: int) -> None:
+        used, free = await self._pool.room()
+        if size_bytes > used + free:
+            raise PoolFull(f"volume {id} of {size_bytes} bytes is larger than all of pool {self._where}: {used + free} bytes")
+        if not free:
+            raise PoolFull(f"volume {id} cannot be made or grow: pool {self._where} is full")
+
+
+def _object(id: str) -> str:
+    return f"cairn.volume.{id}"
+
+
+def _source_object(digits: str) -> str:
+    return f"cairn.image.{digits}"
+
+
+def _digits(digest: str) -> str:
+    match = DIGEST.fullmatch(digest)
+    if not match:
+        raise NoSuchImage(f"{digest!r} is not a digest (sha256: and 64 hex digits)")
+    return match[1][:_IMAGE_DIGITS]
+
+
+def _with(left: tuple[str, ...], name: str) -> tuple[str, ...]:
+    return (*left, name) if name and name not in left else left
+
+
+def _whole_sectors(size_bytes: int) -> int:
+    return -(-size_bytes // SECTOR_BYTES) * SECTOR_BYTES
+
+
+def _require_id(id: str) -> None:
+    if not VOLUME_ID.fullmatch(id):
+        raise StorageError(f"{id!r} is not a volume id", retryable=False)
+
+
+def _require_fits(volume: DesiredVolume, size_bytes: int) -> None:
+    if volume.size_bytes < size_bytes:
+        say = f"volume {volume.id} of {volume.size_bytes} bytes is smaller than its image's disk of {size_bytes}"
+        raise StorageError(say, retryable=False)
+
+
+def _contended(id: str) -> StorageError:
+    return StorageError(f"the record of {id} changes faster than it can be read: others act on it too")

@@ -1,0 +1,280 @@
+"""A pool of a Ceph cluster, asked through a worker process (rbd_worker.py) that is started when it is needed, and anew when it
+ended or hung.
+
+    pool = RbdPool(Place(conf="/etc/ceph/ceph.conf", user="cairn", pool="vms"))
+    await pool.swap("cairn.volume.vol-00000001", None, "{...}")      # False: there is one already
+    await pool.make("vol-00000001.1.5f0c21aa", 1 << 30)
+    await pool.close()
+
+Every call raises StorageError: RbdError with Ceph's errno, or Silent when nobody answered. Then nobody knows whether it was
+done, as when the worker is killed: what is written is so that doing it again, or not, is safe (rbd.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import itertools
+import json
+import uuid
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, cast
+
+from cairn.storage.base import Network, PoolFull, StorageError
+
+# The distribution's, which has python3-rados and python3-rbd.
+PYTHON: Final = ("/usr/bin/python3",)
+WORKER: Final = Path(__file__).with_name("rbd_worker.py")
+# Since the answer was asked for, or was last said to come on.
+SILENCE_S: Final = 30.0
+THREADS: Final = 16
+LINE_BYTES_MAX: Final = 64 << 20
+_TAIL_BYTES: Final = 2000
+_ENV: Final = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
+_SECRETS: Final = uuid.UUID("5d1b8f0e-6f0c-4b0e-9d55-3a3c5e0f7a11")
+Progress = Callable[[float], None]
+
+
+class RbdError(StorageError):
+    """What Ceph answered. errno: positive, as in errno.h."""
+
+    def __init__(self, say: str, errno: int) -> None:
+        super().__init__(say)
+        self.errno = errno
+
+
+class Silent(StorageError):
+    """Nobody answered; nobody knows whether it was done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a pool is, and as whom it is entered. The user's key is in the keyring that `conf` names."""
+
+    conf: str
+    user: str
+    pool: str
+    # Of the pool (rados); empty: its own.
+    namespace: str = ""
+
+    @property
+    def network(self) -> Network:
+        """How guests get there; the secret is one that `RbdPool.key` has the value of."""
+        secret = uuid.uuid5(_SECRETS, f"{self.conf} {self.user}")
+        return Network("rbd", user=self.user, secret=str(secret), config=self.conf)
+
+    def path(self, image: str) -> str:
+        """Return an image's name as rbd and QEMU write it."""
+        return "/".join(each for each in (self.pool, self.namespace, image) if each)
+
+
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """An image, in bytes: what a guest sees, and what is taken of the pool, copies counted once."""
+
+    size_bytes: int
+    used_bytes: int
+
+
+@dataclass(slots=True)
+class _Asked:
+    """One call. moved_s: when it was last heard of."""
+
+    answer: asyncio.Future[Any]
+    moved_s: float
+    progress: Progress | None = None
+
+
+class RbdPool:
+    """See the module."""
+
+    def __init__(self, place: Place, *, silence_s: float = SILENCE_S, python: Sequence[str] = PYTHON) -> None:
+        self.place = place
+        self._silence_s, self._python = silence_s, python
+        self._ids = itertools.count(1)
+        self._starting = asyncio.Lock()
+        # No more than the worker has threads: who waits for one is not silence.
+        self._free = asyncio.Semaphore(THREADS)
+        self._worker: _Worker | None = None
+        # Address of a worker that ended by itself or hung.
+        self._evicts = ""
+
+    @property
+    def pid(self) -> int:
+        """The worker's process; 0: there is none now."""
+        return self._worker.pid if self._worker is not None and not self._worker.ended else 0
+
+    async def read(self, object: str) -> str | None:
+        """Return an object's record; None: there is none."""
+        return cast("str | None", await self._call("read", object=object))
+
+    async def swap(self, object: str, old: str | None, new: str | None) -> bool:
+        """Replace a record (None: there is none, or is to be none) if it is what it was thought to be; return whether."""
+        return bool(await self._call("swap", object=object, old=old, new=new))
+
+    async def make(self, name: str, size_bytes: int) -> None:
+        """Make an empty image. RbdError, EEXIST."""
+        await self._call("make", name=name, size_bytes=size_bytes)
+
+    async def freeze(self, name: str) -> None:
+        """Make of an image what others can be cloned from; again: nothing."""
+        await self._call("freeze", name=name)
+
+    async def clone(self, parent: str, name: str, size_bytes: int) -> None:
+        """Make an image that starts as a frozen one, of at least that size. RbdError, EEXIST."""
+        await self._call("clone", parent=parent, name=name, size_bytes=size_bytes)
+
+    async def grow(self, name: str, size_bytes: int) -> None:
+        """Make an image as large, if it is smaller. RbdError, ENOENT."""
+        await self._call("grow", name=name, size_bytes=size_bytes)
+
+    async def stat(self, name: str) -> Stat | None:
+        """Return what an image is; None: there is none."""
+        found = await self._call("stat", name=name)
+        return Stat(**found) if found else None
+
+    async def remove(self, name: str, progress: Progress | None = None) -> None:
+        """Remove an image; absent: nothing. RbdError: EBUSY when somebody has it open, ENOTEMPTY when it has children."""
+        await self._call("remove", progress, name=name)
+
+    async def names(self, prefix: str) -> list[str]:
+        """Return the images whose name begins so, sorted."""
+        return cast("list[str]", await self._call("names", prefix=prefix))
+
+    async def room(self) -> tuple[int, int]:
+        """Return the bytes that are used and free, as who writes counts them: copies count once."""
+        found = await self._call("facts")
+        return found["used_bytes"], found["free_bytes"]
+
+    async def key(self) -> str:
+        """Return the user's key, which guests' processes need."""
+        return str(await self._call("key"))
+
+    async def close(self) -> None:
+        """End the worker."""
+        async with self._starting:
+            if self._worker is not None:
+                await self._worker.end("closed")
+                self._worker = None
+
+    async def _call(self, op: str, progress: Progress | None = None, **asked: Any) -> Any:
+        try:
+            async with self._free:
+                worker = await self._running()
+                return await worker.ask(next(self._ids), op, progress, asked)
+        except RbdError as error:
+            what = " ".join(str(asked[key]) for key in ("object", "name") if key in asked)
+            say = f"{op} {what} in pool {self.place.pool} failed: {error}" if what else f"{op} failed: {error}"
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise PoolFull(say) from error
+            raise RbdError(say, error.errno) from error
+
+    async def _running(self) -> _Worker:
+        async with self._starting:
+            if self._worker is None or self._worker.ended:
+                dead, self._worker = self._worker, await _Worker.started(self._python, self.place, self._silence_s)
+                self._evicts = dead.address if dead is not None and dead.address else self._evicts
+            if not self._worker.address:
+                await self._make_known(self._worker)
+            return self._worker
+
+    async def _make_known(self, worker: _Worker) -> None:
+        """Learn what the cluster knows a worker by, and have it forget the one before: that would be believed to be there."""
+        if self._evicts:
+            # Without that right its watches end by themselves, after half a minute.
+            with suppress(RbdError):
+                await worker.ask(next(self._ids), "evict", None, {"address": self._evicts})
+            self._evicts = ""
+        worker.address = str(await worker.ask(next(self._ids), "address", None, {}))
+
+
+class _Worker:
+    """A process, from its start to its end."""
+
+    def __init__(self, process: Process, place: Place, silence_s: float) -> None:
+        self._process, self._place, self._silence_s = process, place, silence_s
+        self._asked: dict[int, _Asked] = {}
+        self._tail = b""
+        self.ended = False
+        # What the cluster knows it by; empty: not asked yet.
+        self.address = ""
+        self._tasks = [asyncio.create_task(self._hear()), asyncio.create_task(self._keep_tail())]
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @classmethod
+    async def started(cls, python: Sequence[str], place: Place, silence_s: float) -> _Worker:
+        options = ["--conf", place.conf, "--user", place.user, "--pool", place.pool, "--namespace", place.namespace]
+        command = [*python, "-I", str(WORKER), *options]
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *command, stdin=PIPE, stdout=PIPE, stderr=PIPE, env=_ENV, limit=LINE_BYTES_MAX, start_new_session=True
+            )
+        except OSError as error:
+            raise StorageError(f"the Ceph worker cannot be started: {python[0]}: {error.strerror}") from error
+        return cls(process, place, silence_s)
+
+    async def ask(self, id: int, op: str, progress: Progress | None, asked: dict[str, Any]) -> Any:
+        loop = asyncio.get_running_loop()
+        waits = self._asked[id] = _Asked(loop.create_future(), loop.time(), progress)
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps({"id": id, "op": op, **asked}).encode() + b"\n")
+            while not waits.answer.done():
+                left_s = waits.moved_s + self._silence_s - loop.time()
+                if left_s <= 0:
+                    say = f"pool {self._place.pool} did not answer for {self._silence_s:.0f} s: {op}; is its cluster up?"
+                    await self.end(say)
+                    break
+                await asyncio.wait({waits.answer}, timeout=left_s)
+            return await waits.answer
+        finally:
+            del self._asked[id]
+            waits.answer.cancel()
+
+    async def end(self, say: str) -> None:
+        """Kill it; who waits for an answer is told why."""
+        self._fail(say)
+        if self._process.returncode is None:
+            self._process.kill()
+        await self._process.wait()
+        await asyncio.gather(*(each for each in self._tasks if each is not asyncio.current_task()))
+
+    def _fail(self, say: str) -> None:
+        self.ended = True
+        for each in self._asked.values():
+            if not each.answer.done():
+                each.answer.set_exception(Silent(say))
+
+    async def _hear(self) -> None:
+        """Take the answers, until it ends."""
+        assert self._process.stdout is not None
+        async for line in self._process.stdout:
+            said = json.loads(line)
+            asked = self._asked.get(said["id"])
+            if asked is None or asked.answer.done():
+                continue
+            asked.moved_s = asyncio.get_running_loop().time()
+            if "progress" in said:
+                if asked.progress is not None:
+                    asked.progress(said["progress"])
+            elif "error" in said:
+                asked.answer.set_exception(RbdError(said["error"]["say"], said["error"]["errno"]))
+            else:
+                asked.answer.set_result(said["result"])
+        self.ended = True
+        await self._process.wait()
+        last = self._tail.decode(errors="replace").strip().splitlines()
+        self._fail(f"the Ceph worker of pool {self._place.pool} ended{f': {last[-1]}' if last else ''}")
+
+    async def _keep_tail(self) -> None:
+        """Keep the last of what it complains of; nobody else reads it."""
+        assert self._process.stderr is not None
+        while chunk := await self._process.stderr.read(4096):
+            self._tail = (self._tail + chunk)[-_TAIL_BYTES:]

@@ -1,0 +1,219 @@
+"""The RBD driver on a real Ceph: what the suite of all drivers cannot ask. Bytes by QEMU, killed workers, a silent cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from cairn.proto.seams import SystemIds
+from cairn.storage.base import StorageError, Sweeping
+from cairn.storage.local import LocalImages
+from cairn.storage.rbd import RbdVolumes, Record
+from cairn.storage.rbd_pool import Place, RbdError, RbdPool, Silent
+
+from tests.conformance.storage_kit import MIB, RAW, CephPlace, World, make_qcow2, needs_qemu, put, run, volume
+from tests.lab.ceph import Ceph
+from tests.lab.hosts import wait_until
+
+pytestmark = needs_qemu
+ID = "vol-00000001"
+
+
+@pytest.fixture
+async def place(ceph_place: CephPlace) -> AsyncIterator[CephPlace]:
+    yield ceph_place
+    await ceph_place.close()
+
+
+async def target(place: Place, world: World, id: str = ID) -> str:
+    """QEMU's options for what a volume's attachment names."""
+    attachment = await world.volumes.attachment(id)
+    assert attachment.format == "raw"
+    pool, namespace, image = attachment.path.split("/")
+    return f"driver=rbd,pool={pool},namespace={namespace},image={image},conf={place.conf},user={place.user}"
+
+
+async def qemu_io(place: Place, world: World, *commands: str, id: str = ID) -> None:
+    options = [part for command in commands for part in ("-c", command)]
+    said = await asyncio.to_thread(run, "qemu-io", "--image-opts", *options, await target(place, world, id))
+    assert "verification failed" not in said
+
+
+@contextmanager
+def opened(options: str) -> Iterator[None]:
+    """A process that has a volume open to write, as a guest's has."""
+    process = subprocess.Popen(
+        ["qemu-io", "--image-opts", options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        # Its answer says that it has opened it.
+        process.stdin.write(b"write 0 512\n")
+        process.stdin.flush()
+        wait_until("it to be open", lambda: b"wrote" in os.read(process.stdout.fileno(), 1000))
+        yield
+        # One that is killed is believed to be there for half a minute more.
+        process.communicate(b"quit\n", timeout=20)
+    finally:
+        process.kill()
+        process.wait()
+
+
+async def test_a_copy_shows_its_image_and_is_its_own(place: CephPlace, tmp_path: Path) -> None:
+    world = place.world()
+    digest = await put(world.images, make_qcow2(tmp_path, pattern=0x5A))
+    for number in (1, 2):
+        await world.volumes.create(volume(number, 16 * MIB, digest))
+    await qemu_io(place.place, world, "read -P 0x5a 0 1M", "read -P 0 1M 15M", "write -P 7 0 4096")
+    await qemu_io(place.place, world, "read -P 0x5a 0 1M", id="vol-00000002")
+    await qemu_io(place.place, world, "read -P 7 0 4096", "read -P 0x5a 4096 4096")
+    (copied,) = await place.pools[0].names("image.")
+    with pytest.raises(StorageError, match="2 images were cloned from it"):
+        await place.pools[0].remove(copied)
+    await world.volumes.resize(ID, 32 * MIB)
+    await qemu_io(place.place, world, "read -P 0 16M 16M", "write -P 9 31M 1M")
+
+
+async def test_another_node_needs_no_file_of_the_image(place: CephPlace, tmp_path: Path) -> None:
+    n1, n2 = place.world("n1"), place.world("n2")
+    digest = await put(n1.images, bytes([3]) * MIB, RAW)
+    await n1.volumes.create(volume(1, 2 * MIB, digest))
+    await n2.volumes.create(volume(2, 2 * MIB, digest))
+    await qemu_io(place.place, n2, "read -P 3 0 1M", id="vol-00000002")
+
+
+async def test_two_nodes_copy_an_image_once(place: CephPlace, tmp_path: Path) -> None:
+    content = make_qcow2(tmp_path)
+    worlds = [place.world("n1"), place.world("n2")]
+    digests = [await put(world.images, content) for world in worlds]
+    await asyncio.gather(*(world.volumes.create(volume(n, 16 * MIB, digests[0])) for n, world in enumerate(worlds, 1)))
+    assert len(await place.pools[0].names("image.")) == 1
+
+
+async def test_what_is_open_is_not_removed(place: CephPlace) -> None:
+    world = place.world()
+    await world.volumes.create(volume(1))
+    with opened(await target(place.place, world)):
+        with pytest.raises(StorageError, match="open elsewhere"):
+            await world.volumes.delete(ID)
+        (left,) = await world.volumes.observe([ID])
+        assert left.size_bytes == 0, "its data is there still, and nobody opens it any more"
+        with pytest.raises(StorageError, match="not here"):
+            await world.volumes.attachment(ID)
+    assert len(await place.pools[0].names(ID)) == 1
+    await world.volumes.delete(ID)
+    assert (await world.volumes.observe([ID]), await place.pools[0].names(ID)) == ([], [])
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.02, 0.04, 0.08, 0.12, 0.2, 0.3])
+async def test_a_killed_worker_costs_the_call_and_nothing_else(place: CephPlace, tmp_path: Path, after_s: float) -> None:
+    world = place.world()
+    (pool,) = place.pools
+    await pool.room()
+    digest = await put(world.images, make_qcow2(tmp_path))
+    steps = [
+        lambda: world.volumes.create(volume(1, 16 * MIB, digest)),
+        lambda: world.volumes.resize(ID, 32 * MIB),
+        lambda: world.volumes.delete(ID),
+    ]
+    for step in steps:
+        doing = asyncio.create_task(step())
+        await asyncio.wait({doing}, timeout=after_s)
+        killed = pool.pid
+        os.kill(killed, signal.SIGKILL)
+        with suppress(Silent):
+            await doing
+        while pool.pid == killed:
+            await asyncio.sleep(0.01)
+        await _insist(step)
+        await _nothing_is_forgotten(pool)
+    assert await pool.names("vol-") == []
+    again = world.again().volumes
+    assert isinstance(again, Sweeping)
+    await _insist(again.sweep)
+    assert len(await pool.names("image.")) == 1, "those of copies that were not finished are swept"
+
+
+async def _insist(step: Callable[[], Awaitable[None]]) -> None:
+    """Do it again until it is done: what a killed process had open is believed to be so for half a minute."""
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                return await step()
+            except RbdError as error:
+                if error.errno != errno.EBUSY:
+                    raise
+                await asyncio.sleep(0.5)
+
+
+async def _nothing_is_forgotten(pool: RbdPool) -> None:
+    held = Record.read(await pool.read(f"cairn.volume.{ID}"), "it")
+    assert set(await pool.names("vol-")) <= {held.image, *held.left}
+
+
+async def test_a_worker_that_hangs_is_ended(place: CephPlace) -> None:
+    pool = RbdPool(place.place, silence_s=1.0)
+    place.pools.append(pool)
+    await pool.room()
+    os.kill(pool.pid, signal.SIGSTOP)
+    with pytest.raises(Silent, match="did not answer for 1 s"):
+        await pool.room()
+    await pool.room()
+
+
+async def test_a_cluster_that_is_silent_is_told_and_comes_back(ceph: Ceph, place: CephPlace, tmp_path: Path) -> None:
+    pool = RbdPool(place.place, silence_s=2.0)
+    place.pools.append(pool)
+    volumes = RbdVolumes(pool, LocalImages(tmp_path / "images"), SystemIds(), node="n1")
+    await volumes.create(volume(1))
+    ceph.osds[0].kill(signal.SIGSTOP)
+    try:
+        with pytest.raises(Silent, match="is its cluster up"):
+            await volumes.resize(ID, 32 * MIB)
+    finally:
+        ceph.osds[0].kill(signal.SIGCONT)
+    await volumes.resize(ID, 32 * MIB)
+    assert [each.size_bytes for each in await volumes.observe([ID])] == [32 * MIB]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "say"),
+    [
+        ({"pool": "nosuch"}, "nosuch"),
+        ({"user": "nobody"}, "error"),
+        ({"conf": "/nonexistent/ceph.conf"}, "/nonexistent/ceph.conf: No such file"),
+    ],
+)
+async def test_what_is_wrong_with_a_place_is_said(place: CephPlace, wrong: dict[str, str], say: str) -> None:
+    pool = RbdPool(replace(place.place, **wrong), silence_s=20.0)
+    place.pools.append(pool)
+    with pytest.raises(StorageError, match=say):
+        await pool.read("cairn.volume.vol-00000001")
+
+
+async def test_a_record_that_is_none_of_ours_is_left_alone(place: CephPlace) -> None:
+    world = place.world()
+    assert await place.pools[0].swap(f"cairn.volume.{ID}", None, "[]")
+    for call in (world.volumes.create(volume(1)), world.volumes.delete(ID), world.volumes.observe([ID])):
+        with pytest.raises(StorageError, match="no record of ours") as refused:
+            await call
+        assert not refused.value.retryable
+
+
+async def test_the_key_is_in_nobodys_command_line(ceph: Ceph, place: CephPlace) -> None:
+    pool = RbdPool(place.place)
+    place.pools.append(pool)
+    await pool.room()
+    key = next(line.split(" = ")[1] for line in (ceph.folder / "cairn.keyring").read_text().splitlines() if "key = " in line)
+    assert len(key) > 30
+    for file in ("cmdline", "environ"):
+        assert key.encode() not in Path(f"/proc/{pool.pid}/{file}").read_bytes()

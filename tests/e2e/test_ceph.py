@@ -1,0 +1,113 @@
+"""Volumes that outlive a node's disk: two servers with a pool of a real Ceph, and guests that start from it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e.conftest import create, status, wait_state
+from tests.lab.ceph import missing
+from tests.lab.demo import CACHE, ping_from
+from tests.lab.guest import build as build_guest
+from tests.lab.hosts import wait_until
+from tests.lab.lab import STORAGE_POOL, Lab
+
+pytestmark = pytest.mark.skipif(bool(missing()), reason=f"no Ceph here: {missing()}")
+MARK = "CAIRN"
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Lab]:
+    """A lab with Ceph; a second one, as all other tests need none."""
+    lab = Lab(f"s{os.getpid()}", nodes=2, storage="ceph")
+    try:
+        lab.up()
+        build_guest(CACHE / "demo.qcow2")
+        lab.cairn("image", "import", "demo", "--file", str(CACHE / "demo.qcow2"))
+        lab.cairn("vpc", "create", "demo", "--cidr", "10.1.0.0/16")
+        lab.cairn("subnet", "create", "blue", "--vpc", "demo", "--cidr", "10.1.1.0/24")
+        yield lab
+    finally:
+        lab.down()
+
+
+def images(site: Lab) -> list[str]:
+    """What is in the pool."""
+    assert site.storage is not None
+    return site.storage.ceph.images(STORAGE_POOL)
+
+
+def does(site: Lab, vm: str, command: str) -> str:
+    return site.console(vm, f"{command}; echo fini''shed", until="finished", timeout_s=60)
+
+
+def test_a_volume_goes_from_a_guest_of_one_node_to_one_of_another(site: Lab) -> None:
+    left = create(site, [], "left", "--volume-type", "rbd")
+    right = create(site, [], "right", "--volume-type", "rbd")
+    assert left["node"] != right["node"]
+    (copy,) = [name for name in images(site) if name.startswith("image.")]
+    ping_from(site, "left", str(right["nics"][0]["address"]))  # type: ignore[index]
+    site.cairn("volume", "create", "data", "--size", "64MiB", "--type", "rbd", "--vm", "left")
+    does(site, "left", f"until [ -b /dev/vdb ]; do sleep 0.2; done; yes {MARK} | head -c 1048576 > /dev/vdb; sync")
+    taken = does(site, "left", "md5sum < /dev/vdb").split("-")[0].split()[-1]
+    site.cairn("volume", "detach", "data")
+    assert taken in _exported(site), "as docs/operations/storage.md reads a disk without Cairn"
+    site.cairn("volume", "attach", "data", "--vm", "right")
+    assert taken in does(site, "right", "until [ -b /dev/vdb ]; do sleep 0.2; done; md5sum < /dev/vdb")
+    for vm in ("left", "right"):
+        site.cairn("vm", "delete", vm, "--purge")
+    shown = site.json("volume", "show", "data")
+    assert (shown["status"]["state"], shown["status"]["pool"]) == ("STATE_AVAILABLE", f"rbd/{STORAGE_POOL}")
+    site.cairn("volume", "delete", "data", "--purge")
+    wait_until("the pool to hold the image's copy alone", lambda: images(site) == [copy], 60, every_s=0.5)
+
+
+@pytest.mark.slow
+def test_a_guest_writes_on_while_agents_and_workers_are_killed(site: Lab) -> None:
+    created = create(site, [], "steady", "--volume-type", "rbd")
+    host = site.host(str(created["node"]))
+    site.cairn("volume", "create", "log", "--size", "64MiB", "--type", "rbd", "--vm", "steady")
+    does(site, "steady", "until [ -b /dev/vdb ]; do sleep 0.2; done")
+    does(site, "steady", "(i=0; while :; do i=$((i+1)); echo $i | dd of=/dev/vdb conv=notrunc,fsync 2>/dev/null; done) & true")
+    for name in ("one", "two", "three"):
+        site.cairn("volume", "create", name, "--size", "32MiB", "--type", "rbd", "--no-wait")
+        for each in site.hosts:
+            each.kill("agent")
+    for name in ("one", "two", "three"):
+        wait_until(f"{name} to be made", lambda name=name: _state(site, name) == "STATE_AVAILABLE", 90, every_s=0.5)
+    before = _counted(site)
+    assert _counted(site) > before, "its disk is written to all the while"
+    assert host.name == status(site, "steady")["node"]
+    site.cairn("vm", "stop", "steady", "--force")
+    wait_state(site, "steady", "STOPPED")
+    site.cairn("vm", "start", "steady")
+    assert _counted(site) > before, "and holds what was written"
+    site.cairn("vm", "delete", "steady", "--purge")
+    for name in ("log", "one", "two", "three"):
+        site.cairn("volume", "delete", name, "--purge")
+    wait_until(
+        "nothing to be left of them", lambda: not [name for name in images(site) if name.startswith("vol-")], 90, every_s=0.5
+    )
+
+
+def _exported(site: Lab) -> str:
+    """The checksum of the volume `data`, read by Ceph's own tools."""
+    assert site.storage is not None
+    ceph, id = site.storage.ceph, site.json("volume", "show", "data")["id"]
+    text = ceph.run("rados", "-p", STORAGE_POOL, "listomapvals", f"cairn.volume.{id}")
+    (image,) = {name for name in images(site) if name.startswith(f"{id}.")}
+    assert "record" in text
+    return ceph.run("sh", "-c", f"rbd export --no-progress {STORAGE_POOL}/{image} - | md5sum")
+
+
+def _counted(site: Lab) -> int:
+    """What the guest has counted to on its disk."""
+    said = does(site, "steady", "sleep 1; echo n=$(dd if=/dev/vdb bs=512 count=1 2>/dev/null | head -n 1)=")
+    return int(re.findall(r"n=(\d+)=", said)[-1])
+
+
+def _state(site: Lab, volume: str) -> str:
+    return str(site.json("volume", "show", volume)["status"]["state"])

@@ -1,0 +1,229 @@
+"""Nodes that each believe a volume of a shared pool is theirs, and are killed at any step: what rbd.py promises of it.
+
+The pool is in memory, and as unkind as a real one: a call of a killed process may be done before, later, or never.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cairn.proto.seams import SystemIds
+from cairn.proto.v1.agent_pb2 import DesiredVolume
+from cairn.storage.base import NoSuchImage, StorageError, Superseded
+from cairn.storage.rbd import RbdVolumes, Record
+from cairn.storage.rbd_pool import Place, Progress, RbdError, Silent, Stat
+
+MIB = 1 << 20
+ID = "vol-00000001"
+OBJECT = f"cairn.volume.{ID}"
+
+
+class Truth:
+    """What the cluster holds."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, str] = {}
+        self.images: dict[str, int] = {}
+        self.late: list[asyncio.Task[None]] = []
+
+    def swap(self, object: str, old: str | None, new: str | None) -> bool:
+        if self.records.get(object) != old:
+            return False
+        assert new is not None
+        before, after = Record.read(old, object), Record.read(new, object)
+        assert after.generation >= before.generation, "an older one had its way"
+        self.records[object] = new
+        return True
+
+    def make(self, name: str, size_bytes: int) -> None:
+        if name in self.images:
+            raise RbdError("it is there", 17)
+        self.images[name] = size_bytes
+
+    def grow(self, name: str, size_bytes: int) -> None:
+        if name not in self.images:
+            raise RbdError("it is not there", 2)
+        self.images[name] = max(self.images[name], size_bytes)
+
+    def remove(self, name: str) -> None:
+        held = Record.read(self.records.get(OBJECT), OBJECT)
+        assert not (held.made and held.image == name), "the volume itself was removed"
+        self.images.pop(name, None)
+
+
+class OneNodesPool:
+    """A node's way there: implements BlockPool."""
+
+    def __init__(self, truth: Truth, draw: random.Random, kills: float, ways: Sequence[str]) -> None:
+        self.place = Place("ceph.conf", "cairn", "vms")
+        self._truth, self._draw, self._kills, self._ways = truth, draw, kills, ways
+
+    async def read(self, object: str) -> str | None:
+        return await self._do(lambda: self._truth.records.get(object))
+
+    async def swap(self, object: str, old: str | None, new: str | None) -> bool:
+        return await self._do(lambda: self._truth.swap(object, old, new))
+
+    async def make(self, name: str, size_bytes: int) -> None:
+        await self._do(lambda: self._truth.make(name, size_bytes))
+
+    async def freeze(self, name: str) -> None:
+        await self._do(lambda: None)
+
+    async def clone(self, parent: str, name: str, size_bytes: int) -> None:
+        await self._do(lambda: self._truth.make(name, size_bytes))
+
+    async def grow(self, name: str, size_bytes: int) -> None:
+        await self._do(lambda: self._truth.grow(name, size_bytes))
+
+    async def stat(self, name: str) -> Stat | None:
+        size = await self._do(lambda: self._truth.images.get(name))
+        return Stat(size, 4096) if size is not None else None
+
+    async def remove(self, name: str, progress: Progress | None = None) -> None:
+        await self._do(lambda: self._truth.remove(name))
+
+    async def names(self, prefix: str) -> list[str]:
+        return await self._do(lambda: sorted(name for name in self._truth.images if name.startswith(prefix)))
+
+    async def room(self) -> tuple[int, int]:
+        return 0, 1 << 40
+
+    async def _do(self, act: Callable[[], Any]) -> Any:
+        await self._pass()
+        if self._draw.random() < self._kills:
+            await self._die(act)
+        answer = act()
+        await self._pass()
+        return answer
+
+    async def _die(self, act: Callable[[], Any]) -> None:
+        """It is killed: what it had sent is done now, or later, or never."""
+        way = self._draw.choice(self._ways)
+
+        async def later() -> None:
+            for _ in range(self._draw.choice((1, 10, 100)) if way == "later" else 0):
+                await asyncio.sleep(0)
+            with suppress(RbdError):
+                act()
+
+        if way != "never":
+            self._truth.late.append(asyncio.create_task(later()))
+        raise Silent("it was killed")
+
+    async def _pass(self) -> None:
+        for _ in range(self._draw.randrange(4)):
+            await asyncio.sleep(0)
+
+
+class NoImages:
+    @asynccontextmanager
+    async def lent(self, digest: str) -> AsyncIterator[tuple[Path, str, int]]:
+        raise NoSuchImage("none here")
+        yield Path(), "", 0
+
+
+class DrawnIds(SystemIds):
+    """A story is the same whenever it is told."""
+
+    def __init__(self, draw: random.Random) -> None:
+        self._draw = draw
+
+    def uuid(self) -> str:
+        return f"{self._draw.getrandbits(128):032x}"
+
+
+WAYS = ("now", "later", "never")
+
+
+def driver(truth: Truth, draw: random.Random, kills: float, ways: Sequence[str] = WAYS) -> RbdVolumes:
+    return RbdVolumes(OneNodesPool(truth, draw, kills, ways), NoImages(), DrawnIds(draw), node="n1")
+
+
+async def insist(act: Callable[[], Awaitable[None]]) -> bool:
+    """Do it until it is done; return whether, or another node was found to act since."""
+    while True:
+        try:
+            await act()
+            return True
+        except Superseded:
+            return False
+        except StorageError as error:
+            if "is not here" in str(error):
+                return False
+            if not error.retryable:
+                raise
+
+
+async def administer(volumes: RbdVolumes, generation: int, steps: list[str]) -> bool:
+    """Do these in the name of a generation, one after the other; return whether all were done."""
+    for step in steps:
+        verb, _, size = step.partition(" ")
+        if verb == "create":
+            volume = DesiredVolume(id=ID, size_bytes=int(size) * MIB, generation=generation)
+            done = await insist(lambda volume=volume: volumes.create(volume))
+        elif verb == "grow":
+            done = await insist(lambda size=size: volumes.resize(ID, int(size) * MIB, generation=generation))
+        else:
+            done = await insist(lambda: volumes.delete(ID, generation=generation))
+        if not done:
+            return False
+    return True
+
+
+async def story(seed: int) -> None:
+    draw, truth, kills = random.Random(seed), Truth(), (0.0, 0.03, 0.1)[seed % 3]
+    grown = ["create 8", "grow 12"]
+    lives = [["create 8"], grown, ["create 8", "delete"], ["grow 12"], ["delete"], [*grown, "delete"]]
+    last = draw.choice([["create 16"], ["create 8", "grow 16"], ["delete"], ["create 8", "delete"]])
+    older = [asyncio.create_task(administer(driver(truth, draw, kills), each, draw.choice(lives))) for each in (1, 1, 2)]
+    for _ in range(draw.randrange(60)):
+        await asyncio.sleep(0)
+    assert await administer(driver(truth, draw, kills), 3, last), "nobody is newer"
+    kept = truth.records[OBJECT]
+    await asyncio.gather(*older)
+    await asyncio.gather(*truth.late)
+    assert truth.records[OBJECT] == kept or Record.read(kept, OBJECT).left, "who is older has changed it"
+    calm = driver(truth, draw, 0.0)
+    if kills:
+        await calm.sweep()
+    held, found = Record.read(truth.records[OBJECT], OBJECT), await calm.observe([ID])
+    if last[-1] == "delete":
+        assert found == [] or kills
+        await calm.delete(ID, generation=3)
+        assert truth.images == {}
+    else:
+        (volume,) = found
+        # One that an older node made is as large as that made it.
+        assert volume.size_bytes // MIB in ((16,) if "grow" in last[-1] else (8, 12, 16))
+        assert set(truth.images) - set(held.left) == {held.image}
+        await calm.delete(ID, generation=3)
+        assert truth.images == {}, "what was left goes with the volume"
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_whoever_is_newest_has_his_way_and_nothing_is_left(seed: int) -> None:
+    asyncio.run(story(seed))
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_one_that_is_killed_at_any_step_loses_sight_of_nothing(seed: int) -> None:
+    """Whatever it has made by then is in the record, and goes by the same call again, or with the volume."""
+
+    async def scenario() -> None:
+        draw, truth = random.Random(seed), Truth()
+        volumes = driver(truth, draw, 0.2, ("now", "never"))
+        for steps in (["create 8"], ["grow 12"], ["delete"], ["create 8", "delete"]):
+            await administer(volumes, 1, steps)
+            await asyncio.gather(*truth.late)
+            held = Record.read(truth.records[OBJECT], OBJECT)
+            assert set(truth.images) <= {held.image, *held.left}
+        assert truth.images == {}
+
+    asyncio.run(scenario())
