@@ -161,7 +161,6 @@ class Agent:
         self._spawn(self.loop.run(), "loop")
         self._spawn(self._talk(), "talk")
         self._spawn(self._trim_for_ever(), "trim")
-        self._spawn(self._sweep_for_ever(), "sweep")
         log.logger("agent").info("started", node=self.membership.node, endpoint=self._endpoint, held=self.ledger.held)
 
     def _tell_slow_disk(self) -> None:
@@ -201,20 +200,18 @@ class Agent:
             group.create_task(self.facts.run(), name="facts")
             group.create_task(self.sync.run(), name="sync")
 
-    async def _sweep_for_ever(self) -> None:
-        """Have removed what killed processes left in pools; sooner again when something could not be."""
-        again_s = TRIM_S
-        while True:
-            await asyncio.sleep(again_s)
-            errors = await self.drivers.sweep()
-            for error in errors:
-                log.logger("agent").warning("sweep_failed", error=str(error))
-            again_s = TRIM_S if errors else SWEEP_S
-
     async def _trim_for_ever(self) -> None:
-        """Bound what guests' files grow to."""
+        """Bound what guests' files grow to, and have removed what killed processes left in pools."""
+        sweep_in_s = TRIM_S
         while True:
             await asyncio.sleep(TRIM_S)
+            sweep_in_s -= TRIM_S
+            if sweep_in_s <= 0:
+                errors = await self.drivers.sweep()
+                for each in errors:
+                    log.logger("agent").warning("sweep_failed", error=str(each))
+                # Sooner again when something could not be.
+                sweep_in_s = TRIM_S if errors else SWEEP_S
             try:
                 await self._files.trim()
             except StorageError as error:
@@ -312,7 +309,7 @@ def _host_drivers(config: Config, clock: Clock, ceph: RbdPool | None) -> tuple[H
     from cairn.net.netlink import NetlinkDataplane
     from cairn.net.services import NodeGuestServices
 
-    keys = {ceph.place.network.secret: ceph.key} if ceph is not None else {}
+    keys = {ceph.place.network: ceph.key} if ceph is not None else {}
     return LibvirtHypervisor(clock, config.hypervisor_uri, keys=keys), NetlinkDataplane(), NodeGuestServices()
 
 

@@ -31,9 +31,9 @@ import json
 import re
 from collections.abc import Collection, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Final, Protocol, Self
+from typing import Any, Final, Protocol, Self
 
 from cairn.proto.seams import Ids
 from cairn.proto.v1.agent_pb2 import DesiredVolume
@@ -78,6 +78,10 @@ class BlockPool(Protocol):
     async def room(self) -> tuple[int, int]: ...  # noqa: D102
 
 
+class BadRecord(StorageError):
+    """An object of ours that cannot be read. Permanent; nothing is done to it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """What the pool knows of a volume, or of an image that volumes are cloned from."""
@@ -93,21 +97,25 @@ class Record:
     size_bytes: int = 0
     # Images to remove: of attempts that were given up, and of what it was.
     left: tuple[str, ...] = ()
+    # What a newer release keeps besides.
+    more: tuple[tuple[str, Any], ...] = ()
 
     @classmethod
     def read(cls, text: str | None, object: str) -> Self:
-        """Return it of an object's text; None: that of nothing. StorageError, permanent, when it is not one of ours."""
+        """Return it of an object's text; None: that of nothing. BadRecord when it is not one of ours."""
         if text is None:
             return cls()
         try:
             said = json.loads(text)
-            return cls(**{**said, "left": tuple(said["left"])})
-        except (ValueError, TypeError, KeyError) as error:
-            raise StorageError(f"object {object} is no record of ours: {text[:200]!r}", retryable=False) from error
+            known = {each.name: said.pop(each.name) for each in fields(cls) if each.name not in ("left", "more")}
+            return cls(**known, left=tuple(said.pop("left")), more=tuple(said.items()))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise BadRecord(f"object {object} is no record of ours: {text[:200]!r}", retryable=False) from error
 
     def text(self) -> str:
         """Return it as it is kept."""
-        return json.dumps(asdict(self), sort_keys=True)
+        known = asdict(self)
+        return json.dumps({**dict(self.more), **{name: known[name] for name in known if name != "more"}}, sort_keys=True)
 
 
 class RbdVolumes:
@@ -128,7 +136,7 @@ class RbdVolumes:
         return StoragePool(type=TYPE, name=name, total_bytes=used + free, used_bytes=used, free_bytes=free)
 
     async def observe(self, ids: Collection[str]) -> Sequence[Volume]:
-        """Return those of these volumes that are there; one whose image is still to be removed has no size."""
+        """Return those of these volumes that are there; one that is damaged, or whose image is being removed, has no size."""
         for id in ids:
             _require_id(id)
         found = await asyncio.gather(*(self._volume(id) for id in sorted(ids)))
@@ -175,7 +183,7 @@ class RbdVolumes:
         _require_id(id)
         for _ in range(ROUNDS_MAX):
             text, held = await self._held(id, generation)
-            gone = Record(generation, left=_with(held.left, held.image))
+            gone = Record(generation, left=_with(held.left, held.image), more=held.more)
             if text == gone.text() or await self._pool.swap(_object(id), text, gone.text()):
                 await self._sweep(id, gone)
                 return
@@ -231,7 +239,12 @@ class RbdVolumes:
         return await self._pool.swap(_object(id), text, replace(held, generation=generation).text())
 
     async def _volume(self, id: str) -> Volume | None:
-        held = Record.read(await self._pool.read(_object(id)), _object(id))
+        text = await self._pool.read(_object(id))
+        try:
+            held = Record.read(text, _object(id))
+        except BadRecord:
+            # One that is damaged must not hide the others; it is refused where it is used.
+            return Volume(id, 0, LEFT_BYTES)
         if not held.made:
             return Volume(id, 0, LEFT_BYTES) if held.left and not held.image else None
         stat = await self._pool.stat(held.image)
@@ -243,7 +256,7 @@ class RbdVolumes:
         size_bytes = _whole_sectors(volume.size_bytes)
         name = f"{volume.id}.{volume.generation}.{self._token()}"
         left = _with(held.left, held.image)
-        begun = Record(volume.generation, name, origin=volume.image_digest, size_bytes=size_bytes, left=left)
+        begun = Record(volume.generation, name, False, volume.image_digest, size_bytes, left, held.more)
         if not await self._pool.swap(_object(volume.id), text, begun.text()):
             return False
         if parent:
@@ -281,7 +294,7 @@ class RbdVolumes:
                 return held.image
             async with self._images.lent(digest) as (path, format, size_bytes):
                 _require_fits(volume, size_bytes)
-                await self._copy(object, text, held, Record(origin=digest, size_bytes=size_bytes), path, format)
+                await self._copy(object, text, held, Record(origin=digest, size_bytes=size_bytes, more=held.more), path, format)
         raise _contended(digest)
 
     async def _copy(self, object: str, text: str | None, held: Record, wanted: Record, path: Path, format: str) -> None:

@@ -7,7 +7,8 @@ ended or hung.
     await pool.close()
 
 Every call raises StorageError: RbdError with Ceph's errno, or Silent when nobody answered. Then nobody knows whether it was
-done, as when the worker is killed: what is written is so that doing it again, or not, is safe (rbd.py).
+done, as when the worker is killed: what is written is so that doing it again, or not, is safe (rbd.py). Once a pool was silent
+calls fail at once, so that nothing else waits for it, until it is found to answer again.
 """
 
 from __future__ import annotations
@@ -30,7 +31,11 @@ from cairn.storage.base import Network, PoolFull, StorageError
 PYTHON: Final = ("/usr/bin/python3",)
 WORKER: Final = Path(__file__).with_name("rbd_worker.py")
 # Since the answer was asked for, or was last said to come on.
-SILENCE_S: Final = 30.0
+SILENCE_S: Final = 15.0
+# How often a pool that is away is looked for.
+RETRY_S: Final = 5.0
+# What is read to see whether a pool answers; there need not be one.
+_PROBE: Final = "cairn.pool"
 THREADS: Final = 16
 LINE_BYTES_MAX: Final = 64 << 20
 _TAIL_BYTES: Final = 2000
@@ -49,6 +54,10 @@ class RbdError(StorageError):
 
 class Silent(StorageError):
     """Nobody answered; nobody knows whether it was done."""
+
+
+class Hung(Silent):
+    """The worker was there, and the cluster was not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +101,11 @@ class _Asked:
 class RbdPool:
     """See the module."""
 
-    def __init__(self, place: Place, *, silence_s: float = SILENCE_S, python: Sequence[str] = PYTHON) -> None:
+    def __init__(
+        self, place: Place, *, silence_s: float = SILENCE_S, retry_s: float = RETRY_S, python: Sequence[str] = PYTHON
+    ) -> None:
         self.place = place
-        self._silence_s, self._python = silence_s, python
+        self._silence_s, self._retry_s, self._python = silence_s, retry_s, python
         self._ids = itertools.count(1)
         self._starting = asyncio.Lock()
         # No more than the worker has threads: who waits for one is not silence.
@@ -102,6 +113,9 @@ class RbdPool:
         self._worker: _Worker | None = None
         # Address of a worker that ended by itself or hung.
         self._evicts = ""
+        # Why the pool does not answer; None: it does, as far as is known.
+        self._away: StorageError | None = None
+        self._looking: asyncio.Task[None] | None = None
 
     @property
     def pid(self) -> int:
@@ -156,15 +170,23 @@ class RbdPool:
 
     async def close(self) -> None:
         """End the worker."""
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.gather(self._looking, return_exceptions=True)
         async with self._starting:
             if self._worker is not None:
-                await self._worker.end("closed")
+                await self._worker.end(Silent("closed"))
                 self._worker = None
 
     async def _call(self, op: str, progress: Progress | None = None, **asked: Any) -> Any:
+        # A key is read from a file, also while the cluster is away.
+        if self._away is not None and op != "key":
+            raise Silent(str(self._away))
         try:
             async with self._free:
                 worker = await self._running()
+                if op != "key":
+                    await self._greeted(worker)
                 return await worker.ask(next(self._ids), op, progress, asked)
         except RbdError as error:
             what = " ".join(str(asked[key]) for key in ("object", "name") if key in asked)
@@ -172,24 +194,54 @@ class RbdPool:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise PoolFull(say) from error
             raise RbdError(say, error.errno) from error
+        except Hung as error:
+            self._look_for_it(error)
+            raise
+
+    def _look_for_it(self, why: StorageError) -> None:
+        """Let calls fail at once until it answers again."""
+        self._away = why
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self._look())
+
+    async def _look(self) -> None:
+        while self._away is not None:
+            await asyncio.sleep(self._retry_s)
+            try:
+                await self._greeted(await self._running())
+                self._away = None
+            except StorageError as error:
+                self._away = error
 
     async def _running(self) -> _Worker:
         async with self._starting:
             if self._worker is None or self._worker.ended:
                 dead, self._worker = self._worker, await _Worker.started(self._python, self.place, self._silence_s)
                 self._evicts = dead.address if dead is not None and dead.address else self._evicts
-            if not self._worker.address:
-                await self._make_known(self._worker)
             return self._worker
 
-    async def _make_known(self, worker: _Worker) -> None:
+    async def _greeted(self, worker: _Worker) -> None:
+        """Wait until a worker has reached the cluster; whoever waits for that learns at once that it cannot."""
+        if worker.address:
+            return
+        if worker.greeting is None or worker.greeting.done():
+            worker.greeting = asyncio.create_task(self._greet(worker))
+        try:
+            await asyncio.shield(worker.greeting)
+        except StorageError as error:
+            self._look_for_it(error)
+            raise
+
+    async def _greet(self, worker: _Worker) -> None:
         """Learn what the cluster knows a worker by, and have it forget the one before: that would be believed to be there."""
         if self._evicts:
             # Without that right its watches end by themselves, after half a minute.
             with suppress(RbdError):
                 await worker.ask(next(self._ids), "evict", None, {"address": self._evicts})
             self._evicts = ""
-        worker.address = str(await worker.ask(next(self._ids), "address", None, {}))
+        address = str(await worker.ask(next(self._ids), "address", None, {}))
+        await worker.ask(next(self._ids), "read", None, {"object": _PROBE})
+        worker.address = address
 
 
 class _Worker:
@@ -202,6 +254,7 @@ class _Worker:
         self.ended = False
         # What the cluster knows it by; empty: not asked yet.
         self.address = ""
+        self.greeting: asyncio.Task[None] | None = None
         self._tasks = [asyncio.create_task(self._hear()), asyncio.create_task(self._keep_tail())]
 
     @property
@@ -230,7 +283,7 @@ class _Worker:
                 left_s = waits.moved_s + self._silence_s - loop.time()
                 if left_s <= 0:
                     say = f"pool {self._place.pool} did not answer for {self._silence_s:.0f} s: {op}; is its cluster up?"
-                    await self.end(say)
+                    await self.end(Hung(say))
                     break
                 await asyncio.wait({waits.answer}, timeout=left_s)
             return await waits.answer
@@ -238,19 +291,19 @@ class _Worker:
             del self._asked[id]
             waits.answer.cancel()
 
-    async def end(self, say: str) -> None:
+    async def end(self, why: Silent) -> None:
         """Kill it; who waits for an answer is told why."""
-        self._fail(say)
+        self._fail(why)
         if self._process.returncode is None:
             self._process.kill()
         await self._process.wait()
         await asyncio.gather(*(each for each in self._tasks if each is not asyncio.current_task()))
 
-    def _fail(self, say: str) -> None:
+    def _fail(self, why: Silent) -> None:
         self.ended = True
         for each in self._asked.values():
             if not each.answer.done():
-                each.answer.set_exception(Silent(say))
+                each.answer.set_exception(why)
 
     async def _hear(self) -> None:
         """Take the answers, until it ends."""
@@ -271,7 +324,7 @@ class _Worker:
         self.ended = True
         await self._process.wait()
         last = self._tail.decode(errors="replace").strip().splitlines()
-        self._fail(f"the Ceph worker of pool {self._place.pool} ended{f': {last[-1]}' if last else ''}")
+        self._fail(Silent(f"the Ceph worker of pool {self._place.pool} ended{f': {last[-1]}' if last else ''}"))
 
     async def _keep_tail(self) -> None:
         """Keep the last of what it complains of; nobody else reads it."""

@@ -12,8 +12,7 @@ import dataclasses
 import threading
 import xml.etree.ElementTree as ET
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,11 +34,11 @@ from cairn.agent.hypervisor.connection import Connection
 from cairn.agent.hypervisor.domains import by_name, has_panicked, mark_of, note_reboot, observed, write_mark, xml_of
 from cairn.agent.hypervisor.events import Notices
 from cairn.agent.hypervisor.mark import Mark, Phase
-from cairn.agent.hypervisor.secrets import keep_secret
+from cairn.agent.hypervisor.secrets import Keys, secrets_of
 from cairn.agent.hypervisor.serial import SerialConsole
 from cairn.proto.seams import Clock
 from cairn.proto.v1.node_pb2 import HypervisorFacts
-from cairn.storage.base import StorageError
+from cairn.storage.base import Network
 
 DETACH_TIMEOUT_S: Final = 15.0
 DETACH_POLL_S: Final = 0.1
@@ -65,11 +64,11 @@ class LibvirtHypervisor:
         uri: str = "qemu:///system",
         *,
         cpuinfo: Path = Path("/proc/cpuinfo"),
-        keys: Mapping[str, Callable[[], Awaitable[str]]] | None = None,
+        keys: Mapping[Network, Callable[[], Awaitable[str]]] | None = None,
     ) -> None:
-        """keys: UUID of a secret that disks name -> who tells its value, in base 64. Asked when it is first needed."""
+        """keys: how disks are reached whose secret has a value -> who tells it, in base 64; asked when it is first needed."""
         self._clock = clock
-        self._keys, self._given = dict(keys or {}), set[str]()
+        self._keys = Keys(keys or {}, self._call)
         self._cpuinfo = cpuinfo
         self._notices = Notices()
         self._connection = Connection(
@@ -137,7 +136,7 @@ class LibvirtHypervisor:
         """Define or redefine; the mark keeps what the domain went through."""
         facts = self._facts or await self.facts()
         digest = self.digest(spec)
-        await self._give_keys(spec.disks)
+        await self._keys.give(disk.network.secret for disk in spec.disks if disk.network is not None)
 
         def act(connection: Any) -> None:
             with self._marking:
@@ -161,6 +160,9 @@ class LibvirtHypervisor:
                 write_mark(domain, mark_of(domain).started(power_generation, reboot_generation, machine_digest, now))
             domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED)
 
+        if self._keys:
+            # libvirtd may have been made anew since the domain was defined.
+            await self._keys.give(await self._on(id, "look at", secrets_of))
         await self._on(id, "start", act)
 
     async def resume(self, id: str) -> None:
@@ -247,7 +249,7 @@ class LibvirtHypervisor:
             for flag in missing:
                 domain.attachDeviceFlags(element, flag)
 
-        await self._give_keys([disk])
+        await self._keys.give([disk.network.secret] if disk.network is not None else [])
         try:
             await self._on(id, f"attach {disk.volume} to", act)
         except ValueError as error:
@@ -310,17 +312,8 @@ class LibvirtHypervisor:
         """Disconnect."""
         await self._connection.close()
 
-    async def _give_keys(self, disks: Iterable[Disk]) -> None:
-        """Tell libvirt the secrets that disks are opened with, each once in this object's life: nobody can read them back."""
-        for network in [disk.network for disk in disks if disk.network is not None]:
-            if network.secret not in self._keys or network.secret in self._given:
-                continue
-            try:
-                value = await self._keys[network.secret]()
-            except StorageError as error:
-                raise HypervisorError(f"the key of {network.user} cannot be had: {error}") from error
-            await self._connection.call(f"keep the key of {network.user}", partial(keep_secret, network, value))
-            self._given.add(network.secret)
+    async def _call(self, what: str, act: Callable[[Any], Any]) -> Any:
+        return await self._connection.call(what, act)
 
     def _note(self, domain: Any, **changes: Any) -> None:
         with self._marking:

@@ -4,12 +4,47 @@ from __future__ import annotations
 
 import base64
 import xml.etree.ElementTree as ET
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, Final
 
-from cairn.storage.base import Network
+import libvirt
+from cairn.agent.hypervisor.base import HypervisorError
+from cairn.storage.base import Network, StorageError
 
 # Usage types of secrets, by the disk's protocol; libvirt's secret format.
 _TYPES: Final = {"rbd": "ceph"}
+
+
+class Keys:
+    """The secrets of one libvirtd; each is told to it once in this object's life, as nobody can read it back."""
+
+    def __init__(
+        self,
+        keys: Mapping[Network, Callable[[], Awaitable[str]]],
+        call: Callable[[str, Callable[[Any], Any]], Awaitable[Any]],
+    ) -> None:
+        """call: does something on the connection, and raises HypervisorError."""
+        self._keys = {network.secret: (network, value) for network, value in keys.items()}
+        self._call = call
+        self._given: set[str] = set()
+
+    def __bool__(self) -> bool:
+        """Whether any disk may need one."""
+        return bool(self._keys)
+
+    async def give(self, secrets: Iterable[str]) -> None:
+        """Have libvirt know these, those that are ours. HypervisorError when it cannot, or a value cannot be had."""
+        for secret in secrets:
+            if secret not in self._keys or secret in self._given:
+                continue
+            network, value = self._keys[secret]
+            try:
+                key = await value()
+            except StorageError as error:
+                raise HypervisorError(f"the key of {network.user} cannot be had: {error}") from error
+            await self._call(f"keep the key of {network.user}", partial(_keep, network, key))
+            self._given.add(secret)
 
 
 def secret_xml(network: Network) -> str:
@@ -23,6 +58,11 @@ def secret_xml(network: Network) -> str:
     return ET.tostring(secret, encoding="unicode")
 
 
-def keep_secret(network: Network, value: str, connection: Any) -> None:
-    """Define a network disk's secret and set its value, given in base 64."""
+def secrets_of(domain: Any) -> list[str]:
+    """Return the UUIDs of the secrets that a virDomain's disks name."""
+    tree = ET.fromstring(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))  # noqa: S314 - libvirt's own
+    return [uuid for each in tree.iterfind("devices/disk/source/auth/secret") if (uuid := each.get("uuid"))]
+
+
+def _keep(network: Network, value: str, connection: Any) -> None:
     connection.secretDefineXML(secret_xml(network)).setValue(base64.b64decode(value))

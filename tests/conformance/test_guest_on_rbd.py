@@ -35,7 +35,7 @@ class Site:
     volumes: RbdVolumes
 
     def driver(self) -> LibvirtHypervisor:
-        keys = {self.pool.place.network.secret: self.pool.key}
+        keys = {self.pool.place.network: self.pool.key}
         return LibvirtHypervisor(SystemClock(), self.world.settings.uri, keys=keys)
 
     async def disk(self, id: str, slot: int) -> Disk:
@@ -123,7 +123,13 @@ async def test_the_key_is_libvirts_secret_and_in_no_command_line(site: Site) -> 
             except (FileNotFoundError, ProcessLookupError):
                 continue
     assert key not in site.world.virsh("dumpxml", "--security-info", ID)
+    await driver.stop(ID, force=True)
     await driver.close()
+    site.world.virsh("secret-undefine", network.secret)
+    again = site.driver()
+    await again.start(ID, power_generation=2, reboot_generation=0)
+    assert site.world.running() == 1, "a libvirtd that was made anew is told again"
+    await again.close()
 
 
 @pytest.mark.libvirt

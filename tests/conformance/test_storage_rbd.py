@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cairn.proto.seams import SystemIds
@@ -143,16 +145,17 @@ async def test_a_killed_worker_costs_the_call_and_nothing_else(place: CephPlace,
     assert len(await pool.names("image.")) == 1, "those of copies that were not finished are swept"
 
 
-async def _insist(step: Callable[[], Awaitable[None]]) -> None:
-    """Do it again until it is done: what a killed process had open is believed to be so for half a minute."""
+async def _insist(step: Callable[[], Awaitable[Any]]) -> None:
+    """Do it again until it is done: what a killed process had open is believed to be so for a while."""
     async with asyncio.timeout(60):
         while True:
             try:
-                return await step()
-            except RbdError as error:
-                if error.errno != errno.EBUSY:
+                await step()
+                return
+            except (RbdError, Silent) as error:
+                if isinstance(error, RbdError) and error.errno != errno.EBUSY:
                     raise
-                await asyncio.sleep(0.5)
+                await asyncio.sleep(0.1)
 
 
 async def _nothing_is_forgotten(pool: RbdPool) -> None:
@@ -161,17 +164,17 @@ async def _nothing_is_forgotten(pool: RbdPool) -> None:
 
 
 async def test_a_worker_that_hangs_is_ended(place: CephPlace) -> None:
-    pool = RbdPool(place.place, silence_s=1.0)
+    pool = RbdPool(place.place, silence_s=1.0, retry_s=0.1)
     place.pools.append(pool)
     await pool.room()
     os.kill(pool.pid, signal.SIGSTOP)
     with pytest.raises(Silent, match="did not answer for 1 s"):
         await pool.room()
-    await pool.room()
+    await _insist(pool.room)
 
 
 async def test_a_cluster_that_is_silent_is_told_and_comes_back(ceph: Ceph, place: CephPlace, tmp_path: Path) -> None:
-    pool = RbdPool(place.place, silence_s=2.0)
+    pool = RbdPool(place.place, silence_s=2.0, retry_s=0.1)
     place.pools.append(pool)
     volumes = RbdVolumes(pool, LocalImages(tmp_path / "images"), SystemIds(), node="n1")
     await volumes.create(volume(1))
@@ -179,9 +182,13 @@ async def test_a_cluster_that_is_silent_is_told_and_comes_back(ceph: Ceph, place
     try:
         with pytest.raises(Silent, match="is its cluster up"):
             await volumes.resize(ID, 32 * MIB)
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(Silent, match="is its cluster up"):
+            await volumes.observe([ID])
+        assert asyncio.get_running_loop().time() - began < 1, "nothing else waits for it meanwhile"
     finally:
         ceph.osds[0].kill(signal.SIGCONT)
-    await volumes.resize(ID, 32 * MIB)
+    await _insist(lambda: volumes.resize(ID, 32 * MIB))
     assert [each.size_bytes for each in await volumes.observe([ID])] == [32 * MIB]
 
 
@@ -203,10 +210,31 @@ async def test_what_is_wrong_with_a_place_is_said(place: CephPlace, wrong: dict[
 async def test_a_record_that_is_none_of_ours_is_left_alone(place: CephPlace) -> None:
     world = place.world()
     assert await place.pools[0].swap(f"cairn.volume.{ID}", None, "[]")
-    for call in (world.volumes.create(volume(1)), world.volumes.delete(ID), world.volumes.observe([ID])):
+    await world.volumes.create(volume(2))
+    bad, good = await world.volumes.observe([ID, "vol-00000002"])
+    assert (bad.size_bytes, good.size_bytes) == (0, 16 * MIB), "it is seen, and hides no other"
+    for call in (world.volumes.create(volume(1)), world.volumes.delete(ID), world.volumes.attachment(ID)):
         with pytest.raises(StorageError, match="no record of ours") as refused:
             await call
         assert not refused.value.retryable
+
+
+async def test_what_a_newer_release_keeps_in_a_record_stays_there(place: CephPlace) -> None:
+    world, object = place.world(), f"cairn.volume.{ID}"
+    (pool,) = place.pools
+    await world.volumes.create(volume(1))
+    text = await pool.read(object)
+    assert text is not None
+    assert await pool.swap(object, text, json.dumps({**json.loads(text), "key_id": "k1"}))
+    newer = volume(1)
+    newer.generation = 5
+    await world.volumes.create(newer)
+    await world.volumes.resize(ID, 32 * MIB, generation=6)
+    assert json.loads(await pool.read(object) or "") | {"generation": 6, "key_id": "k1"} == json.loads(
+        await pool.read(object) or ""
+    )
+    await world.volumes.delete(ID, generation=6)
+    assert json.loads(await pool.read(object) or "")["key_id"] == "k1"
 
 
 async def test_the_key_is_in_nobodys_command_line(ceph: Ceph, place: CephPlace) -> None:

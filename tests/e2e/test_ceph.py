@@ -77,7 +77,7 @@ def test_a_guest_writes_on_while_agents_and_workers_are_killed(site: Lab) -> Non
         for each in site.hosts:
             each.kill("agent")
     for name in ("one", "two", "three"):
-        wait_until(f"{name} to be made", lambda name=name: _state(site, name) == "STATE_AVAILABLE", 90, every_s=0.5)
+        wait_until(f"{name} to be made", lambda name=name: _volume(site, name)["state"] == "STATE_AVAILABLE", 90, every_s=0.5)
     before = _counted(site)
     assert _counted(site) > before, "its disk is written to all the while"
     assert host.name == status(site, "steady")["node"]
@@ -91,6 +91,30 @@ def test_a_guest_writes_on_while_agents_and_workers_are_killed(site: Lab) -> Non
     wait_until(
         "nothing to be left of them", lambda: not [name for name in images(site) if name.startswith("vol-")], 90, every_s=0.5
     )
+
+
+def test_a_pool_that_is_away_keeps_nothing_else_waiting(site: Lab) -> None:
+    assert site.storage is not None
+    host = site.storage.host
+    site.cairn("volume", "create", "far", "--size", "32MiB", "--type", "rbd")
+    services = [name for name in host.services if name != "mgr"]
+    for service in services:
+        host.hold(service)
+        host.kill(service)
+    site.cairn("volume", "resize", "far", "--size", "64MiB", "--no-wait")
+    wait_until("its node to say what is the matter", lambda: "vms" in _volume(site, "far")["say"], 90, every_s=0.5)
+    create(site, [], "near", "--volume-type", "local")
+    does(site, "near", "true")
+    for service in services:
+        host.start(service)
+    wait_until("it to have grown", lambda: _volume(site, "far")["sizeBytes"] == str(64 << 20), 120, every_s=0.5)
+    site.cairn("vm", "delete", "near", "--purge")
+    site.cairn("volume", "delete", "far", "--purge")
+
+
+def _volume(site: Lab, name: str) -> dict[str, str]:
+    found: dict[str, str] = site.json("volume", "show", name)["status"]
+    return found
 
 
 def _exported(site: Lab) -> str:
@@ -107,7 +131,3 @@ def _counted(site: Lab) -> int:
     """What the guest has counted to on its disk."""
     said = does(site, "steady", "sleep 1; echo n=$(dd if=/dev/vdb bs=512 count=1 2>/dev/null | head -n 1)=")
     return int(re.findall(r"n=(\d+)=", said)[-1])
-
-
-def _state(site: Lab, volume: str) -> str:
-    return str(site.json("volume", "show", volume)["status"]["state"])
