@@ -107,8 +107,12 @@ class Volumes:
                     self._report(key, VolumeReport(state=VolumeReport.STATE_CREATING, say="being made"))
                 await self._apply(action, driver, desired.generation)
         except StorageError as error:
+            if held is not None and error.retryable and not desired.absent:
+                self._say_ready(key, held, "growing it failed; trying again", error=str(error))
+                raise
             state = VolumeReport.STATE_CREATING if error.retryable else VolumeReport.STATE_FAILED
-            self._report(key, VolumeReport(state=state, say="trying again", error=str(error)))
+            say = f"{error}; trying again" if error.retryable else str(error)
+            self._report(key, VolumeReport(state=state, say=say, error=str(error)))
             raise
         except HypervisorError as error:
             if held is not None:

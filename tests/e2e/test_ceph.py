@@ -73,11 +73,11 @@ def test_a_guest_writes_on_while_agents_and_workers_are_killed(site: Lab) -> Non
     does(site, "steady", "until [ -b /dev/vdb ]; do sleep 0.2; done")
     does(site, "steady", "(i=0; while :; do i=$((i+1)); echo $i | dd of=/dev/vdb conv=notrunc,fsync 2>/dev/null; done) & true")
     for name in ("one", "two", "three"):
-        site.cairn("volume", "create", name, "--size", "32MiB", "--type", "rbd", "--no-wait")
+        site.cairn("volume", "create", name, "--size", "32MiB", "--type", "rbd", "--vm", "steady", "--no-wait")
         for each in site.hosts:
             each.kill("agent")
     for name in ("one", "two", "three"):
-        wait_until(f"{name} to be made", lambda name=name: _volume(site, name)["state"] == "STATE_AVAILABLE", 90, every_s=0.5)
+        wait_until(f"{name} to be made", lambda name=name: _volume(site, name)["state"] == "STATE_ATTACHED", 90, every_s=0.5)
     before = _counted(site)
     assert _counted(site) > before, "its disk is written to all the while"
     assert host.name == status(site, "steady")["node"]
@@ -96,19 +96,21 @@ def test_a_guest_writes_on_while_agents_and_workers_are_killed(site: Lab) -> Non
 def test_a_pool_that_is_away_keeps_nothing_else_waiting(site: Lab) -> None:
     assert site.storage is not None
     host = site.storage.host
-    site.cairn("volume", "create", "far", "--size", "32MiB", "--type", "rbd")
+    create(site, [], "has", "--volume-type", "local")
+    site.cairn("volume", "create", "far", "--size", "32MiB", "--type", "rbd", "--vm", "has")
     services = [name for name in host.services if name != "mgr"]
     for service in services:
         host.hold(service)
         host.kill(service)
     site.cairn("volume", "resize", "far", "--size", "64MiB", "--no-wait")
-    wait_until("its node to say what is the matter", lambda: "vms" in _volume(site, "far")["say"], 90, every_s=0.5)
+    wait_until("its node to say what is the matter", lambda: "growing it to 64 MiB: " in _volume(site, "far")["say"], 90, every_s=0.5)
     create(site, [], "near", "--volume-type", "local")
     does(site, "near", "true")
     for service in services:
         host.start(service)
-    wait_until("it to have grown", lambda: _volume(site, "far")["sizeBytes"] == str(64 << 20), 120, every_s=0.5)
-    site.cairn("vm", "delete", "near", "--purge")
+    wait_until("it to have grown", lambda: _volume(site, "far")["say"] == "attached to has, in pool rbd/vms", 120, every_s=0.5)
+    for vm in ("has", "near"):
+        site.cairn("vm", "delete", vm, "--purge")
     site.cairn("volume", "delete", "far", "--purge")
 
 

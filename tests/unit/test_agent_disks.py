@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from cairn.agent.app import Agent
-from cairn.proto.v1.agent_pb2 import Desired, DesiredVm, DesiredVolume, VmDisk
+from cairn.proto.v1.agent_pb2 import Desired, DesiredVm, DesiredVolume, VmDisk, VolumeReport
 from cairn.proto.v1.vm_pb2 import POWER_STATE_STOPPED
+from cairn.storage.base import StorageError
 
 from tests.unit.agent_kit import MIB, Machine, elapse, ran, run, until, vm_objects
 
@@ -122,3 +123,46 @@ def test_a_volume_is_not_removed_while_a_guest_is_just_opening_it() -> None:
         await agent.stop()
 
     run(scenario)
+
+
+def test_one_that_cannot_grow_is_ready_as_it_is_and_says_why() -> None:
+    """It was told as being made, and why not at all."""
+
+    async def scenario() -> None:
+        machine = Machine()
+        agent = machine.agent()
+        await agent.start()
+        await machine.snapshot(agent, data())
+        key, ready = f"volume/{DATA}", VolumeReport.STATE_READY
+        await until("it to be made", lambda: _told(agent, key).state == ready)
+        machine.pool.faults["resize"].extend([StorageError("the pool does not answer")] * 3)
+        larger = data()
+        larger[key].volume.size_bytes = 2 * MIB
+        await machine.upsert(agent, larger)
+        await until("it to say why", lambda: _told(agent, key).error == "the pool does not answer")
+        assert (_told(agent, key).state, _told(agent, key).size_bytes) == (ready, MIB)
+        await until("it to have grown", lambda: _told(agent, key).size_bytes == 2 * MIB)
+        assert not _told(agent, key).error
+        await agent.stop()
+
+    run(scenario)
+
+
+def test_one_that_cannot_be_made_says_why() -> None:
+    async def scenario() -> None:
+        machine = Machine()
+        agent = machine.agent()
+        await agent.start()
+        machine.pool.faults["create"].append(StorageError("the pool does not answer"))
+        await machine.snapshot(agent, data())
+        say = "the pool does not answer; trying again"
+        await until("it to say why", lambda: _told(agent, f"volume/{DATA}").say == say)
+        await until("it to be made", lambda: _told(agent, f"volume/{DATA}").state == VolumeReport.STATE_READY)
+        await agent.stop()
+
+    run(scenario)
+
+
+def _told(agent: Agent, key: str) -> VolumeReport:
+    latest = agent.reports.latest(key)
+    return latest.volume if latest is not None else VolumeReport()
