@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -26,7 +27,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
-    lab = Lab(f"e{os.getpid()}", nodes=3)
+    with furnished(Lab(f"e{os.getpid()}", nodes=3)) as lab:
+        yield lab
+
+
+@contextmanager
+def furnished(lab: Lab) -> Iterator[Lab]:
+    """Bring a lab up, with an image and a subnet; take it down in the end."""
     try:
         lab.up()
         build_guest(CACHE / "demo.qcow2")

@@ -8,10 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.conftest import create, status, wait_state
+from tests.e2e.conftest import create, furnished, status, wait_state
 from tests.lab.ceph import missing
-from tests.lab.demo import CACHE, ping_from
-from tests.lab.guest import build as build_guest
+from tests.lab.demo import ping_from
 from tests.lab.hosts import wait_until
 from tests.lab.lab import STORAGE_POOL, Lab
 
@@ -22,16 +21,8 @@ MARK = "CAIRN"
 @pytest.fixture(scope="module")
 def site() -> Iterator[Lab]:
     """A lab with Ceph; a second one, as all other tests need none."""
-    lab = Lab(f"s{os.getpid()}", nodes=2, storage="ceph")
-    try:
-        lab.up()
-        build_guest(CACHE / "demo.qcow2")
-        lab.cairn("image", "import", "demo", "--file", str(CACHE / "demo.qcow2"))
-        lab.cairn("vpc", "create", "demo", "--cidr", "10.1.0.0/16")
-        lab.cairn("subnet", "create", "blue", "--vpc", "demo", "--cidr", "10.1.1.0/24")
+    with furnished(Lab(f"s{os.getpid()}", nodes=2, storage="ceph")) as lab:
         yield lab
-    finally:
-        lab.down()
 
 
 def images(site: Lab) -> list[str]:
@@ -103,7 +94,9 @@ def test_a_pool_that_is_away_keeps_nothing_else_waiting(site: Lab) -> None:
         host.hold(service)
         host.kill(service)
     site.cairn("volume", "resize", "far", "--size", "64MiB", "--no-wait")
-    wait_until("its node to say what is the matter", lambda: "growing it to 64 MiB: " in _volume(site, "far")["say"], 90, every_s=0.5)
+    wait_until(
+        "its node to say what is the matter", lambda: "growing it to 64 MiB: " in _volume(site, "far")["say"], 90, every_s=0.5
+    )
     create(site, [], "near", "--volume-type", "local")
     does(site, "near", "true")
     for service in services:

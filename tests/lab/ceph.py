@@ -23,11 +23,10 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol, Self
 
 from tests.lab.etcd import free_ports
-from tests.lab.hosts import Host, LabError, wait_until
+from tests.lab.hosts import Host, LabError, Running, wait_until
 
 ADDRESS = "127.0.0.21"
 PORTS = (3300, 6789)
@@ -137,7 +136,7 @@ class Service:
         self.host.kill(self.name, number)
 
 
-class Ceph:
+class Ceph(Running):
     """See the module."""
 
     def __init__(self, folder: Path, osds: int = 1, *, enter: Sequence[str] = ()) -> None:
@@ -230,16 +229,9 @@ class Ceph:
         conf.write_text(f"[global]\nmon_host = {self._monitor}\n[client]\nkeyring = {keyring}\n")
         return conf
 
-    def __enter__(self) -> Self:
-        try:
-            self.form()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self.stop()
+    def begin(self) -> None:
+        """As `form`."""
+        self.form()
 
     def stop(self) -> None:
         """End all processes and remove their data."""

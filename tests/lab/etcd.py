@@ -19,14 +19,12 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from cairn.proto import pki
 from cairn.proto.rpc import FileCredentials
 from cairn.proto.seams import SystemClock, SystemIds
 
-from tests.lab.hosts import LabError, wait_until
+from tests.lab.hosts import LabError, Running, wait_until
 
 ETCD = "/usr/bin/etcd"
 CLIENT_PORT = 2379
@@ -116,7 +114,7 @@ class Member:
             return probe.connect_ex((host, int(port))) == 0
 
 
-class Cluster:
+class Cluster(Running):
     """Members on 127.0.0.11 and up, with a CA of their own, everything below one folder."""
 
     def __init__(self, folder: Path, count: int = 3, *, quota_bytes: int = 0) -> None:
@@ -147,19 +145,12 @@ class Cluster:
         pki.write_public(place / "etcd-ca.crt", self.authority.cert_pem)
         pki.install_pair(place / f"{name}.crt", place / f"{name}.key", self.authority.issue(identity, hosts=hosts))
 
-    def __enter__(self) -> Self:
-        try:
-            for member in self.members:
-                member.start()
-            for member in self.members:
-                wait_until(f"etcd {member.name} to listen", member.listens)
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self.stop()
+    def begin(self) -> None:
+        """Start every member."""
+        for member in self.members:
+            member.start()
+        for member in self.members:
+            wait_until(f"etcd {member.name} to listen", member.listens)
 
     def stop(self) -> None:
         """End every member and remove their data."""

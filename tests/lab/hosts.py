@@ -14,10 +14,12 @@ import signal
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 ROOT = Path("/var/lib/cairn-lab")
@@ -45,6 +47,29 @@ def wait_until(what: str, probe: Callable[[], Any], timeout_s: float = 30.0, eve
         if time.monotonic() > deadline:
             raise LabError(f"waited {timeout_s:.0f} s for {what}")
         time.sleep(every_s)
+
+
+class Running(ABC):
+    """Processes of a test: made and started on entering, ended on leaving, also when they did not come up."""
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Start them, and wait until they answer."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """End them and remove their data."""
+
+    def __enter__(self) -> Self:
+        try:
+            self.begin()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
 
 
 @dataclass
