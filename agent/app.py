@@ -240,7 +240,7 @@ async def serve(config: Config, membership: Membership, boot_id: str) -> None:
     transport = GrpcTransport(FileCredentials(files.ca, files.cert, files.key), ids=ids)
     ceph = _ceph_pool(config)
     hypervisor, dataplane, services = _host_drivers(config, clock, ceph)
-    volumes, images, inventory = _machine(config, ids, ceph)
+    volumes, images, inventory = _machine(config, ids, clock, ceph)
     agent = Agent(
         config,
         transport,
@@ -313,7 +313,9 @@ def _host_drivers(config: Config, clock: Clock, ceph: RbdPool | None) -> tuple[H
     return LibvirtHypervisor(clock, config.hypervisor_uri, keys=keys), NetlinkDataplane(), NodeGuestServices()
 
 
-def _machine(config: Config, ids: Ids, ceph: RbdPool | None) -> tuple[Sequence[VolumeDriver], ImageStore, Inventory]:
+def _machine(
+    config: Config, ids: Ids, clock: Clock, ceph: RbdPool | None
+) -> tuple[Sequence[VolumeDriver], ImageStore, Inventory]:
     """Return storage and inventory of this machine."""
     from cairn.hardware.inventory.linux import LinuxInventory
     from cairn.storage.local import LocalImages, LocalVolumes
@@ -326,7 +328,7 @@ def _machine(config: Config, ids: Ids, ceph: RbdPool | None) -> tuple[Sequence[V
     images = LocalImages(config.pool_path, owner)
     volumes: list[VolumeDriver] = [LocalVolumes(config.pool_path, owner)]
     if ceph is not None:
-        volumes.append(RbdVolumes(ceph, images, ids, node=config.name))
+        volumes.append(RbdVolumes(ceph, images, ids, clock, node=config.name))
     return volumes, images, LinuxInventory()
 
 

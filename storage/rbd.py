@@ -1,7 +1,7 @@
 """Volumes in a pool of Ceph (RBD): what several nodes reach, and one at a time administers.
 
     pool = RbdPool(Place(conf="/etc/ceph/ceph.conf", user="cairn", pool="vms"))
-    driver = RbdVolumes(pool, LocalImages(folder), SystemIds(), node="n1")
+    driver = RbdVolumes(pool, LocalImages(folder), SystemIds(), SystemClock(), node="n1")
     await driver.create(DesiredVolume(id="vol-00000001", size_bytes=1 << 30, generation=1))
     (await driver.attachment("vol-00000001")).path          # "vms/vol-00000001.1.5f0c21aa"
     await driver.delete("vol-00000001", generation=1)       # Superseded, once another node acted as 2
@@ -19,13 +19,16 @@ predecessor, act at once:
 Records of volumes that are gone stay, some hundred bytes each: a node that was away makes none again.
 
 An image that volumes start from is copied into the pool once (cairn.image.<digest>, the same rules); volumes are clones of it,
-made in a moment whatever its size. Rejected: `rbd lock` and exclusive-lock as proof of who administers (both are given up when
-a client is slow, and say nothing of what it still sends); librbd in this process (rbd_worker.py says why).
+made in a moment whatever its size. A copy that nothing was cloned from for a day, and that has no clones left, goes.
+
+Rejected: `rbd lock` and exclusive-lock as proof of who administers (both are given up when a client is slow, and say nothing of
+what it still sends); librbd in this process (rbd_worker.py says why).
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import json
 import re
@@ -35,21 +38,26 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final, Protocol, Self
 
-from cairn.proto.seams import Ids
+from cairn.proto.seams import Clock, Ids
 from cairn.proto.v1.agent_pb2 import DesiredVolume
 from cairn.proto.v1.node_pb2 import StoragePool
-from cairn.storage import qemu_img
 from cairn.storage.base import Attachment, NoSuchImage, PoolFull, StorageError, Superseded, Volume
 from cairn.storage.pool import DIGEST, VOLUME_ID
 from cairn.storage.qcow2 import SECTOR_BYTES
-from cairn.storage.rbd_pool import Place, Progress, Stat
+from cairn.storage.rbd_pool import Place, Progress, RbdError, Stat
 
 TYPE: Final = "rbd"
 # What a volume takes whose image is being removed.
 LEFT_BYTES: Final = 4096
+# How many images of attempts that failed wait for the volume's end; beyond that some go before the next attempt.
+LEFT_MAX: Final = 3
 # How often a record may be found changed by others before that is an error.
 ROUNDS_MAX: Final = 8
 _IMAGE_DIGITS: Final = 32
+# How long a copy of an image is kept that nothing was cloned from, and how exactly that is known.
+KEPT_S: Final = 24 * 3600
+USED_S: Final = 3600
+_COPY: Final = re.compile(r"image\.([0-9a-f]{8})\.([0-9a-f]{32})\.[0-9a-f]{8}")
 _VOLUME_IMAGE: Final = re.compile(r"(vol-[0-9a-z]{8})\.\d+\.[0-9a-f]{8}")
 
 
@@ -69,12 +77,14 @@ class BlockPool(Protocol):
     async def read(self, object: str) -> str | None: ...  # noqa: D102
     async def swap(self, object: str, old: str | None, new: str | None) -> bool: ...  # noqa: D102
     async def make(self, name: str, size_bytes: int) -> None: ...  # noqa: D102
+    async def fill(self, name: str, path: Path, format: str, size_bytes: int) -> None: ...  # noqa: D102
     async def freeze(self, name: str) -> None: ...  # noqa: D102
     async def clone(self, parent: str, name: str, size_bytes: int) -> None: ...  # noqa: D102
     async def grow(self, name: str, size_bytes: int) -> None: ...  # noqa: D102
     async def stat(self, name: str) -> Stat | None: ...  # noqa: D102
     async def remove(self, name: str, progress: Progress | None = None) -> None: ...  # noqa: D102
     async def names(self, prefix: str) -> list[str]: ...  # noqa: D102
+    async def has_children(self, name: str) -> bool: ...  # noqa: D102
     async def room(self) -> tuple[int, int]: ...  # noqa: D102
 
 
@@ -97,6 +107,10 @@ class Record:
     size_bytes: int = 0
     # Images to remove: of attempts that were given up, and of what it was.
     left: tuple[str, ...] = ()
+    # Of copies of images: those that were whole, and are to go with the last that was cloned from them.
+    old: tuple[str, ...] = ()
+    # Of copies of images: when one was last cloned from, to the hour; seconds since the epoch.
+    used_s: int = 0
     # What a newer release keeps besides.
     more: tuple[tuple[str, Any], ...] = ()
 
@@ -107,8 +121,9 @@ class Record:
             return cls()
         try:
             said = json.loads(text)
-            known = {each.name: said.pop(each.name) for each in fields(cls) if each.name not in ("left", "more")}
-            return cls(**known, left=tuple(said.pop("left")), more=tuple(said.items()))
+            known = {"generation": said.pop("generation"), "left": tuple(said.pop("left")), "old": tuple(said.pop("old", ()))}
+            known |= {each.name: said.pop(each.name) for each in fields(cls) if each.name in said and each.name != "more"}
+            return cls(**known, more=tuple(said.items()))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise BadRecord(f"object {object} is no record of ours: {text[:200]!r}", retryable=False) from error
 
@@ -123,9 +138,9 @@ class RbdVolumes:
 
     name = TYPE
 
-    def __init__(self, pool: BlockPool, images: Images, ids: Ids, *, node: str) -> None:
+    def __init__(self, pool: BlockPool, images: Images, ids: Ids, clock: Clock, *, node: str) -> None:
         """node: name of this one, which tells what it copied into the pool."""
-        self._pool, self._images, self._ids = pool, images, ids
+        self._pool, self._images, self._ids, self._clock = pool, images, ids, clock
         self._copying: set[str] = set()
         self._mine = hashlib.sha256(node.encode()).hexdigest()[:8]
 
@@ -201,24 +216,25 @@ class RbdVolumes:
         """Do nothing: half-done work is invisible, `sweep` removes it, and an agent begins also while its cluster is away."""
 
     async def sweep(self) -> None:
-        """Remove images that no record names, and what a killed predecessor of this node was copying into the pool.
+        """Remove images that no record names, unfinished copies of this node, and copies nothing was made of for a day.
 
-        A name that is in no record will never be in one again. What a killed process had open is believed to be so for half a
-        minute (StorageError).
+        A name that is in no record will never be in one again. One that cannot be removed now keeps none of the others; the
+        first such error is raised in the end.
         """
-        names = await self._pool.names("vol-")
-        await asyncio.gather(*(self._drop_forgotten(name) for name in names))
-        for name in await self._pool.names(f"image.{self._mine}."):
-            object = _source_object(name.split(".")[2])
-            held = Record.read(await self._pool.read(object), object)
-            if name != held.image and name not in self._copying:
-                # What else is left there may be what another node copies at this moment.
-                await self._pool.remove(name)
-                await self._strike(object, name)
+        volumes, copies = await self._pool.names("vol-"), await self._pool.names("image.")
+        found = await asyncio.gather(*(self._drop_forgotten(name) for name in volumes), return_exceptions=True)
+        # One after the other: several may be in one record.
+        found += [await self._dropped_copy(name) for name in copies]
+        for error in found:
+            if error is not None:
+                raise error
 
     @property
     def _where(self) -> str:
         return self._pool.place.pool
+
+    def _now_s(self) -> int:
+        return int(self._clock.now().timestamp())
 
     def _token(self) -> str:
         """Return what tells one attempt from all others: 8 hexadecimal digits."""
@@ -256,21 +272,48 @@ class RbdVolumes:
         size_bytes = _whole_sectors(volume.size_bytes)
         name = f"{volume.id}.{volume.generation}.{self._token()}"
         left = _with(held.left, held.image)
-        begun = Record(volume.generation, name, False, volume.image_digest, size_bytes, left, held.more)
+        begun = replace(held, generation=volume.generation, image=name, made=False, origin=volume.image_digest, left=left)
+        begun = replace(begun, size_bytes=size_bytes)
         if not await self._pool.swap(_object(volume.id), text, begun.text()):
             return False
+        if len(left) > LEFT_MAX:
+            # Of earlier attempts: none of them can become the volume any more, and they must not pile up.
+            tidy = replace(begun, left=(*await self._removed(left[:LEFT_MAX]), *left[LEFT_MAX:]))
+            if not await self._pool.swap(_object(volume.id), begun.text(), tidy.text()):
+                return False
+            begun = tidy
         if parent:
-            await self._pool.clone(parent, name, size_bytes)
+            await self._clone(volume.image_digest, parent, name, size_bytes)
         else:
             await self._pool.make(name, size_bytes)
-        made = replace(begun, made=True)
-        if not await self._pool.swap(_object(volume.id), begun.text(), made.text()):
+        if not await self._pool.swap(_object(volume.id), begun.text(), replace(begun, made=True).text()):
             await self._pool.remove(name)
             return False
-        # What could not be removed of earlier attempts goes with the volume.
-        with suppress(StorageError):
-            await self._sweep(volume.id, made)
         return True
+
+    async def _removed(self, left: tuple[str, ...]) -> tuple[str, ...]:
+        """Remove images; return those that could not be."""
+        stays = []
+        for name in left:
+            try:
+                await self._pool.remove(name)
+            except RbdError:
+                # It goes with the volume.
+                stays.append(name)
+        return tuple(stays)
+
+    async def _clone(self, digest: str, parent: str, name: str, size_bytes: int) -> None:
+        try:
+            await self._pool.clone(parent, name, size_bytes)
+        except RbdError as error:
+            if error.errno == errno.ENOENT and await self._pool.stat(parent) is None:
+                # Somebody removed the copy by hand: the next attempt makes another.
+                object = _source_object(_digits(digest))
+                text = await self._pool.read(object)
+                held = Record.read(text, object)
+                if held.image == parent:
+                    await self._pool.swap(object, text, replace(held, image="", made=False).text())
+            raise
 
     async def _sweep(self, id: str, held: Record) -> None:
         """Remove the images that are left of a volume, and strike them from its record."""
@@ -291,45 +334,48 @@ class RbdVolumes:
                 raise StorageError(f"object {object} is of {held.origin}, not of {digest}", retryable=False)
             if held.made:
                 _require_fits(volume, held.size_bytes)
+                if held.used_s + USED_S < self._now_s():
+                    # Who is overtaken in this has been by somebody who uses it.
+                    await self._pool.swap(object, text, replace(held, used_s=self._now_s()).text())
                 return held.image
             async with self._images.lent(digest) as (path, format, size_bytes):
                 _require_fits(volume, size_bytes)
-                await self._copy(object, text, held, Record(origin=digest, size_bytes=size_bytes, more=held.more), path, format)
+                await self._copy(object, text, replace(held, origin=digest, size_bytes=size_bytes), path, format)
         raise _contended(digest)
 
-    async def _copy(self, object: str, text: str | None, held: Record, wanted: Record, path: Path, format: str) -> None:
+    async def _copy(self, object: str, text: str | None, wanted: Record, path: Path, format: str) -> None:
         """Copy an image's file into the pool, unless others are quicker."""
         name = f"image.{self._mine}.{_digits(wanted.origin)}.{self._token()}"
         self._copying.add(name)
         try:
-            await self._copy_as(name, object, text, held, wanted, path, format)
+            begun = replace(wanted, left=_with(wanted.left, name))
+            if await self._pool.swap(object, text, begun.text()):
+                await self._copy_as(name, path, format, wanted.size_bytes)
+                await self._publish(object, name, wanted)
         finally:
             self._copying.discard(name)
 
-    async def _copy_as(
-        self, name: str, object: str, text: str | None, held: Record, wanted: Record, path: Path, format: str
-    ) -> None:
-        begun = replace(wanted, left=_with(held.left, name))
-        if not await self._pool.swap(object, text, begun.text()):
-            return
+    async def _copy_as(self, name: str, path: Path, format: str, size_bytes: int) -> None:
         try:
-            await self._pool.make(name, wanted.size_bytes)
-            await self._fill(name, path, format, wanted.size_bytes)
+            await self._pool.make(name, size_bytes)
+            await self._pool.fill(name, path, format, size_bytes)
             await self._pool.freeze(name)
         except StorageError:
             with suppress(StorageError):
                 await self._pool.remove(name)
             raise
+
+    async def _publish(self, object: str, name: str, wanted: Record) -> None:
+        """Make a copy the one that volumes are cloned from; when there is one by now, remove it."""
         for _ in range(ROUNDS_MAX):
             text = await self._pool.read(object)
             held = Record.read(text, object)
             if held.made:
-                await self._pool.remove(name)
-                await self._strike(object, name)
-                return
-            left = tuple(each for each in held.left if each != name)
-            if await self._pool.swap(object, text, replace(wanted, image=name, made=True, left=left).text()):
-                return
+                return await self._remove_copy(object, name)
+            made = replace(wanted, image=name, made=True, left=_without(held.left, name), old=held.old, used_s=self._now_s())
+            if await self._pool.swap(object, text, made.text()):
+                return None
+        raise _contended(name)
 
     async def _drop_forgotten(self, name: str) -> None:
         match = _VOLUME_IMAGE.fullmatch(name)
@@ -339,23 +385,46 @@ class RbdVolumes:
         if name != held.image and name not in held.left:
             await self._pool.remove(name)
 
-    async def _strike(self, object: str, name: str) -> None:
-        """Take an image that is gone from what is left by a record."""
+    async def _dropped_copy(self, name: str) -> StorageError | None:
+        try:
+            await self._drop_copy(name)
+        except StorageError as error:
+            return error
+        return None
+
+    async def _drop_copy(self, name: str) -> None:
+        """Remove a copy of an image that nobody needs; one that volumes were cloned from stays until they are gone."""
+        match = _COPY.fullmatch(name)
+        if match is None:
+            return
+        object = _source_object(match[2])
+        text = await self._pool.read(object)
+        held = Record.read(text, object)
+        if name == held.image:
+            if held.used_s + KEPT_S > self._now_s() or await self._pool.has_children(name):
+                return
+            gone = replace(held, image="", made=False, old=_with(held.old, name))
+            if await self._pool.swap(object, text, gone.text()):
+                await self._remove_copy(object, name)
+        elif name in held.left:
+            # It may be what another node copies at this moment; struck first, nobody can publish it late.
+            struck = replace(held, left=_without(held.left, name))
+            mine = match[1] == self._mine and name not in self._copying
+            if mine and await self._pool.swap(object, text, struck.text()):
+                await self._pool.remove(name)
+        else:
+            await self._remove_copy(object, name)
+
+    async def _remove_copy(self, object: str, name: str) -> None:
+        if await self._pool.has_children(name):
+            return
+        await self._pool.remove(name)
         for _ in range(ROUNDS_MAX):
             text = await self._pool.read(object)
             held = Record.read(text, object)
-            if name not in held.left:
+            struck = replace(held, left=_without(held.left, name), old=_without(held.old, name))
+            if struck == held or await self._pool.swap(object, text, struck.text()):
                 return
-            left = tuple(each for each in held.left if each != name)
-            if await self._pool.swap(object, text, replace(held, left=left).text()):
-                return
-
-    async def _fill(self, name: str, path: Path, format: str, size_bytes: int) -> None:
-        place = self._pool.place
-        target = {"driver": "rbd", "pool": place.pool, "image": name, "conf": place.conf, "user": place.user}
-        if place.namespace:
-            target["namespace"] = place.namespace
-        await qemu_img.fill(str(path), format, target, size_bytes)
 
     async def _require_total(self, id: str, size_bytes: int) -> None:
         used, free = await self._pool.room()
@@ -382,6 +451,10 @@ def _digits(digest: str) -> str:
 
 def _with(left: tuple[str, ...], name: str) -> tuple[str, ...]:
     return (*left, name) if name and name not in left else left
+
+
+def _without(left: tuple[str, ...], name: str) -> tuple[str, ...]:
+    return tuple(each for each in left if each != name)
 
 
 def _whole_sectors(size_bytes: int) -> int:

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
+from cairn.storage import qemu_img
 from cairn.storage.base import Network, PoolFull, StorageError
 
 # The distribution's, which has python3-rados and python3-rbd.
@@ -134,6 +135,13 @@ class RbdPool:
         """Make an empty image. RbdError, EEXIST."""
         await self._call("make", name=name, size_bytes=size_bytes)
 
+    async def fill(self, name: str, path: Path, format: str, size_bytes: int) -> None:
+        """Write a disk image's file, of a format as QEMU names it, over an empty image of that size."""
+        target = {"driver": "rbd", "pool": self.place.pool, "image": name, "conf": self.place.conf, "user": self.place.user}
+        if self.place.namespace:
+            target["namespace"] = self.place.namespace
+        await qemu_img.fill(str(path), format, target, size_bytes)
+
     async def freeze(self, name: str) -> None:
         """Make of an image what others can be cloned from; again: nothing."""
         await self._call("freeze", name=name)
@@ -154,6 +162,10 @@ class RbdPool:
     async def remove(self, name: str, progress: Progress | None = None) -> None:
         """Remove an image; absent: nothing. RbdError: EBUSY when somebody has it open, ENOTEMPTY when it has children."""
         await self._call("remove", progress, name=name)
+
+    async def has_children(self, name: str) -> bool:
+        """Return whether images were cloned from one."""
+        return bool(await self._call("has_children", name=name))
 
     async def names(self, prefix: str) -> list[str]:
         """Return the images whose name begins so, sorted."""
@@ -179,11 +191,11 @@ class RbdPool:
                 self._worker = None
 
     async def _call(self, op: str, progress: Progress | None = None, **asked: Any) -> Any:
-        # A key is read from a file, also while the cluster is away.
-        if self._away is not None and op != "key":
-            raise Silent(str(self._away))
         try:
             async with self._free:
+                # A key is read from a file, also while the cluster is away.
+                if op != "key" and self._away is not None:
+                    raise Silent(str(self._away))
                 worker = await self._running()
                 if op != "key":
                     await self._greeted(worker)

@@ -20,6 +20,7 @@ import json
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -39,7 +40,9 @@ BASE: Final = "base"
 HEAD_BYTES: Final = 4096
 # As long as anything it sent may be under way.
 EVICTED_S: Final = 600.0
-PROGRESS_SHARE: Final = 0.01
+PROGRESS_S: Final = 1.0
+# How long what an image takes is believed: of a large one it takes a moment to count.
+TAKEN_S: Final = 300.0
 Progress = Callable[[int, int], int]
 
 
@@ -51,6 +54,8 @@ class Pool:
         self._lock = threading.Lock()
         self._cluster: Any = None
         self._rbd = rbd.RBD()
+        # Image -> what it takes, and until when that is believed.
+        self._taken: dict[str, tuple[int, float]] = {}
 
     def connect(self) -> Any:
         """Return the cluster."""
@@ -163,7 +168,14 @@ class Pool:
             except rbd.ImageNotFound:
                 return None
             with image:
-                return {"size_bytes": int(image.size()), "used_bytes": HEAD_BYTES + _taken_bytes(image)}
+                return {"size_bytes": int(image.size()), "used_bytes": HEAD_BYTES + self._taken_bytes(name, image)}
+
+    def _taken_bytes(self, name: str, image: Any) -> int:
+        taken, until_s = self._taken.get(name, (0, 0.0))
+        if time.monotonic() >= until_s:
+            taken = _count_taken(image)
+            self._taken[name] = (taken, time.monotonic() + TAKEN_S)
+        return taken
 
     def remove(self, name: str, progress: Progress) -> None:
         """Remove an image and its snapshots; absent: nothing. EBUSY, with who has it open, or what was cloned from it."""
@@ -181,6 +193,17 @@ class Pool:
                 self._rbd.remove(io, name, on_progress=progress)
             except rbd.ImageNotFound:
                 return
+            finally:
+                self._taken.pop(name, None)
+
+    def has_children(self, name: str) -> bool:
+        """Return whether images were cloned from one; absent: none were."""
+        with self._io() as io:
+            try:
+                with rbd.Image(io, name, read_only=True) as image:
+                    return any(True for _ in image.list_children2())
+            except rbd.ImageNotFound:
+                return False
 
     def names(self, prefix: str) -> list[str]:
         """Return the images whose name begins so."""
@@ -211,7 +234,7 @@ def _key_in(keyring: str, name: str) -> str:
     return ""
 
 
-def _taken_bytes(image: Any) -> int:
+def _count_taken(image: Any) -> int:
     """Return what an image takes besides what it shares with its parent, in whole objects; 0 where counting would be slow."""
     if image.flags() & rbd.RBD_FLAG_FAST_DIFF_INVALID or not image.features() & rbd.RBD_FEATURE_FAST_DIFF:
         return 0
@@ -268,14 +291,14 @@ class Server:
             self._write({"id": id, "error": {"errno": _errno(error), "say": _say(error)}})
 
     def _progress(self, id: int) -> Progress:
-        told = 0.0
+        told_s = 0.0
 
         def progress(done: int, total: int) -> int:
-            nonlocal told
-            share = done / total if total else 1.0
-            if share >= told + PROGRESS_SHARE:
-                told = share
-                self._write({"id": id, "progress": share})
+            nonlocal told_s
+            now_s = time.monotonic()
+            if now_s - told_s >= PROGRESS_S:
+                told_s = now_s
+                self._write({"id": id, "progress": done / total if total else 1.0})
             return 0
 
         return progress

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from cairn.proto.seams import SystemIds
+from cairn.proto.seams import Clock, SystemClock, SystemIds
 from cairn.proto.v1.agent_pb2 import DesiredVolume
 from cairn.proto.v1.image_pb2 import ImageFormat
 from cairn.storage.base import ImageStore, VolumeDriver
@@ -91,11 +91,12 @@ class CephPlace:
     folder: Path
     pools: list[RbdPool]
 
-    def world(self, node: str = "n1") -> World:
+    def world(self, node: str = "n1", clock: Clock | None = None) -> World:
         """The driver of one node; each has a worker of its own."""
         self.pools.append(RbdPool(self.place))
         images = LocalImages(self.folder / node)
-        return World(images, RbdVolumes(self.pools[-1], images, SystemIds(), node=node), lambda: self.world(node))
+        volumes = RbdVolumes(self.pools[-1], images, SystemIds(), clock or SystemClock(), node=node)
+        return World(images, volumes, lambda: self.world(node, clock))
 
     async def close(self) -> None:
         for pool in self.pools:

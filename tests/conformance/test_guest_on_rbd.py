@@ -62,7 +62,7 @@ async def site(real_host: RealHost, tmp_path: Path) -> AsyncIterator[Site]:
     with libvirt_world(real_host, tmp_path / "w") as world, Ceph(tmp_path / "ceph", enter=network) as ceph:
         ceph.make_pool("vms")
         pool = RbdPool(Place(str(ceph.enrol("cairn", "vms")), "cairn", "vms"), python=(*network, *PYTHON))
-        volumes = RbdVolumes(pool, LocalImages(tmp_path / "images"), SystemIds(), node="n1")
+        volumes = RbdVolumes(pool, LocalImages(tmp_path / "images"), SystemIds(), SystemClock(), node="n1")
         for number in (11, 12):
             await volumes.create(volume(number, 64 * MIB))
         yield Site(world, ceph, pool, volumes)
@@ -135,7 +135,7 @@ async def test_the_key_is_libvirts_secret_and_in_no_command_line(site: Site) -> 
 @pytest.mark.libvirt
 async def test_a_key_that_cannot_be_had_is_said(site: Site) -> None:
     site.pool = RbdPool(replace(site.pool.place, user="nobody"), python=("/usr/bin/python3",))
-    site.volumes = RbdVolumes(site.pool, LocalImages(site.world.folder / "images"), SystemIds(), node="n1")
+    site.volumes = RbdVolumes(site.pool, LocalImages(site.world.folder / "images"), SystemIds(), SystemClock(), node="n1")
     driver = site.driver()
     system = spec(site.world, ID)
     disk = Disk(DATA, "vms/x", "raw", slot=1, network=site.pool.place.network)

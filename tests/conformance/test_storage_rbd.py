@@ -11,11 +11,12 @@ import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cairn.proto.seams import SystemIds
+from cairn.proto.seams import SystemClock, SystemIds
 from cairn.storage.base import StorageError, Sweeping
 from cairn.storage.local import LocalImages
 from cairn.storage.rbd import RbdVolumes, Record
@@ -101,6 +102,52 @@ async def test_two_nodes_copy_an_image_once(place: CephPlace, tmp_path: Path) ->
     assert len(await place.pools[0].names("image.")) == 1
 
 
+class Later(SystemClock):
+    """So many hours ahead."""
+
+    hours = 0
+
+    def now(self) -> datetime:
+        return super().now() + timedelta(hours=self.hours)
+
+
+async def test_a_copy_goes_a_day_after_the_last_that_was_made_of_it(place: CephPlace, tmp_path: Path) -> None:
+    clock = Later()
+    world = place.world("n1", clock)
+    volumes, (pool,) = world.volumes, place.pools
+    assert isinstance(volumes, Sweeping)
+    digest = await put(world.images, make_qcow2(tmp_path))
+    await world.volumes.create(volume(1, 16 * MIB, digest))
+    (copy,) = await pool.names("image.")
+    clock.hours = 30
+    await volumes.sweep()
+    assert await pool.names("image.") == [copy], "a volume is a clone of it"
+    await world.volumes.create(volume(2, 16 * MIB, digest))
+    for number in (1, 2):
+        await world.volumes.delete(volume(number).id)
+    await volumes.sweep()
+    assert await pool.names("image.") == [copy], "it was used just now"
+    clock.hours = 60
+    await volumes.sweep()
+    assert await pool.names("") == []
+    await world.volumes.create(volume(3, 16 * MIB, digest))
+    await qemu_io(place.place, world, "read -P 0x5a 0 1M", id="vol-00000003")
+
+
+async def test_a_copy_that_was_removed_by_hand_is_made_again(place: CephPlace, tmp_path: Path) -> None:
+    world = place.world()
+    (pool,) = place.pools
+    digest = await put(world.images, make_qcow2(tmp_path))
+    await world.volumes.create(volume(1, 16 * MIB, digest))
+    await world.volumes.delete(ID)
+    (copy,) = await pool.names("image.")
+    await pool.remove(copy)
+    with pytest.raises(StorageError):
+        await world.volumes.create(volume(1, 16 * MIB, digest))
+    await world.volumes.create(volume(1, 16 * MIB, digest))
+    await qemu_io(place.place, world, "read -P 0x5a 0 1M")
+
+
 async def test_what_is_open_is_not_removed(place: CephPlace) -> None:
     world = place.world()
     await world.volumes.create(volume(1))
@@ -176,7 +223,7 @@ async def test_a_worker_that_hangs_is_ended(place: CephPlace) -> None:
 async def test_a_cluster_that_is_silent_is_told_and_comes_back(ceph: Ceph, place: CephPlace, tmp_path: Path) -> None:
     pool = RbdPool(place.place, silence_s=2.0, retry_s=0.1)
     place.pools.append(pool)
-    volumes = RbdVolumes(pool, LocalImages(tmp_path / "images"), SystemIds(), node="n1")
+    volumes = RbdVolumes(pool, LocalImages(tmp_path / "images"), SystemIds(), SystemClock(), node="n1")
     await volumes.create(volume(1))
     ceph.osds[0].kill(signal.SIGSTOP)
     try:

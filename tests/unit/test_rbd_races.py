@@ -9,13 +9,14 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cairn.proto.seams import SystemIds
+from cairn.proto.seams import SystemClock, SystemIds
 from cairn.proto.v1.agent_pb2 import DesiredVolume
-from cairn.storage.base import NoSuchImage, StorageError, Superseded
+from cairn.storage.base import StorageError, Superseded
 from cairn.storage.rbd import RbdVolumes, Record
 from cairn.storage.rbd_pool import Place, Progress, RbdError, Silent, Stat
 
@@ -30,6 +31,8 @@ class Truth:
     def __init__(self) -> None:
         self.records: dict[str, str] = {}
         self.images: dict[str, int] = {}
+        # Clone -> what it was cloned from.
+        self.parents: dict[str, str] = {}
         self.late: list[asyncio.Task[None]] = []
 
     def swap(self, object: str, old: str | None, new: str | None) -> bool:
@@ -51,10 +54,23 @@ class Truth:
             raise RbdError("it is not there", 2)
         self.images[name] = max(self.images[name], size_bytes)
 
+    def clone(self, parent: str, name: str, size_bytes: int) -> None:
+        if parent not in self.images:
+            raise RbdError("its parent is not there", 2)
+        self.make(name, size_bytes)
+        self.parents[name] = parent
+
+    def has_children(self, name: str) -> bool:
+        return name in self.parents.values()
+
     def remove(self, name: str) -> None:
-        held = Record.read(self.records.get(OBJECT), OBJECT)
+        object = f"cairn.volume.{name.split('.')[0]}"
+        held = Record.read(self.records.get(object), object)
         assert not (held.made and held.image == name), "the volume itself was removed"
+        if self.has_children(name):
+            raise RbdError("it has children", 39)
         self.images.pop(name, None)
+        self.parents.pop(name, None)
 
 
 class OneNodesPool:
@@ -77,7 +93,10 @@ class OneNodesPool:
         await self._do(lambda: None)
 
     async def clone(self, parent: str, name: str, size_bytes: int) -> None:
-        await self._do(lambda: self._truth.make(name, size_bytes))
+        await self._do(lambda: self._truth.clone(parent, name, size_bytes))
+
+    async def fill(self, name: str, path: Path, format: str, size_bytes: int) -> None:
+        await self._do(lambda: self._truth.grow(name, size_bytes))
 
     async def grow(self, name: str, size_bytes: int) -> None:
         await self._do(lambda: self._truth.grow(name, size_bytes))
@@ -88,6 +107,9 @@ class OneNodesPool:
 
     async def remove(self, name: str, progress: Progress | None = None) -> None:
         await self._do(lambda: self._truth.remove(name))
+
+    async def has_children(self, name: str) -> bool:
+        return await self._do(lambda: self._truth.has_children(name))
 
     async def names(self, prefix: str) -> list[str]:
         return await self._do(lambda: sorted(name for name in self._truth.images if name.startswith(prefix)))
@@ -122,11 +144,22 @@ class OneNodesPool:
             await asyncio.sleep(0)
 
 
-class NoImages:
+class OneImage:
+    """Every node holds it."""
+
     @asynccontextmanager
     async def lent(self, digest: str) -> AsyncIterator[tuple[Path, str, int]]:
-        raise NoSuchImage("none here")
-        yield Path(), "", 0
+        yield Path("image"), "raw", 4 * MIB
+
+
+class SetClock(SystemClock):
+    """The hours of all nodes."""
+
+    def __init__(self) -> None:
+        self.hours = 0.0
+
+    def now(self) -> datetime:
+        return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(hours=self.hours)
 
 
 class DrawnIds(SystemIds):
@@ -142,8 +175,16 @@ class DrawnIds(SystemIds):
 WAYS = ("now", "later", "never")
 
 
-def driver(truth: Truth, draw: random.Random, kills: float, ways: Sequence[str] = WAYS) -> RbdVolumes:
-    return RbdVolumes(OneNodesPool(truth, draw, kills, ways), NoImages(), DrawnIds(draw), node="n1")
+def driver(
+    truth: Truth,
+    draw: random.Random,
+    kills: float,
+    ways: Sequence[str] = WAYS,
+    *,
+    node: str = "n1",
+    clock: SetClock | None = None,
+) -> RbdVolumes:
+    return RbdVolumes(OneNodesPool(truth, draw, kills, ways), OneImage(), DrawnIds(draw), clock or SetClock(), node=node)
 
 
 async def insist(act: Callable[[], Awaitable[None]]) -> bool:
@@ -227,3 +268,49 @@ def test_one_that_is_killed_at_any_step_loses_sight_of_nothing(seed: int) -> Non
         assert truth.images == {}
 
     asyncio.run(scenario())
+
+
+DIGEST = "sha256:" + "ab" * 32
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_an_image_is_copied_for_all_and_goes_with_the_last_that_needs_it(seed: int) -> None:
+    """Nodes copy it at the same moment, are killed in it, sweep while others clone, and a day passes now and then."""
+
+    async def scenario() -> None:
+        draw, truth, clock = random.Random(seed), Truth(), SetClock()
+        kills = (0.0, 0.05)[seed % 2]
+        nodes = [driver(truth, draw, kills, node=name, clock=clock) for name in ("n1", "n2", "n3")]
+
+        async def life(number: int) -> None:
+            volumes = draw.choice(nodes)
+            volume = DesiredVolume(id=f"vol-{number:08d}", size_bytes=8 * MIB, image_digest=DIGEST, generation=1)
+            await insist(lambda: volumes.create(volume))
+            (found,) = await insist_on(lambda: volumes.observe([volume.id]))
+            assert found.size_bytes == 8 * MIB
+            held = Record.read(truth.records[f"cairn.volume.{volume.id}"], "it")
+            assert truth.parents[held.image] in truth.images, "what it was cloned from is there as long as it is"
+            await insist(lambda: volumes.delete(volume.id, generation=1))
+
+        async def tidy() -> None:
+            for _ in range(draw.randrange(6)):
+                clock.hours += draw.choice((0.0, 0.5, 30.0))
+                with suppress(StorageError):
+                    await draw.choice(nodes).sweep()
+
+        await asyncio.gather(*(life(number) for number in range(5)), tidy(), tidy())
+        await asyncio.gather(*truth.late)
+        for node in ("n1", "n2", "n3"):
+            clock.hours += 30
+            calm = driver(truth, draw, 0.0, node=node, clock=clock)
+            await calm.sweep()
+        assert truth.images == {}
+
+    asyncio.run(scenario())
+
+
+async def insist_on(ask: Callable[[], Awaitable[Any]]) -> Any:
+    """As `insist`, of a question."""
+    while True:
+        with suppress(Silent):
+            return await ask()
