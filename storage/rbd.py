@@ -53,6 +53,8 @@ LEFT_BYTES: Final = 4096
 LEFT_MAX: Final = 3
 # How often a record may be found changed by others before that is an error.
 ROUNDS_MAX: Final = 8
+# How long what a pool has free is believed before something is made there.
+ROOM_S: Final = 5.0
 _IMAGE_DIGITS: Final = 32
 # How long a copy of an image is kept that nothing was cloned from, and how exactly that is known.
 KEPT_S: Final = 24 * 3600
@@ -79,7 +81,7 @@ class BlockPool(Protocol):
     async def make(self, name: str, size_bytes: int) -> None: ...  # noqa: D102
     async def fill(self, name: str, path: Path, format: str, size_bytes: int) -> None: ...  # noqa: D102
     async def freeze(self, name: str) -> None: ...  # noqa: D102
-    async def clone(self, parent: str, name: str, size_bytes: int) -> None: ...  # noqa: D102
+    async def clone(self, parent: str, name: str) -> None: ...  # noqa: D102
     async def grow(self, name: str, size_bytes: int) -> None: ...  # noqa: D102
     async def stat(self, name: str) -> Stat | None: ...  # noqa: D102
     async def remove(self, name: str, progress: Progress | None = None) -> None: ...  # noqa: D102
@@ -142,6 +144,8 @@ class RbdVolumes:
         """node: name of this one, which tells what it copied into the pool."""
         self._pool, self._images, self._ids, self._clock = pool, images, ids, clock
         self._copying: set[str] = set()
+        # Bytes used and free, and until when that is believed.
+        self._room, self._room_until_s = (0, 0), -1.0
         self._mine = hashlib.sha256(node.encode()).hexdigest()[:8]
 
     async def facts(self) -> StoragePool:
@@ -161,6 +165,9 @@ class RbdVolumes:
         """Make it (see VolumeDriver)."""
         _require_id(volume.id)
         await self._require_total(volume.id, volume.size_bytes)
+        # Most are new, and one that needs no image is made without asking first.
+        if not volume.image_digest and await self._make(volume, None, Record()):
+            return
         for _ in range(ROUNDS_MAX):
             text, held = await self._held(volume.id, volume.generation)
             if held.made:
@@ -268,7 +275,7 @@ class RbdVolumes:
 
     async def _make(self, volume: DesiredVolume, text: str | None, held: Record) -> bool:
         """Make it by an image of its own; return whether it is the volume now."""
-        parent = await self._parent(volume) if volume.image_digest else ""
+        parent, parent_bytes = await self._parent(volume) if volume.image_digest else ("", 0)
         size_bytes = _whole_sectors(volume.size_bytes)
         name = f"{volume.id}.{volume.generation}.{self._token()}"
         left = _with(held.left, held.image)
@@ -283,7 +290,9 @@ class RbdVolumes:
                 return False
             begun = tidy
         if parent:
-            await self._clone(volume.image_digest, parent, name, size_bytes)
+            await self._clone(volume.image_digest, parent, name)
+            if size_bytes > parent_bytes:
+                await self._pool.grow(name, size_bytes)
         else:
             await self._pool.make(name, size_bytes)
         if not await self._pool.swap(_object(volume.id), begun.text(), replace(begun, made=True).text()):
@@ -302,9 +311,9 @@ class RbdVolumes:
                 stays.append(name)
         return tuple(stays)
 
-    async def _clone(self, digest: str, parent: str, name: str, size_bytes: int) -> None:
+    async def _clone(self, digest: str, parent: str, name: str) -> None:
         try:
-            await self._pool.clone(parent, name, size_bytes)
+            await self._pool.clone(parent, name)
         except RbdError as error:
             if error.errno == errno.ENOENT and await self._pool.stat(parent) is None:
                 # Somebody removed the copy by hand: the next attempt makes another.
@@ -323,8 +332,8 @@ class RbdVolumes:
             # Whoever changed it meanwhile has what is left in his.
             await self._pool.swap(_object(id), held.text(), replace(held, left=()).text())
 
-    async def _parent(self, volume: DesiredVolume) -> str:
-        """Return the image of the pool that holds what a volume starts as, copied into it if need be."""
+    async def _parent(self, volume: DesiredVolume) -> tuple[str, int]:
+        """Return the image of the pool that holds what a volume starts as, and its size; it is copied into it if need be."""
         digest = volume.image_digest
         for _ in range(ROUNDS_MAX):
             object = _source_object(_digits(digest))
@@ -337,7 +346,7 @@ class RbdVolumes:
                 if held.used_s + USED_S < self._now_s():
                     # Who is overtaken in this has been by somebody who uses it.
                     await self._pool.swap(object, text, replace(held, used_s=self._now_s()).text())
-                return held.image
+                return held.image, held.size_bytes
             async with self._images.lent(digest) as (path, format, size_bytes):
                 _require_fits(volume, size_bytes)
                 await self._copy(object, text, replace(held, origin=digest, size_bytes=size_bytes), path, format)
@@ -427,7 +436,10 @@ class RbdVolumes:
                 return
 
     async def _require_total(self, id: str, size_bytes: int) -> None:
-        used, free = await self._pool.room()
+        loop_s = asyncio.get_running_loop().time()
+        if loop_s > self._room_until_s:
+            self._room, self._room_until_s = await self._pool.room(), loop_s + ROOM_S
+        used, free = self._room
         if size_bytes > used + free:
             raise PoolFull(f"volume {id} of {size_bytes} bytes is larger than all of pool {self._where}: {used + free} bytes")
         if not free:

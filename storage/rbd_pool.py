@@ -146,9 +146,9 @@ class RbdPool:
         """Make of an image what others can be cloned from; again: nothing."""
         await self._call("freeze", name=name)
 
-    async def clone(self, parent: str, name: str, size_bytes: int) -> None:
-        """Make an image that starts as a frozen one, of at least that size. RbdError, EEXIST."""
-        await self._call("clone", parent=parent, name=name, size_bytes=size_bytes)
+    async def clone(self, parent: str, name: str) -> None:
+        """Make an image that starts as a frozen one. RbdError: EEXIST; ENOENT, its parent is not there."""
+        await self._call("clone", parent=parent, name=name)
 
     async def grow(self, name: str, size_bytes: int) -> None:
         """Make an image as large, if it is smaller. RbdError, ENOENT."""

@@ -18,6 +18,7 @@ import argparse
 import errno
 import json
 import os
+import struct
 import sys
 import threading
 import time
@@ -25,7 +26,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import rados
 import rbd
@@ -42,8 +43,18 @@ HEAD_BYTES: Final = 4096
 EVICTED_S: Final = 600.0
 PROGRESS_S: Final = 1.0
 # How long what an image takes is believed: of a large one it takes a moment to count.
-TAKEN_S: Final = 300.0
+KNOWN_S: Final = 300.0
+# "Of no snapshot", where Ceph asks of which.
+_HEAD: Final = struct.pack("<Q", 2**64 - 2)
 Progress = Callable[[int, int], int]
+
+
+class _Known(NamedTuple):
+    """What was found of an image when it was last opened."""
+
+    id: str
+    used_bytes: int
+    until_s: float
 
 
 class Pool:
@@ -54,8 +65,7 @@ class Pool:
         self._lock = threading.Lock()
         self._cluster: Any = None
         self._rbd = rbd.RBD()
-        # Image -> what it takes, and until when that is believed.
-        self._taken: dict[str, tuple[int, float]] = {}
+        self._known: dict[str, _Known] = {}
 
     def connect(self) -> Any:
         """Return the cluster."""
@@ -148,11 +158,10 @@ class Pool:
             if not any(snap["name"] == BASE for snap in image.list_snaps()):
                 image.create_snap(BASE)
 
-    def clone(self, parent: str, name: str, size_bytes: int) -> None:
-        """Make an image that starts as a frozen one, of at least that size."""
+    def clone(self, parent: str, name: str) -> None:
+        """Make an image that starts as a frozen one."""
         with self._io() as io:
             self._rbd.clone(io, parent, BASE, io, name, features=FEATURES)
-        self.grow(name, size_bytes)
 
     def grow(self, name: str, size_bytes: int) -> None:
         """Make an image larger, if it is smaller."""
@@ -163,38 +172,30 @@ class Pool:
     def stat(self, name: str) -> dict[str, int] | None:
         """Return the size of an image and what it takes, in bytes; None: there is none."""
         with self._io() as io:
+            known = self._known.get(name)
+            if known is not None and time.monotonic() < known.until_s:
+                size_bytes = _size_bytes(io, known.id)
+                return {"size_bytes": size_bytes, "used_bytes": known.used_bytes} if size_bytes is not None else None
             try:
                 image = rbd.Image(io, name, read_only=True)
             except rbd.ImageNotFound:
                 return None
             with image:
-                return {"size_bytes": int(image.size()), "used_bytes": HEAD_BYTES + self._taken_bytes(name, image)}
-
-    def _taken_bytes(self, name: str, image: Any) -> int:
-        taken, until_s = self._taken.get(name, (0, 0.0))
-        if time.monotonic() >= until_s:
-            taken = _count_taken(image)
-            self._taken[name] = (taken, time.monotonic() + TAKEN_S)
-        return taken
+                size_bytes, used_bytes = int(image.size()), HEAD_BYTES + _taken_bytes(image)
+                self._known[name] = _Known(str(image.id()), used_bytes, time.monotonic() + KNOWN_S)
+                return {"size_bytes": size_bytes, "used_bytes": used_bytes}
 
     def remove(self, name: str, progress: Progress) -> None:
         """Remove an image and its snapshots; absent: nothing. EBUSY, with who has it open, or what was cloned from it."""
+        self._known.pop(name, None)
         with self._io() as io:
-            try:
-                with rbd.Image(io, name) as image:
-                    _require_alone(image)
-                    _require_childless(image)
-                    for snap in list(image.list_snaps()):
-                        image.remove_snap(snap["name"])
-            except rbd.ImageNotFound:
-                # Of one that was removed by half the rest is left.
-                pass
             try:
                 self._rbd.remove(io, name, on_progress=progress)
             except rbd.ImageNotFound:
                 return
-            finally:
-                self._taken.pop(name, None)
+            except (rbd.ImageBusy, rbd.ImageHasSnapshots):
+                _clear(io, name)
+                self._rbd.remove(io, name, on_progress=progress)
 
     def has_children(self, name: str) -> bool:
         """Return whether images were cloned from one; absent: none were."""
@@ -234,7 +235,18 @@ def _key_in(keyring: str, name: str) -> str:
     return ""
 
 
-def _count_taken(image: Any) -> int:
+def _size_bytes(io: Any, id: str) -> int | None:
+    """Return an image's size by its id, in one call (of Ceph's object class rbd); None: it is gone."""
+    try:
+        answer = io.execute(f"rbd_header.{id}", "rbd", "get_size", _HEAD)
+    except rados.ObjectNotFound:
+        return None
+    # Its order in one byte, then its size.
+    _, size_bytes = struct.unpack("<BQ", answer[1] if isinstance(answer, tuple) else answer)
+    return int(size_bytes)
+
+
+def _taken_bytes(image: Any) -> int:
     """Return what an image takes besides what it shares with its parent, in whole objects; 0 where counting would be slow."""
     if image.flags() & rbd.RBD_FLAG_FAST_DIFF_INVALID or not image.features() & rbd.RBD_FEATURE_FAST_DIFF:
         return 0
@@ -246,6 +258,15 @@ def _count_taken(image: Any) -> int:
 
     image.diff_iterate(0, image.size(), None, count, include_parent=False, whole_object=True)
     return taken
+
+
+def _clear(io: Any, name: str) -> None:
+    """Remove an image's snapshots, so that it can go. OSError: somebody has it open, or something was cloned from it."""
+    with rbd.Image(io, name) as image:
+        _require_alone(image)
+        _require_childless(image)
+        for snap in list(image.list_snaps()):
+            image.remove_snap(snap["name"])
 
 
 def _require_alone(image: Any) -> None:

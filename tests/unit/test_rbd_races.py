@@ -54,10 +54,10 @@ class Truth:
             raise RbdError("it is not there", 2)
         self.images[name] = max(self.images[name], size_bytes)
 
-    def clone(self, parent: str, name: str, size_bytes: int) -> None:
+    def clone(self, parent: str, name: str) -> None:
         if parent not in self.images:
             raise RbdError("its parent is not there", 2)
-        self.make(name, size_bytes)
+        self.make(name, self.images[parent])
         self.parents[name] = parent
 
     def has_children(self, name: str) -> bool:
@@ -92,8 +92,8 @@ class OneNodesPool:
     async def freeze(self, name: str) -> None:
         await self._do(lambda: None)
 
-    async def clone(self, parent: str, name: str, size_bytes: int) -> None:
-        await self._do(lambda: self._truth.clone(parent, name, size_bytes))
+    async def clone(self, parent: str, name: str) -> None:
+        await self._do(lambda: self._truth.clone(parent, name))
 
     async def fill(self, name: str, path: Path, format: str, size_bytes: int) -> None:
         await self._do(lambda: self._truth.grow(name, size_bytes))
