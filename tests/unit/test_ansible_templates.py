@@ -31,14 +31,14 @@ TemporaryFileSystem RootDirectory DynamicUser MountFlags
 """
 
 
-def render(role: str, template: str) -> str:
+def render(role: str, template: str, **more: Any) -> str:
     variables: dict[str, Any] = {"ansible_managed": "made by Ansible", "inventory_hostname": "node1", "hostvars": HOSTS}
     variables |= {"groups": {"controllers": list(HOSTS), "nodes": list(HOSTS)}, "ansible_host": "192.0.2.11"}
     for name in ("cairn", role):
         defaults = ANSIBLE / "roles" / name / "defaults" / "main.yml"
         if defaults.exists():
             variables |= yaml.safe_load(defaults.read_text())
-    variables["cairn_address"] = "192.0.2.11"
+    variables |= {"cairn_address": "192.0.2.11", **more}
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True)
     source = (ANSIBLE / "roles" / role / "templates" / template).read_text()
     text: str = environment.from_string(source).render(variables)
@@ -65,6 +65,13 @@ def test_the_agent_reads_its_configuration() -> None:
     assert (config.name, config.listen, config.tunnel_address) == ("node1", "192.0.2.11:7446", "192.0.2.11")
     defaults = yaml.safe_load((ANSIBLE / "roles/agent/defaults/main.yml").read_text())
     assert defaults["agent_pki_dir"] == config.pki_dir
+    assert config.rbd_pool == ""
+
+
+def test_a_node_has_a_pool_of_ceph_if_its_inventory_says_so() -> None:
+    text = render("agent", "agent.toml.j2", cairn_rbd_pool="vms/cairn", cairn_rbd_user="ours")
+    config = agent_config.parse(tomllib.loads(text))
+    assert (config.rbd_pool, config.rbd_user, config.rbd_conf) == ("vms/cairn", "ours", "/etc/ceph/ceph.conf")
 
 
 def test_etcd_has_no_plaintext_url() -> None:
