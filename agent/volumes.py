@@ -69,6 +69,9 @@ class Volumes:
             desired = object.volume
         image = self._world.images.get(desired.image_digest)
         actions = plan([], [desired], [image] if image else [], [held] if held else [])
+        if desired.absent and desired.generation and held is None:
+            # In a pool of several nodes what is not seen may be half made; and whoever is late must know that it is to go.
+            actions = [DeleteVolume(desired.id)]
         if held is None and not desired.absent and (desired.made or self._was_here(key)):
             self._report(key, VolumeReport(state=VolumeReport.STATE_FAILED, say=LOST, error=LOST))
             return Again(after_s=LOOK_AGAIN_S)
@@ -82,6 +85,7 @@ class Volumes:
                 return Again()
             await self._act(key, desired, held, driver, actions)
         await self._world.refresh(Part.VOLUMES)
+        self._world.require(desired.type)
         await self._conclude(key, desired)
         return Again()
 

@@ -30,21 +30,22 @@ from __future__ import annotations
 import asyncio
 import errno
 import hashlib
-import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Awaitable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, Protocol, Self
+from typing import Final, Protocol
+from weakref import WeakValueDictionary
 
 from cairn.proto.seams import Clock, Ids
 from cairn.proto.v1.agent_pb2 import DesiredVolume
 from cairn.proto.v1.node_pb2 import StoragePool
-from cairn.storage.base import Attachment, NoSuchImage, PoolFull, StorageError, Superseded, Volume
-from cairn.storage.pool import DIGEST, VOLUME_ID
+from cairn.storage.base import Attachment, PoolFull, StorageError, Superseded, Volume
+from cairn.storage.pool import VOLUME_ID
 from cairn.storage.qcow2 import SECTOR_BYTES
 from cairn.storage.rbd_pool import Place, Progress, RbdError, Stat
+from cairn.storage.rbd_record import BadRecord, Record, digits, object_of, source_object, with_name, without_name
 
 TYPE: Final = "rbd"
 # What a volume takes whose image is being removed.
@@ -55,7 +56,6 @@ LEFT_MAX: Final = 3
 ROUNDS_MAX: Final = 8
 # How long what a pool has free is believed before something is made there.
 ROOM_S: Final = 5.0
-_IMAGE_DIGITS: Final = 32
 # How long a copy of an image is kept that nothing was cloned from, and how exactly that is known.
 KEPT_S: Final = 24 * 3600
 USED_S: Final = 3600
@@ -90,51 +90,6 @@ class BlockPool(Protocol):
     async def room(self) -> tuple[int, int]: ...  # noqa: D102
 
 
-class BadRecord(StorageError):
-    """An object of ours that cannot be read. Permanent; nothing is done to it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """What the pool knows of a volume, or of an image that volumes are cloned from."""
-
-    # The newest one in whose name anything was done.
-    generation: int = 0
-    # The image it is, or is to be; empty: it is gone, or none is begun.
-    image: str = ""
-    # Whether `image` is whole.
-    made: bool = False
-    # Digest of what it is a copy of.
-    origin: str = ""
-    size_bytes: int = 0
-    # Images to remove: of attempts that were given up, and of what it was.
-    left: tuple[str, ...] = ()
-    # Of copies of images: those that were whole, and are to go with the last that was cloned from them.
-    old: tuple[str, ...] = ()
-    # Of copies of images: when one was last cloned from, to the hour; seconds since the epoch.
-    used_s: int = 0
-    # What a newer release keeps besides.
-    more: tuple[tuple[str, Any], ...] = ()
-
-    @classmethod
-    def read(cls, text: str | None, object: str) -> Self:
-        """Return it of an object's text; None: that of nothing. BadRecord when it is not one of ours."""
-        if text is None:
-            return cls()
-        try:
-            said = json.loads(text)
-            known = {"generation": said.pop("generation"), "left": tuple(said.pop("left")), "old": tuple(said.pop("old", ()))}
-            known |= {each.name: said.pop(each.name) for each in fields(cls) if each.name in said and each.name != "more"}
-            return cls(**known, more=tuple(said.items()))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise BadRecord(f"object {object} is no record of ours: {text[:200]!r}", retryable=False) from error
-
-    def text(self) -> str:
-        """Return it as it is kept."""
-        known = asdict(self)
-        return json.dumps({**dict(self.more), **{name: known[name] for name in known if name != "more"}}, sort_keys=True)
-
-
 class RbdVolumes:
     """Implements VolumeDriver; see the module."""
 
@@ -144,6 +99,8 @@ class RbdVolumes:
         """node: name of this one, which tells what it copied into the pool."""
         self._pool, self._images, self._ids, self._clock = pool, images, ids, clock
         self._copying: set[str] = set()
+        # By digest: one copy at a time.
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         # Bytes used and free, and until when that is believed.
         self._room, self._room_until_s = (0, 0), -1.0
         self._mine = hashlib.sha256(node.encode()).hexdigest()[:8]
@@ -205,8 +162,8 @@ class RbdVolumes:
         _require_id(id)
         for _ in range(ROUNDS_MAX):
             text, held = await self._held(id, generation)
-            gone = Record(generation, left=_with(held.left, held.image), more=held.more)
-            if text == gone.text() or await self._pool.swap(_object(id), text, gone.text()):
+            gone = Record(generation, left=with_name(held.left, held.image), more=held.more)
+            if text == gone.text() or await self._pool.swap(object_of(id), text, gone.text()):
                 await self._sweep(id, gone)
                 return
         raise _contended(id)
@@ -214,7 +171,7 @@ class RbdVolumes:
     async def attachment(self, id: str) -> Attachment:
         """Return how to open it."""
         _require_id(id)
-        held = Record.read(await self._pool.read(_object(id)), _object(id))
+        held = Record.read(await self._pool.read(object_of(id)), object_of(id))
         if not held.made:
             raise StorageError(f"volume {id} is not here, in pool {self._where}")
         return Attachment(self._pool.place.path(held.image), "raw", self._pool.place.network)
@@ -229,10 +186,10 @@ class RbdVolumes:
         first such error is raised in the end.
         """
         volumes, copies = await self._pool.names("vol-"), await self._pool.names("image.")
-        found = await asyncio.gather(*(self._drop_forgotten(name) for name in volumes), return_exceptions=True)
-        # One after the other: several may be in one record.
-        found += [await self._dropped_copy(name) for name in copies]
-        for error in found:
+        # One after the other: others wait for the pool, too, and several copies may be in one record.
+        errors = [await _outcome(self._drop_forgotten(name)) for name in volumes]
+        errors += [await _outcome(self._drop_copy(name)) for name in copies]
+        for error in errors:
             if error is not None:
                 raise error
 
@@ -249,8 +206,8 @@ class RbdVolumes:
 
     async def _held(self, id: str, generation: int) -> tuple[str | None, Record]:
         """Return a record as it is kept and what it says. Superseded when a newer generation has acted."""
-        text = await self._pool.read(_object(id))
-        held = Record.read(text, _object(id))
+        text = await self._pool.read(object_of(id))
+        held = Record.read(text, object_of(id))
         if generation < held.generation:
             raise Superseded(f"volume {id} is administered by another node: generation {held.generation}, this is {generation}")
         return text, held
@@ -259,12 +216,12 @@ class RbdVolumes:
         """Put on record in whose name it is acted; return whether the record was still what was read."""
         if held.generation == generation:
             return True
-        return await self._pool.swap(_object(id), text, replace(held, generation=generation).text())
+        return await self._pool.swap(object_of(id), text, replace(held, generation=generation).text())
 
     async def _volume(self, id: str) -> Volume | None:
-        text = await self._pool.read(_object(id))
+        text = await self._pool.read(object_of(id))
         try:
-            held = Record.read(text, _object(id))
+            held = Record.read(text, object_of(id))
         except BadRecord:
             # One that is damaged must not hide the others; it is refused where it is used.
             return Volume(id, 0, LEFT_BYTES)
@@ -278,15 +235,15 @@ class RbdVolumes:
         parent, parent_bytes = await self._parent(volume) if volume.image_digest else ("", 0)
         size_bytes = _whole_sectors(volume.size_bytes)
         name = f"{volume.id}.{volume.generation}.{self._token()}"
-        left = _with(held.left, held.image)
+        left = with_name(held.left, held.image)
         begun = replace(held, generation=volume.generation, image=name, made=False, origin=volume.image_digest, left=left)
         begun = replace(begun, size_bytes=size_bytes)
-        if not await self._pool.swap(_object(volume.id), text, begun.text()):
+        if not await self._pool.swap(object_of(volume.id), text, begun.text()):
             return False
         if len(left) > LEFT_MAX:
             # Of earlier attempts: none of them can become the volume any more, and they must not pile up.
             tidy = replace(begun, left=(*await self._removed(left[:LEFT_MAX]), *left[LEFT_MAX:]))
-            if not await self._pool.swap(_object(volume.id), begun.text(), tidy.text()):
+            if not await self._pool.swap(object_of(volume.id), begun.text(), tidy.text()):
                 return False
             begun = tidy
         if parent:
@@ -295,7 +252,7 @@ class RbdVolumes:
                 await self._pool.grow(name, size_bytes)
         else:
             await self._pool.make(name, size_bytes)
-        if not await self._pool.swap(_object(volume.id), begun.text(), replace(begun, made=True).text()):
+        if not await self._pool.swap(object_of(volume.id), begun.text(), replace(begun, made=True).text()):
             await self._pool.remove(name)
             return False
         return True
@@ -317,7 +274,7 @@ class RbdVolumes:
         except RbdError as error:
             if error.errno == errno.ENOENT and await self._pool.stat(parent) is None:
                 # Somebody removed the copy by hand: the next attempt makes another.
-                object = _source_object(_digits(digest))
+                object = source_object(digits(digest))
                 text = await self._pool.read(object)
                 held = Record.read(text, object)
                 if held.image == parent:
@@ -330,13 +287,13 @@ class RbdVolumes:
             await self._pool.remove(name)
         if held.left:
             # Whoever changed it meanwhile has what is left in his.
-            await self._pool.swap(_object(id), held.text(), replace(held, left=()).text())
+            await self._pool.swap(object_of(id), held.text(), replace(held, left=()).text())
 
     async def _parent(self, volume: DesiredVolume) -> tuple[str, int]:
         """Return the image of the pool that holds what a volume starts as, and its size; it is copied into it if need be."""
         digest = volume.image_digest
         for _ in range(ROUNDS_MAX):
-            object = _source_object(_digits(digest))
+            object = source_object(digits(digest))
             text = await self._pool.read(object)
             held = Record.read(text, object)
             if held.origin not in ("", digest):
@@ -347,24 +304,31 @@ class RbdVolumes:
                     # Who is overtaken in this has been by somebody who uses it.
                     await self._pool.swap(object, text, replace(held, used_s=self._now_s()).text())
                 return held.image, held.size_bytes
-            async with self._images.lent(digest) as (path, format, size_bytes):
-                _require_fits(volume, size_bytes)
-                await self._copy(object, text, replace(held, origin=digest, size_bytes=size_bytes), path, format)
+            async with self._locks.setdefault(digest, asyncio.Lock()):
+                # Another volume of this node may have had it copied meanwhile.
+                if text == await self._pool.read(object):
+                    await self._copy_of(volume, object, text, held)
         raise _contended(digest)
+
+    async def _copy_of(self, volume: DesiredVolume, object: str, text: str | None, held: Record) -> None:
+        async with self._images.lent(volume.image_digest) as (path, format, size_bytes):
+            _require_fits(volume, size_bytes)
+            wanted = replace(held, origin=volume.image_digest, size_bytes=size_bytes)
+            await self._copy(object, text, wanted, path, format)
 
     async def _copy(self, object: str, text: str | None, wanted: Record, path: Path, format: str) -> None:
         """Copy an image's file into the pool, unless others are quicker."""
-        name = f"image.{self._mine}.{_digits(wanted.origin)}.{self._token()}"
+        name = f"image.{self._mine}.{digits(wanted.origin)}.{self._token()}"
         self._copying.add(name)
         try:
-            begun = replace(wanted, left=_with(wanted.left, name))
+            begun = replace(wanted, left=with_name(wanted.left, name))
             if await self._pool.swap(object, text, begun.text()):
-                await self._copy_as(name, path, format, wanted.size_bytes)
+                await self._copy_as(object, name, path, format, wanted.size_bytes)
                 await self._publish(object, name, wanted)
         finally:
             self._copying.discard(name)
 
-    async def _copy_as(self, name: str, path: Path, format: str, size_bytes: int) -> None:
+    async def _copy_as(self, object: str, name: str, path: Path, format: str, size_bytes: int) -> None:
         try:
             await self._pool.make(name, size_bytes)
             await self._pool.fill(name, path, format, size_bytes)
@@ -372,6 +336,7 @@ class RbdVolumes:
         except StorageError:
             with suppress(StorageError):
                 await self._pool.remove(name)
+                await self._strike(object, name)
             raise
 
     async def _publish(self, object: str, name: str, wanted: Record) -> None:
@@ -381,7 +346,8 @@ class RbdVolumes:
             held = Record.read(text, object)
             if held.made:
                 return await self._remove_copy(object, name)
-            made = replace(wanted, image=name, made=True, left=_without(held.left, name), old=held.old, used_s=self._now_s())
+            left = without_name(held.left, name)
+            made = replace(wanted, image=name, made=True, left=left, old=held.old, used_s=self._now_s())
             if await self._pool.swap(object, text, made.text()):
                 return None
         raise _contended(name)
@@ -390,34 +356,31 @@ class RbdVolumes:
         match = _VOLUME_IMAGE.fullmatch(name)
         if match is None:
             return
-        held = Record.read(await self._pool.read(_object(match[1])), _object(match[1]))
+        text = await self._pool.read(object_of(match[1]))
+        if text is None:
+            # A record is there before its image, and stays: without one it was lost, and the image may be all that is left.
+            return
+        held = Record.read(text, object_of(match[1]))
         if name != held.image and name not in held.left:
             await self._pool.remove(name)
-
-    async def _dropped_copy(self, name: str) -> StorageError | None:
-        try:
-            await self._drop_copy(name)
-        except StorageError as error:
-            return error
-        return None
 
     async def _drop_copy(self, name: str) -> None:
         """Remove a copy of an image that nobody needs; one that volumes were cloned from stays until they are gone."""
         match = _COPY.fullmatch(name)
         if match is None:
             return
-        object = _source_object(match[2])
+        object = source_object(match[2])
         text = await self._pool.read(object)
         held = Record.read(text, object)
         if name == held.image:
             if held.used_s + KEPT_S > self._now_s() or await self._pool.has_children(name):
                 return
-            gone = replace(held, image="", made=False, old=_with(held.old, name))
+            gone = replace(held, image="", made=False, old=with_name(held.old, name))
             if await self._pool.swap(object, text, gone.text()):
                 await self._remove_copy(object, name)
         elif name in held.left:
             # It may be what another node copies at this moment; struck first, nobody can publish it late.
-            struck = replace(held, left=_without(held.left, name))
+            struck = replace(held, left=without_name(held.left, name))
             mine = match[1] == self._mine and name not in self._copying
             if mine and await self._pool.swap(object, text, struck.text()):
                 await self._pool.remove(name)
@@ -428,10 +391,14 @@ class RbdVolumes:
         if await self._pool.has_children(name):
             return
         await self._pool.remove(name)
+        await self._strike(object, name)
+
+    async def _strike(self, object: str, name: str) -> None:
+        """Take a copy that is gone from a record."""
         for _ in range(ROUNDS_MAX):
             text = await self._pool.read(object)
             held = Record.read(text, object)
-            struck = replace(held, left=_without(held.left, name), old=_without(held.old, name))
+            struck = replace(held, left=without_name(held.left, name), old=without_name(held.old, name))
             if struck == held or await self._pool.swap(object, text, struck.text()):
                 return
 
@@ -446,27 +413,13 @@ class RbdVolumes:
             raise PoolFull(f"volume {id} cannot be made or grow: pool {self._where} is full")
 
 
-def _object(id: str) -> str:
-    return f"cairn.volume.{id}"
-
-
-def _source_object(digits: str) -> str:
-    return f"cairn.image.{digits}"
-
-
-def _digits(digest: str) -> str:
-    match = DIGEST.fullmatch(digest)
-    if not match:
-        raise NoSuchImage(f"{digest!r} is not a digest (sha256: and 64 hex digits)")
-    return match[1][:_IMAGE_DIGITS]
-
-
-def _with(left: tuple[str, ...], name: str) -> tuple[str, ...]:
-    return (*left, name) if name and name not in left else left
-
-
-def _without(left: tuple[str, ...], name: str) -> tuple[str, ...]:
-    return tuple(each for each in left if each != name)
+async def _outcome(act: Awaitable[None]) -> StorageError | None:
+    """Return why it failed; None: it did not."""
+    try:
+        await act
+    except StorageError as error:
+        return error
+    return None
 
 
 def _whole_sectors(size_bytes: int) -> int:

@@ -20,7 +20,6 @@ import json
 import uuid
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
@@ -37,6 +36,8 @@ SILENCE_S: Final = 15.0
 RETRY_S: Final = 5.0
 # What is read to see whether a pool answers; there need not be one.
 _PROBE: Final = "cairn.pool"
+# One that grows waits for whoever had it open and was killed, half a minute.
+_PATIENCE: Final = {"grow": 4}
 THREADS: Final = 16
 LINE_BYTES_MAX: Final = 64 << 20
 _TAIL_BYTES: Final = 2000
@@ -117,11 +118,17 @@ class RbdPool:
         # Why the pool does not answer; None: it does, as far as is known.
         self._away: StorageError | None = None
         self._looking: asyncio.Task[None] | None = None
+        self._closed = False
 
     @property
     def pid(self) -> int:
         """The worker's process; 0: there is none now."""
         return self._worker.pid if self._worker is not None and not self._worker.ended else 0
+
+    @property
+    def address(self) -> str:
+        """What the cluster knows the worker by; empty: none has reached it yet."""
+        return self._worker.address if self._worker is not None else ""
 
     async def read(self, object: str) -> str | None:
         """Return an object's record; None: there is none."""
@@ -182,12 +189,15 @@ class RbdPool:
 
     async def close(self) -> None:
         """End the worker."""
+        self._closed = True
         if self._looking is not None:
             self._looking.cancel()
             await asyncio.gather(self._looking, return_exceptions=True)
         async with self._starting:
             if self._worker is not None:
                 await self._worker.end(Silent("closed"))
+                if self._worker.greeting is not None:
+                    await asyncio.gather(self._worker.greeting, return_exceptions=True)
                 self._worker = None
 
     async def _call(self, op: str, progress: Progress | None = None, **asked: Any) -> Any:
@@ -195,6 +205,7 @@ class RbdPool:
             async with self._free:
                 # A key is read from a file, also while the cluster is away.
                 if op != "key" and self._away is not None:
+                    self._look_for_it(self._away)
                     raise Silent(str(self._away))
                 worker = await self._running()
                 if op != "key":
@@ -205,13 +216,23 @@ class RbdPool:
             say = f"{op} {what} in pool {self.place.pool} failed: {error}" if what else f"{op} failed: {error}"
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise PoolFull(say) from error
+            if error.errno == errno.ESHUTDOWN:
+                # The cluster takes nothing of this worker any more; it may of another.
+                await self._give_up(say)
             raise RbdError(say, error.errno) from error
         except Hung as error:
             self._look_for_it(error)
             raise
 
+    async def _give_up(self, say: str) -> None:
+        if self._worker is not None:
+            await self._worker.end(Silent(say))
+        self._look_for_it(Silent(say))
+
     def _look_for_it(self, why: StorageError) -> None:
         """Let calls fail at once until it answers again."""
+        if self._closed:
+            return
         self._away = why
         if self._looking is None or self._looking.done():
             self._looking = asyncio.create_task(self._look())
@@ -247,9 +268,12 @@ class RbdPool:
     async def _greet(self, worker: _Worker) -> None:
         """Learn what the cluster knows a worker by, and have it forget the one before: that would be believed to be there."""
         if self._evicts:
-            # Without that right its watches end by themselves, after half a minute.
-            with suppress(RbdError):
+            try:
                 await worker.ask(next(self._ids), "evict", None, {"address": self._evicts})
+            except RbdError as error:
+                # Without that right its watches end by themselves, after half a minute.
+                if error.errno not in (errno.EACCES, errno.EPERM, errno.EINVAL):
+                    raise
             self._evicts = ""
         address = str(await worker.ask(next(self._ids), "address", None, {}))
         await worker.ask(next(self._ids), "read", None, {"object": _PROBE})
@@ -292,9 +316,10 @@ class _Worker:
         try:
             self._process.stdin.write(json.dumps({"id": id, "op": op, **asked}).encode() + b"\n")
             while not waits.answer.done():
-                left_s = waits.moved_s + self._silence_s - loop.time()
+                silence_s = self._silence_s * _PATIENCE.get(op, 1)
+                left_s = waits.moved_s + silence_s - loop.time()
                 if left_s <= 0:
-                    say = f"pool {self._place.pool} did not answer for {self._silence_s:.0f} s: {op}; is its cluster up?"
+                    say = f"pool {self._place.pool} did not answer for {silence_s:.0f} s: {op}; is its cluster up?"
                     await self.end(Hung(say))
                     break
                 await asyncio.wait({waits.answer}, timeout=left_s)
@@ -309,7 +334,7 @@ class _Worker:
         if self._process.returncode is None:
             self._process.kill()
         await self._process.wait()
-        await asyncio.gather(*(each for each in self._tasks if each is not asyncio.current_task()))
+        await asyncio.gather(*(each for each in self._tasks if each is not asyncio.current_task()), return_exceptions=True)
 
     def _fail(self, why: Silent) -> None:
         self.ended = True
@@ -320,23 +345,32 @@ class _Worker:
     async def _hear(self) -> None:
         """Take the answers, until it ends."""
         assert self._process.stdout is not None
-        async for line in self._process.stdout:
-            said = json.loads(line)
-            asked = self._asked.get(said["id"])
-            if asked is None or asked.answer.done():
-                continue
-            asked.moved_s = asyncio.get_running_loop().time()
-            if "progress" in said:
-                if asked.progress is not None:
-                    asked.progress(said["progress"])
-            elif "error" in said:
-                asked.answer.set_exception(RbdError(said["error"]["say"], said["error"]["errno"]))
-            else:
-                asked.answer.set_result(said["result"])
+        try:
+            async for line in self._process.stdout:
+                # One that was killed while it wrote leaves half a line.
+                if not line.endswith(b"\n"):
+                    break
+                self._take(json.loads(line))
+        except ValueError:
+            # A line too long, or none of ours: it cannot be followed any more.
+            self._process.kill()
         self.ended = True
         await self._process.wait()
         last = self._tail.decode(errors="replace").strip().splitlines()
         self._fail(Silent(f"the Ceph worker of pool {self._place.pool} ended{f': {last[-1]}' if last else ''}"))
+
+    def _take(self, said: dict[str, Any]) -> None:
+        asked = self._asked.get(said["id"])
+        if asked is None or asked.answer.done():
+            return
+        asked.moved_s = asyncio.get_running_loop().time()
+        if "progress" in said:
+            if asked.progress is not None:
+                asked.progress(said["progress"])
+        elif "error" in said:
+            asked.answer.set_exception(RbdError(said["error"]["say"], said["error"]["errno"]))
+        else:
+            asked.answer.set_result(said["result"])
 
     async def _keep_tail(self) -> None:
         """Keep the last of what it complains of; nobody else reads it."""

@@ -44,6 +44,7 @@ EVICTED_S: Final = 600.0
 PROGRESS_S: Final = 1.0
 # How long what an image takes is believed: of a large one it takes a moment to count.
 KNOWN_S: Final = 300.0
+COUNTED_BYTES_MAX: Final = 16 << 40
 # "Of no snapshot", where Ceph asks of which.
 _HEAD: Final = struct.pack("<Q", 2**64 - 2)
 Progress = Callable[[int, int], int]
@@ -114,6 +115,8 @@ class Pool:
         """Give a context of one's own: threads do not share them."""
         with self.connect().open_ioctx(self._pool) as io:
             io.set_namespace(self._namespace)
+            # Of a full pool what makes room is let pass, and the rest is refused, not kept waiting.
+            io.set_osdmap_full_try()
             yield io
 
     def read(self, object: str) -> str | None:
@@ -249,6 +252,8 @@ def _size_bytes(io: Any, id: str) -> int | None:
 def _taken_bytes(image: Any) -> int:
     """Return what an image takes besides what it shares with its parent, in whole objects; 0 where counting would be slow."""
     if image.flags() & rbd.RBD_FLAG_FAST_DIFF_INVALID or not image.features() & rbd.RBD_FEATURE_FAST_DIFF:
+        return 0
+    if image.size() > COUNTED_BYTES_MAX:
         return 0
     taken = 0
 

@@ -161,8 +161,7 @@ class LibvirtHypervisor:
             domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED)
 
         if self._keys:
-            # libvirtd may have been made anew since the domain was defined.
-            await self._keys.give(await self._on(id, "look at", secrets_of))
+            await self._keys.give(await self._on(id, "look at", secrets_of), again=True)
         await self._on(id, "start", act)
 
     async def resume(self, id: str) -> None:

@@ -17,7 +17,7 @@ _TYPES: Final = {"rbd": "ceph"}
 
 
 class Keys:
-    """The secrets of one libvirtd; each is told to it once in this object's life, as nobody can read it back."""
+    """The secrets of one libvirtd. Nobody can read them back, so they are told before a guest starts, and else once."""
 
     def __init__(
         self,
@@ -33,10 +33,13 @@ class Keys:
         """Whether any disk may need one."""
         return bool(self._keys)
 
-    async def give(self, secrets: Iterable[str]) -> None:
-        """Have libvirt know these, those that are ours. HypervisorError when it cannot, or a value cannot be had."""
+    async def give(self, secrets: Iterable[str], *, again: bool = False) -> None:
+        """Have libvirt know these, those that are ours. HypervisorError when it cannot, or a value cannot be had.
+
+        again: also what it was told: it may have been made anew since, or the value be another.
+        """
         for secret in secrets:
-            if secret not in self._keys or secret in self._given:
+            if secret not in self._keys or (secret in self._given and not again):
                 continue
             network, value = self._keys[secret]
             try:

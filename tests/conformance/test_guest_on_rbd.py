@@ -124,12 +124,10 @@ async def test_the_key_is_libvirts_secret_and_in_no_command_line(site: Site) -> 
                 continue
     assert key not in site.world.virsh("dumpxml", "--security-info", ID)
     await driver.stop(ID, force=True)
-    await driver.close()
     site.world.virsh("secret-undefine", network.secret)
-    again = site.driver()
-    await again.start(ID, power_generation=2, reboot_generation=0)
+    await driver.start(ID, power_generation=2, reboot_generation=0)
     assert site.world.running() == 1, "a libvirtd that was made anew is told again"
-    await again.close()
+    await driver.close()
 
 
 @pytest.mark.libvirt

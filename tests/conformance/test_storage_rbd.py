@@ -17,10 +17,11 @@ from typing import Any
 
 import pytest
 from cairn.proto.seams import SystemClock, SystemIds
-from cairn.storage.base import StorageError, Sweeping
+from cairn.storage.base import PoolFull, StorageError, Sweeping
 from cairn.storage.local import LocalImages
-from cairn.storage.rbd import RbdVolumes, Record
+from cairn.storage.rbd import RbdVolumes
 from cairn.storage.rbd_pool import Place, RbdError, RbdPool, Silent
+from cairn.storage.rbd_record import Record
 
 from tests.conformance.storage_kit import MIB, RAW, CephPlace, World, make_qcow2, needs_qemu, put, run, volume
 from tests.lab.ceph import Ceph
@@ -192,7 +193,7 @@ async def test_a_killed_worker_costs_the_call_and_nothing_else(place: CephPlace,
     assert len(await pool.names("image.")) == 1, "those of copies that were not finished are swept"
 
 
-async def _insist(step: Callable[[], Awaitable[Any]]) -> None:
+async def _insist(step: Callable[[], Awaitable[Any]], also: int = 0) -> None:
     """Do it again until it is done: what a killed process had open is believed to be so for a while."""
     async with asyncio.timeout(60):
         while True:
@@ -200,7 +201,7 @@ async def _insist(step: Callable[[], Awaitable[Any]]) -> None:
                 await step()
                 return
             except (RbdError, Silent) as error:
-                if isinstance(error, RbdError) and error.errno != errno.EBUSY:
+                if isinstance(error, RbdError) and error.errno not in (errno.EBUSY, also):
                     raise
                 await asyncio.sleep(0.1)
 
@@ -208,6 +209,46 @@ async def _insist(step: Callable[[], Awaitable[Any]]) -> None:
 async def _nothing_is_forgotten(pool: RbdPool) -> None:
     held = Record.read(await pool.read(f"cairn.volume.{ID}"), "it")
     assert set(await pool.names("vol-")) <= {held.image, *held.left}
+
+
+async def test_the_cluster_takes_nothing_more_of_a_killed_worker(ceph: Ceph, place: CephPlace) -> None:
+    pool = RbdPool(place.place, retry_s=0.1)
+    place.pools.append(pool)
+    await pool.room()
+    address, killed = pool.address, pool.pid
+    os.kill(killed, signal.SIGKILL)
+    while pool.pid == killed:
+        await asyncio.sleep(0.01)
+    await pool.room()
+    assert address in {each["addr"] for each in ceph.ask("osd", "blocklist", "ls")}
+    killed = pool.pid
+    ceph.ask("osd", "blocklist", "add", pool.address, "60")
+    await _insist(lambda: pool.swap("cairn.test", None, "x"), also=errno.ESHUTDOWN)
+    assert pool.pid != killed, "one that is shut out itself is replaced"
+
+
+async def test_a_full_pool_refuses_and_can_be_emptied(ceph: Ceph, place: CephPlace) -> None:
+    world = place.world()
+    await world.volumes.create(volume(1))
+    ceph.ask("osd", "pool", "set-quota", place.place.pool, "max_objects", "1")
+    try:
+        await asyncio.to_thread(wait_until, "the pool to be full", lambda: "full" in str(ceph.ask("health", "detail")), 60)
+        with pytest.raises(PoolFull):
+            await world.volumes.create(volume(2))
+        await world.volumes.delete(ID)
+        assert await world.volumes.observe([ID]) == []
+    finally:
+        ceph.ask("osd", "pool", "set-quota", place.place.pool, "max_objects", "0")
+    await asyncio.to_thread(wait_until, "there to be room", lambda: "full" not in str(ceph.ask("health", "detail")), 60)
+    await world.volumes.create(volume(2))
+
+
+async def test_a_worker_that_ends_within_a_line_is_an_answer_that_is_not_known(place: CephPlace) -> None:
+    for says in ('printf \'{"id": 1, "res\'', "echo nonsense; exec sleep 60"):
+        pool = RbdPool(place.place, python=("sh", "-c", f"read line; {says}"))
+        place.pools.append(pool)
+        with pytest.raises(Silent, match="ended"):
+            await pool.room()
 
 
 async def test_a_worker_that_hangs_is_ended(place: CephPlace) -> None:

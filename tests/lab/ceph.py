@@ -202,7 +202,8 @@ class Ceph(Running):
     def ask(self, *words: str, text: str = "") -> Any:
         """Return what the cluster answers its administrator, from JSON; LabError when it refuses."""
         said = self.run("ceph", "--connect-timeout", "20", "-f", "json", *words, text=text)
-        return json.loads(said) if said.strip() else None
+        # Some answers have a line for people after them.
+        return json.JSONDecoder().raw_decode(said.strip())[0] if said.strip() else None
 
     def make_pool(self, name: str, copies: int = 1) -> None:
         """Make a pool of so many copies."""

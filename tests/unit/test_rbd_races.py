@@ -17,8 +17,9 @@ import pytest
 from cairn.proto.seams import SystemClock, SystemIds
 from cairn.proto.v1.agent_pb2 import DesiredVolume
 from cairn.storage.base import StorageError, Superseded
-from cairn.storage.rbd import RbdVolumes, Record
+from cairn.storage.rbd import RbdVolumes
 from cairn.storage.rbd_pool import Place, Progress, RbdError, Silent, Stat
+from cairn.storage.rbd_record import Record
 
 MIB = 1 << 20
 ID = "vol-00000001"
@@ -33,6 +34,8 @@ class Truth:
         self.images: dict[str, int] = {}
         # Clone -> what it was cloned from.
         self.parents: dict[str, str] = {}
+        # How often an image's file was copied.
+        self.copied = 0
         self.late: list[asyncio.Task[None]] = []
 
     def swap(self, object: str, old: str | None, new: str | None) -> bool:
@@ -96,6 +99,7 @@ class OneNodesPool:
         await self._do(lambda: self._truth.clone(parent, name))
 
     async def fill(self, name: str, path: Path, format: str, size_bytes: int) -> None:
+        self._truth.copied += 1
         await self._do(lambda: self._truth.grow(name, size_bytes))
 
     async def grow(self, name: str, size_bytes: int) -> None:
@@ -314,3 +318,37 @@ async def insist_on(ask: Callable[[], Awaitable[Any]]) -> Any:
     while True:
         with suppress(Silent):
             return await ask()
+
+
+async def test_volumes_of_one_node_have_an_image_copied_once() -> None:
+    draw, truth = random.Random(1), Truth()
+    volumes = driver(truth, draw, 0.0)
+    wanted = [DesiredVolume(id=f"vol-{n:08d}", size_bytes=8 * MIB, image_digest=DIGEST, generation=1) for n in range(8)]
+    await asyncio.gather(*(volumes.create(volume) for volume in wanted))
+    assert truth.copied == 1
+
+
+async def test_copies_that_fail_leave_nothing_in_the_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuses(*_: Any) -> None:
+        raise StorageError("Unknown driver 'rbd'")
+
+    draw, truth = random.Random(1), Truth()
+    monkeypatch.setattr(OneNodesPool, "fill", refuses)
+    volumes = driver(truth, draw, 0.0)
+    volume = DesiredVolume(id=ID, size_bytes=8 * MIB, image_digest=DIGEST, generation=1)
+    for _ in range(5):
+        with pytest.raises(StorageError, match="Unknown driver"):
+            await volumes.create(volume)
+    assert truth.images == {}
+    assert [Record.read(text, "it").left for text in truth.records.values()] == [()]
+
+
+async def test_a_volume_whose_record_was_lost_is_left_alone() -> None:
+    """Its image may be all that is left of it."""
+    draw, truth = random.Random(1), Truth()
+    volumes = driver(truth, draw, 0.0)
+    await volumes.create(DesiredVolume(id=ID, size_bytes=8 * MIB, generation=1))
+    kept = dict(truth.images)
+    truth.records.clear()
+    await volumes.sweep()
+    assert truth.images == kept
