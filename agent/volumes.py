@@ -69,9 +69,6 @@ class Volumes:
             desired = object.volume
         image = self._world.images.get(desired.image_digest)
         actions = plan([], [desired], [image] if image else [], [held] if held else [])
-        if desired.absent and desired.generation and held is None:
-            # In a pool of several nodes what is not seen may be half made; and whoever is late must know that it is to go.
-            actions = [DeleteVolume(desired.id)]
         if held is None and not desired.absent and (desired.made or self._was_here(key)):
             self._report(key, VolumeReport(state=VolumeReport.STATE_FAILED, say=LOST, error=LOST))
             return Again(after_s=LOOK_AGAIN_S)

@@ -56,24 +56,6 @@ def test_one_node_makes_it_and_another_opens_it() -> None:
     run(scenario)
 
 
-def test_one_that_is_to_go_before_it_was_seen_is_removed_in_the_pool() -> None:
-    """Whoever is still making it, in an older name, must not be let finish."""
-
-    async def scenario() -> None:
-        tank = SharedPool("tank")
-        machine = Machine(tank=tank)
-        agent = machine.agent()
-        await agent.start()
-        await machine.snapshot(agent, {KEY: shared_volume(absent=True, generation=2)})
-        await until("it to be told of", lambda: agent.reports.latest(KEY) is not None)
-        await settled(agent)
-        assert said(agent).state == VolumeReport.STATE_ABSENT
-        assert tank.generations == {DATA: 2}
-        await agent.stop()
-
-    run(scenario)
-
-
 def test_who_administers_it_no_more_lets_go_and_does_not_call_it_unknown() -> None:
     async def scenario() -> None:
         machine = Machine(tank=SharedPool("tank"))
