@@ -21,8 +21,8 @@ from cairn.proto.v1.agent_pb2 import DesiredVolume
 from cairn.proto.v1.image_pb2 import ImageFormat
 from cairn.proto.v1.node_pb2 import StoragePool
 from cairn.storage.base import Attachment, BadImage, Image, NoSuchImage, PoolFull, StorageError, Volume, starts_over
-from cairn.storage.pool import DIGEST, VOLUME_ID
-from cairn.storage.qcow2 import HEAD_BYTES, SECTOR_BYTES, check_image
+from cairn.storage.pool import DIGEST, require_volume_id
+from cairn.storage.qcow2 import HEAD_BYTES, check_image, whole_sectors
 
 CHUNK_BYTES: Final = 1 << 20
 RESERVE_SHARE: Final = 0.05
@@ -74,7 +74,7 @@ class FakePool:
         id = path.removeprefix(VOLUME_PATH).removesuffix(VOLUME_SUFFIX)
         held = self.volumes.get(id)
         if held is not None and size_bytes > held.size_bytes:
-            self.volumes[id] = Volume(id, -(-size_bytes // SECTOR_BYTES) * SECTOR_BYTES, held.used_bytes, held.image_digest)
+            self.volumes[id] = Volume(id, whole_sectors(size_bytes), held.used_bytes, held.image_digest)
 
     def free_bytes(self) -> int:
         """Return the bytes not taken."""
@@ -220,13 +220,13 @@ class FakeVolumes:
     async def observe(self, ids: Collection[str]) -> Sequence[Volume]:
         """Return those of these volumes that are there."""
         for id in ids:
-            _require_id(id)
+            require_volume_id(id)
         await self._pool.enter("observe")
         return [self._pool.volumes[id] for id in sorted(ids) if id in self._pool.volumes]
 
     async def create(self, volume: DesiredVolume) -> None:
         """Make it (see VolumeDriver)."""
-        _require_id(volume.id)
+        require_volume_id(volume.id)
         held = self._pool.volumes.get(volume.id)
         if held:
             if held.image_digest != volume.image_digest:
@@ -238,19 +238,19 @@ class FakeVolumes:
         await self._pool.enter("create")
         # Others ran meanwhile.
         self._require_image(volume)
-        size = -(-volume.size_bytes // SECTOR_BYTES) * SECTOR_BYTES
+        size = whole_sectors(volume.size_bytes)
         self._pool.volumes[volume.id] = Volume(volume.id, size, EMPTY_VOLUME_BYTES, volume.image_digest)
         self._pool.unfinished.discard(volume.id)
         self._pool.leave("create")
 
     async def resize(self, id: str, size_bytes: int, *, generation: int = 0) -> None:  # noqa: ARG002 - nobody else's pool
         """Grow it; shrinking is refused."""
-        _require_id(id)
+        require_volume_id(id)
         await self._pool.enter("resize")
         held = self._pool.volumes.get(id)
         if held is None:
             raise StorageError(f"volume {id} is not here, so it cannot grow to {size_bytes} bytes")
-        wanted = -(-size_bytes // SECTOR_BYTES) * SECTOR_BYTES
+        wanted = whole_sectors(size_bytes)
         if wanted < held.size_bytes:
             raise StorageError(f"volume {id} has {held.size_bytes} bytes and cannot shrink to {size_bytes}", retryable=False)
         if wanted > self._pool.capacity_bytes:
@@ -260,14 +260,14 @@ class FakeVolumes:
 
     async def delete(self, id: str, *, generation: int = 0) -> None:  # noqa: ARG002 - nobody else's pool
         """Remove it; absent: no error."""
-        _require_id(id)
+        require_volume_id(id)
         await self._pool.enter("delete")
         self._pool.volumes.pop(id, None)
         self._pool.leave("delete")
 
     async def attachment(self, id: str) -> Attachment:
         """Return how to open it."""
-        _require_id(id)
+        require_volume_id(id)
         if id not in self._pool.volumes:
             raise StorageError(f"volume {id} is not here")
         return Attachment(f"{VOLUME_PATH}{id}{VOLUME_SUFFIX}", "qcow2")
@@ -315,8 +315,3 @@ def _same(held: Image, size_bytes: int, format: ImageFormat.ValueType) -> Image:
 def _require_digest(digest: str) -> None:
     if not DIGEST.fullmatch(digest):
         raise StorageError(f"{digest!r} is not a digest (sha256: and 64 hex digits)", retryable=False)
-
-
-def _require_id(id: str) -> None:
-    if not VOLUME_ID.fullmatch(id):
-        raise StorageError(f"{id!r} is not a volume id", retryable=False)

@@ -20,8 +20,8 @@ from cairn.proto.v1.agent_pb2 import DesiredVolume
 from cairn.proto.v1.node_pb2 import StoragePool
 from cairn.storage.base import Attachment, Network, NoSuchImage, PoolFull, StorageError, Superseded, Volume
 from cairn.storage.fake import EMPTY_VOLUME_BYTES, FakePool
-from cairn.storage.pool import VOLUME_ID
-from cairn.storage.qcow2 import SECTOR_BYTES
+from cairn.storage.pool import require_volume_id
+from cairn.storage.qcow2 import whole_sectors
 
 TYPE: Final = "fake-shared"
 
@@ -62,13 +62,13 @@ class FakeSharedVolumes:
     async def observe(self, ids: Collection[str]) -> Sequence[Volume]:
         """Return those of these volumes that are there."""
         for id in ids:
-            _require_id(id)
+            require_volume_id(id)
         await self._node.enter("observe")
         return [self._pool.volumes[id] for id in sorted(ids) if id in self._pool.volumes]
 
     async def create(self, volume: DesiredVolume) -> None:
         """Make it (see VolumeDriver)."""
-        _require_id(volume.id)
+        require_volume_id(volume.id)
         if volume.size_bytes > self._pool.capacity_bytes:
             size = f"{volume.size_bytes} bytes is larger than the pool of {self._pool.capacity_bytes} bytes"
             raise PoolFull(f"volume {volume.id} of {size}")
@@ -81,20 +81,20 @@ class FakeSharedVolumes:
                 raise StorageError(f"volume {volume.id} is here already as a copy of something else", retryable=False)
             return
         self._require_image(volume)
-        size_bytes = -(-volume.size_bytes // SECTOR_BYTES) * SECTOR_BYTES
+        size_bytes = whole_sectors(volume.size_bytes)
         self._pool.origins[volume.id] = volume.image_digest
         self._pool.volumes[volume.id] = Volume(volume.id, size_bytes, EMPTY_VOLUME_BYTES)
         self._node.leave("create")
 
     async def resize(self, id: str, size_bytes: int, *, generation: int = 0) -> None:
         """Grow it; shrinking is refused."""
-        _require_id(id)
+        require_volume_id(id)
         await self._node.enter("resize")
         self._pool.admit(id, generation)
         held = self._pool.volumes.get(id)
         if held is None:
             raise StorageError(f"volume {id} is not here, in pool {self._pool.name}, so it cannot grow to {size_bytes} bytes")
-        wanted = -(-size_bytes // SECTOR_BYTES) * SECTOR_BYTES
+        wanted = whole_sectors(size_bytes)
         if wanted < held.size_bytes:
             raise StorageError(f"volume {id} has {held.size_bytes} bytes and cannot shrink to {size_bytes}", retryable=False)
         if wanted > self._pool.capacity_bytes:
@@ -104,7 +104,7 @@ class FakeSharedVolumes:
 
     async def delete(self, id: str, *, generation: int = 0) -> None:
         """Remove it; absent: no error."""
-        _require_id(id)
+        require_volume_id(id)
         await self._node.enter("delete")
         self._pool.admit(id, generation)
         self._pool.volumes.pop(id, None)
@@ -112,7 +112,7 @@ class FakeSharedVolumes:
 
     async def attachment(self, id: str) -> Attachment:
         """Return how to open it."""
-        _require_id(id)
+        require_volume_id(id)
         if id not in self._pool.volumes:
             raise StorageError(f"volume {id} is not here, in pool {self._pool.name}")
         return Attachment(f"{self._pool.name}/{id}", "raw", Network("fake"))
@@ -130,8 +130,3 @@ class FakeSharedVolumes:
         if volume.size_bytes < held[0].virtual_size_bytes:
             say = f"volume {volume.id} is smaller than its image's disk of {held[0].virtual_size_bytes} bytes"
             raise StorageError(say, retryable=False)
-
-
-def _require_id(id: str) -> None:
-    if not VOLUME_ID.fullmatch(id):
-        raise StorageError(f"{id!r} is not a volume id", retryable=False)

@@ -34,7 +34,7 @@ from cairn.storage.pool import (
     publish,
     remove,
 )
-from cairn.storage.qcow2 import HEAD_BYTES, SECTOR_BYTES, blank, check_image, read_head
+from cairn.storage.qcow2 import HEAD_BYTES, SECTOR_BYTES, blank, check_image, read_head, whole_sectors
 
 CHUNK_BYTES: Final = 1 << 20
 # Share of the file system that images leave free for volumes to grow into.
@@ -215,7 +215,7 @@ class LocalVolumes:
                     return
                 await self._require_room(volume)
                 backing = await in_thread(_backing, self._pool, volume)
-                await in_thread(self._make, new, path, _whole_sectors(volume.size_bytes), backing)
+                await in_thread(self._make, new, path, whole_sectors(volume.size_bytes), backing)
 
     def _make(self, new: Path, path: Path, size_bytes: int, backing: Mapping[str, str]) -> None:
         """Make a blank volume, durably and whole or not at all."""
@@ -228,7 +228,7 @@ class LocalVolumes:
 
     async def resize(self, id: str, size_bytes: int, *, generation: int = 0) -> None:  # noqa: ARG002 - nobody else's pool
         """Grow it; shrinking is refused."""
-        path, wanted = self._pool.volume(id), _whole_sectors(size_bytes)
+        path, wanted = self._pool.volume(id), whole_sectors(size_bytes)
         async with self._locks.of(id):
             with attempt(f"growing volume {id}"):
                 held = await in_thread(_volume, self._pool, id)
@@ -421,8 +421,3 @@ def _require_origin(held: Volume, wanted: DesiredVolume) -> None:
 def _require_total(facts: StoragePool, id: str, size_bytes: int) -> None:
     if size_bytes > facts.total_bytes:
         raise PoolFull(f"volume {id} of {size_bytes} bytes is larger than all of {facts.path}: {facts.total_bytes} bytes")
-
-
-def _whole_sectors(size_bytes: int) -> int:
-    """Return the size rounded up to whole sectors, as QEMU does."""
-    return -(-size_bytes // SECTOR_BYTES) * SECTOR_BYTES

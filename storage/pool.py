@@ -76,8 +76,7 @@ class Pool:
 
     def volume(self, id: str) -> Path:
         """Return where a volume is. Raises StorageError when the id is not one."""
-        if not VOLUME_ID.fullmatch(id):
-            raise StorageError(f"{id!r} is not a volume id", retryable=False)
+        require_volume_id(id)
         return self.volumes / f"{id}.qcow2"
 
     def unfinished(self, id: str) -> Path:
@@ -122,6 +121,12 @@ class Pool:
             yield
         finally:
             os.close(handle)
+
+
+def require_volume_id(id: str) -> None:
+    """StorageError, permanent, when an id is none of a volume."""
+    if not VOLUME_ID.fullmatch(id):
+        raise StorageError(f"{id!r} is not a volume id", retryable=False)
 
 
 def open_partial(path: Path) -> int:

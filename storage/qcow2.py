@@ -51,6 +51,11 @@ class Qcow2Head:
     backing: str
 
 
+def whole_sectors(size_bytes: int) -> int:
+    """Return a size rounded up to whole sectors, as QEMU does."""
+    return -(-size_bytes // SECTOR_BYTES) * SECTOR_BYTES
+
+
 def read_head(head: bytes) -> Qcow2Head:
     """Read the first HEAD_BYTES of a file (fewer when it is shorter). Raises BadImage when it is not qcow2."""
     if head[:4] != QCOW2_MAGIC:

@@ -42,9 +42,9 @@ from cairn.proto.seams import Clock, Ids
 from cairn.proto.v1.agent_pb2 import DesiredVolume
 from cairn.proto.v1.node_pb2 import StoragePool
 from cairn.storage.base import Attachment, PoolFull, StorageError, Superseded, Volume
-from cairn.storage.pool import VOLUME_ID
-from cairn.storage.qcow2 import SECTOR_BYTES
-from cairn.storage.rbd_pool import Place, Progress, RbdError, Stat
+from cairn.storage.pool import require_volume_id
+from cairn.storage.qcow2 import whole_sectors
+from cairn.storage.rbd_pool import Place, RbdError, Stat
 from cairn.storage.rbd_record import BadRecord, Record, digits, object_of, source_object, with_name, without_name
 
 TYPE: Final = "rbd"
@@ -77,14 +77,14 @@ class BlockPool(Protocol):
     place: Place
 
     async def read(self, object: str) -> str | None: ...  # noqa: D102
-    async def swap(self, object: str, old: str | None, new: str | None) -> bool: ...  # noqa: D102
+    async def swap(self, object: str, old: str | None, new: str) -> bool: ...  # noqa: D102
     async def make(self, name: str, size_bytes: int) -> None: ...  # noqa: D102
     async def fill(self, name: str, path: Path, format: str, size_bytes: int) -> None: ...  # noqa: D102
     async def freeze(self, name: str) -> None: ...  # noqa: D102
     async def clone(self, parent: str, name: str) -> None: ...  # noqa: D102
     async def grow(self, name: str, size_bytes: int) -> None: ...  # noqa: D102
     async def stat(self, name: str) -> Stat | None: ...  # noqa: D102
-    async def remove(self, name: str, progress: Progress | None = None) -> None: ...  # noqa: D102
+    async def remove(self, name: str) -> None: ...  # noqa: D102
     async def names(self, prefix: str) -> list[str]: ...  # noqa: D102
     async def has_children(self, name: str) -> bool: ...  # noqa: D102
     async def room(self) -> tuple[int, int]: ...  # noqa: D102
@@ -114,13 +114,13 @@ class RbdVolumes:
     async def observe(self, ids: Collection[str]) -> Sequence[Volume]:
         """Return those of these volumes that are there; one that is damaged, or whose image is being removed, has no size."""
         for id in ids:
-            _require_id(id)
+            require_volume_id(id)
         found = await asyncio.gather(*(self._volume(id) for id in sorted(ids)))
         return [volume for volume in found if volume is not None]
 
     async def create(self, volume: DesiredVolume) -> None:
         """Make it (see VolumeDriver)."""
-        _require_id(volume.id)
+        require_volume_id(volume.id)
         await self._require_total(volume.id, volume.size_bytes)
         # Most are new, and one that needs no image is made without asking first.
         if not volume.image_digest and await self._make(volume, None, Record()):
@@ -140,13 +140,13 @@ class RbdVolumes:
 
     async def resize(self, id: str, size_bytes: int, *, generation: int = 0) -> None:
         """Grow it; shrinking is refused."""
-        _require_id(id)
+        require_volume_id(id)
         for _ in range(ROUNDS_MAX):
             text, held = await self._held(id, generation)
             stat = await self._pool.stat(held.image) if held.made else None
             if stat is None:
                 raise StorageError(f"volume {id} is not here, in pool {self._where}, so it cannot grow to {size_bytes} bytes")
-            wanted = _whole_sectors(size_bytes)
+            wanted = whole_sectors(size_bytes)
             if wanted < stat.size_bytes:
                 raise StorageError(
                     f"volume {id} has {stat.size_bytes} bytes and cannot shrink to {size_bytes}", retryable=False
@@ -159,7 +159,7 @@ class RbdVolumes:
 
     async def delete(self, id: str, *, generation: int = 0) -> None:
         """Remove it; absent: no error. StorageError as long as a guest has it open."""
-        _require_id(id)
+        require_volume_id(id)
         for _ in range(ROUNDS_MAX):
             text, held = await self._held(id, generation)
             gone = Record(generation, left=with_name(held.left, held.image), more=held.more)
@@ -170,7 +170,7 @@ class RbdVolumes:
 
     async def attachment(self, id: str) -> Attachment:
         """Return how to open it."""
-        _require_id(id)
+        require_volume_id(id)
         held = Record.read(await self._pool.read(object_of(id)), object_of(id))
         if not held.made:
             raise StorageError(f"volume {id} is not here, in pool {self._where}")
@@ -233,7 +233,7 @@ class RbdVolumes:
     async def _make(self, volume: DesiredVolume, text: str | None, held: Record) -> bool:
         """Make it by an image of its own; return whether it is the volume now."""
         parent, parent_bytes = await self._parent(volume) if volume.image_digest else ("", 0)
-        size_bytes = _whole_sectors(volume.size_bytes)
+        size_bytes = whole_sectors(volume.size_bytes)
         name = f"{volume.id}.{volume.generation}.{self._token()}"
         left = with_name(held.left, held.image)
         begun = replace(held, generation=volume.generation, image=name, made=False, origin=volume.image_digest, left=left)
@@ -334,6 +334,7 @@ class RbdVolumes:
             await self._pool.fill(name, path, format, size_bytes)
             await self._pool.freeze(name)
         except StorageError:
+            # What stays of it is this node's to sweep; what is told is why there is no copy.
             with suppress(StorageError):
                 await self._pool.remove(name)
                 await self._strike(object, name)
@@ -420,15 +421,6 @@ async def _outcome(act: Awaitable[None]) -> StorageError | None:
     except StorageError as error:
         return error
     return None
-
-
-def _whole_sectors(size_bytes: int) -> int:
-    return -(-size_bytes // SECTOR_BYTES) * SECTOR_BYTES
-
-
-def _require_id(id: str) -> None:
-    if not VOLUME_ID.fullmatch(id):
-        raise StorageError(f"{id!r} is not a volume id", retryable=False)
 
 
 def _require_fits(volume: DesiredVolume, size_bytes: int) -> None:

@@ -19,7 +19,7 @@ import itertools
 import json
 import uuid
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
@@ -43,7 +43,6 @@ LINE_BYTES_MAX: Final = 64 << 20
 _TAIL_BYTES: Final = 2000
 _ENV: Final = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
 _SECRETS: Final = uuid.UUID("5d1b8f0e-6f0c-4b0e-9d55-3a3c5e0f7a11")
-Progress = Callable[[float], None]
 
 
 class RbdError(StorageError):
@@ -97,7 +96,6 @@ class _Asked:
 
     answer: asyncio.Future[Any]
     moved_s: float
-    progress: Progress | None = None
 
 
 class RbdPool:
@@ -134,8 +132,8 @@ class RbdPool:
         """Return an object's record; None: there is none."""
         return cast("str | None", await self._call("read", object=object))
 
-    async def swap(self, object: str, old: str | None, new: str | None) -> bool:
-        """Replace a record (None: there is none, or is to be none) if it is what it was thought to be; return whether."""
+    async def swap(self, object: str, old: str | None, new: str) -> bool:
+        """Replace a record (None: there is none) if it is what it was thought to be; return whether."""
         return bool(await self._call("swap", object=object, old=old, new=new))
 
     async def make(self, name: str, size_bytes: int) -> None:
@@ -166,9 +164,9 @@ class RbdPool:
         found = await self._call("stat", name=name)
         return Stat(**found) if found else None
 
-    async def remove(self, name: str, progress: Progress | None = None) -> None:
+    async def remove(self, name: str) -> None:
         """Remove an image; absent: nothing. RbdError: EBUSY when somebody has it open, ENOTEMPTY when it has children."""
-        await self._call("remove", progress, name=name)
+        await self._call("remove", name=name)
 
     async def has_children(self, name: str) -> bool:
         """Return whether images were cloned from one."""
@@ -200,7 +198,7 @@ class RbdPool:
                     await asyncio.gather(self._worker.greeting, return_exceptions=True)
                 self._worker = None
 
-    async def _call(self, op: str, progress: Progress | None = None, **asked: Any) -> Any:
+    async def _call(self, op: str, **asked: Any) -> Any:
         try:
             async with self._free:
                 # A key is read from a file, also while the cluster is away.
@@ -210,7 +208,7 @@ class RbdPool:
                 worker = await self._running()
                 if op != "key":
                     await self._greeted(worker)
-                return await worker.ask(next(self._ids), op, progress, asked)
+                return await worker.ask(next(self._ids), op, asked)
         except RbdError as error:
             what = " ".join(str(asked[key]) for key in ("object", "name") if key in asked)
             say = f"{op} {what} in pool {self.place.pool} failed: {error}" if what else f"{op} failed: {error}"
@@ -269,14 +267,14 @@ class RbdPool:
         """Learn what the cluster knows a worker by, and have it forget the one before: that would be believed to be there."""
         if self._evicts:
             try:
-                await worker.ask(next(self._ids), "evict", None, {"address": self._evicts})
+                await worker.ask(next(self._ids), "evict", {"address": self._evicts})
             except RbdError as error:
                 # Without that right its watches end by themselves, after half a minute.
                 if error.errno not in (errno.EACCES, errno.EPERM, errno.EINVAL):
                     raise
             self._evicts = ""
-        address = str(await worker.ask(next(self._ids), "address", None, {}))
-        await worker.ask(next(self._ids), "read", None, {"object": _PROBE})
+        address = str(await worker.ask(next(self._ids), "address", {}))
+        await worker.ask(next(self._ids), "read", {"object": _PROBE})
         worker.address = address
 
 
@@ -309,9 +307,9 @@ class _Worker:
             raise StorageError(f"the Ceph worker cannot be started: {python[0]}: {error.strerror}") from error
         return cls(process, place, silence_s)
 
-    async def ask(self, id: int, op: str, progress: Progress | None, asked: dict[str, Any]) -> Any:
+    async def ask(self, id: int, op: str, asked: dict[str, Any]) -> Any:
         loop = asyncio.get_running_loop()
-        waits = self._asked[id] = _Asked(loop.create_future(), loop.time(), progress)
+        waits = self._asked[id] = _Asked(loop.create_future(), loop.time())
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps({"id": id, "op": op, **asked}).encode() + b"\n")
@@ -364,12 +362,9 @@ class _Worker:
         if asked is None or asked.answer.done():
             return
         asked.moved_s = asyncio.get_running_loop().time()
-        if "progress" in said:
-            if asked.progress is not None:
-                asked.progress(said["progress"])
-        elif "error" in said:
+        if "error" in said:
             asked.answer.set_exception(RbdError(said["error"]["say"], said["error"]["errno"]))
-        else:
+        elif "result" in said:
             asked.answer.set_result(said["result"])
 
     async def _keep_tail(self) -> None:

@@ -129,17 +129,14 @@ class Pool:
                 return None
             return next((bytes(value).decode() for _, value in found), None)
 
-    def swap(self, object: str, old: str | None, new: str | None) -> bool:
-        """Replace a record (None: there is none, there is to be none) if it is what it was thought to be; return whether."""
+    def swap(self, object: str, old: str | None, new: str) -> bool:
+        """Replace a record (None: there is none) if it is what it was thought to be; return whether."""
         with self._io() as io, rados.WriteOpCtx() as op:
             if old is None:
                 op.new(rados.LIBRADOS_CREATE_EXCLUSIVE)
             else:
                 op.omap_cmp(RECORD, old, rados.LIBRADOS_CMPXATTR_OP_EQ)
-            if new is None:
-                op.remove()
-            else:
-                io.set_omap(op, (RECORD,), (new.encode(),))
+            io.set_omap(op, (RECORD,), (new.encode(),))
             try:
                 io.operate_write_op(op, object)
             except (rados.ObjectExists, rados.ObjectNotFound):

@@ -68,12 +68,12 @@ class LibvirtHypervisor:
     ) -> None:
         """keys: how disks are reached whose secret has a value -> who tells it, in base 64; asked when it is first needed."""
         self._clock = clock
-        self._keys = Keys(keys or {}, self._call)
         self._cpuinfo = cpuinfo
         self._notices = Notices()
         self._connection = Connection(
             uri, lambda name, _event: self._notices.tell(name), lambda: self._notices.tell(""), self._reboot_heard
         )
+        self._keys = Keys(keys or {}, self._connection.call)
         self._facts: HypervisorFacts | None = None
         # One change of a mark at a time: each is read, changed, written, in one of the connection's threads.
         self._marking = threading.Lock()
@@ -310,9 +310,6 @@ class LibvirtHypervisor:
     async def close(self) -> None:
         """Disconnect."""
         await self._connection.close()
-
-    async def _call(self, what: str, act: Callable[[Any], Any]) -> Any:
-        return await self._connection.call(what, act)
 
     def _note(self, domain: Any, **changes: Any) -> None:
         with self._marking:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from tests.lab.etcd import free_ports
-from tests.lab.hosts import Host, LabError, Running, wait_until
+from tests.lab.hosts import Child, Host, LabError, Running, wait_until
 
 ADDRESS = "127.0.0.21"
 PORTS = (3300, 6789)
@@ -94,30 +94,6 @@ class Daemon(Protocol):
 
     def start(self) -> None: ...
     def kill(self, number: int = signal.SIGKILL) -> None: ...
-
-
-@dataclass
-class Child:
-    """One that is a child of the test."""
-
-    argv: list[str]
-    log: Path
-    process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        """Run it."""
-        with self.log.open("ab") as log:
-            # setpriv: killed when the test run is, not left behind.
-            argv = ["setpriv", "--pdeathsig", "KILL", "--", *self.argv]
-            self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-
-    def kill(self, number: int = signal.SIGKILL) -> None:
-        """Send it a signal; wait until it is gone, if that ends it."""
-        if self.process is None or self.process.poll() is not None:
-            return
-        self.process.send_signal(number)
-        if number in (signal.SIGKILL, signal.SIGTERM):
-            self.process.wait(timeout=20)
 
 
 @dataclass

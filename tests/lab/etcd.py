@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import socket
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +22,7 @@ from cairn.proto import pki
 from cairn.proto.rpc import FileCredentials
 from cairn.proto.seams import SystemClock, SystemIds
 
-from tests.lab.hosts import LabError, Running, wait_until
+from tests.lab.hosts import Child, LabError, Running, wait_until
 
 ETCD = "/usr/bin/etcd"
 CLIENT_PORT = 2379
@@ -75,34 +73,11 @@ def member_argv(
 
 
 @dataclass
-class Member:
+class Member(Child):
     """One member as a child process of the test."""
 
     name: str
     endpoint: str
-    argv: list[str]
-    log: Path
-    process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def pid(self) -> int:
-        """Its process; 0 when it does not run."""
-        return self.process.pid if self.process is not None and self.process.poll() is None else 0
-
-    def start(self) -> None:
-        """Run it, again with the data it had."""
-        with self.log.open("ab") as log:
-            # setpriv: killed when the test run is, not left behind.
-            argv = ["setpriv", "--pdeathsig", "KILL", "--", *self.argv]
-            self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-
-    def kill(self, number: int = signal.SIGKILL) -> None:
-        """Send it a signal; after SIGKILL, wait until it is gone."""
-        if self.process is None or not self.pid:
-            return
-        self.process.send_signal(number)
-        if number in (signal.SIGKILL, signal.SIGTERM):
-            self.process.wait(timeout=20)
 
     def listens(self) -> bool:
         """Whether it takes connections; LabError when it has ended."""
@@ -129,7 +104,7 @@ class Cluster(Running):
             argv = member_argv(name, addresses, place / "data", place, client_port=client_port, peer_port=peer_port)
             if quota_bytes:
                 argv += ["--quota-backend-bytes", str(quota_bytes)]
-            self.members.append(Member(name, f"{address}:{client_port}", argv, place / "log"))
+            self.members.append(Member(argv, place / "log", name, f"{address}:{client_port}"))
         self._certify(folder / "client", pki.Identity("controller", "test"), "client", [])
 
     @property

@@ -49,6 +49,35 @@ def wait_until(what: str, probe: Callable[[], Any], timeout_s: float = 30.0, eve
         time.sleep(every_s)
 
 
+@dataclass
+class Child:
+    """A process that is the test's child."""
+
+    argv: list[str]
+    log: Path
+    process: subprocess.Popen[bytes] | None = field(default=None, kw_only=True)
+
+    @property
+    def pid(self) -> int:
+        """Its process; 0 when it does not run."""
+        return self.process.pid if self.process is not None and self.process.poll() is None else 0
+
+    def start(self) -> None:
+        """Run it, again with the data it had."""
+        with self.log.open("ab") as log:
+            # setpriv: killed when the test run is, not left behind.
+            argv = ["setpriv", "--pdeathsig", "KILL", "--", *self.argv]
+            self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Send it a signal; wait until it is gone, if that ends it."""
+        if self.process is None or not self.pid:
+            return
+        self.process.send_signal(number)
+        if number in (signal.SIGKILL, signal.SIGTERM):
+            self.process.wait(timeout=20)
+
+
 class Running(ABC):
     """Processes of a test: made and started on entering, ended on leaving, also when they did not come up."""
 

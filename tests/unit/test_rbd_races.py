@@ -18,7 +18,7 @@ from cairn.proto.seams import SystemClock, SystemIds
 from cairn.proto.v1.agent_pb2 import DesiredVolume
 from cairn.storage.base import StorageError, Superseded
 from cairn.storage.rbd import RbdVolumes
-from cairn.storage.rbd_pool import Place, Progress, RbdError, Silent, Stat
+from cairn.storage.rbd_pool import Place, RbdError, Silent, Stat
 from cairn.storage.rbd_record import Record
 
 MIB = 1 << 20
@@ -38,10 +38,9 @@ class Truth:
         self.copied = 0
         self.late: list[asyncio.Task[None]] = []
 
-    def swap(self, object: str, old: str | None, new: str | None) -> bool:
+    def swap(self, object: str, old: str | None, new: str) -> bool:
         if self.records.get(object) != old:
             return False
-        assert new is not None
         before, after = Record.read(old, object), Record.read(new, object)
         assert after.generation >= before.generation, "an older one had its way"
         self.records[object] = new
@@ -86,7 +85,7 @@ class OneNodesPool:
     async def read(self, object: str) -> str | None:
         return await self._do(lambda: self._truth.records.get(object))
 
-    async def swap(self, object: str, old: str | None, new: str | None) -> bool:
+    async def swap(self, object: str, old: str | None, new: str) -> bool:
         return await self._do(lambda: self._truth.swap(object, old, new))
 
     async def make(self, name: str, size_bytes: int) -> None:
@@ -109,7 +108,7 @@ class OneNodesPool:
         size = await self._do(lambda: self._truth.images.get(name))
         return Stat(size, 4096) if size is not None else None
 
-    async def remove(self, name: str, progress: Progress | None = None) -> None:
+    async def remove(self, name: str) -> None:
         await self._do(lambda: self._truth.remove(name))
 
     async def has_children(self, name: str) -> bool:
