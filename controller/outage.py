@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from cairn.controller.store.base import Corrupt, Full, StoreError, Unavailable
+from cairn.controller.store.base import Corrupt, Full, StoreError, Unavailable, View
+from cairn.proto import kinds
 from cairn.proto.errors import BadState, Exhausted, NotFound, Refused, TryAgain
 
 # What is used up, in the details of the refusal.
@@ -44,6 +45,8 @@ def refusal(error: StoreError) -> Refused:
     return TryAgain(f"the store has failed: {error}")
 
 
-def removed(node: str) -> NotFound:
-    """Return what to answer a node that was removed."""
+def removed(view: View, node: str) -> Refused:
+    """Return what to answer a node that has no record, or none that can be read."""
+    if node in view.unreadable(kinds.NODE):
+        return TryAgain(f"the record of node {node} cannot be read; `cairn cluster fsck` lists what is damaged")
     return NotFound("node", node, f"node {node} is not part of this cluster: join it again")

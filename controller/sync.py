@@ -198,7 +198,7 @@ class SyncService(AgentServiceServicer):
             raise Denied(f"the certificate is for {identity.uri}: it cannot speak for node {hello.node}")
         await self._caught_up(hello)
         if self.cache.view.get(kinds.NODE, hello.node) is None:
-            raise removed(hello.node)
+            raise removed(self.cache.view, hello.node)
         return hello
 
     async def _caught_up(self, hello: Hello) -> None:
@@ -310,7 +310,7 @@ class Stream:
     def check_node(self) -> None:
         """End the stream of a node that was removed."""
         if self._service.cache.view.get(kinds.NODE, self.node) is None:
-            self.end(removed(self.node))
+            self.end(removed(self._service.cache.view, self.node))
 
     def check_report(self, id: str) -> None:
         """Have a report removed that is about nothing the node must hold: its commit was in doubt, and came late."""

@@ -188,6 +188,7 @@ class ApiTokenService(api_token_pb2_grpc.ApiTokenServiceServicer):
             view = self._core.cache.view
             record = view.record(kinds.API_TOKEN, id)
             if record is None:
+                resolution.refuse_unreadable(view, nouns.API_TOKEN, id)
                 raise NotFound("api_token", id, f"API token {id} was made by this request and has been deleted since")
             token = ApiToken()
             token.CopyFrom(record.message)

@@ -22,6 +22,7 @@ from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Any, Final
 from urllib.parse import unquote
 
+from cairn.controller.api import nouns, resolution
 from cairn.controller.api.decision import Views
 from cairn.controller.model.authority import token_of
 from cairn.controller.model.permits import Caller
@@ -117,8 +118,11 @@ class Bearers:
         match = _TEXT.fullmatch(text)
         id, secret = (match[1], match[2]) if match is not None else ("", "")
         token = view.get(kinds.API_TOKEN, id)
+        resolution.refuse_unknown(view, nouns.API_TOKEN, [id])
         right = _is_among(token.secret_sha256 if token is not None else _NOBODYS, digest_of(secret))
         user = view.get(kinds.USER, token.spec.user) if token is not None else None
+        if token is not None and right:
+            resolution.refuse_unknown(view, nouns.USER, [token.spec.user])
         if token is None or user is None or not right or not may_come_from(token, source):
             return None
         caller = Caller("user", user.name, token.id)

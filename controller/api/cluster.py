@@ -215,6 +215,8 @@ async def retire(core: Core, caller: Caller, name: str) -> None:
             raise BadState("controller", name, say)
         revision = view.revision_of(kinds.CONTROLLER_MEMBER, name)
         if not revision:
+            if name in view.unreadable(kinds.CONTROLLER_MEMBER):
+                raise TryAgain(f"the record of controller {name!r} cannot be read; `cairn cluster fsck` lists what is damaged")
             raise NotFound("controller", name)
         txn = Txn("api").check(kinds.CONTROLLER_MEMBER, name, revision).check(kinds.CONTROLLER, name, 0)
         txn.delete(kinds.CONTROLLER_MEMBER, name).delete(kinds.CONTROLLER_LAST, name)

@@ -81,8 +81,10 @@ class EnrolmentService(cluster_pb2_grpc.EnrolmentServiceServicer):
         raise TryAgain("too many servers join at once; try again")
 
     def _checked(self, view: View, content: TokenContent, name: str) -> JoinToken:
-        """Return the token's record when its holder may use it. Raises Denied, which never says which part was wrong."""
+        """Return the token's record when its holder may use it. Raises TryAgain; Denied, which never says what was wrong."""
         token = view.get(kinds.JOIN_TOKEN, content.id)
+        if token is None and content.id in view.unreadable(kinds.JOIN_TOKEN):
+            raise TryAgain("the record of this token cannot be read; `cairn cluster fsck` lists what is damaged")
         secret = hashlib.sha256(content.secret.encode()).digest()
         if token is None or not _is_among(token.secret_sha256, secret):
             raise Denied("this token is not valid here; make a new one with `cairn node token create`")
@@ -134,8 +136,9 @@ def index_claim(index: int) -> str:
 
 
 def _still_there(view: View, node: str) -> str:
-    """Return the node a token made. Raises Denied when it has left: it gets no new certificate."""
+    """Return the node a token made. Raises Denied when it has left: it gets no new certificate. Raises TryAgain."""
     if view.get(kinds.NODE, node) is None:
+        resolution.refuse_unreadable(view, nouns.NODE, node)
         raise Denied("the node this token made was removed; make a new token with `cairn node token create`")
     return node
 

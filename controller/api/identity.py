@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from cairn.controller.api import nouns, resolution
 from cairn.controller.api.authorise import caller_of
 from cairn.controller.api.core import Core
 from cairn.controller.model.permits import Verb, permits
@@ -38,6 +39,7 @@ class IdentityService(cluster_pb2_grpc.IdentityServiceServicer):
         view = await self._core.mutations.freshen() if identity.kind == "node" else self._core.cache.view
         node = view.get(kinds.NODE, identity.id)
         if identity.kind == "node" and node is None:
+            resolution.refuse_unreadable(view, nouns.NODE, identity.id)
             raise Denied(f"node {identity.id!r} is not part of this cluster any more")
         # Who has no record of his own is the cluster's.
         if not permits(view, caller, Verb.RENEW, node or view.get(kinds.CLUSTER, "self") or cluster_pb2.Cluster()):

@@ -179,9 +179,11 @@ def _is_held(view: View, record: Unknown) -> bool:
 
 
 def _told(view: View, caller: Caller, node: str, key: str, verb: Verb = Verb.ADOPT) -> Unknown:
-    """Return what a node told. Raises NotFound."""
+    """Return what a node told. Raises NotFound, TryAgain."""
     id = resolution.find(view, caller, nouns.NODE, "", node, field="node").message.id
     record = view.get(kinds.UNKNOWN, f"{id}/{key}")
+    if f"{id}/{key}" in view.unreadable(kinds.UNKNOWN) and record is None:
+        raise TryAgain(f"what {node_name(view, id)} says of {key} cannot be read; `cairn cluster fsck` lists what is damaged")
     if record is None or not permits(view, caller, verb, record):
         raise NotFound("node", node, f"{node_name(view, id)} says nothing of {key} that the records do not know")
     return record

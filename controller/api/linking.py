@@ -6,7 +6,7 @@ does not.
 
 from __future__ import annotations
 
-from cairn.controller.api import nouns, validation
+from cairn.controller.api import nouns, resolution, validation
 from cairn.controller.api.objects import looked_up
 from cairn.controller.model.authority import authority, lacking
 from cairn.controller.model.names import CLUSTER_WIDE, LOGIN, login_name
@@ -14,7 +14,7 @@ from cairn.controller.model.permits import Caller, authority_of
 from cairn.controller.openid import SUBJECT_CHARACTERS_MAX
 from cairn.controller.store.base import Txn, View
 from cairn.proto import kinds
-from cairn.proto.errors import BadState, Denied, Invalid
+from cairn.proto.errors import BadState, Denied, Invalid, TryAgain
 from cairn.proto.v1.cluster_pb2 import NameClaim
 from cairn.proto.v1.user_pb2 import User, UserLogin, UserSpec
 
@@ -35,6 +35,16 @@ def link(txn: Txn, view: View, user: User) -> None:
     claim = NameClaim(kind=LOGIN, project=CLUSTER_WIDE, name=key.rpartition("/")[2], id=user.id)
     txn.check(kinds.NAME, key, view.revision_of(kinds.NAME, key)).put(kinds.NAME, key, claim)
     txn.check(kinds.IDENTITY_PROVIDER, login.provider, view.revision_of(kinds.IDENTITY_PROVIDER, login.provider))
+
+
+def refuse_unreadable(view: View, login: UserLogin) -> None:
+    """Do not call a subject nobody's when whose it is cannot be read. Raises TryAgain."""
+    key = claim_id(login)
+    if key in view.unreadable(kinds.NAME):
+        raise TryAgain(f"who logs in as {login.subject!r} cannot be read; `cairn cluster fsck` lists what is damaged")
+    held = view.get(kinds.NAME, key)
+    if held is not None:
+        resolution.refuse_unreadable(view, nouns.USER, held.id, f"who logs in as {login.subject!r}")
 
 
 def unlink(txn: Txn, view: View, user: User) -> None:

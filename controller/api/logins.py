@@ -33,7 +33,7 @@ from cairn.proto.v1 import login_pb2, login_pb2_grpc
 from cairn.proto.v1.api_token_pb2 import ApiToken, ApiTokenSpec
 from cairn.proto.v1.identity_provider_pb2 import IdentityProvider
 from cairn.proto.v1.login_pb2 import LoginRequest, LoginResponse, LoginWay, ShowLoginsResponse
-from cairn.proto.v1.user_pb2 import User, UserSpec
+from cairn.proto.v1.user_pb2 import User, UserLogin, UserSpec
 
 # Of one user at a time; the oldest goes.
 LOGINS_MAX: Final = 16
@@ -97,8 +97,9 @@ class LoginService(login_pb2_grpc.LoginServiceServicer):
         return LoginResponse(token=text_of(token.id, secret), api_token=token, user=token.status.user_name, groups=groups)
 
     def _decided(self, view: View, provider_id: str, claims: Claims, secret: str) -> Decided[ApiToken]:
-        """Raises BadState, NotFound."""
+        """Raises BadState, NotFound, TryAgain."""
         provider = view.get(kinds.IDENTITY_PROVIDER, provider_id)
+        resolution.refuse_unknown(view, nouns.IDENTITY_PROVIDER, [provider_id])
         if provider is None or provider.spec.disabled:
             raise NotFound("identity_provider", provider_id, "that identity provider is not trusted any more")
         txn, now = Txn("api"), self._core.clock.now()
@@ -120,7 +121,7 @@ class LoginService(login_pb2_grpc.LoginServiceServicer):
         return Decided(txn, nouns.API_TOKEN, id, name, "", events=said, who=user.name)
 
     def _user(self, txn: Txn, view: View, provider: IdentityProvider, claims: Claims) -> User:
-        """Return whom a provider means; of one who comes for the first time, make a user. Raises BadState."""
+        """Return whom a provider means; of one who comes for the first time, make a user. Raises BadState, TryAgain."""
         found = _linked(view, provider.id, claims)
         if found is not None:
             if found.spec.disabled:
@@ -154,17 +155,21 @@ def _way(provider: IdentityProvider) -> LoginWay:
 
 
 def _provider(view: View, name: str) -> IdentityProvider:
-    """Raises NotFound."""
+    """Raises NotFound, TryAgain."""
     claim = view.get(kinds.NAME, resolution.claim_id(nouns.IDENTITY_PROVIDER, "", name))
     provider = view.get(kinds.IDENTITY_PROVIDER, claim.id) if claim is not None else None
+    if provider is None:
+        resolution.refuse_unreadable_name(view, nouns.IDENTITY_PROVIDER, "", name)
     if provider is None or provider.spec.disabled:
         raise NotFound("identity_provider", name, f"there is no identity provider {name[:80]!r} to log in by")
     return provider
 
 
 def _linked(view: View, provider: str, claims: Claims) -> User | None:
+    """Raises TryAgain."""
     for id in view.by(kinds.USER, "login", f"{provider}/{claims.subject}"):
         return view.get(kinds.USER, id)
+    linking.refuse_unreadable(view, UserLogin(provider=provider, subject=claims.subject))
     return None
 
 

@@ -71,7 +71,7 @@ def find(
         raise Invalid(field, f"which {noun.title}? Give an id or a name")
     record = _found(view, noun, project, text, deleted=deleted)
     if record is None and view.harmed:
-        _refuse_unreadable(view, noun, project, text)
+        refuse_unreadable_name(view, noun, project, text)
     seen = record is not None and any(permits(view, caller, each, record.message) for each in (Verb.SEE, verb) if each in _SEEN)
     if record is None or not seen:
         raise NotFound(noun.kind.name, text, f"{noun.title} {text!r} does not exist")
@@ -123,8 +123,8 @@ def _shared_subnet(view: View, project: str, vpc: str, name: str) -> Record[Any]
     return next((each for each in records if each is not None and each.message.name == name), None)
 
 
-def _refuse_unreadable(view: View, noun: Noun[M], project: str, text: str) -> None:
-    """Do not call missing what is there and cannot be read. Raises TryAgain."""
+def refuse_unreadable_name(view: View, noun: Noun[M], project: str, text: str) -> None:
+    """Do not call missing what is called so, by id or name, and cannot be read. Raises TryAgain."""
     refuse_unreadable(view, noun, text, text)
     for key in _claims(noun, project, text):
         claim = view.get(kinds.NAME, key)

@@ -10,11 +10,12 @@ from typing import Any
 
 import grpc
 import pytest
-from cairn.controller.api import bearer, logins
+from cairn.controller.api import bearer, linking, logins
 from cairn.controller.model.damage import findings
+from cairn.controller.store.base import Txn
 from cairn.controller.store.memory import MemoryStore
 from cairn.proto import kinds
-from cairn.proto.kinds import ROOT
+from cairn.proto.kinds import ROOT, AnyKind
 from cairn.proto.v1.api_token_pb2 import (
     ApiToken,
     ApiTokenSpec,
@@ -242,6 +243,25 @@ async def test_a_subject_is_one_users(corp: Corp) -> None:
     service.user.spec.login.provider, service.user.spec.login.subject = "corp", "s-3"
     code, say = await refused(corp.world.api.users.CreateUser(service))
     assert (code, "a service account does not log in" in say) == (Code.INVALID_ARGUMENT, True)
+
+
+async def test_what_a_login_stands_on_and_cannot_be_read_is_not_called_absent(corp: Corp) -> None:
+    """Who is told that there is no such provider, or that nobody here is meant, does not try again."""
+    provider, world = await corp.trust(), corp.world
+    await corp.log_in()
+    user = next(each for each in world.cache.view.all(kinds.USER) if each.spec.HasField("login"))
+    called: tuple[AnyKind, str] = kinds.NAME, "-/identity_provider/corp"
+    whose: tuple[AnyKind, str] = kinds.NAME, linking.claim_id(user.spec.login)
+    spoiled: list[list[tuple[AnyKind, str]]] = [[called], [(kinds.IDENTITY_PROVIDER, provider.id)], [(kinds.USER, user.id)]]
+    for at, records in enumerate([*spoiled, [(kinds.USER, user.id), whose]]):
+        kept: list[Any] = [world.cache.view.get(kind, id) for kind, id in records]
+        for kind, id in records:
+            await world.spoil(kind, id)
+        code, say = await refused(corp.log_in("s-ada", "ada", f"/{at}"))
+        assert (code, "cannot be read; `cairn cluster fsck`" in say) == (Code.UNAVAILABLE, True), f"{records}: {say}"
+        for (kind, id), message in zip(records, kept, strict=True):
+            await world.commit(Txn(kind.writer).put(kind, id, message))
+    assert (await corp.log_in("s-ada", "ada", "/ops")).user == "ada"
 
 
 async def test_what_ends_a_login(corp: Corp) -> None:

@@ -8,9 +8,22 @@ from typing import Any
 
 import grpc.aio
 import pytest
+from cairn.controller.outage import removed
 from cairn.controller.store.base import Txn
 from cairn.controller.store.memory import MemoryStore
 from cairn.proto import kinds
+from cairn.proto.errors import NotFound, TryAgain
+from cairn.proto.pki import Identity, make_csr
+from cairn.proto.v1.agent_pb2 import Unknown
+from cairn.proto.v1.api_token_pb2 import ApiToken, CreateApiTokenRequest
+from cairn.proto.v1.cluster_pb2 import (
+    ControllerMember,
+    ForgetUnknownRequest,
+    JoinNodeRequest,
+    RenewCertificateRequest,
+    RetireControllerRequest,
+)
+from cairn.proto.v1.node_pb2 import CreateJoinTokenRequest
 from cairn.proto.v1.subnet_pb2 import CreateSubnetRequest, Subnet, SubnetSpec
 from cairn.proto.v1.vm_pb2 import DeleteVmRequest
 from cairn.proto.v1.volume_pb2 import (
@@ -21,6 +34,7 @@ from cairn.proto.v1.volume_pb2 import (
     VolumePlacement,
     VolumeSpec,
 )
+from cairn.proto.v1.vpc_pb2 import ListVpcsRequest
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from tests.conformance.api_world import GIB, MIB, World, world_on
@@ -72,6 +86,50 @@ async def test_no_subnet_is_made_while_one_cannot_be_read(world: World) -> None:
     await world.spoil(kinds.SUBNET, subnet.id)
     spec = SubnetSpec(vpc=subnet.spec.vpc, cidr=subnet.spec.cidr)
     await refused(world.api.subnets.CreateSubnet(CreateSubnetRequest(subnet=Subnet(name="over", spec=spec))))
+
+
+async def test_who_asks_with_a_token_that_cannot_be_read_is_not_called_a_stranger(world: World) -> None:
+    """A token and its user: who is told that it is not accepted makes another one."""
+    bob = await world.user("bob", "viewer")
+    made = await bob.tokens.CreateApiToken(CreateApiTokenRequest(api_token=ApiToken(name="laptop")))
+    by, seen = world.by_token(made.token), ListVpcsRequest()
+    await by.vpcs.ListVpcs(seen)
+    for kind, id in ((kinds.USER, made.api_token.spec.user), (kinds.API_TOKEN, made.api_token.id)):
+        await world.spoil(kind, id)
+        await refused(by.vpcs.ListVpcs(seen))
+
+
+async def test_a_node_that_cannot_be_read_is_not_called_removed(world: World) -> None:
+    csr = make_csr("n9").cert_pem
+    join = JoinNodeRequest(token=await join_token(world), node_name="n9", csr_pem=csr)
+    stranger = world.stubs(None, world.enrolment)
+    token = next(iter(world.cache.view.all(kinds.JOIN_TOKEN)))
+    await world.spoil(kinds.JOIN_TOKEN, token.id)
+    await refused(stranger.enrolment.JoinNode(join))
+    await world.commit(Txn("api").put(kinds.JOIN_TOKEN, token.id, token))
+    node = (await stranger.enrolment.JoinNode(join)).node
+    await world.spoil(kinds.NODE, node)
+    itself = world.stubs(Identity("node", node))
+    await refused(itself.identity.RenewCertificate(RenewCertificateRequest(csr_pem=csr)))
+    await refused(stranger.enrolment.JoinNode(join))
+    assert isinstance(removed(world.cache.view, node), TryAgain)
+    assert isinstance(removed(world.cache.view, "node-never"), NotFound)
+
+
+async def join_token(world: World) -> str:
+    await world.controller("c1", "10.0.0.1:7443")
+    made = await world.api.nodes.CreateJoinToken(CreateJoinTokenRequest())
+    return str(made.token)
+
+
+async def test_what_a_node_says_and_a_controller_that_cannot_be_read_are_not_called_absent(world: World) -> None:
+    node = await world.node("n7")
+    await world.commit(Txn("sync").create(kinds.UNKNOWN, f"{node}/vm/i-1", Unknown(node=node, key="vm/i-1")))
+    await world.commit(Txn("members").put(kinds.CONTROLLER_MEMBER, "c2", ControllerMember(name="c2")))
+    await world.spoil(kinds.UNKNOWN, f"{node}/vm/i-1")
+    await world.spoil(kinds.CONTROLLER_MEMBER, "c2")
+    await refused(world.api.cluster.ForgetUnknown(ForgetUnknownRequest(node=node, key="vm/i-1")))
+    await refused(world.api.cluster.RetireController(RetireControllerRequest(name="c2")))
 
 
 async def test_that_nothing_is_large_enough_is_not_said_while_what_a_node_has_cannot_be_read(world: World) -> None:
