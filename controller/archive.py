@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from cairn.controller.api.chain import hash_of, number_of
+from cairn.controller.api.selection import Turns
 from cairn.controller.audit_files import AuditFiles, FilesError
 from cairn.controller.segments import Segment, SegmentError, content_of, fill, sealed, verified
 from cairn.controller.store.base import Item
@@ -88,12 +89,17 @@ class Archive:
 
     async def _index(self) -> dict[tuple[str, str], list[Segment]]:
         if self._known is None:
-            found: dict[tuple[str, str], list[Segment]] = {}
+            found, turns = dict[tuple[str, str], list[Segment]](), Turns()
+            # Names are sorted: so are those of a chain.
             for name in await self._files.names():
+                if turns.over:
+                    await turns.next()
                 segment = Segment.parse(name)
                 if segment is None:
                     _log.warning("no_file_of_the_audit", name=name)
                     continue
                 found.setdefault((segment.chain, segment.series), []).append(segment)
-            self._known = {key: sorted(each) for key, each in found.items()}
+            if self._known is None:
+                # Else who asked at the same time was first, and may have written since.
+                self._known = found
         return self._known

@@ -37,6 +37,11 @@ class Segment:
     gap: bool = False
 
     @property
+    def records(self) -> int:
+        """How many are in it."""
+        return 0 if self.gap else self.last - self.first + 1
+
+    @property
     def name(self) -> str:
         """The file's."""
         pairs = [f"{self.first:012d}-{self.last:012d}", *("-".join(map(str, each)) for each in (self.revisions, self.times))]

@@ -3,23 +3,24 @@
 Listing looks at every record in the store, which are bounded (controller/audit_bound.py), and at the files of this controller
 that may have what is asked for: those are opened in the order of revisions, until a page is full. What the store has let go
 of is taken from files, all else from the store, at one revision, so nothing is shown twice. A page walk goes on behind the
-revision and number it has shown. What a caller may not read the audit of is in no page.
+revision and number it has shown. What a caller may not read the audit of is in no page. Verifying: verification.py.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any, Final
 
 from cairn.controller.api import resolution
 from cairn.controller.api.authorise import caller_of
-from cairn.controller.api.chain import Ends, ends, first_break, hash_of, number_of
+from cairn.controller.api.chain import Ends, ends, number_of, records
 from cairn.controller.api.core import Core
 from cairn.controller.api.listing import PAGE_BYTES_MAX, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX, Token, read_token, write_token
 from cairn.controller.api.selection import ALL_PROJECTS, Turns
-from cairn.controller.api.stored import READ_MAX, parsed
+from cairn.controller.api.stored import parsed
+from cairn.controller.api.verification import MISSING_MAX, verified
 from cairn.controller.archive import Archive
 from cairn.controller.audit_files import FilesError
 from cairn.controller.model.permits import Caller, Verb, permits
@@ -28,16 +29,13 @@ from cairn.controller.store.base import Item, Store, View
 from cairn.proto import kinds
 from cairn.proto.errors import Denied, Invalid
 from cairn.proto.v1 import audit_pb2, audit_pb2_grpc
-from cairn.proto.v1.audit_pb2 import Audit, AuditChain, AuditCut, AuditHead, AuditSegmentContent
+from cairn.proto.v1.audit_pb2 import Audit
 from google.protobuf.timestamp_pb2 import Timestamp
 
 # Of the number, in the token of a page.
 _NUMBER_DIGITS: Final = 12
 # Records held, beside those of the page, before those that come later are put away.
 _SORTED_MAX: Final = 1000
-# Broken links told of, and files that could not be searched.
-BROKEN_MAX: Final = 100
-MISSING_MAX: Final = 20
 SOME_MISSING: Final = "some files of the audit could not be searched"
 
 
@@ -75,12 +73,16 @@ class AuditService(audit_pb2_grpc.AuditServiceServicer):
             answer.audits.append(audit)
         return answer
 
-    async def VerifyAudits(self, request: audit_pb2.VerifyAuditsRequest, context: Any) -> audit_pb2.VerifyAuditsResponse:
-        """Walk every chain as it is at one revision."""
+    async def VerifyAudits(
+        self, request: audit_pb2.VerifyAuditsRequest, context: Any
+    ) -> AsyncIterator[audit_pb2.VerifyAuditsResponse]:
+        """Walk every chain as it is at one revision, telling how far it is."""
         caller, view = caller_of(context), self._core.cache.view
         if not permits(view, caller, Verb.VERIFY, Audit()):
             raise Denied(f"{caller.kind} {caller.id!r} may not verify the audit")
-        return await verified(self._core.store, await self._core.store.revision(), self._core.archive)
+        async with aclosing(verified(self._core.store, self._core.archive)) as answers:
+            async for answer in answers:
+                yield answer
 
 
 class _Search:
@@ -94,8 +96,8 @@ class _Search:
     async def run(self, store: Store, archive: Archive | None) -> list[Audit]:
         """Look through the store and the files. Raises Compacted, Unavailable."""
         revision = await store.revision()
-        async with aclosing(_records(store, revision)) as records:
-            async for item in records:
+        async with aclosing(records(store, revision)) as items:
+            async for item in items:
                 await self._take(item)
         if archive is not None:
             try:
@@ -197,129 +199,3 @@ def _moment(stamp: Timestamp) -> tuple[int, int]:
 def _place(item: Item) -> tuple[int, str]:
     """Return where a record comes: those of one revision are of one chain."""
     return item.mod_revision, item.key.rpartition("/")[2]
-
-
-async def _records(store: Store, revision: int = 0) -> AsyncGenerator[Item, None]:
-    """Yield all records of the audit, chain by chain. Raises Compacted, Unavailable."""
-    start = ""
-    while True:
-        items, revision = await store.read(kinds.AUDIT.prefix, start=start, limit=READ_MAX, revision=revision)
-        for item in items:
-            yield item
-        if len(items) < READ_MAX:
-            return
-        start = items[-1].key + "\0"
-
-
-class _Walk:
-    """A chain on its way: what was looked at, and the first that was wrong with it."""
-
-    def __init__(self, chain: str, head: AuditHead | None, cut: AuditCut) -> None:
-        self.chain, self._head, self._cut = chain, head, cut
-        self.number, self.hash, self.records = cut.number, cut.hash, 0
-        self.broken = [cut.broken] if cut.broken else []
-        self._hashes = {cut.number: cut.hash}
-
-    def take(self, item: Item) -> None:
-        """Look at the next record. After the first that is wrong the following are compared with it, not with what was."""
-        wrong = first_break(self.chain, self.number, self.hash, [item])
-        if wrong:
-            self.broken.append(wrong)
-        audit = parsed(kinds.AUDIT, item.key, item.value)
-        self.number = audit.number if audit is not None else self.number + 1
-        self.hash = self._hashes[self.number] = hash_of(item.value)
-        self.records += 1
-
-    def end(self) -> None:
-        """Compare with where the chain is said to end."""
-        if self._head is None:
-            self.broken.append(f"chain {self.chain}: where it ends is not recorded")
-        elif (self._head.number, self._head.hash) != (self.number, self.hash):
-            say = f"chain {self.chain}: it ends with record {self.number}, and is said to end with {self._head.number}"
-            if self._head.number == self.number:
-                say = f"chain {self.chain}: record {self.number}, the last, is not what was written"
-            self.broken.append(say)
-
-    def knows(self, seen: AuditHead) -> bool:
-        """Tell whether another chain's record saw this one as it is."""
-        return seen.number < self._cut.number or self._hashes.get(seen.number) == seen.hash
-
-    @property
-    def found(self) -> AuditChain:
-        """What is told of it."""
-        return AuditChain(chain=self.chain, number=self.number, cut=self._cut.number, records=self.records)
-
-
-class _FileWalk:
-    """The files of one chain, in order: what is wrong with them, and what they lack."""
-
-    def __init__(self, chain: str, cut: AuditCut) -> None:
-        self.chain, self._cut = chain, cut
-        self.first = self.last = self.records = 0
-        self._hash = b""
-        self.broken, self.missing = list[str](), list[str]()
-
-    async def run(self, archive: Archive, series: str) -> None:
-        """Look at each file. Raises FilesError when none can be read."""
-        for segment in await archive.segments(self.chain, series):
-            try:
-                self._take(segment, await archive.verified(segment))
-            except (FilesError, SegmentError) as error:
-                self.broken.append(f"chain {self.chain}: file {segment.name}: {error}")
-                self._hash = b""
-            self.first, self.last = self.first or segment.first, segment.last
-        if self.last < self._cut.number:
-            self.missing.append(f"records {self.last + 1} to {self._cut.number} are not in this controller's files")
-
-    def _take(self, segment: Segment, content: AuditSegmentContent) -> None:
-        if self.last and segment.first != self.last + 1:
-            say = f"records {self.last + 1} to {segment.first - 1} are in no file, and none says that they were not kept here"
-            self.broken.append(f"chain {self.chain}: {say}")
-        elif segment.gap:
-            self.missing.append(f"records {segment.first} to {segment.last} were let go of while they were not kept here")
-        elif self._hash and content.previous != self._hash:
-            self.broken.append(f"chain {self.chain}: file {segment.name} does not follow the one before")
-        for each in content.records:
-            if each.number == self._cut.number and hash_of(each.record) != self._cut.hash:
-                self.broken.append(f"chain {self.chain}: record {each.number} in its file is not the one the store let go of")
-        self._hash = content.hash
-        self.records += sum(each.number <= self._cut.number for each in content.records)
-
-
-async def verified(store: Store, revision: int, archive: Archive | None) -> audit_pb2.VerifyAuditsResponse:
-    """Walk all chains as they are at a revision, and this controller's files of them. Raises Compacted, Unavailable."""
-    known: Ends = await ends(store, revision)
-    walks = {chain: _Walk(chain, known.heads.get(chain), known.cut(chain)) for chain in known.chains}
-    seen, turns = list[tuple[str, int, AuditHead]](), Turns()
-    async with aclosing(_records(store, revision)) as records:
-        async for item in records:
-            if turns.over:
-                await turns.next()
-            chain = item.key.removeprefix(kinds.AUDIT.prefix).rpartition("/")[0]
-            walk = walks.setdefault(chain, _Walk(chain, None, AuditCut(chain=chain)))
-            walk.take(item)
-            audit = parsed(kinds.AUDIT, item.key, item.value)
-            seen += [(chain, audit.number, head) for head in audit.seen] if audit is not None else []
-    for walk in walks.values():
-        walk.end()
-    broken = [say for chain in sorted(walks) for say in walks[chain].broken]
-    for chain, number, head in seen:
-        if head.chain not in walks or not walks[head.chain].knows(head):
-            end = f"{head.number}, which is not there as it was"
-            broken.append(f"chain {head.chain}: record {number} of chain {chain} saw it end with record {end}")
-    chains = {chain: walks[chain].found for chain in sorted(walks)}
-    if archive is not None:
-        broken += [say for found in chains.values() for say in await _verified_files(archive, known, found)]
-    return audit_pb2.VerifyAuditsResponse(chains=chains.values(), broken=broken[:BROKEN_MAX])
-
-
-async def _verified_files(archive: Archive, known: Ends, found: AuditChain) -> list[str]:
-    """Add to what was found of a chain what this controller's files have of it; return what is broken."""
-    files = _FileWalk(found.chain, known.cut(found.chain))
-    try:
-        await files.run(archive, known.series(found.chain))
-    except FilesError as error:
-        files.missing.append(str(error))
-    found.filed_first, found.filed_last, found.records = files.first, files.last, found.records + files.records
-    found.missing.extend(files.missing)
-    return files.broken

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
@@ -160,6 +160,18 @@ async def ends(store: Store, revision: int = 0) -> Ends:
         _readable(kinds.AUDIT_CUT, cuts[0]),
         {item.key.removeprefix(kinds.AUDIT_CUT.prefix): item.mod_revision for item in cuts[0]},
     )
+
+
+async def records(store: Store, revision: int) -> AsyncGenerator[Item, None]:
+    """Yield the records of all chains as they are at a revision, chain by chain. Raises Compacted, Unavailable."""
+    start = ""
+    while True:
+        items, _ = await store.read(kinds.AUDIT.prefix, start=start, limit=READ_MAX, revision=revision)
+        for item in items:
+            yield item
+        if len(items) < READ_MAX:
+            return
+        start = items[-1].key + "\0"
 
 
 def first_break(chain: str, number: int, hash: bytes, items: Sequence[Item]) -> str:

@@ -7,10 +7,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 import click
-from cairn.controller.cli.client import Session
+from cairn.controller.cli.client import Patience, Session
 from cairn.controller.cli.commands import NounGroup
 from cairn.controller.cli.failures import Failure
-from cairn.controller.cli.output import Column
+from cairn.controller.cli.output import Column, Progress
 from cairn.controller.cli.values import counted
 
 PAGE_SIZE = 500
@@ -110,18 +110,50 @@ async def all_of(session: Session, request: Any) -> list[Any]:
 @group.verb("verify")
 async def verify(session: Session) -> None:
     """Look whether any record was changed, removed, or put in between; exit code 1 when one was."""
-    from cairn.proto.v1.audit_pb2 import VerifyAuditsRequest
+    verdict = await _verdict(session)
+    if session.output.human:
+        for line in verdict_lines(verdict):
+            session.output.say(line)
+    else:
+        session.output.one(verdict, lambda _verdict: ())
+    if verdict.broken:
+        raise Failure("\n".join(["the audit is broken:", *verdict.broken]), whole=True)
 
-    answer = await session.call("audit", VerifyAuditsRequest())
-    for chain in answer.chains:
+
+async def _verdict(session: Session) -> Any:
+    """Return what was found, showing on a terminal how far it is. Begins again when the controller goes."""
+    from cairn.proto.v1.audit_pb2 import VerifyAuditsRequest
+    from grpc.aio import AioRpcError
+
+    patience = Patience(session)
+    with Progress(quiet=session.settings.quiet or not session.output.human) as progress:
+        while True:
+            try:
+                walk = session.stub("audit").VerifyAudits(VerifyAuditsRequest(), timeout=session.settings.timeout_s)
+                async for answer in walk:
+                    if answer.WhichOneof("part") == "verdict":
+                        return answer.verdict
+                    progress.update(_progress_text(answer.progress), live_only=True)
+            except AioRpcError as error:
+                await patience.wait_after(error)
+            else:
+                raise Failure("the controller ended the walk without a word of what it found", next="run it again")
+
+
+def _progress_text(progress: Any) -> str:
+    where = f"its file {progress.file}" if progress.file else "in the store"
+    return f"{progress.records:,} of about {progress.whole:,} records: chain {progress.chain}, {where}"
+
+
+def verdict_lines(verdict: Any) -> Iterator[str]:
+    """Yield what was found of each chain, and that all is well when it is."""
+    for chain in verdict.chains:
         cut = f"; up to record {chain.cut} they were let go" if chain.cut else ""
         filed = f"; records {chain.filed_first} to {chain.filed_last} are in files" if chain.filed_last else ""
-        session.output.say(f"chain {chain.chain}: {counted(chain.records, 'record')}, the last is {chain.number}{cut}{filed}")
-        for missing in chain.missing:
-            session.output.say(f"    {missing}")
-    if answer.broken:
-        raise Failure("\n".join(["the audit is broken:", *answer.broken]), whole=True)
-    session.output.say("every record follows the one before")
+        yield f"chain {chain.chain}: {counted(chain.records, 'record')}, the last is {chain.number}{cut}{filed}"
+        yield from (f"    {missing}" for missing in chain.missing)
+    if not verdict.broken:
+        yield "every record follows the one before"
 
 
 def history_lines(audits: list[Any]) -> Iterator[str]:

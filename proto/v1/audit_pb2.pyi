@@ -126,13 +126,75 @@ Global___VerifyAuditsRequest: _TypeAlias = VerifyAuditsRequest  # noqa: Y015
 class VerifyAuditsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def progress(self) -> Global___AuditProgress: ...
+    @_builtins.property
+    def verdict(self) -> Global___AuditVerdict:
+        """The last message; a stream without it found nothing out."""
+
+    def __init__(
+        self,
+        *,
+        progress: Global___AuditProgress | None = ...,
+        verdict: Global___AuditVerdict | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["part", b"part", "progress", b"progress", "verdict", b"verdict"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["part", b"part", "progress", b"progress", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["progress", "verdict"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___VerifyAuditsResponse: _TypeAlias = VerifyAuditsResponse  # noqa: Y015
+
+@_typing.final
+class AuditProgress(_message.Message):
+    """How far a walk is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORDS_FIELD_NUMBER: _builtins.int
+    WHOLE_FIELD_NUMBER: _builtins.int
+    CHAIN_FIELD_NUMBER: _builtins.int
+    FILE_FIELD_NUMBER: _builtins.int
+    records: _builtins.int
+    """Looked at, of about so many."""
+    whole: _builtins.int
+    chain: _builtins.str
+    """Where it is: of which chain, in which file of the controller that was asked; empty: in the store."""
+    file: _builtins.str
+    def __init__(
+        self,
+        *,
+        records: _builtins.int = ...,
+        whole: _builtins.int = ...,
+        chain: _builtins.str = ...,
+        file: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "file", b"file", "records", b"records", "whole", b"whole"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuditProgress: _TypeAlias = AuditProgress  # noqa: Y015
+
+@_typing.final
+class AuditVerdict(_message.Message):
+    """What a walk found."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
     CHAINS_FIELD_NUMBER: _builtins.int
     BROKEN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def chains(self) -> _containers.RepeatedCompositeFieldContainer[Global___AuditChain]: ...
     @_builtins.property
     def broken(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """One sentence for each broken link; none: all is well."""
+        """One sentence for each broken link, the first hundred; none: all is well."""
 
     def __init__(
         self,
@@ -146,7 +208,7 @@ class VerifyAuditsResponse(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___VerifyAuditsResponse: _TypeAlias = VerifyAuditsResponse  # noqa: Y015
+Global___AuditVerdict: _TypeAlias = AuditVerdict  # noqa: Y015
 
 @_typing.final
 class AuditChain(_message.Message):
@@ -172,7 +234,7 @@ class AuditChain(_message.Message):
     filed_last: _builtins.int
     @_builtins.property
     def missing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """What its files lack: one sentence each. Other controllers may have it."""
+        """What its files lack: one sentence each, the first twenty. Other controllers may have it."""
 
     def __init__(
         self,

@@ -40,7 +40,7 @@ class AuditServiceStub:
                 request_serializer=cairn_dot_proto_dot_v1_dot_audit__pb2.ListAuditsRequest.SerializeToString,
                 response_deserializer=cairn_dot_proto_dot_v1_dot_audit__pb2.ListAuditsResponse.FromString,
                 _registered_method=True)
-        self.VerifyAudits = channel.unary_unary(
+        self.VerifyAudits = channel.unary_stream(
                 '/cairn.v1.AuditService/VerifyAudits',
                 request_serializer=cairn_dot_proto_dot_v1_dot_audit__pb2.VerifyAuditsRequest.SerializeToString,
                 response_deserializer=cairn_dot_proto_dot_v1_dot_audit__pb2.VerifyAuditsResponse.FromString,
@@ -59,7 +59,7 @@ class AuditServiceServicer:
         raise NotImplementedError('Method not implemented!')  # overridden: tests/unit/test_services_whole.py
 
     def VerifyAudits(self, request, context):
-        """Walks every chain, and names each broken link.
+        """Walks every chain, and names each broken link: it says how far it is, and in its last message what it found.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -73,7 +73,7 @@ def add_AuditServiceServicer_to_server(servicer, server):
                     request_deserializer=cairn_dot_proto_dot_v1_dot_audit__pb2.ListAuditsRequest.FromString,
                     response_serializer=cairn_dot_proto_dot_v1_dot_audit__pb2.ListAuditsResponse.SerializeToString,
             ),
-            'VerifyAudits': grpc.unary_unary_rpc_method_handler(
+            'VerifyAudits': grpc.unary_stream_rpc_method_handler(
                     servicer.VerifyAudits,
                     request_deserializer=cairn_dot_proto_dot_v1_dot_audit__pb2.VerifyAuditsRequest.FromString,
                     response_serializer=cairn_dot_proto_dot_v1_dot_audit__pb2.VerifyAuditsResponse.SerializeToString,
@@ -128,7 +128,7 @@ class AuditService:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
+        return grpc.experimental.unary_stream(
             request,
             target,
             '/cairn.v1.AuditService/VerifyAudits',

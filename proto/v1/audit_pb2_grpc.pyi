@@ -35,8 +35,8 @@ class AuditServiceStub:
     def __new__(cls, channel: _aio.Channel) -> AuditServiceAsyncStub: ...
     ListAudits: _grpc.UnaryUnaryMultiCallable[_audit_pb2.ListAuditsRequest, _audit_pb2.ListAuditsResponse]
     """Oldest first."""
-    VerifyAudits: _grpc.UnaryUnaryMultiCallable[_audit_pb2.VerifyAuditsRequest, _audit_pb2.VerifyAuditsResponse]
-    """Walks every chain, and names each broken link."""
+    VerifyAudits: _grpc.UnaryStreamMultiCallable[_audit_pb2.VerifyAuditsRequest, _audit_pb2.VerifyAuditsResponse]
+    """Walks every chain, and names each broken link: it says how far it is, and in its last message what it found."""
 
 @_typing.type_check_only
 class AuditServiceAsyncStub(AuditServiceStub):
@@ -45,8 +45,8 @@ class AuditServiceAsyncStub(AuditServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListAudits: _aio.UnaryUnaryMultiCallable[_audit_pb2.ListAuditsRequest, _audit_pb2.ListAuditsResponse]  # type: ignore[assignment]
     """Oldest first."""
-    VerifyAudits: _aio.UnaryUnaryMultiCallable[_audit_pb2.VerifyAuditsRequest, _audit_pb2.VerifyAuditsResponse]  # type: ignore[assignment]
-    """Walks every chain, and names each broken link."""
+    VerifyAudits: _aio.UnaryStreamMultiCallable[_audit_pb2.VerifyAuditsRequest, _audit_pb2.VerifyAuditsResponse]  # type: ignore[assignment]
+    """Walks every chain, and names each broken link: it says how far it is, and in its last message what it found."""
 
 class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
     """A caller reads the records of what he may read the audit of: audit.read in a project, or in the cluster."""
@@ -64,7 +64,7 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _audit_pb2.VerifyAuditsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_audit_pb2.VerifyAuditsResponse, _abc.Awaitable[_audit_pb2.VerifyAuditsResponse]]:
-        """Walks every chain, and names each broken link."""
+    ) -> _typing.Union[_abc.Iterator[_audit_pb2.VerifyAuditsResponse], _abc.AsyncIterator[_audit_pb2.VerifyAuditsResponse]]:
+        """Walks every chain, and names each broken link: it says how far it is, and in its last message what it found."""
 
 def add_AuditServiceServicer_to_server(servicer: AuditServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

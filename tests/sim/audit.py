@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from cairn.proto.pki import Identity
 from cairn.proto.v1 import event_pb2, image_pb2, job_pb2, node_pb2, port_pb2, subnet_pb2, vm_pb2, volume_pb2, vpc_pb2
-from cairn.proto.v1.audit_pb2 import VerifyAuditsRequest
+from cairn.proto.v1.audit_pb2 import VerifyAuditsRequest, VerifyAuditsResponse
 from cairn.proto.v1.audit_pb2_grpc import AuditServiceStub
 from cairn.proto.v1.event_pb2_grpc import EventServiceStub
 from cairn.proto.v1.image_pb2_grpc import ImageServiceStub
@@ -21,7 +21,7 @@ from cairn.proto.v1.vm_pb2_grpc import VmServiceStub
 from cairn.proto.v1.volume_pb2_grpc import VolumeServiceStub
 from cairn.proto.v1.vpc_pb2_grpc import VpcServiceStub
 
-from tests.sim.client import SimClient
+from tests.sim.client import CALL_S, SimClient
 from tests.sim.transport import SimTransport
 from tests.sim.world import START, SimIds, World
 
@@ -48,8 +48,13 @@ async def everything(world: World, controller: str) -> dict[str, list[Any]]:
 
 async def broken(world: World, controller: str) -> list[str]:
     """Return what a controller finds wrong with the records of who did what, in the store and in its files."""
-    verified = await _client(world, controller).call(AuditServiceStub, "VerifyAudits", VerifyAuditsRequest())
-    return [f"audited: {controller} says: {text}" for text in verified.broken]
+
+    async def walked(channel: Any) -> list[VerifyAuditsResponse]:
+        return [each async for each in AuditServiceStub(channel).VerifyAudits(VerifyAuditsRequest(), timeout=CALL_S)]
+
+    *_, last = await _client(world, controller)._repeat("VerifyAudits", walked)
+    assert last.HasField("verdict"), last
+    return [f"audited: {controller} says: {text}" for text in last.verdict.broken]
 
 
 async def used(world: World, controller: str) -> list[Any]:

@@ -283,6 +283,14 @@ class Cloud:
         finally:
             self._watchers.discard(wake)
 
+    async def verify_audits(self, request: Any) -> AsyncIterator[Any]:
+        """Tell what the next script returns: messages, or what a controller refuses by or ends with."""
+        self.calls.append(Call("VerifyAudits", request))
+        for each in self.scripts["VerifyAudits"].pop(0)(request):
+            if isinstance(each, Exception):
+                raise each
+            yield each
+
     async def list_unknown(self, request: Any, response: Any) -> AsyncIterator[Any]:
         self.calls.append(Call("ListUnknown", request))
         yield response(objects=[each for each in self.unknown if request.node in ("", each.node, each.node_name)])
@@ -326,6 +334,8 @@ class Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]
             return grpc.stream_stream_rpc_method_handler(lambda it, _: self._cloud.console(it, response), **codecs)
         if method == "UploadImage":
             return grpc.stream_unary_rpc_method_handler(lambda it, _: self._cloud.upload(it, response), **codecs)
+        if method == "VerifyAudits":
+            return grpc.unary_stream_rpc_method_handler(lambda r, _: self._cloud.verify_audits(r), **codecs)
         if method == "ListUnknown":
             return grpc.unary_stream_rpc_method_handler(lambda r, _: self._cloud.list_unknown(r, response), **codecs)
         if method.startswith("Watch"):

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 from cairn.proto.addresses import set_addresses
-from cairn.proto.errors import BadState, Exhausted, Invalid
-from cairn.proto.v1.audit_pb2 import AuditChain, ListAuditsResponse, VerifyAuditsResponse
+from cairn.proto.errors import BadState, Exhausted, Invalid, TryAgain
+from cairn.proto.v1.audit_pb2 import AuditChain, AuditProgress, AuditVerdict, ListAuditsResponse, VerifyAuditsResponse
 from cairn.proto.v1.cluster_pb2 import ForgetUnknownResponse, GetClusterStatusResponse, UnknownObject
 from cairn.proto.v1.common_pb2 import Plan
 from cairn.proto.v1.event_pb2 import Event
@@ -128,6 +128,12 @@ CHAINS = [
 BROKEN = ["chain c1: record 4702 does not follow record 4701: one of them is not what was written"]
 
 
+def verified(**found: Any) -> list[VerifyAuditsResponse]:
+    """What a controller tells while it verifies, and last."""
+    progress = AuditProgress(records=5000, whole=12000, chain="c1", file="c1.x.audit")
+    return [VerifyAuditsResponse(progress=progress), VerifyAuditsResponse(verdict=AuditVerdict(**found))]
+
+
 def erased(_request: Any) -> ListAuditsResponse:
     answer = ListAuditsResponse()
     made, deleted, gone = (answer.audits.add(object="vm/i-00000old", object_name="old") for _ in range(3))
@@ -239,8 +245,11 @@ CASES: dict[str, list[tuple[str, dict[str, Callable[[Any], Any]]]]] = {
         ("vm history web", {"ListAudits": audited}),
         ("vm history old", {"ListAudits": [erased, erased]}),
         ("vm history nope", {"ListAudits": lambda _: ListAuditsResponse()}),
-        ("audit verify", {"VerifyAudits": lambda _: VerifyAuditsResponse(chains=CHAINS)}),
-        ("audit verify", {"VerifyAudits": lambda _: VerifyAuditsResponse(chains=CHAINS, broken=BROKEN)}),
+        ("audit verify", {"VerifyAudits": lambda _: verified(chains=CHAINS)}),
+        ("audit verify", {"VerifyAudits": lambda _: verified(chains=CHAINS, broken=BROKEN)}),
+        ("audit verify -o json", {"VerifyAudits": lambda _: verified(chains=CHAINS[1:], broken=BROKEN)}),
+        ("audit verify", {"VerifyAudits": lambda _: verified()[:1]}),
+        ("audit verify", {"VerifyAudits": [lambda _: [*verified()[:1], TryAgain("c1 ends")], lambda _: verified()]}),
     ],
     "refusals": [
         ("vm create web --image demo", {}),

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from cairn.controller.cli import backup, client, transfer
-from cairn.controller.cli.output import document
+from cairn.controller.cli.output import Progress, document
 from cairn.controller.cli.values import distance_text
 from cairn.proto.errors import TryAgain
 from cairn.proto.v1.cluster_pb2 import GetClusterStatusResponse
@@ -20,6 +20,7 @@ from cairn.proto.v1.vm_pb2 import Vm
 from tests.unit.cli_cloud import Cloud
 from tests.unit.cli_objects import cloud, vm  # noqa: F401
 from tests.unit.cli_run import run
+from tests.unit.test_cli_golden import verified
 from tests.unit.test_cli_image import raw
 
 
@@ -159,3 +160,22 @@ def test_a_full_disk_behind_stdout_is_told_in_a_sentence(cloud: Cloud) -> None: 
         )  # fmt: skip
     assert ended.returncode == 1, ended.stderr
     assert ended.stderr == "cairn: cannot list vm: No space left on device\n"
+
+
+@pytest.mark.parametrize(("output", "quiet"), [("table", False), ("json", True)])
+def test_how_far_a_long_walk_is_is_for_a_persons_terminal(
+    cloud: Cloud,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    output: str,
+    quiet: bool,
+) -> None:
+    shown: list[tuple[bool, str, bool]] = []
+
+    def update(progress: Any, text: str, *, live_only: bool = False) -> None:
+        shown.append((progress._quiet, text, live_only))
+
+    monkeypatch.setattr(Progress, "update", update)
+    cloud.scripts["VerifyAudits"].append(lambda _: verified())
+    assert run(cloud, "audit", "verify", "-o", output).code == 0
+    # Neither a line of a log nor a spinner when a program reads.
+    assert shown == [(quiet, "5,000 of about 12,000 records: chain c1, its file c1.x.audit", True)]
