@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from tests.bench import access, api, boot, fanout, memory, net, placement, start, storage
+from tests.bench import access, api, boot, fanout, memory, metering, net, placement, start, storage
 from tests.bench.report import title
 
 ALL: dict[str, Callable[[], object]] = {
@@ -18,6 +18,7 @@ ALL: dict[str, Callable[[], object]] = {
     "fanout": fanout.main,
     "start": start.main,
     "access": access.main,
+    "metering": metering.main,
     "storage": storage.main,
 }
 
