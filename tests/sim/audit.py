@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from cairn.proto.pki import Identity
@@ -59,10 +59,15 @@ async def broken(world: World, controller: str) -> list[str]:
 
 async def used(world: World, controller: str) -> list[Any]:
     """Return what a controller reports as used by each object since before there was any: page by page."""
+    return await used_since(_client(world, controller), START - timedelta(days=1))
+
+
+async def used_since(client: SimClient, since: datetime) -> list[Any]:
+    """Return the pages of a report of all since a whole hour, by object, as whoever answers this client reports it."""
     asked, found = ReportUsageRequest(project=ALL_PROJECTS, group_by=UsageGroup.USAGE_GROUP_OBJECT, page_size=PAGE), []
-    asked.from_time.FromDatetime(START - timedelta(days=1))
+    asked.from_time.FromDatetime(since)
     while True:
-        answer = await _client(world, controller).call(UsageServiceStub, "ReportUsage", asked)
+        answer = await client.call(UsageServiceStub, "ReportUsage", asked)
         found.append(answer)
         if not answer.next_page_token:
             return found

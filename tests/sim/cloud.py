@@ -123,13 +123,14 @@ class Commit:
     """One revision of the store.
 
     writers: "<kind>/<id>" -> component; empty when no transaction made it (a lease ran out). checked: the keys whose revision
-    it named. None for both: nobody knows (a real etcd).
+    it named. None for both: nobody knows (a real etcd). whole: nothing happened, these are all records as they were found.
     """
 
     revision: int
     changes: tuple[Changed, ...]
     writers: Mapping[str, str] | None = None
     checked: frozenset[str] | None = None
+    whole: bool = False
 
 
 @dataclass
@@ -169,8 +170,10 @@ class Cloud:
         changes: Iterable[tuple[str, bytes | None]],
         writers: Mapping[str, str] | None = None,
         checked: Iterable[str] | None = None,
+        *,
+        whole: bool = False,
     ) -> Commit:
-        """Take a revision in: (key, value or None where deleted). Keys are those of the store."""
+        """Take a revision in: (key, value or None where deleted). Keys are those of the store. whole: as in Commit."""
         taken = []
         for key, value in changes:
             if key.removeprefix(kinds.ROOT).partition("/")[0] not in kinds.BY_NAME:
@@ -189,6 +192,7 @@ class Cloud:
             tuple(taken),
             {key.removeprefix(kinds.ROOT): writer for key, writer in writers.items()} if writers is not None else None,
             frozenset(key.removeprefix(kinds.ROOT) for key in checked) if checked is not None else None,
+            whole,
         )
 
     def running(self) -> list[tuple[str, str]]:

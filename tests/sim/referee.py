@@ -31,7 +31,7 @@ class Referee:
         """From now on it is a history of its own, which begins with these records."""
         self._checkers, self._suspended = checkers, False
         self.cloud.records = {kind.name: {} for kind in kinds.ALL}
-        commit = self.cloud.commit(revision, records)
+        commit = self.cloud.commit(revision, records, whole=True)
         self._ask(lambda checker: checker.committed(self.cloud, commit))
 
     def batch(self, batch: Batch, txn: Txn | None) -> None:

@@ -16,23 +16,25 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from cairn.controller.store.base import Batch, Change, Unavailable
+from cairn.controller.store.base import Batch, Unavailable
 from cairn.controller.store.etcd import EtcdStore
 from cairn.proto import kinds
 from cairn.proto.rpc import FileCredentials, GrpcTransport
-from cairn.proto.seams import SystemIds
+from cairn.proto.seams import SystemClock, SystemIds
 
 from tests.lab.hosts import Host, run
 from tests.lab.lab import Lab
 from tests.sim import audit, cast
 from tests.sim.asked import Asked
-from tests.sim.checkers.base import Violation
+from tests.sim.checkers.base import Checker, Violation
+from tests.sim.checkers.metered import Metered
 from tests.sim.user import SUBNET, User
 from tests.twin.eyes import Eyes
 from tests.twin.faults import Faults
 from tests.twin.load import Load, TwinClient
 from tests.twin.logs import Logs, Untroubled
 from tests.twin.patience import PatientReferee
+from tests.twin.punctual import Punctual
 from tests.twin.waits import waits
 
 USERS: Final = ("u1", "u2", "u3")
@@ -59,6 +61,9 @@ class Figures:
     vms: int = 0
     guests_started: int = 0
     guests_most: int = 0
+    # Of all VMs: on servers, counted, and how long the two were apart, in seconds; and the latest report without faults.
+    used_s: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    latest_s: float = 0.0
     violations: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -71,6 +76,8 @@ class Figures:
                 f"acts of users: {sum(self.acts.values())} ({told(self.acts)})",
                 f"requests answered: {self.requests}; VMs made: {self.vms}; guests started: {self.guests_started},"
                 f" at most {self.guests_most} at a time",
+                f"guests ran for {self.used_s[0]:.0f} s, {self.used_s[1]:.0f} s are counted; reports were late by"
+                f" {self.used_s[2]:.0f} s in all, {self.latest_s:.1f} s at most once faults had ended",
                 f"looks: {self.looks}; pictures judged: {self.pictures}; revisions judged: {self.revisions};"
                 f" log lines judged: {self.lines}",
                 f"violations: {len(self.violations)}",
@@ -86,8 +93,14 @@ class Twin:
         self.lab, self._seed, self._seconds, self._say = lab, seed, seconds, say
         self._began_s = asyncio.get_running_loop().time()
         self.figures = Figures()
-        checkers = [*cast.all_checkers(), Untroubled()]
-        self.referee = PatientReferee(checkers, self._fail)
+        self._metered, self._punctual = Metered(), Punctual(asyncio.get_running_loop().time)
+        others = [each for each in cast.all_checkers() if not isinstance(each, Metered)]
+        self._checkers: list[Checker] = [*others, self._metered, self._punctual, Untroubled()]
+        self.referee = PatientReferee(self._checkers, self._fail)
+        # Servers, controllers and this process are on one machine: they have one clock.
+        self._clock = SystemClock()
+        self.referee.cloud.clock = self._clock.now
+        self._began = self._clock.now().replace(minute=0, second=0, microsecond=0)
         self.asked: Asked = self.referee.asked
         etcd = [lab.pki / name for name in ("etcd-ca.crt", "controller-n1-etcd.crt", "controller-n1-etcd.key")]
         self.store = EtcdStore([f"{host.address}:2379" for host in lab.control], FileCredentials(*etcd))
@@ -144,6 +157,7 @@ class Twin:
         working = asyncio.gather(*(self._work(user, until_s) for user in users))
         await self.faults.run(until_s)
         await self.faults.calm()
+        self._punctual.calm = True
         self.note("all faults have ended")
         await self._bounded("not everybody was answered", working)
         await self._rest("at rest", self.referee.unsettled)
@@ -160,7 +174,7 @@ class Twin:
     async def _open(self) -> None:
         """Take in the store as it is, and the secrets nobody may see."""
         items, self._seen = await self.store.read(kinds.ROOT)
-        self.referee.batch(Batch(self._seen, tuple(Change(item.key, item.value) for item in items)), None)
+        self.referee.begin_anew(self._checkers, self._seen, [(item.key, item.value) for item in items])
         nodes = {node.name: id for id, node in self.referee.cloud.all("node").items()}
         self.eyes = Eyes(self.lab.hosts, nodes)
         for path in sorted(self.lab.pki.glob("*.key")):
@@ -275,12 +289,11 @@ class Twin:
     async def _ask_all(self) -> None:
         """Have each controller list everything it knows."""
         for host in self.lab.control:
-            found = await self._listed(f"unix:{self.lab.socket_of(host)}")
+            alone = TwinClient(self._transport, (f"unix:{self.lab.socket_of(host)}",), SystemIds(), lambda _text: None)
+            found: dict[str, list[Any]] = {**await audit.listed(alone), "usage": await audit.used_since(alone, self._began)}
             for kind, objects in found.items():
-                try:
-                    self.referee.listed(f"the controller on {host.name}", kind, objects)
-                except Violation as violation:
-                    self._fail(violation)
+                for text in self.referee.listed(f"the controller on {host.name}", kind, objects):
+                    self._violated(text)
 
     async def _ask_libvirt(self) -> None:
         """Have each server's libvirt list its domains: what it says must be what its files and the processes say."""
@@ -344,4 +357,5 @@ class Twin:
         figures = self.figures
         figures.faults = self.faults.struck
         figures.requests = sum(client.answered for client in self._clients)
+        figures.used_s, figures.latest_s = self._metered.totals_s(self.referee.cloud), self._punctual.latest_s
         figures.guests_started = sum(host.boots for host in self.referee.cloud.hosts.values())

@@ -142,7 +142,7 @@ class Metered(Checker):
     def committed(self, cloud: Cloud, commit: Commit) -> Iterator[str]:
         """Take in what changed, and when."""
         counted = [each for each in commit.changes if each.kind in _KINDS or _guest(each)]
-        if commit.writers is None or not counted:
+        if commit.whole or not counted:
             return
         stamps = [each.after.time for each in commit.changes if each.kind == "usage_clock" and each.after is not None]
         if not stamps:
@@ -210,6 +210,13 @@ class Metered(Checker):
                 truth.roll(now_us)
                 (truth.hosts.add if is_here else truth.hosts.discard)(node)
         yield from ()
+
+    def totals_s(self, cloud: Cloud) -> tuple[float, float, float]:
+        """Return of all VMs that are gone: seconds on hosts, seconds counted, and for how long reports said otherwise."""
+        kept, gone = _kept(cloud), [vm for vm in self._truths if self._lives[f"vm/{vm}"].gone]
+        counted_us = sum(kept.get(f"vm/{vm}", Kept()).running_us for vm in gone)
+        hosts_us, apart_us = (sum(getattr(self._truths[vm], each) for vm in gone) for each in ("hosts_us", "apart_us"))
+        return hosts_us / 1e6, counted_us / 1e6, apart_us / 1e6
 
     def settled(self, cloud: Cloud, asked: Asked) -> Iterator[str]:
         """Compare."""
