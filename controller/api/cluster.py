@@ -103,6 +103,7 @@ class ClusterService(cluster_pb2_grpc.ClusterServiceServicer):
                 say=member.say,
             )
         why = standing.why_not()
+        answer.healthy = why is None and not troubles_of(answer)
         answer.say = why.say if why is not None else sentence(answer)
         return answer
 
@@ -265,8 +266,8 @@ def _store_troubles(answer: GetClusterStatusResponse) -> list[str]:
     return troubles
 
 
-def sentence(answer: GetClusterStatusResponse) -> str:
-    """Return what matters most, first what is wrong."""
+def troubles_of(answer: GetClusterStatusResponse) -> list[str]:
+    """Return what is wrong, what matters most first; nothing: all is well."""
     troubles = []
     if answer.nodes_ahead:
         ahead = ", ".join(node.name for node in answer.nodes_ahead)
@@ -293,6 +294,11 @@ def sentence(answer: GetClusterStatusResponse) -> str:
         )
     if not answer.nodes_ready:
         troubles.append("no node is ready")
-    if troubles:
+    return troubles
+
+
+def sentence(answer: GetClusterStatusResponse) -> str:
+    """Return what matters most, first what is wrong."""
+    if troubles := troubles_of(answer):
         return "; ".join(troubles)
     return f"healthy: {several(answer.nodes_ready, 'node')} ready, {answer.vms_running} of {several(answer.vms, 'VM')} running"

@@ -22,11 +22,15 @@ fsck.add_verbs(group)
 
 
 @group.verb("status")
-async def status(session: Session) -> None:
+@click.option("--check", is_flag=True, help="End with exit code 1 when anything is wrong.")
+async def status(session: Session, check: bool) -> None:
     """Tell how the cluster is."""
     from cairn.proto.v1.cluster_pb2 import GetClusterStatusRequest
 
-    session.output.one(await session.call("cluster", GetClusterStatusRequest()), status_details)
+    answer = await session.call("cluster", GetClusterStatusRequest())
+    session.output.one(answer, status_details)
+    if check and not answer.healthy:
+        raise Failure(f"cluster {answer.name} is not healthy: {answer.say}", whole=True)
 
 
 def status_details(answer: Any) -> Iterator[Detail]:

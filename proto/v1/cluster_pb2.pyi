@@ -59,6 +59,7 @@ class GetClusterStatusResponse(_message.Message):
     UNKNOWN_FIELD_NUMBER: _builtins.int
     NODES_DEGRADED_NAMES_FIELD_NUMBER: _builtins.int
     NODES_DEGRADED_FIELD_NUMBER: _builtins.int
+    HEALTHY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     epoch: _builtins.int
     """Grows when the store is restored from a backup."""
@@ -75,6 +76,8 @@ class GetClusterStatusResponse(_message.Message):
     unknown: _builtins.int
     """What nodes know better than the records; ListUnknown names it."""
     nodes_degraded: _builtins.int
+    healthy: _builtins.bool
+    """Nothing is wrong; else `say` tells what is. Not set by older controllers."""
     @_builtins.property
     def controllers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ControllerSession]: ...
     @_builtins.property
@@ -126,10 +129,11 @@ class GetClusterStatusResponse(_message.Message):
         unknown: _builtins.int = ...,
         nodes_degraded_names: _abc.Iterable[_builtins.str] | None = ...,
         nodes_degraded: _builtins.int = ...,
+        healthy: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["restore", b"restore", "restored", b"restored"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["controllers", b"controllers", "controllers_missing", b"controllers_missing", "epoch", b"epoch", "members", b"members", "name", b"name", "nodes_ahead", b"nodes_ahead", "nodes_degraded", b"nodes_degraded", "nodes_degraded_names", b"nodes_degraded_names", "nodes_down", b"nodes_down", "nodes_down_names", b"nodes_down_names", "nodes_ready", b"nodes_ready", "restore", b"restore", "restored", b"restored", "revision", b"revision", "say", b"say", "unknown", b"unknown", "unreadable", b"unreadable", "vms", b"vms", "vms_running", b"vms_running", "vms_unknown", b"vms_unknown"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["controllers", b"controllers", "controllers_missing", b"controllers_missing", "epoch", b"epoch", "healthy", b"healthy", "members", b"members", "name", b"name", "nodes_ahead", b"nodes_ahead", "nodes_degraded", b"nodes_degraded", "nodes_degraded_names", b"nodes_degraded_names", "nodes_down", b"nodes_down", "nodes_down_names", b"nodes_down_names", "nodes_ready", b"nodes_ready", "restore", b"restore", "restored", b"restored", "revision", b"revision", "say", b"say", "unknown", b"unknown", "unreadable", b"unreadable", "vms", b"vms", "vms_running", b"vms_running", "vms_unknown", b"vms_unknown"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

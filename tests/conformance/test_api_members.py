@@ -33,6 +33,7 @@ async def test_a_controller_that_is_gone_is_missing_until_it_is_retired(world: W
     await world.commit(Txn("peers").put(kinds.CONTROLLER, "c2", ControllerSession(name="c2")))
     status = await world.api.cluster.GetClusterStatus(GetClusterStatusRequest())
     assert not status.controllers_missing
+    assert status.healthy == status.say.startswith("healthy")
     why = "controller 'c2' is running: stop it first"
     retire = RetireControllerRequest(name="c2")
     await refused(world.api.cluster.RetireController(retire), grpc.StatusCode.FAILED_PRECONDITION, why)
@@ -41,6 +42,7 @@ async def test_a_controller_that_is_gone_is_missing_until_it_is_retired(world: W
     status = await world.api.cluster.GetClusterStatus(GetClusterStatusRequest())
     assert [missing.name for missing in status.controllers_missing] == ["c2"]
     assert "controller c2 is missing" in status.say
+    assert not status.healthy
 
     await world.api.cluster.RetireController(retire)
     status = await world.api.cluster.GetClusterStatus(GetClusterStatusRequest())

@@ -235,6 +235,8 @@ CASES: dict[str, list[tuple[str, dict[str, Callable[[Any], Any]]]]] = {
         ("event list", {}),
         ("event list -o wide", {}),
         ("cluster status", {"GetClusterStatus": status}),
+        ("cluster status --check -o json", {"GetClusterStatus": lambda _: GetClusterStatusResponse(name="lab", healthy=True)}),
+        ("cluster status --check", {"GetClusterStatus": status}),
     ],
     "audit": [
         ("audit list --who ann --since 2026-01-01T08:00", {"ListAudits": audited}),
