@@ -31,12 +31,12 @@ _KNOWN_FEATURES = 0b11111
 
 # What is written: version 3, clusters of 64 KiB, reference counts of 16 bits (2^4), as qemu-img does.
 _CLUSTER_BITS = 16
-_CLUSTER_BYTES = 1 << _CLUSTER_BITS
+CLUSTER_BYTES = 1 << _CLUSTER_BITS
 _REFCOUNT_ORDER = 4
 # A first-level entry stands for a table of second-level entries, one cluster large, 8 bytes each.
-_L1_ENTRY_BYTES = _CLUSTER_BYTES * (_CLUSTER_BYTES // 8)
+L1_ENTRY_BYTES = CLUSTER_BYTES * (CLUSTER_BYTES // 8)
 # QEMU opens no larger first-level table.
-_L1_ENTRIES_MAX = (32 << 20) // 8
+L1_ENTRIES_MAX = (32 << 20) // 8
 # Features of three kinds, order of reference counts, length of the header; compression type and padding.
 _VERSION_3 = struct.Struct(">QQQIIQ")
 _EXTENSION = struct.Struct(">II")
@@ -79,21 +79,36 @@ def blank(size_bytes: int, *, backing: str = "", backing_format: str = "") -> tu
     size_bytes: of the disk, whole sectors. backing: the file it is a copy of, relative to its own, and that file's format.
     Clusters: header, reference count table, one block of counts, first-level table. ValueError: larger than what QEMU opens.
     """
-    l1_entries = max(1, -(-size_bytes // _L1_ENTRY_BYTES))
-    if size_bytes % SECTOR_BYTES or l1_entries > _L1_ENTRIES_MAX:
+    l1_entries = max(1, -(-size_bytes // L1_ENTRY_BYTES))
+    if size_bytes % SECTOR_BYTES or l1_entries > L1_ENTRIES_MAX:
         raise ValueError(f"a qcow2 disk cannot have {size_bytes} bytes")
-    clusters = 3 + -(-8 * l1_entries // _CLUSTER_BYTES)
+    clusters = 3 + -(-8 * l1_entries // CLUSTER_BYTES)
+    l1_at, counts_at, block_at = 3 * CLUSTER_BYTES, CLUSTER_BYTES, 2 * CLUSTER_BYTES
+    counts = struct.pack(">H", 1) * clusters
+    whole = head(size_bytes, l1_entries, l1_at, counts_at, 1, backing=backing, backing_format=backing_format)
+    return {0: whole, counts_at: struct.pack(">Q", block_at), block_at: counts}, clusters * CLUSTER_BYTES
+
+
+def head(
+    size_bytes: int,
+    l1_entries: int,
+    l1_at: int,
+    counts_at: int,
+    counts_clusters: int,
+    *,
+    backing: str = "",
+    backing_format: str = "",
+) -> bytes:
+    """Return the header of a file: of a disk of so many bytes, whose first-level and reference count tables are there."""
     named = backing.encode()
     extensions = _extension(_BACKING_FORMAT, backing_format.encode()) if backing else b""
     extensions += _EXTENSION.pack(0, 0)
     name_at = _HEAD.size + _VERSION_3.size + len(extensions) if backing else 0
-    l1_at, counts_at, block_at = 3 * _CLUSTER_BYTES, _CLUSTER_BYTES, 2 * _CLUSTER_BYTES
-    head = _HEAD.pack(
-        QCOW2_MAGIC, 3, name_at, len(named), _CLUSTER_BITS, size_bytes, 0, l1_entries, l1_at, counts_at, 1, 0, 0
-    ) + _VERSION_3.pack(0, 0, 0, _REFCOUNT_ORDER, _HEAD.size + _VERSION_3.size, 0)
-    counts = struct.pack(">H", 1) * clusters
-    pieces = {0: head + extensions + named, counts_at: struct.pack(">Q", block_at), block_at: counts}
-    return pieces, clusters * _CLUSTER_BYTES
+    fixed = _HEAD.pack(
+        *(QCOW2_MAGIC, 3, name_at, len(named), _CLUSTER_BITS, size_bytes, 0),
+        *(l1_entries, l1_at, counts_at, counts_clusters, 0, 0),
+    )
+    return fixed + _VERSION_3.pack(0, 0, 0, _REFCOUNT_ORDER, _HEAD.size + _VERSION_3.size, 0) + extensions + named
 
 
 def _extension(kind: int, content: bytes) -> bytes:

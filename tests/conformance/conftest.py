@@ -12,6 +12,8 @@ from cairn.storage.rbd_pool import Place
 from tests.conformance.storage_kit import CephPlace
 from tests.lab.ceph import Ceph, missing
 from tests.lab.etcd import Cluster
+from tests.lab.radosgw import RadosGateway
+from tests.lab.radosgw import missing as no_radosgw
 
 POOL = "vms"
 _numbers = itertools.count(1)
@@ -32,6 +34,15 @@ def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ceph]:
     with Ceph(tmp_path_factory.mktemp("ceph") / "cluster") as cluster:
         cluster.make_pool(POOL)
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def radosgw(ceph: Ceph, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RadosGateway]:
+    """An S3 server on that cluster; each test has a bucket of its own."""
+    if lacks := no_radosgw():
+        pytest.skip(f"no S3 server here: {lacks}")
+    with RadosGateway(ceph, tmp_path_factory.mktemp("radosgw") / "gateway") as gateway:
+        yield gateway
 
 
 @pytest.fixture
