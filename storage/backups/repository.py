@@ -4,6 +4,7 @@
     volumes/<volume>/<backup>/<backup>.qcow2.000000.<sha256>            the parts of the file; ".age" behind: encrypted
                              /<backup>.<sha256>.parts                   their list, as sha256sum writes it
                              /<backup>.<sha256>.json                    the manifest, written last
+                             /<backup>.<sha256>.begun                   that an encrypted one is tried, and of which moment
                              /<backup>.<sha256>.hidden                  it was removed, but others are built on it
     claims/<volume>/<token>                                             who works on a volume now (claims.py)
 

@@ -15,7 +15,7 @@ from typing import Final, Protocol
 
 from cairn.storage.backups.encryption import Identities, Sealed
 from cairn.storage.backups.flow import at_once
-from cairn.storage.backups.layout import BadLayout, Layout, Piece, Reader, resolve
+from cairn.storage.backups.layout import READ_BYTES, BadLayout, Layout, Piece, Reader, resolve
 from cairn.storage.backups.manifest import Part
 from cairn.storage.backups.repository import Backup, BadRepository, Catalogue, Repository
 from cairn.storage.backups.store import Gone, StoreError
@@ -120,6 +120,7 @@ class _Restoring:
             at = (piece.place - place) * CLUSTER_BYTES
             some = memoryview(content)[at : at + piece.count * CLUSTER_BYTES]
             for start, end, is_zero in _kinds(some):
+                await asyncio.sleep(0)
                 if is_zero:
                     await self.zero(piece.first + start, piece.first + end)
                     continue
@@ -127,13 +128,16 @@ class _Restoring:
                 data = bytes(some[start * CLUSTER_BYTES : end * CLUSTER_BYTES][: self.size_bytes - offset])
                 await self.target.write(offset, data)
                 self.written_bytes += len(data)
-            await asyncio.sleep(0)
 
 
 def _kinds(content: memoryview) -> Iterator[tuple[int, int, bool]]:
-    """Yield runs of clusters: from, to, whether they are zeros."""
-    clusters = range(len(content) // CLUSTER_BYTES)
-    for is_zero, some in groupby(clusters, key=lambda n: content[n * CLUSTER_BYTES : (n + 1) * CLUSTER_BYTES] == _ZEROS):
+    """Yield runs of clusters, no more than READ_BYTES each: from, to, whether they are zeros."""
+
+    def kind(number: int) -> tuple[int, bool]:
+        start = number * CLUSTER_BYTES
+        return start // READ_BYTES, content[start : start + CLUSTER_BYTES] == _ZEROS
+
+    for (_, is_zero), some in groupby(range(len(content) // CLUSTER_BYTES), key=kind):
         run = list(some)
         yield run[0], run[-1] + 1, is_zero
 

@@ -199,6 +199,8 @@ class _Writing:
                 what = f"{len(got)} bytes instead of {piece.length} at byte {piece.offset} of {self.wanted.volume.id}"
                 raise StorageError(f"the source of backup {self.wanted.backup} gave {what}")
             content += got
+            # A source may have it all at once.
+            await asyncio.sleep(0)
         return bytes(content)
 
     async def _of_this_point(self, here: dict[str, int]) -> dict[str, int]:
