@@ -45,7 +45,7 @@ from cairn.agent.world import Part, World
 from cairn.net.base import NetError
 from cairn.proto.log import logger
 from cairn.proto.v1.agent_pb2 import DesiredVm, Report, VmReport
-from cairn.storage.base import StorageError
+from cairn.storage.base import StorageError, Superseded
 
 LOOK_AGAIN_S = 1.0
 # Looks at one guest before others have their turn.
@@ -214,18 +214,19 @@ class Guests:
                     await hypervisor.define(spec)
                 case Start():
                     async with self._opening(id, {disk.volume for disk in vm.disks}):
+                        await self._world.show_claims(vm.disks)
                         await self._start(action, tuple(nic.tap for nic in vm.nics))
                 case BindPorts(ports=ports):
                     await self._networks.bind(ports)
                 case Resume():
-                    await hypervisor.resume(id)
+                    await self._resume(vm)
                 case Stop(force=force):
                     await hypervisor.stop(id, force=force)
                 case Reboot(force=force, reboot_generation=generation):
                     await hypervisor.reboot(id, force=force, reboot_generation=generation)
                 case AttachDisk(disk=disk):
                     async with self._opening(id, {disk.volume}):
-                        await hypervisor.attach_disk(id, disk)
+                        await self._attach(vm, disk)
                 case DetachDisk(volume=volume):
                     await hypervisor.detach_disk(id, volume)
                 case Undefine():
@@ -242,6 +243,7 @@ class Guests:
     async def _opening(self, id: str, volumes: set[str]) -> AsyncGenerator[None]:
         """Let nobody else open or change these volumes meanwhile. HypervisorError when another guest has one of them open."""
         async with self._exclusive.hold(volumes):
+            self._world.mark_openers(volumes)
             await self._world.refresh(Part.DOMAINS)
             for other in self._world.domains.values():
                 taken = volumes.intersection(other.volumes) if other.id != id else set()
@@ -262,6 +264,28 @@ class Guests:
             made = True
         finally:
             self._networks.end_start(taps, made=made)
+
+    async def _resume(self, vm: DesiredVm) -> None:
+        """Let it run; one that was started, and executes nothing yet, only if its disks are its own still."""
+        domain = self._world.domains.get(vm.id)
+        if domain is None or domain.state in (DomainState.STARTING, DomainState.SHUT_OFF):
+            try:
+                await self._world.show_claims(vm.disks)
+            except Superseded:
+                await self._hypervisor.stop(vm.id, force=True)
+                raise
+        await self._hypervisor.resume(vm.id)
+
+    async def _attach(self, vm: DesiredVm, disk: Disk) -> None:
+        """Plug a disk in; one that was given to another guest meanwhile is taken out again."""
+        claims = [each for each in vm.disks if each.volume == disk.volume]
+        await self._world.show_claims(claims)
+        await self._hypervisor.attach_disk(vm.id, disk)
+        try:
+            await self._world.show_claims(claims)
+        except Superseded:
+            await self._hypervisor.detach_disk(vm.id, disk.volume)
+            raise
 
     def _report_failure(self, key: str, vm: DesiredVm, verdict: Verdict, action: Action, error: Exception) -> None:
         body = VmReport()

@@ -21,7 +21,7 @@ from cairn.agent.reports import Reports
 from cairn.agent.work import Again
 from cairn.agent.world import Part, World
 from cairn.proto.v1.agent_pb2 import DesiredVolume, ImageReport, Report, VolumeReport
-from cairn.storage.base import StorageError, Volume, VolumeDriver
+from cairn.storage.base import Claiming, StorageError, Volume, VolumeDriver
 from cairn.storage.drivers import Drivers
 from cairn.storage.plan import Action, CreateVolume, DeleteVolume, GrowVolume, plan
 
@@ -47,12 +47,15 @@ class Volumes:
         self._world, self._ledger, self._reports = world, ledger, reports
         # Keys that wait for a guest to let go.
         self.in_use: set[str] = set()
+        # Key -> the newest claim that was shut out.
+        self._shut: dict[str, int] = {}
 
     async def settle(self, key: str) -> Again:
         """Make a volume what it should be; StorageError or HypervisorError when that failed."""
         object = self._ledger.object(key)
         self.in_use.discard(key)
         if object is None or object.volume.elsewhere:
+            self._shut.pop(key, None)
             return Again()
         desired = object.volume
         try:
@@ -62,6 +65,7 @@ class Volumes:
             return Again()
         await self._world.refresh(Part.VOLUMES, Part.IMAGES, Part.DOMAINS)
         self._world.require(desired.type)
+        await self._shut_out(key, desired, driver)
         held = self._world.volumes.get(desired.id)
         if desired.absent and held is not None and await self._ledger.yield_to(key):
             # It was to be removed before a restore, and is still here: the restored record lets it live.
@@ -86,6 +90,12 @@ class Volumes:
         await self._conclude(key, desired)
         return Again()
 
+    async def _shut_out(self, key: str, desired: DesiredVolume, driver: VolumeDriver) -> None:
+        """Shut out who opened it by an older claim, if that is asked for; StorageError: some may have it still."""
+        if desired.shut_out > self._shut.get(key, 0) and isinstance(driver, Claiming):
+            await driver.shut_out(desired.id, desired.shut_out, generation=desired.generation)
+            self._shut[key] = desired.shut_out
+
     @asynccontextmanager
     async def _alone(self, id: str, actions: Sequence[Action]) -> AsyncGenerator[None]:
         """Let no guest begin to open a volume that is grown or removed; who has it open by now is seen."""
@@ -93,6 +103,7 @@ class Volumes:
             yield
             return
         async with self._exclusive.hold({id}):
+            self._world.mark_openers({id})
             await self._world.refresh(Part.DOMAINS)
             yield
 
@@ -183,4 +194,6 @@ class Volumes:
     def _report(self, key: str, body: VolumeReport) -> None:
         held = self._ledger.desired.get(key)
         if held is not None:
+            # Of what is asked for now: what was done before is of no use to anybody.
+            body.shut_out = min(self._shut.get(key, 0), held.object.volume.shut_out)
             self._reports.put(Report(key=key, version=held.version, volume=body))

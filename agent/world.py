@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from typing import Any, Final
 
 from cairn.agent.guestfiles import GuestFiles
@@ -21,8 +21,8 @@ from cairn.agent.hypervisor.base import Domain, Hypervisor, HypervisorError
 from cairn.net.base import Dataplane, Observed
 from cairn.proto.ids import LOCAL_POOL
 from cairn.proto.log import logger
-from cairn.proto.v1.agent_pb2 import Desired
-from cairn.storage.base import Attachment, Image, ImageStore, StorageError, Volume
+from cairn.proto.v1.agent_pb2 import Desired, VmDisk
+from cairn.storage.base import Attachment, Claiming, Image, ImageStore, StorageError, Volume
 from cairn.storage.drivers import Drivers
 
 # One failed reading is no silence: a daemon that is restarted is away for some seconds.
@@ -133,6 +133,19 @@ class World:
         if volume not in self._attachments:
             self._attachments[volume] = await self._drivers.of(self._wanted.get(volume, "")).attachment(volume)
         return self._attachments[volume]
+
+    async def show_claims(self, disks: Iterable[VmDisk]) -> None:
+        """Ask the pools of shared disks whether they may be opened. StorageError, Superseded: one may not."""
+        for disk in disks:
+            driver = self._drivers.of(disk.type)
+            if disk.open_generation and isinstance(driver, Claiming):
+                await driver.open(disk.volume, disk.open_generation)
+
+    def mark_openers(self, volumes: Collection[str]) -> None:
+        """Have those guests looked at anew that had one of these volumes, on or off: not all that happens is heard of."""
+        for domain in self.domains.values():
+            if not set(domain.volumes).isdisjoint(volumes):
+                self.mark_guest(domain.id)
 
     async def _look(self) -> dict[str, Volume]:
         """Look at what is wanted; of a type that cannot be looked at, what was seen before stays."""

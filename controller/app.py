@@ -51,6 +51,7 @@ from cairn.controller.reconcilers.base import Reconciler
 from cairn.controller.reconcilers.garbage import Garbage
 from cairn.controller.reconcilers.members import Members
 from cairn.controller.reconcilers.node_events import NodeEvents
+from cairn.controller.reconcilers.openings import Openings
 from cairn.controller.reconcilers.placement import Placements
 from cairn.controller.reconcilers.ports import Ports
 from cairn.controller.renewal import Renewal
@@ -86,7 +87,7 @@ GRACE_S: Final = 2.0
 def reconcilers() -> list[Reconciler]:
     """Return one of each."""
     jobs = Jobs([ImportImage()], [Keepers()])
-    return [Ports(), Placements(), Assignments(), Garbage(), jobs, NodeEvents(), Members()]
+    return [Ports(), Placements(), Assignments(), Openings(), Garbage(), jobs, NodeEvents(), Members()]
 
 
 class Controller:

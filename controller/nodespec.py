@@ -27,6 +27,7 @@ from cairn.controller.model.assigned import VOLUME_WORK, assigned_to, assignment
 from cairn.controller.model.attachments import is_let_go
 from cairn.controller.model.capabilities import lacking
 from cairn.controller.model.lifetime import kept_no_longer
+from cairn.controller.model.openings import is_given, opening
 from cairn.controller.model.owners import hostname_of, vm_of
 from cairn.controller.model.readable import CannotTell, Readable
 from cairn.controller.model.restored import is_restored, settled
@@ -56,6 +57,7 @@ from cairn.proto.ids import GUEST_DOMAIN, LOCAL_POOL, mac_of, router_mac, tap_of
 from cairn.proto.keys import UNSETTLED
 from cairn.proto.kinds import AnyKind, Kind
 from cairn.proto.v1.agent_pb2 import (
+    VM_ROLE_INCOMING,
     VM_ROLE_UNSPECIFIED,
     Desired,
     DesiredImage,
@@ -286,14 +288,26 @@ def _disks(view: View, node: str, vm: Vm) -> list[VmDisk]:
     for id in view.by(kinds.VOLUME, "vm", vm.id):
         volume = view.get(kinds.VOLUME, id)
         if volume is not None and node in volume_nodes(view, id) and not _erased(view, id):
-            if in_shared_pool(view, id) and not is_let_go(view, volume):
-                # Another node's guest may have it open.
-                continue
             disk = VmDisk(volume=id, boot=volume.spec.boot, slot=order[id])
+            if in_shared_pool(view, id):
+                if not _is_its_turn(view, node, vm, volume):
+                    # Another guest may have it open.
+                    continue
+                claim = opening(view, id)
+                disk.open_generation = claim.generation if claim is not None and claim.node == node else 0
             if volume.spec.type not in ("", LOCAL_POOL):
                 disk.type, disk.pool = volume.spec.type, volume_pool(view, id)
             disks.append(disk)
     return sorted(disks, key=lambda disk: (disk.slot, disk.volume))
+
+
+def _is_its_turn(view: View, node: str, vm: Vm, volume: Volume) -> bool:
+    """Tell whether a node is told of a shared disk of a VM; one that the VM is to move to looks at it, and opens it not yet."""
+    if where(view, vm.id).role(node) == VM_ROLE_INCOMING:
+        return is_let_go(view, volume)
+    if volume.spec.boot and not is_given(view, volume, vm.id, node):
+        raise CannotTell(f"volume {volume.id} is not to be opened there yet")
+    return is_given(view, volume, vm.id, node)
 
 
 def _erased(view: View, id: str) -> bool:
@@ -322,6 +336,8 @@ def _volume(view: View, _presence: Presence, node: str, id: str) -> Desired | No
     if _goes(view, volume):
         # Its node may have erased it before a restore: told that it is to be, it would make it anew, empty.
         raise CannotTell(f"volume {id} was purged, and is not said to be erased yet")
+    claim = opening(view, id)
+    result.shut_out = claim.generation if claim is not None and claim.shutting_out else 0
     # Not larger than the room claimed for it.
     result.size_bytes = volume_claimed_bytes(view, id)
     image = view.get(kinds.IMAGE, volume.spec.image) if volume.spec.image else None

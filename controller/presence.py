@@ -486,6 +486,7 @@ RULES: Final[dict[str, _Rule]] = {
     kinds.VOLUME_PLACEMENT.name: Presence._on_volume,
     kinds.PURGE.name: Presence._on_purge,
     kinds.ASSIGNMENT.name: Presence._on_assignment,
+    kinds.OPENING.name: Presence._on_volume,
     kinds.UNKNOWN.name: Presence._on_unknown,
     kinds.ERASURE.name: Presence._on_erasure,
     kinds.IMAGE.name: Presence._on_image,

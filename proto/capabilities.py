@@ -40,6 +40,9 @@ CARDS: Final = "cards"
 # Being told that a volume of a shared pool, which it administered before a restore, is another node's work now.
 ELSEWHERE: Final = "volume-elsewhere"
 
+# Asking a shared pool before a guest opens a volume there, and shutting out of it who opened one by an older claim.
+SHUT_OUT: Final = "shut-out"
+
 # What agents knew that do not say what they know.
 BEFORE_CAPABILITIES: Final = frozenset(
     (*map(desired_kind, ("image", "volume", "network", "port", "forward", "vm")), volume_type(LOCAL_POOL))
@@ -56,6 +59,7 @@ OF_THIS_RELEASE: Final = frozenset(
         OPEN_VOLUMES,
         CARDS,
         ELSEWHERE,
+        SHUT_OUT,
     )
 )
 

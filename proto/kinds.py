@@ -115,6 +115,7 @@ DECISION = Kind("decision", common_pb2.Decision, "placement", cached=False)  # i
 NODE_CLAIMS = Kind("node_claims", vm_pb2.NodeClaims, "placement")
 VOLUME_PLACEMENT = Kind("volume_placement", volume_pb2.VolumePlacement, "placement")
 POOL_CLAIMS = Kind("pool_claims", volume_pb2.PoolClaims, "placement")  # id: that of the pool, <type>/<node or name>
+OPENING = Kind("opening", volume_pb2.Opening, "openings")  # id: the volume's
 ASSIGNMENT = Kind("assignment", node_pb2.Assignment, "assignments")  # id: <kind of work>/<id of what it is about>
 NODE_LOSS = Kind("node_loss", node_pb2.NodeLoss, "assignments")  # id: that of the node
 NODE_TOLD = Kind("node_told", node_pb2.NodeTold, "node_events", "", _GARBAGE, kept=False)  # id: that of the node
@@ -153,8 +154,8 @@ ALL: Final[tuple[Kind[Message], ...]] = (
     PROJECT, IMAGE, VPC, SUBNET, PORT, VOLUME, VM, NODE, JOB, USER, ROLE, BINDING, API_TOKEN, SECRET, JOIN_TOKEN, NAME, VNI,
     IDENTITY_PROVIDER,
     QUOTA, QUOTA_USE, PRICE_LIST, ERASURE, REQUEST, PLAN, AUDIT, AUDIT_HEAD, AUDIT_CUT,
-    PORT_BINDING, ADDRESS, PLACEMENT, DECISION, NODE_CLAIMS, VOLUME_PLACEMENT, POOL_CLAIMS, ASSIGNMENT, NODE_LOSS, NODE_TOLD,
-    PURGE, IMAGE_CONTENT, JOB_STATE,
+    PORT_BINDING, ADDRESS, PLACEMENT, DECISION, NODE_CLAIMS, VOLUME_PLACEMENT, POOL_CLAIMS, OPENING, ASSIGNMENT, NODE_LOSS,
+    NODE_TOLD, PURGE, IMAGE_CONTENT, JOB_STATE,
     OBSERVED, UNKNOWN, NODE_HEARD, NODE_FACTS, NODE_POOLS, NODE_SESSION, NODE_LAST, CONTROLLER, CONTROLLER_LAST,
     CONTROLLER_MEMBER, CLUSTER, USAGE_CLOCK, USAGE_CURSOR, USAGE_OPEN, USAGE_DAY, USAGE_MONTH, USAGE_GAP, EVENT, EVENT_OF,
 )  # fmt: skip

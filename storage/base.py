@@ -168,6 +168,29 @@ class OwnPool(Protocol):
 
 
 @runtime_checkable
+class Claiming(Protocol):
+    """What a driver offers besides whose pool several nodes reach: who may open a volume there, and who may no more.
+
+    A claim is a number that grows with each guest that a volume is given to (VmDisk.open_generation). The pool remembers the
+    newest, for ever, so that who is late is refused. A guest's claim is shown before its process opens a volume, and once more
+    before it executes: `shut_out` either comes after the second, and finds the process, or before it, and that one is refused.
+    """
+
+    async def open(self, id: str, claim: int) -> None:
+        """Show a claim. Raises Superseded when a newer one was shown, or this one was shut out; StorageError when absent."""
+        ...
+
+    async def shut_out(self, id: str, claim: int, *, generation: int = 0) -> None:
+        """Refuse claims up to this one from now on, and have whoever has the volume open read and write nothing of it any more.
+
+        Returns once that is so of all of them; StorageError: it may not be so of some. Absent: refused all the same. Where a
+        newer claim was shown nothing is done: the guest that has the volume now is another one. Raises Superseded by
+        `generation`, as other acts.
+        """
+        ...
+
+
+@runtime_checkable
 class Sweeping(Protocol):
     """What a driver offers besides in whose pool things are left that no single act would find."""
 

@@ -12,7 +12,7 @@ no image afterwards. What the pool remembers of generations outlives its volumes
 
 from __future__ import annotations
 
-from collections.abc import Collection, MutableMapping, Sequence
+from collections.abc import Callable, Collection, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -26,6 +26,13 @@ from cairn.storage.qcow2 import whole_sectors
 TYPE: Final = "fake-shared"
 
 
+@dataclass(eq=False)
+class Connection:
+    """Somebody who has a volume open, until it is shut out."""
+
+    is_out: bool = False
+
+
 @dataclass
 class SharedPool:
     """The truth: what the pool holds, whichever nodes live."""
@@ -36,6 +43,19 @@ class SharedPool:
     # Volume -> the image it was made of, and the newest generation in whose name anything was done to it, also if it is gone.
     origins: dict[str, str] = field(default_factory=dict)
     generations: dict[str, int] = field(default_factory=dict)
+    # Volume -> the newest claim to open it that was shown, the newest that was shut out, and who has it open or had.
+    opened: dict[str, int] = field(default_factory=dict)
+    refused: dict[str, int] = field(default_factory=dict)
+    connections: dict[str, list[Connection]] = field(default_factory=dict)
+
+    # Told when somebody was shut out.
+    told: Callable[[], None] = lambda: None
+
+    def connect(self, path: str) -> Connection:
+        """Open a volume by its path (Attachment); what it is opened for is not the pool's to judge."""
+        made = Connection()
+        self.connections.setdefault(path.rpartition("/")[2], []).append(made)
+        return made
 
     def admit(self, id: str, generation: int) -> None:
         """Take note of who acts. Superseded when another one has acted since."""
@@ -116,6 +136,33 @@ class FakeSharedVolumes:
         if id not in self._pool.volumes:
             raise StorageError(f"volume {id} is not here, in pool {self._pool.name}")
         return Attachment(f"{self._pool.name}/{id}", "raw", Network("fake"))
+
+    async def open(self, id: str, claim: int) -> None:
+        """Show a claim to open it (see Claiming)."""
+        require_volume_id(id)
+        await self._node.enter("open")
+        opened, refused = self._pool.opened.get(id, 0), self._pool.refused.get(id, 0)
+        if claim < opened or claim <= refused:
+            newest = max(opened, refused)
+            raise Superseded(f"volume {id} was given to another guest, or is to be: claim {claim}, newest {newest}")
+        if id not in self._pool.volumes:
+            raise StorageError(f"volume {id} is not here, in pool {self._pool.name}")
+        self._pool.opened[id] = claim
+        self._node.leave("open")
+
+    async def shut_out(self, id: str, claim: int, *, generation: int = 0) -> None:
+        """Refuse who comes with a claim up to this one, and shut out who has it open (see Claiming)."""
+        require_volume_id(id)
+        await self._node.enter("shut_out")
+        self._pool.admit(id, generation)
+        if self._pool.opened.get(id, 0) > claim:
+            # Those were shut out before it was given to whoever has it now.
+            return
+        self._pool.refused[id] = max(self._pool.refused.get(id, 0), claim)
+        for each in self._pool.connections.pop(id, []):
+            each.is_out = True
+        self._pool.told()
+        self._node.leave("shut_out")
 
     async def recover(self) -> None:
         """Nothing is left half-done."""

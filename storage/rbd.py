@@ -88,6 +88,7 @@ class BlockPool(Protocol):
     async def names(self, prefix: str) -> list[str]: ...  # noqa: D102
     async def has_children(self, name: str) -> bool: ...  # noqa: D102
     async def room(self) -> tuple[int, int]: ...  # noqa: D102
+    async def shut_out(self, name: str) -> None: ...  # noqa: D102
 
 
 class RbdVolumes:
@@ -162,7 +163,9 @@ class RbdVolumes:
         require_volume_id(id)
         for _ in range(ROUNDS_MAX):
             text, held = await self._held(id, generation)
-            gone = Record(generation, left=with_name(held.left, held.image), more=held.more)
+            gone = Record(
+                generation, left=with_name(held.left, held.image), opened=held.opened, shut_out=held.shut_out, more=held.more
+            )
             if text == gone.text() or await self._pool.swap(object_of(id), text, gone.text()):
                 await self._sweep(id, gone)
                 return
@@ -175,6 +178,37 @@ class RbdVolumes:
         if not held.made:
             raise StorageError(f"volume {id} is not here, in pool {self._where}")
         return Attachment(self._pool.place.path(held.image), "raw", self._pool.place.network)
+
+    async def open(self, id: str, claim: int) -> None:
+        """Show a claim to open it (see Claiming)."""
+        require_volume_id(id)
+        for _ in range(ROUNDS_MAX):
+            text = await self._pool.read(object_of(id))
+            held = Record.read(text, object_of(id))
+            if claim < held.opened or claim <= held.shut_out:
+                newest = max(held.opened, held.shut_out)
+                raise Superseded(f"volume {id} was given to another guest, or is to be: claim {claim}, newest {newest}")
+            if not held.made:
+                raise StorageError(f"volume {id} is not here, in pool {self._where}")
+            if claim == held.opened or await self._pool.swap(object_of(id), text, replace(held, opened=claim).text()):
+                return
+        raise _contended(id)
+
+    async def shut_out(self, id: str, claim: int, *, generation: int = 0) -> None:
+        """Refuse who comes with a claim up to this one, and shut out who has it open (see Claiming)."""
+        require_volume_id(id)
+        for _ in range(ROUNDS_MAX):
+            text, held = await self._held(id, generation)
+            if held.opened > claim:
+                # Those were shut out before it was given to whoever has it now.
+                return
+            after = replace(held, generation=generation, shut_out=max(held.shut_out, claim))
+            if after == held or await self._pool.swap(object_of(id), text, after.text()):
+                # Who is late is refused from here on, so whoever has an image open now is all there is.
+                for name in with_name(held.left, held.image):
+                    await self._pool.shut_out(name)
+                return
+        raise _contended(id)
 
     async def recover(self) -> None:
         """Do nothing: half-done work is invisible, `sweep` removes it, and an agent begins also while its cluster is away."""

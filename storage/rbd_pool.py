@@ -172,6 +172,10 @@ class RbdPool:
         """Return whether images were cloned from one."""
         return bool(await self._call("has_children", name=name))
 
+    async def shut_out(self, name: str) -> None:
+        """Have the cluster take nothing any more of others who have an image open; absent: nothing. RbdError: EBUSY."""
+        await self._call("shut_out", name=name)
+
     async def names(self, prefix: str) -> list[str]:
         """Return the images whose name begins so, sorted."""
         return cast("list[str]", await self._call("names", prefix=prefix))

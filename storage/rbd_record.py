@@ -41,6 +41,9 @@ class Record:
     old: tuple[str, ...] = ()
     # Of copies of images: when one was last cloned from, to the hour; seconds since the epoch.
     used_s: int = 0
+    # Of volumes: the newest claim to open it that was shown, and the newest that was shut out.
+    opened: int = 0
+    shut_out: int = 0
     # What a newer release keeps besides.
     more: tuple[tuple[str, Any], ...] = ()
 

@@ -18,6 +18,7 @@ import argparse
 import errno
 import json
 import os
+import re
 import struct
 import sys
 import threading
@@ -41,6 +42,10 @@ BASE: Final = "base"
 HEAD_BYTES: Final = 4096
 # As long as anything it sent may be under way.
 EVICTED_S: Final = 600.0
+# What was shut out stays so for longer than its process lives: five years.
+SHUT_OUT_S: Final = 5 * 365 * 86400.0
+SHUT_OUT_ROUNDS: Final = 5
+ASKED_OBJECTS: Final = 1000
 PROGRESS_S: Final = 1.0
 # How long what an image takes is believed: of a large one it takes a moment to count.
 KNOWN_S: Final = 300.0
@@ -90,14 +95,42 @@ class Pool:
         """Return what the cluster knows this process by."""
         return str(self.connect().get_addrs())
 
-    def evict(self, address: str) -> None:
+    def evict(self, address: str, for_s: float = EVICTED_S) -> None:
         """Have the cluster take nothing any more of a process that is gone: neither what it sent last, nor its watches."""
-        command = {"prefix": "osd blocklist", "blocklistop": "add", "addr": address, "expire": EVICTED_S}
+        command = {"prefix": "osd blocklist", "blocklistop": "add", "addr": address, "expire": for_s}
         cluster = self.connect()
         code, _, say = cluster.mon_command(json.dumps(command), b"")
         if code:
             raise OSError(abs(code), f"the cluster does not shut {address} out: {say}")
         cluster.wait_for_latest_osdmap()
+
+    def shut_out(self, name: str) -> None:
+        """Have the cluster take nothing any more of others who have an image open. EBUSY: some of them have it open still."""
+        with self._io() as io:
+            try:
+                image = rbd.Image(io, name, read_only=True)
+            except rbd.ImageNotFound:
+                return
+            with image:
+                for _ in range(SHUT_OUT_ROUNDS):
+                    others = _watchers(image, self.address())
+                    if not others:
+                        break
+                    for address in others:
+                        self.evict(address, SHUT_OUT_S)
+                else:
+                    raise OSError(errno.EBUSY, f"it is open elsewhere (of {', '.join(others)}), though that was shut out")
+            self._tell_servers(io)
+
+    def _tell_servers(self, io: Any) -> None:
+        """See to it that every server of the pool knows by now who is shut out: each is asked something by who knows.
+
+        Until then one that was slow to hear of it would still take what was sent before. Names are spread over servers evenly,
+        so with so many of them the chance that one is asked nothing is less than 1 in 10^8, where there are fifty.
+        """
+        asked = [io.aio_stat(f"cairn.nothing.{number}", lambda *_answer: None) for number in range(ASKED_OBJECTS)]
+        for each in asked:
+            each.wait_for_complete_and_cb()
 
     def key(self) -> str:
         """Return the user's key, from where its configuration says it is. It goes to a pipe of who started us, no further."""
@@ -269,6 +302,12 @@ def _clear(io: Any, name: str) -> None:
         _require_childless(image)
         for snap in list(image.list_snaps()):
             image.remove_snap(snap["name"])
+
+
+def _watchers(image: Any, mine: str) -> list[str]:
+    """Return the addresses of who has an image open to write, but for our own ("[v2:10.0.0.3:0/27,v1:10.0.0.3:0/27]")."""
+    ours = set(re.split(r"[\[\],]|v[12]:", mine))
+    return [address for each in image.watchers_list() if (address := str(each["addr"])) not in ours]
 
 
 def _require_alone(image: Any) -> None:

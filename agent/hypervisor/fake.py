@@ -34,6 +34,7 @@ from cairn.agent.hypervisor.fake_console import FakeConsole, prompt
 from cairn.agent.hypervisor.mark import Mark, Phase
 from cairn.proto.seams import Clock
 from cairn.proto.v1.node_pb2 import HypervisorFacts
+from cairn.storage.fake_shared import Connection
 
 FACTS: Final = HypervisorFacts(
     accelerator="tcg", archs=["x86_64"], libvirt_version="9.0.0", qemu_version="7.2.22", cpu_mode="maximum"
@@ -53,6 +54,14 @@ class _Live:
     pause: PauseReason = PauseReason.NONE
     # Counts boots, so that what was begun for an earlier one is dropped.
     boot: int = 0
+    # Volume in a shared pool -> its process's way to it.
+    connections: dict[str, Connection] = field(default_factory=dict)
+
+    def open(self, disk: Disk, connect: Callable[[str], Connection]) -> None:
+        """Open a disk."""
+        self.disks[disk.volume] = disk
+        if disk.network is not None:
+            self.connections[disk.volume] = connect(disk.path)
 
 
 @dataclass(slots=True)
@@ -82,6 +91,8 @@ class FakeHost:
     clinging: set[str] = field(default_factory=set)
     # Volumes that cannot be written, as their pool has no room.
     full: set[str] = field(default_factory=set)
+    # How a process opens what is in a shared pool, by its path there.
+    connect: Callable[[str], Connection] = lambda _path: Connection()
     # Told (path, size) when a running guest's disk grows: the storage that plays along.
     on_grow: Callable[[str, int], None] = lambda _path, _size_bytes: None
     # Sizes of disks grown here, by volume.
@@ -253,7 +264,9 @@ class FakeHypervisor:
             taps = tuple(nic.tap for nic in guest.spec.vm.nics)
             if taken := self.host.taps.intersection(taps):
                 raise HypervisorError(f"start {id}: {', '.join(sorted(taken))} is there already")
-            guest.live = _Live(taps, dict(guest.disks), guest.spec.vm.hostname or guest.spec.vm.name)
+            guest.live = _Live(taps, {}, guest.spec.vm.hostname or guest.spec.vm.name)
+            for disk in guest.disks.values():
+                guest.live.open(disk, self.host.connect)
             for tap in taps:
                 self.host.taps.add(tap)
             now = self._clock.now().timestamp()
@@ -328,8 +341,8 @@ class FakeHypervisor:
         def act() -> None:
             guest = self._guest(id)
             guest.disks.setdefault(disk.volume, disk)
-            if guest.live is not None:
-                guest.live.disks.setdefault(disk.volume, disk)
+            if guest.live is not None and disk.volume not in guest.live.disks:
+                guest.live.open(disk, self.host.connect)
             self.host.notices.tell(id)
 
         await self._do("attach_disk", id, act)
@@ -346,6 +359,7 @@ class FakeHypervisor:
                 if volume in self.host.clinging:
                     raise HypervisorError(f"detach {volume} from {id}: the guest has not let go of it")
                 del guest.live.disks[volume]
+                guest.live.connections.pop(volume, None)
             self.host.notices.tell(id)
 
         await self._do("detach_disk", id, act)

@@ -40,8 +40,9 @@ def _vm(view: View, id: str) -> Iterator[Affected]:
 
 
 def _volumes(view: View, vm: str) -> Iterator[Affected]:
-    """Those attached to a VM, or taken from it before."""
-    for volume in (*view.by(kinds.VOLUME, "vm", vm), *view.by(kinds.VOLUME, "former_vm", vm)):
+    """Those attached to a VM, or taken from it before, or that its guest may have open."""
+    indexes = (kinds.VOLUME, "vm"), (kinds.VOLUME, "former_vm"), (kinds.OPENING, "vm")
+    for volume in (id for kind, index in indexes for id in view.by(kind, index, vm)):
         yield "volume", volume
 
 
@@ -56,7 +57,7 @@ def _node(view: View, id: str) -> Iterator[Affected]:
     yield "node", id
     for vm in vms_on(view, id):
         yield from _vm(view, vm)
-    for volume in (*volumes_on(view, id), *assigned_to(view, id, VOLUME_WORK)):
+    for volume in (*volumes_on(view, id), *assigned_to(view, id, VOLUME_WORK), *view.by(kinds.OPENING, "node", id)):
         yield "volume", volume
 
 
@@ -264,6 +265,7 @@ RULES: Final[dict[str, Rule]] = {
     kinds.ADDRESS.name: _address,
     kinds.VOLUME.name: _volume_record,
     kinds.VOLUME_PLACEMENT.name: _volume,
+    kinds.OPENING.name: _volume,
     kinds.ASSIGNMENT.name: _assignment,
     kinds.PURGE.name: _purge,
     kinds.OBSERVED.name: _observed,

@@ -12,13 +12,14 @@ from datetime import UTC
 from ipaddress import IPv4Network
 from typing import Any, Final, TypeVar
 
-from cairn.controller.model.attachments import Hold, attachment, holders
+from cairn.controller.model.attachments import Hold, attachment
 from cairn.controller.model.beyond import doubt_say, doubts
 from cairn.controller.model.capabilities import unknown_there
 from cairn.controller.model.facts import facts_of
 from cairn.controller.model.jobs import status_of, whole
 from cairn.controller.model.lifetime import kept_no_longer
 from cairn.controller.model.nodes import capacity, connected, hypervisor_silent, node_name
+from cairn.controller.model.openings import holders
 from cairn.controller.model.owners import owner, vm_of
 from cairn.controller.model.pools import pool_claimed
 from cairn.controller.model.reports import report, volume_ready_report

@@ -16,8 +16,9 @@ from cairn.controller.api.fitting import all_known, disk_fits_somewhere
 from cairn.controller.api.masks import UpdateRules
 from cairn.controller.api.objects import addressed, begin, looked_up, mark_deleted, updated
 from cairn.controller.api.status import virtual_size
-from cairn.controller.model.attachments import holders, is_let_go
+from cairn.controller.model.attachments import is_let_go
 from cairn.controller.model.nodes import node_name
+from cairn.controller.model.openings import holders
 from cairn.controller.model.permits import Caller, Verb, name_for
 from cairn.controller.model.pools import pool_types, reaching
 from cairn.controller.model.restored import kept_s, was_restored

@@ -110,6 +110,7 @@ _REFERS: Final[dict[AnyKind, Callable[[Any], Iterable[tuple[AnyKind, str]]]]] = 
         (kinds.PROJECT, volume.project),
     ),
     kinds.PORT: lambda port: (*_of_owner(port), (kinds.SUBNET, port.spec.subnet), (kinds.VPC, port.spec.vpc)),
+    kinds.OPENING: lambda claim: ((kinds.VOLUME, claim.volume),),
     kinds.SUBNET: lambda subnet: ((kinds.VPC, subnet.spec.vpc),),
     kinds.BINDING: _of_binding,
     kinds.QUOTA: lambda quota: ((kinds.PROJECT, quota.project),),

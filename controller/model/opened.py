@@ -8,7 +8,8 @@ answer keeps what it said last: only its own word, or its removal from the clust
 from __future__ import annotations
 
 from cairn.controller.model.absence import removed
-from cairn.controller.model.attachments import Hold, attachment, holders, is_let_go
+from cairn.controller.model.attachments import Hold, attachment, is_let_go
+from cairn.controller.model.openings import holders, opening
 from cairn.controller.model.where import where
 from cairn.controller.store.base import View
 from cairn.proto import kinds
@@ -22,7 +23,10 @@ def may_run(view: View, vm: str) -> bool:
 
 def opened_by(view: View, volume: str) -> str:
     """Return the id of a VM whose guest may have a volume open; empty: none."""
-    record = view.get(kinds.VOLUME, volume)
+    record, claim = view.get(kinds.VOLUME, volume), opening(view, volume)
+    if claim is not None:
+        seen = holders(view, volume)
+        return claim.vm or (seen[0][0] if seen else "")
     if record is not None and record.spec.vm and may_run(view, record.spec.vm):
         return record.spec.vm
     if seen := holders(view, volume):

@@ -218,7 +218,9 @@ def _assign(view: View, key: str, held: Record[Assignment] | None, node: str, wh
 def _loss(view: View, node: str, now: datetime) -> Outcome:
     """Remember since when a node with work is away: the store forgets a session with its lease."""
     held = view.record(kinds.NODE_LOSS, node)
-    lost = not connected(view, node) and view.get(kinds.NODE, node) is not None and view.by(kinds.ASSIGNMENT, "node", node)
+    # What it does for others, or has open that others can open.
+    has = view.by(kinds.ASSIGNMENT, "node", node) or view.by(kinds.OPENING, "node", node)
+    lost = not connected(view, node) and view.get(kinds.NODE, node) is not None and has
     if bool(lost) == (held is not None):
         return NOTHING
     txn = Txn("assignments").check(kinds.NODE_LOSS, node, held.mod_revision if held is not None else 0)

@@ -57,6 +57,10 @@ INDEXES: Final[dict[str, dict[str, Extract]]] = {
     # Owner and incoming node; "" of one that is nowhere.
     kinds.PLACEMENT.name: {"node": lambda _, m: (m.node, m.incoming) if m.incoming else (m.node,)},
     kinds.VOLUME_PLACEMENT.name: {"node": lambda _, m: (m.node,)},
+    kinds.OPENING.name: {
+        "node": lambda _, m: (m.node, *(each.node for each in m.outcasts)),
+        "vm": lambda _, m: (m.vm, *(each.vm for each in m.outcasts)),
+    },
     kinds.ASSIGNMENT.name: {"node": lambda _, m: (m.node,)},
     # The pools a node reaches.
     kinds.NODE_FACTS.name: {"pool": lambda id, m: tuple(pool_id(pool.type, id, pool.name) for pool in m.pools)},

@@ -750,6 +750,7 @@ class DesiredVolume(_message.Message):
     GENERATION_FIELD_NUMBER: _builtins.int
     MADE_FIELD_NUMBER: _builtins.int
     ELSEWHERE_FIELD_NUMBER: _builtins.int
+    SHUT_OUT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     absent: _builtins.bool
     size_bytes: _builtins.int
@@ -769,6 +770,10 @@ class DesiredVolume(_message.Message):
     """Of a volume in a shared pool that this node told as unknown after a restore: the records know it, another node administers
     it, and this one is to let go of it. Nothing is done to it. Sent only to agents with the capability "volume-elsewhere".
     """
+    shut_out: _builtins.int
+    """Of a volume in a shared pool: whoever opened it by a claim of up to this generation is to be shut out of the pool; who is
+    late with such a claim, too. Said back in VolumeReport. 0: nobody is. Agents without the capability "shut-out" pass it over.
+    """
     def __init__(
         self,
         *,
@@ -783,10 +788,11 @@ class DesiredVolume(_message.Message):
         generation: _builtins.int = ...,
         made: _builtins.bool = ...,
         elsewhere: _builtins.bool = ...,
+        shut_out: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["absent", b"absent", "elsewhere", b"elsewhere", "generation", b"generation", "id", b"id", "image", b"image", "image_digest", b"image_digest", "image_format", b"image_format", "made", b"made", "pool", b"pool", "size_bytes", b"size_bytes", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["absent", b"absent", "elsewhere", b"elsewhere", "generation", b"generation", "id", b"id", "image", b"image", "image_digest", b"image_digest", "image_format", b"image_format", "made", b"made", "pool", b"pool", "shut_out", b"shut_out", "size_bytes", b"size_bytes", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1161,6 +1167,7 @@ class VmDisk(_message.Message):
     TYPE_FIELD_NUMBER: _builtins.int
     POOL_FIELD_NUMBER: _builtins.int
     SLOT_FIELD_NUMBER: _builtins.int
+    OPEN_GENERATION_FIELD_NUMBER: _builtins.int
     volume: _builtins.str
     boot: _builtins.bool
     type: _builtins.str
@@ -1168,6 +1175,10 @@ class VmDisk(_message.Message):
     pool: _builtins.str
     slot: _builtins.int
     """Place among the guest's disks: 0 the root disk, 1 the next."""
+    open_generation: _builtins.int
+    """Of a volume in a shared pool: in the name of which claim to open it the guest opens it. The pool is asked before a guest
+    executes with it, and refuses one that a newer claim has followed. 0: none is asked for.
+    """
     def __init__(
         self,
         *,
@@ -1176,10 +1187,11 @@ class VmDisk(_message.Message):
         type: _builtins.str = ...,
         pool: _builtins.str = ...,
         slot: _builtins.int = ...,
+        open_generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot", b"boot", "pool", b"pool", "slot", b"slot", "type", b"type", "volume", b"volume"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot", b"boot", "open_generation", b"open_generation", "pool", b"pool", "slot", b"slot", "type", b"type", "volume", b"volume"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1468,11 +1480,14 @@ class VolumeReport(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     USED_BYTES_FIELD_NUMBER: _builtins.int
+    SHUT_OUT_FIELD_NUMBER: _builtins.int
     state: Global___VolumeReport.State.ValueType
     say: _builtins.str
     error: _builtins.str
     size_bytes: _builtins.int
     used_bytes: _builtins.int
+    shut_out: _builtins.int
+    """DesiredVolume.shut_out that has been done: no one of those can write to it any more."""
     def __init__(
         self,
         *,
@@ -1481,10 +1496,11 @@ class VolumeReport(_message.Message):
         error: _builtins.str = ...,
         size_bytes: _builtins.int = ...,
         used_bytes: _builtins.int = ...,
+        shut_out: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "say", b"say", "size_bytes", b"size_bytes", "state", b"state", "used_bytes", b"used_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "say", b"say", "shut_out", b"shut_out", "size_bytes", b"size_bytes", "state", b"state", "used_bytes", b"used_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -582,6 +582,79 @@ class VolumePlacement(_message.Message):
 Global___VolumePlacement: _TypeAlias = VolumePlacement  # noqa: Y015
 
 @_typing.final
+class Opening(_message.Message):
+    """Stored: which guest may have open a volume that several nodes reach; the id is the volume's. One at a time. It stays, with its
+    generation, when nobody may. Sole writer: reconcilers/openings.py.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_FIELD_NUMBER: _builtins.int
+    VM_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    ASKS_FIELD_NUMBER: _builtins.int
+    SHUTTING_OUT_FIELD_NUMBER: _builtins.int
+    OUTCASTS_FIELD_NUMBER: _builtins.int
+    volume: _builtins.str
+    vm: _builtins.str
+    """The VM and the node that runs it; empty: no guest may have it open."""
+    node: _builtins.str
+    generation: _builtins.int
+    """Grows with each guest that it is given to. The pool remembers the greatest, and refuses who comes with a smaller one."""
+    asks: _builtins.bool
+    """The node's agent asks the pool before it opens a volume: what is late is refused."""
+    shutting_out: _builtins.bool
+    """Whoever has it by this claim is being shut out of the pool."""
+    @_builtins.property
+    def outcasts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Outcast]:
+        """Guests that were shut out and have not let go of it yet, as far as their nodes have said."""
+
+    def __init__(
+        self,
+        *,
+        volume: _builtins.str = ...,
+        vm: _builtins.str = ...,
+        node: _builtins.str = ...,
+        generation: _builtins.int = ...,
+        asks: _builtins.bool = ...,
+        shutting_out: _builtins.bool = ...,
+        outcasts: _abc.Iterable[Global___Outcast] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asks", b"asks", "generation", b"generation", "node", b"node", "outcasts", b"outcasts", "shutting_out", b"shutting_out", "vm", b"vm", "volume", b"volume"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Opening: _TypeAlias = Opening  # noqa: Y015
+
+@_typing.final
+class Outcast(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    vm: _builtins.str
+    node: _builtins.str
+    generation: _builtins.int
+    def __init__(
+        self,
+        *,
+        vm: _builtins.str = ...,
+        node: _builtins.str = ...,
+        generation: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "node", b"node", "vm", b"vm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Outcast: _TypeAlias = Outcast  # noqa: Y015
+
+@_typing.final
 class PoolClaims(_message.Message):
     """Stored: what is claimed of a pool; the id is the pool's. Sole writer: reconcilers/placement.py."""
 

@@ -23,6 +23,7 @@ from cairn.controller.api.services import add_enrolment, add_services
 from cairn.controller.archive import Archive
 from cairn.controller.audit_files import AuditFiles
 from cairn.controller.openid import Identities
+from cairn.controller.reconcilers.openings import Openings
 from cairn.controller.reconcilers.placement import Placements
 from cairn.controller.reconcilers.ports import Ports
 from cairn.controller.store.base import Conflict, Put, Store, Txn
@@ -314,7 +315,7 @@ class World:
         busy = True
         while busy:
             busy = False
-            for reconciler in (Ports(), Placements()):
+            for reconciler in (Ports(), Placements(), Openings()):
                 for key in sorted(reconciler.all_keys(self.cache.view)):
                     outcome = reconciler.reconcile(self.cache.view, key, self.clock.now())
                     if not outcome.txn:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from cairn.storage.base import BadImage, NoSuchImage, OwnPool, PoolFull, StorageError, Superseded
+from cairn.storage.base import BadImage, Claiming, NoSuchImage, OwnPool, PoolFull, StorageError, Superseded
 from cairn.storage.fake import FakePool
 from cairn.storage.fake_shared import SharedPool
 
@@ -267,6 +267,47 @@ async def test_in_a_shared_pool_the_newer_generation_wins(world: World) -> None:
     with pytest.raises(Superseded):
         await world.again().volumes.create(old)
     assert await held(world, 1) == [], "one that was away when it was deleted makes it none again"
+
+
+async def test_in_a_shared_pool_a_volume_is_opened_by_the_newest_claim(world: World) -> None:
+    volumes, id = world.volumes, volume(1).id
+    if not isinstance(volumes, Claiming):
+        assert isinstance(volumes, OwnPool), "whoever opens what others reach is asked by which claim"
+        return
+    with pytest.raises(StorageError, match="not here"):
+        await volumes.open(id, 1)
+    await volumes.create(volume(1))
+    await volumes.open(id, 3)
+    await volumes.open(id, 3)
+    with pytest.raises(Superseded, match="claim 2, newest 3"):
+        await volumes.open(id, 2)
+    await volumes.shut_out(id, 2)
+    await volumes.open(id, 3)
+    await volumes.shut_out(id, 3)
+    await volumes.shut_out(id, 3)
+    with pytest.raises(Superseded):
+        await world.again().volumes.open(id, 3)
+    await volumes.open(id, 4)
+    await volumes.delete(id)
+    again = world.again().volumes
+    assert isinstance(again, Claiming)
+    await again.shut_out(id, 4)
+    await volumes.create(volume(1))
+    with pytest.raises(Superseded):
+        await volumes.open(id, 4)
+
+
+async def test_who_administers_it_no_more_shuts_nobody_out(world: World) -> None:
+    volumes, newer = world.volumes, volume(1)
+    if not isinstance(volumes, Claiming):
+        assert isinstance(volumes, OwnPool)
+        return
+    newer.generation = 2
+    await volumes.create(newer)
+    await volumes.open(newer.id, 1)
+    with pytest.raises(Superseded):
+        await volumes.shut_out(newer.id, 1, generation=1)
+    await volumes.open(newer.id, 1)
 
 
 @pytest.mark.parametrize("id", ["../images/x", "vol-1/../../x", "vol-ABCDEFGH", "vol-12345678\n", ""])

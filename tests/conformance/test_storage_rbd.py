@@ -11,13 +11,13 @@ import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cairn.proto.seams import SystemClock, SystemIds
-from cairn.storage.base import PoolFull, StorageError, Sweeping
+from cairn.storage.base import Claiming, PoolFull, StorageError, Sweeping
 from cairn.storage.local import LocalImages
 from cairn.storage.rbd import RbdVolumes
 from cairn.storage.rbd_pool import Place, RbdError, RbdPool, Silent
@@ -162,6 +162,35 @@ async def test_what_is_open_is_not_removed(place: CephPlace) -> None:
     assert len(await place.pools[0].names(ID)) == 1
     await world.volumes.delete(ID)
     assert (await world.volumes.observe([ID]), await place.pools[0].names(ID)) == ([], [])
+
+
+async def test_who_is_shut_out_writes_nothing_more(ceph: Ceph, place: CephPlace) -> None:
+    """By QEMU itself, which is connected and knows of nothing; who is given the volume then opens and writes it at once."""
+    world = place.world()
+    assert isinstance(world.volumes, Claiming)
+    await world.volumes.create(volume(1))
+    await world.volumes.open(ID, 1)
+    options = await target(place.place, world)
+    with subprocess.Popen(
+        ["qemu-io", "--image-opts", options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(b"write -P 0x11 0 1M\n")
+            process.stdin.flush()
+            said = os.read(process.stdout.fileno(), 1000)
+            wait_until("it to be open", lambda: b"wrote" in said or b"wrote" in os.read(process.stdout.fileno(), 1000))
+            await world.volumes.shut_out(ID, 1)
+            await world.volumes.open(ID, 2)
+            await qemu_io(place.place, world, "write -P 0x22 0 1M")
+            out, _ = process.communicate(b"write -P 0x33 0 1M\nquit\n", timeout=60)
+            assert b"write failed" in out, out
+        finally:
+            process.kill()
+    await qemu_io(place.place, world, "read -P 0x22 0 1M")
+    ends = [datetime.fromisoformat(each["until"][:19]).replace(tzinfo=UTC) for each in ceph.ask("osd", "blocklist", "ls")]
+    assert max(ends) > SystemClock().now() + timedelta(days=4 * 365), "for longer than whoever it is lives"
 
 
 @pytest.mark.parametrize("after_s", [0.0, 0.02, 0.04, 0.08, 0.12, 0.2, 0.3])

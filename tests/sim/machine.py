@@ -264,7 +264,9 @@ class Machine:
                 for nic in vm.nics
                 if nic.tap in live.taps
             )
-            found.append(Guest(id, not live.paused, vm.cpus, vm.memory_bytes, cards, tuple(live.disks)))
+            # What it was shut out of it cannot touch any more.
+            open = tuple(id for id in live.disks if id not in live.connections or not live.connections[id].is_out)
+            found.append(Guest(id, not live.paused, vm.cpus, vm.memory_bytes, cards, open))
         return found
 
 

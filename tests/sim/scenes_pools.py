@@ -7,7 +7,7 @@ from typing import Any
 from cairn.proto.v1 import node_pb2, volume_pb2
 
 from tests.sim.cloud import Guest
-from tests.sim.stage import GIB, NODE, OTHER, VM, VOLUME, Stage, node, pool_claims, scene, volume
+from tests.sim.stage import GIB, NODE, OTHER, VM, VOLUME, Stage, guest, node, placement, pool_claims, scene, vm, volume
 
 TANK = "fake-shared/tank"
 Made = tuple[str, str, Any]
@@ -147,3 +147,54 @@ def a_shared_volume_is_missing(stage: Stage) -> None:
 def a_shared_volume_is_left(stage: Stage) -> None:
     stage.pool(vol_1=GIB)
     stage.empty()
+
+
+# --- claimed -----------------------------------------------------------------------------------------------------------------
+
+
+def claim(vm: str = VM, on: str = NODE, generation: int = 1, **more: Any) -> Made:
+    opening = volume_pb2.Opening(volume=VOLUME, vm=vm, node=on if vm else "", generation=generation, **more)
+    return "opening", VOLUME, opening
+
+
+@scene("claimed")
+def a_claim_passes_once_nobody_has_it_open(stage: Stage) -> None:
+    stage.commit(volume(type="fake-shared", vm=VM), shared_place(), vm(), placement(), claim())
+    stage.pool(vol_1=GIB)
+    stage.host(guests=guest(volumes=(VOLUME,)))
+    stage.host(guests=guest())
+    stage.commit(volume(type="fake-shared", vm="i-2"), vm("i-2"), placement("i-2", OTHER), claim("i-2", OTHER, 2))
+    stage.host(OTHER, guests=guest("i-2", volumes=(VOLUME,)))
+    stage.settle()
+
+
+@scene("claimed", "i-1 on n1 has vol-1 open, the claim is 2 of i-2 on")
+def it_is_opened_without_the_claim(stage: Stage) -> None:
+    stage.commit(volume(type="fake-shared", vm="i-2"), shared_place(), claim("i-2", OTHER, 2))
+    stage.pool(vol_1=GIB)
+    stage.host(guests=guest(volumes=(VOLUME,)))
+
+
+@scene("claimed", "passed from 1 of i-1 on .* as the same")
+def a_claim_passes_as_the_same(stage: Stage) -> None:
+    stage.commit(claim())
+    stage.commit(claim("i-2", OTHER, 1))
+
+
+@scene("claimed", "went back from 2 to 1")
+def a_claim_goes_back(stage: Stage) -> None:
+    stage.commit(claim(generation=2))
+    stage.commit(claim("", generation=1))
+
+
+@scene("claimed", "the claim to vol-1 is none, and not that of")
+def a_claim_is_given_to_nobody(stage: Stage) -> None:
+    stage.commit(volume(type="fake-shared", vm=VM), shared_place(), vm(), placement())
+    stage.settle()
+
+
+@scene("claimed", "somebody is shut out still")
+def who_was_shut_out_is_never_forgotten(stage: Stage) -> None:
+    outcast = volume_pb2.Outcast(vm=VM, node=NODE, generation=1)
+    stage.commit(volume(type="fake-shared"), shared_place(), claim("", outcasts=[outcast]))
+    stage.settle()

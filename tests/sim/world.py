@@ -159,7 +159,7 @@ class World:
         self._threads, self._memory_bytes = threads, memory_gib << 30
         self.machines: dict[str, Machine] = {}
         # What every node reaches, whichever of them live.
-        self.tank = SharedPool("tank")
+        self.tank = SharedPool("tank", told=self.look)
         self.tank.volumes = in_tank = ToldDict(self.tank.volumes)
         in_tank.told = self._pool_changed
         for number in range(1, nodes + 1):
@@ -240,7 +240,7 @@ class World:
         """Put a server into the rack; it is no node yet."""
         machine = Machine(name, len(self.machines) + 1, threads=self._threads, memory_bytes=self._memory_bytes)
         self.machines[name] = machine
-        machine.changed, machine.accepted = self._host_changed, self._ledger_changed
+        machine.changed, machine.accepted, machine.host.connect = self._host_changed, self._ledger_changed, self.tank.connect
         return machine
 
     def _host_changed(self, machine: Machine) -> None:

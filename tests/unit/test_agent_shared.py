@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cairn.proto.v1.agent_pb2 import Desired, DesiredVolume, VmDisk, VmReport, VolumeReport
 from cairn.storage.base import StorageError, Volume
-from cairn.storage.fake_shared import SharedPool
+from cairn.storage.fake_shared import Connection, SharedPool
 
 from tests.unit.agent_kit import MIB, Machine, elapse, ran, run, settled, state_of, until, vm_objects
 
@@ -175,5 +175,114 @@ def test_what_it_knows_and_reaches_is_told() -> None:
         ]  # fmt: skip
         hello = agent._hello()
         assert {"volume:local", "volume:fake-shared", "desired:vm", "desired:volume"} <= set(hello.capabilities)
+
+    run(scenario)
+
+
+def claimed(claim: int) -> dict[str, Desired]:
+    objects = with_data()
+    objects[f"vm/{VM}"].vm.disks[1].open_generation = claim
+    return objects
+
+
+def test_a_guest_is_not_started_with_what_was_given_to_another() -> None:
+    async def scenario() -> None:
+        tank = SharedPool("tank")
+        maker, runner = Machine(tank=tank), Machine(tank=tank)
+        runner.hold_image()
+        first, second = maker.agent(), runner.agent()
+        await first.start()
+        await second.start()
+        await maker.snapshot(first, {KEY: shared_volume()})
+        await until("it to be made", lambda: DATA in tank.volumes)
+        tank.opened[DATA] = 5
+        await runner.snapshot(second, claimed(4))
+        say = "was given to another guest, or is to be: claim 4, newest 5"
+        await until("it to be refused", lambda: say in said_of_guest(second), 60)
+        assert not runner.host.boots
+        await runner.snapshot(second, claimed(6))
+        await ran(second, VM)
+        assert tank.opened[DATA] == 6
+        await first.stop()
+        await second.stop()
+
+    run(scenario)
+
+
+def test_one_that_was_shut_out_while_it_was_started_executes_nothing() -> None:
+    """It is started paused; its claim ends before it is let run, and its process might have come too late to be shut out."""
+
+    async def scenario() -> None:
+        tank = SharedPool("tank")
+        machine = Machine(tank=tank)
+        machine.hold_image()
+        agent = machine.agent()
+        await agent.start()
+        connect = machine.host.connect
+
+        def shut_meanwhile(path: str) -> Connection:
+            tank.refused[DATA] = 4
+            return connect(path)
+
+        machine.host.connect = shut_meanwhile
+        await machine.snapshot(agent, {KEY: shared_volume(), **claimed(4)})
+        await until("it to be refused", lambda: "claim 4" in said_of_guest(agent), 60)
+        await elapse(5)
+        assert not machine.host.boots
+        assert machine.host.guests[VM].live is None, "its power is cut"
+        await agent.stop()
+
+    run(scenario)
+
+
+def said_of_guest(agent: object) -> str:
+    report = agent.reports.latest(f"vm/{VM}")  # type: ignore[attr-defined]
+    return report.vm.error if report is not None else ""
+
+
+def test_a_disk_that_was_given_away_while_it_was_plugged_is_taken_out_again() -> None:
+    async def scenario() -> None:
+        tank = SharedPool("tank")
+        machine = Machine(tank=tank)
+        machine.hold_image()
+        agent = machine.agent()
+        await agent.start()
+        await machine.snapshot(agent, {KEY: shared_volume(), **vm_objects()})
+        await ran(agent, VM)
+        connect = machine.host.connect
+
+        def shut_meanwhile(path: str) -> Connection:
+            tank.refused[DATA] = 4
+            return connect(path)
+
+        machine.host.connect = shut_meanwhile
+        await machine.snapshot(agent, {KEY: shared_volume(), **claimed(4)})
+        await until("it to be refused", lambda: "claim 4" in said_of_guest(agent), 60)
+        live = machine.host.guests[VM].live
+        assert live is not None
+        assert DATA not in live.disks
+        await agent.stop()
+
+    run(scenario)
+
+
+def test_who_administers_it_shuts_out_and_says_so_once_it_is_done() -> None:
+    async def scenario() -> None:
+        tank = SharedPool("tank")
+        machine = Machine(tank=tank)
+        agent = machine.agent()
+        await agent.start()
+        await machine.snapshot(agent, {KEY: shared_volume()})
+        await until("it to be made", lambda: DATA in tank.volumes)
+        other = tank.connect(f"tank/{DATA}")
+        tank.opened[DATA] = 7
+        machine.pool.faults["shut_out"].append(StorageError("failed on purpose"))
+        await machine.snapshot(agent, {KEY: shared_volume(shut_out=7)})
+        await until("it to be said", lambda: said(agent).shut_out == 7, 60)
+        assert other.is_out
+        assert tank.refused[DATA] == 7
+        await machine.snapshot(agent, {KEY: shared_volume()})
+        await until("it to be asked for no more", lambda: said(agent).shut_out == 0)
+        await agent.stop()
 
     run(scenario)

@@ -11,6 +11,7 @@ from cairn.controller.nodespec import node_objects
 from cairn.controller.presence import Presence
 from cairn.controller.reconcilers.assignments import MARGIN_S, Assignments
 from cairn.controller.reconcilers.garbage import Garbage
+from cairn.controller.reconcilers.openings import Openings
 from cairn.controller.reconcilers.placement import Placements
 from cairn.controller.runtime import check_writers
 from cairn.controller.store.base import Conflict
@@ -25,7 +26,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from tests.unit.cloud_kit import GIB, Cloud
 
-ALL = (Placements(), Assignments(), Garbage())
+ALL = (Placements(), Assignments(), Openings(), Garbage())
 VOLUME = "vol-00000web"
 WORK = f"volume/{VOLUME}"
 TANK = {"tank": 100 * GIB}
@@ -288,6 +289,7 @@ def test_a_detached_volume_that_a_guest_was_seen_to_hold_is_not_erased() -> None
     assert outcome.say == "guest i-000other may have a disk of it open"
     assert outcome.again_after_s
     cloud.report(nodes[1], "vm/i-000other", state=VmReport.STATE_RUNNING)
+    cloud.settle([Openings()])
     cloud.decide(Garbage(), f"volume/{data}")
     assert cloud.view.get(kinds.PURGE, data) is not None
 
@@ -302,6 +304,7 @@ def test_a_volume_that_goes_with_a_vm_is_not_erased_under_the_guest_it_was_taken
     cloud.settle(ALL)
     cloud.delete_vm(web, purge=True)
     cloud.report(nodes[0], f"vm/{web}", state=VmReport.STATE_ABSENT)
+    cloud.settle([Openings()])
     outcome = cloud.decide(Garbage(), f"vm/{web}")
     assert outcome.say == f"guest {other} may have a disk of it open"
     cloud.report(nodes[1], f"vm/{other}", state=VmReport.STATE_RUNNING, volumes_generation=1)

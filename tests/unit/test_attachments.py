@@ -18,6 +18,7 @@ from cairn.controller.model.slots import free_slot, slots
 from cairn.controller.nodespec import desired
 from cairn.controller.presence import Presence
 from cairn.controller.reconcilers.assignments import Assignments
+from cairn.controller.reconcilers.openings import Openings
 from cairn.controller.reconcilers.placement import Placements
 from cairn.controller.reconcilers.ports import Ports
 from cairn.controller.store.base import Conflict, Txn
@@ -358,7 +359,7 @@ class Tank:
         self.says(0, [DATA])
 
     def settle(self) -> None:
-        self.cloud.settle([Placements(), Assignments()])
+        self.cloud.settle([Placements(), Assignments(), Openings()])
 
     def move(self, vm: int, *, on: bool) -> None:
         view, volume, txn = self.cloud.view, self.cloud.edit(kinds.VOLUME, DATA), Txn("api")
@@ -379,6 +380,7 @@ class Tank:
             open_volumes=[f"vol-00000vm{vm + 1}", *open],
             volumes_generation=generation,
         )
+        self.settle()
 
     def told(self, vm: int) -> bool:
         """Whether its node is told that a VM has the volume; also who only follows what changed learns of it."""
@@ -477,7 +479,9 @@ def test_an_older_agent_gives_a_shared_volume_free_by_saying_that_the_guest_is_a
     tank.move(1, on=True)
     said: dict[str, Any] = {"state": VmReport.STATE_RUNNING, "spec_revision": 1}
     tank.cloud.report(tank.nodes[0], f"vm/{tank.vms[0]}", **said)
+    tank.settle()
     assert not tank.told(1)
     said["spec_revision"] = tank.cloud.view.revision_of(kinds.VM, tank.vms[0])
     tank.cloud.report(tank.nodes[0], f"vm/{tank.vms[0]}", **said)
+    tank.settle()
     assert tank.told(1)

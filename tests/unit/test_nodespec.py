@@ -12,6 +12,7 @@ from cairn.controller.outbox import Outbox
 from cairn.controller.presence import Presence
 from cairn.controller.reconcilers.assignments import Assignments
 from cairn.controller.reconcilers.garbage import Garbage
+from cairn.controller.reconcilers.openings import Openings
 from cairn.controller.reconcilers.placement import Placements
 from cairn.controller.reconcilers.ports import Ports
 from cairn.controller.store.base import Txn, View
@@ -37,7 +38,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from tests.unit.cloud_kit import GIB, MIB, Cloud
 
-RECONCILERS = (Ports(), Placements(), Garbage(), Assignments())
+RECONCILERS = (Ports(), Placements(), Garbage(), Assignments(), Openings())
 
 
 def objects(cloud: Cloud, node: str) -> dict[str, Desired]:
@@ -100,7 +101,7 @@ def test_an_old_agent_is_sent_only_what_it_knows_and_its_users_are_told() -> Non
     cloud = Cloud()
     node = cloud.node("n1", shared={"tank": GIB << 10})
     plain, shared = cloud.vm("plain"), cloud.vm("shared", type="net")
-    cloud.settle([Placements()])
+    cloud.settle([Placements(), Openings()])
     assert {f"vm/{plain}", f"vm/{shared}", "volume/vol-000plain"} <= objects(cloud, node).keys()
     assert objects(cloud, node)[f"vm/{shared}"].vm.disks[0].pool == "net/tank"
     cloud.connect(node, knows=[])

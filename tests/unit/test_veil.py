@@ -26,7 +26,7 @@ NODES = ("n1", "n2", "rack-7")
 # What tenants are shown; nodes, unknown objects and the cluster itself are not for them.
 TENANTS = (vm_pb2, volume_pb2, image_pb2, port_pb2, job_pb2, event_pb2, common_pb2)
 # Stored, or said to nodes only.
-WITHIN = {"Placement", "VolumePlacement", "ImageContent", "NodeScore", "NodeClaims"}
+WITHIN = {"Placement", "VolumePlacement", "ImageContent", "NodeScore", "NodeClaims", "Opening", "Outcast"}
 
 
 def cover(*more: Txn) -> Veil:

@@ -15,7 +15,7 @@ from tests.sim.cloud import Cloud
 
 _KINDS = (
     "vm", "volume", "port", "port_binding", "address", "placement", "decision", "volume_placement", "pool_claims", "assignment",
-    "purge", "secret",
+    "opening", "purge", "secret",
 )  # fmt: skip
 _BARE = ("vpc", "subnet", "vni", "image", "image_content", "observed", "unknown")
 # Kinds of names that outlive what users make.

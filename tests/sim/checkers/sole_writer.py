@@ -50,6 +50,7 @@ WRITERS: Final[dict[str, tuple[str, str, bool]]] = {
     "pool_claims": ("placement", "", False),
     "volume_placement": ("placement", "", False),
     "assignment": ("assignments", "", False),
+    "opening": ("openings", "", False),
     "node_loss": ("assignments", "", False),
     "node_told": ("node_events", "garbage", False),
     "purge": ("garbage", "", False),
