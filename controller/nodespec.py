@@ -27,7 +27,7 @@ from cairn.controller.model.assigned import VOLUME_WORK, assigned_to, assignment
 from cairn.controller.model.attachments import is_let_go
 from cairn.controller.model.capabilities import lacking
 from cairn.controller.model.lifetime import kept_no_longer
-from cairn.controller.model.openings import is_given, opening
+from cairn.controller.model.openings import claim_of, is_given, is_outcast, shut_out_of
 from cairn.controller.model.owners import hostname_of, vm_of
 from cairn.controller.model.readable import CannotTell, Readable
 from cairn.controller.model.restored import is_restored, settled
@@ -75,7 +75,7 @@ from cairn.proto.v1.image_pb2 import IMAGE_FORMAT_UNSPECIFIED
 from cairn.proto.v1.node_pb2 import Assignment
 from cairn.proto.v1.port_pb2 import PortBinding
 from cairn.proto.v1.secret_pb2 import Secret
-from cairn.proto.v1.vm_pb2 import Vm
+from cairn.proto.v1.vm_pb2 import POWER_STATE_STOPPED, Vm
 from cairn.proto.v1.volume_pb2 import Volume
 from google.protobuf.message import Message
 
@@ -236,6 +236,9 @@ def _vm(view: View, _presence: Presence, node: str, id: str) -> Desired | None:
         role=role,
         needs_permit=needs_permit(view, vm),
     )
+    if spec.root_volume and is_outcast(view, spec.root_volume, id, node):
+        # Its disk is dead: once its guest is off it gets the disk anew, and is started again.
+        result.power_state, result.force = POWER_STATE_STOPPED, True
     return Desired(vm=result)
 
 
@@ -291,10 +294,8 @@ def _disks(view: View, node: str, vm: Vm) -> list[VmDisk]:
             disk = VmDisk(volume=id, boot=volume.spec.boot, slot=order[id])
             if in_shared_pool(view, id):
                 if not _is_its_turn(view, node, vm, volume):
-                    # Another guest may have it open.
                     continue
-                claim = opening(view, id)
-                disk.open_generation = claim.generation if claim is not None and claim.node == node else 0
+                disk.open_generation = claim_of(view, id, node)
             if volume.spec.type not in ("", LOCAL_POOL):
                 disk.type, disk.pool = volume.spec.type, volume_pool(view, id)
             disks.append(disk)
@@ -305,9 +306,10 @@ def _is_its_turn(view: View, node: str, vm: Vm, volume: Volume) -> bool:
     """Tell whether a node is told of a shared disk of a VM; one that the VM is to move to looks at it, and opens it not yet."""
     if where(view, vm.id).role(node) == VM_ROLE_INCOMING:
         return is_let_go(view, volume)
-    if volume.spec.boot and not is_given(view, volume, vm.id, node):
+    given = is_given(view, volume, vm.id, node)
+    if volume.spec.boot and not given and not is_outcast(view, volume.id, vm.id, node):
         raise CannotTell(f"volume {volume.id} is not to be opened there yet")
-    return is_given(view, volume, vm.id, node)
+    return given
 
 
 def _erased(view: View, id: str) -> bool:
@@ -336,8 +338,7 @@ def _volume(view: View, _presence: Presence, node: str, id: str) -> Desired | No
     if _goes(view, volume):
         # Its node may have erased it before a restore: told that it is to be, it would make it anew, empty.
         raise CannotTell(f"volume {id} was purged, and is not said to be erased yet")
-    claim = opening(view, id)
-    result.shut_out = claim.generation if claim is not None and claim.shutting_out else 0
+    result.shut_out = shut_out_of(view, id)
     # Not larger than the room claimed for it.
     result.size_bytes = volume_claimed_bytes(view, id)
     image = view.get(kinds.IMAGE, volume.spec.image) if volume.spec.image else None

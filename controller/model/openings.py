@@ -36,6 +36,18 @@ def opening(view: View, volume: str) -> Opening | None:
     return view.get(kinds.OPENING, volume)
 
 
+def claim_of(view: View, volume: str, node: str) -> int:
+    """Return the generation of the claim by which a guest of a node opens a volume; 0: it has none."""
+    claim = opening(view, volume) or _NOBODY
+    return claim.generation if claim.node == node else 0
+
+
+def shut_out_of(view: View, volume: str) -> int:
+    """Return the generation up to which whoever has a volume open is to be shut out; 0: nobody is."""
+    claim = opening(view, volume) or _NOBODY
+    return claim.generation if claim.shutting_out else 0
+
+
 def is_outcast(view: View, volume: str, vm: str, node: str) -> bool:
     """Tell whether a guest was shut out of a volume: that its node lists it as open is no more than a word."""
     claim = opening(view, volume) or _NOBODY
@@ -78,8 +90,11 @@ def has_answered(view: View, node: str, vm: Vm, seen: VmReport, generation: int)
     return says_nothing(view, node, seen) and seen.spec_revision >= view.revision_of(kinds.VM, vm.id)
 
 
-def has_let_go(view: View, volume: str, vm: str, node: str) -> bool:
-    """Tell whether a guest has a volume open no more, and will not open it by what its node was told, as that node has said."""
+def has_let_go(view: View, volume: str, vm: str, node: str, *, given: bool) -> bool:
+    """Tell whether a guest has a volume open no more, and will not open it by what its node was told, as that node has said.
+
+    given: it has the claim, so its node is told of the disk as long as it is attached to its VM.
+    """
     if view.get(kinds.NODE, node) is None:
         # Only what holds nothing is removed from the cluster.
         return True
@@ -93,7 +108,7 @@ def has_let_go(view: View, volume: str, vm: str, node: str) -> bool:
     if is_absent(record, seen):
         return True
     attached = view.get(kinds.VOLUME, volume)
-    if attached is not None and attached.spec.vm == vm:
+    if given and attached is not None and attached.spec.vm == vm:
         return False
     return volume not in seen.open_volumes and has_answered(view, node, record, seen, record.spec.volumes_generation)
 

@@ -10,6 +10,8 @@ and given up when the volume is attached to that VM there no more, and
     its node has said that the guest let go of it          in answer to the VM's record as it is now
     or the pool has shut the guest out                     asked for once the node has been away for MARGIN_S
 
+A VM that is deleted, and may be brought back, keeps its disks until it may not.
+
 Shutting out is work of the node that administers the volume: it has the pool refuse the claim for ever and everybody who has
 the volume open lose it, and says so (VolumeReport.shut_out). The guest may run on, without that disk: it is kept in `outcasts`
 until its node has said that it let go. Only claims whose agent asks the pool before it opens a volume (`asks`) can be shut out:
@@ -26,6 +28,7 @@ from typing import Final, NamedTuple
 from cairn.controller.model.assigned import VOLUME_WORK, assignment
 from cairn.controller.model.capabilities import knows
 from cairn.controller.model.happening import EventSpec
+from cairn.controller.model.lifetime import kept_for_s
 from cairn.controller.model.nodes import connected, node_name
 from cairn.controller.model.openings import has_let_go, holders, is_free_of_former, is_told
 from cairn.controller.model.owners import vm_of
@@ -128,7 +131,7 @@ def _decided(view: View, id: str, now: datetime) -> Outcome:
     if held is not None:
         claim.CopyFrom(held.message)
     wish = _wished(view, volume)
-    kept = [each for each in claim.outcasts if not has_let_go(view, id, each.vm, each.node)]
+    kept = [each for each in claim.outcasts if not has_let_go(view, id, each.vm, each.node, given=False)]
     del claim.outcasts[:]
     claim.outcasts.extend(kept)
     say, wait_s, events = "", None, list[EventSpec]()
@@ -168,7 +171,7 @@ def _ended(view: View, volume: Volume, claim: Opening) -> tuple[str, str]:
     seen = report(view, _administrator(view, volume.id), f"{kinds.VOLUME.name}/{volume.id}")
     if claim.shutting_out and seen is not None and seen.volume.shut_out >= claim.generation:
         return f"the guest {claim.vm} of {name} was shut out of it", "shut out"
-    if heard(view, claim.node) and has_let_go(view, volume.id, claim.vm, claim.node):
+    if heard(view, claim.node) and has_let_go(view, volume.id, claim.vm, claim.node, given=not claim.shutting_out):
         return f"the guest {claim.vm} of {name} let go of it", "said"
     return "", ""
 
@@ -196,12 +199,22 @@ def _waiting(view: View, volume: Volume, claim: Opening, now: datetime) -> tuple
         return f"waits for {name} to say that guest {claim.vm} let go of it", None, []
     if not claim.asks:
         return f"waits for {name}, which does not answer: its agent is too old for its guest to be shut out", None, []
+    if (kept_s := _kept_s(view, volume, claim, now)) > 0:
+        return f"waits for {name}, which does not answer: what is deleted may be brought back", kept_s, []
     loss = view.get(kinds.NODE_LOSS, claim.node)
     left_s = MARGIN_S - (now - moment(loss.since_time)).total_seconds() if loss is not None else MARGIN_S
     if left_s > 0:
         return f"waits for {name}, which does not answer; its guest is shut out in {left_s:.0f} s", left_s, []
     claim.shutting_out = True
     return f"the guest {claim.vm} of {name} is to be shut out, as {name} does not answer", None, []
+
+
+def _kept_s(view: View, volume: Volume, claim: Opening, now: datetime) -> float:
+    """Return for how long the guest may be brought back that has a volume: until then nothing is done to it."""
+    vm = view.get(kinds.VM, claim.vm)
+    if vm is None or volume.spec.vm != claim.vm or not vm.HasField("delete_time"):
+        return 0.0
+    return kept_for_s(vm, now)
 
 
 def _renewed(view: View, claim: Opening) -> str:

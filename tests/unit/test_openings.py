@@ -23,6 +23,7 @@ from cairn.proto import kinds
 from cairn.proto.capabilities import SHUT_OUT, of_agent
 from cairn.proto.v1.agent_pb2 import DesiredVolume, NodeHeard, VmDisk, VmReport, VolumeReport
 from cairn.proto.v1.cluster_pb2 import Cluster
+from cairn.proto.v1.vm_pb2 import POWER_STATE_RUNNING, POWER_STATE_STOPPED
 from cairn.proto.v1.volume_pb2 import Opening, VolumeStatus
 
 from tests.unit.cloud_kit import GIB, Cloud
@@ -172,11 +173,41 @@ def test_who_was_shut_out_gets_it_back_once_it_has_let_go() -> None:
     tank.move(0)
     assert (tank.has, tank.disk(0)) == (("", ""), None)
     assert tank.shown().state == VolumeStatus.STATE_ATTACHING
-    tank.move(None)
+    tank.says(0, [DATA])
+    assert (tank.has, tank.disk(0)) == (("", ""), None)
     tank.says(0, [])
-    assert not tank.claim.outcasts
-    tank.move(0)
-    assert (tank.has, tank.claim.generation) == (tank.seat(0), 2)
+    assert (tank.has, tank.claim.generation, list(tank.claim.outcasts)) == (tank.seat(0), 2, [])
+
+
+def test_a_vm_that_may_be_brought_back_keeps_its_disk_and_one_that_was_comes_back_with_it() -> None:
+    cloud = Cloud()
+    first, _ = (cloud.node(f"n{number}", shared={"tank": 100 * GIB}) for number in (1, 2))
+    vm, root, all = cloud.vm("web", type="net", node=first), "vol-00000web", [Placements(), Assignments(), Openings()]
+    cloud.settle(all)
+    cloud.report(first, f"vm/{vm}", state=RUNNING, open_volumes=[root])
+    cloud.delete_vm(vm)
+    cloud.delete(kinds.NODE_SESSION, first)
+    cloud.settle(all)
+    cloud.now += timedelta(seconds=MARGIN_S + 1)
+    cloud.settle(all)
+    claim = cloud.view.get(kinds.OPENING, root)
+    assert claim is not None
+    assert (claim.node, claim.shutting_out) == (first, False)
+    cloud.undelete_vm(vm)
+    # However it came about: it runs, and its disk is dead.
+    claim = cloud.edit(kinds.OPENING, root)
+    claim.outcasts.add(vm=vm, node=first, generation=claim.generation)
+    claim.vm = claim.node = ""
+    cloud.put(kinds.OPENING, root, claim)
+    cloud.connect(first)
+    cloud.settle(all)
+    told = node_objects(cloud.view, Presence(cloud.view), first)[f"vm/{vm}"].vm
+    assert (told.power_state, told.force, list(told.disks)) == (POWER_STATE_STOPPED, True, [])
+    generation = cloud.edit(kinds.VM, vm).spec.volumes_generation
+    cloud.report(first, f"vm/{vm}", state=VmReport.STATE_STOPPED, volumes_generation=generation)
+    cloud.settle(all)
+    told = node_objects(cloud.view, Presence(cloud.view), first)[f"vm/{vm}"].vm
+    assert (told.power_state, [disk.volume for disk in told.disks]) == (POWER_STATE_RUNNING, [root])
 
 
 def test_what_was_shut_out_may_be_erased() -> None:
