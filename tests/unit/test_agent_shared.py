@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from typing import Any
+
 from cairn.proto.v1.agent_pb2 import Desired, DesiredVolume, VmDisk, VmReport, VolumeReport
 from cairn.storage.base import StorageError, Volume
 from cairn.storage.fake_shared import Connection, SharedPool
@@ -182,96 +185,84 @@ def test_what_it_knows_and_reaches_is_told() -> None:
 def claimed(claim: int) -> dict[str, Desired]:
     objects = with_data()
     objects[f"vm/{VM}"].vm.disks[1].open_generation = claim
-    return objects
+    return {KEY: shared_volume(), **objects}
+
+
+def error_of(agent: object) -> str:
+    report = agent.reports.latest(f"vm/{VM}")  # type: ignore[attr-defined]
+    return report.vm.error if report is not None else ""
+
+
+def with_agent(scenario: Callable[[Machine, SharedPool, Any], Awaitable[None]]) -> None:
+    """Play with a machine that reaches a pool, and its agent."""
+
+    async def played() -> None:
+        tank = SharedPool("tank")
+        machine = Machine(tank=tank)
+        machine.hold_image()
+        machine.host.connect = tank.connect
+        agent = machine.agent()
+        await agent.start()
+        await scenario(machine, tank, agent)
+        await agent.stop()
+
+    run(played)
+
+
+def refuse_once_open(machine: Machine, tank: SharedPool, claim: int) -> None:
+    """Have the pool refuse a claim from the moment on in which its guest's process opens the volume."""
+
+    def connect(path: str) -> Connection:
+        tank.refused[DATA] = claim
+        return tank.connect(path)
+
+    machine.host.connect = connect
 
 
 def test_a_guest_is_not_started_with_what_was_given_to_another() -> None:
-    async def scenario() -> None:
-        tank = SharedPool("tank")
-        maker, runner = Machine(tank=tank), Machine(tank=tank)
-        runner.hold_image()
-        first, second = maker.agent(), runner.agent()
-        await first.start()
-        await second.start()
-        await maker.snapshot(first, {KEY: shared_volume()})
-        await until("it to be made", lambda: DATA in tank.volumes)
+    async def scenario(machine: Machine, tank: SharedPool, agent: Any) -> None:
         tank.opened[DATA] = 5
-        await runner.snapshot(second, claimed(4))
+        await machine.snapshot(agent, claimed(4))
         say = "was given to another guest, or is to be: claim 4, newest 5"
-        await until("it to be refused", lambda: say in said_of_guest(second), 60)
-        assert not runner.host.boots
-        await runner.snapshot(second, claimed(6))
-        await ran(second, VM)
+        await until("it to be refused", lambda: say in error_of(agent), 60)
+        assert not machine.host.boots
+        await machine.snapshot(agent, claimed(6))
+        await ran(agent, VM)
         assert tank.opened[DATA] == 6
-        await first.stop()
-        await second.stop()
 
-    run(scenario)
+    with_agent(scenario)
 
 
 def test_one_that_was_shut_out_while_it_was_started_executes_nothing() -> None:
     """It is started paused; its claim ends before it is let run, and its process might have come too late to be shut out."""
 
-    async def scenario() -> None:
-        tank = SharedPool("tank")
-        machine = Machine(tank=tank)
-        machine.hold_image()
-        agent = machine.agent()
-        await agent.start()
-        connect = machine.host.connect
-
-        def shut_meanwhile(path: str) -> Connection:
-            tank.refused[DATA] = 4
-            return connect(path)
-
-        machine.host.connect = shut_meanwhile
-        await machine.snapshot(agent, {KEY: shared_volume(), **claimed(4)})
-        await until("it to be refused", lambda: "claim 4" in said_of_guest(agent), 60)
+    async def scenario(machine: Machine, tank: SharedPool, agent: Any) -> None:
+        refuse_once_open(machine, tank, 4)
+        await machine.snapshot(agent, claimed(4))
+        await until("it to be refused", lambda: "claim 4" in error_of(agent), 60)
         await elapse(5)
         assert not machine.host.boots
         assert machine.host.guests[VM].live is None, "its power is cut"
-        await agent.stop()
 
-    run(scenario)
-
-
-def said_of_guest(agent: object) -> str:
-    report = agent.reports.latest(f"vm/{VM}")  # type: ignore[attr-defined]
-    return report.vm.error if report is not None else ""
+    with_agent(scenario)
 
 
 def test_a_disk_that_was_given_away_while_it_was_plugged_is_taken_out_again() -> None:
-    async def scenario() -> None:
-        tank = SharedPool("tank")
-        machine = Machine(tank=tank)
-        machine.hold_image()
-        agent = machine.agent()
-        await agent.start()
+    async def scenario(machine: Machine, tank: SharedPool, agent: Any) -> None:
         await machine.snapshot(agent, {KEY: shared_volume(), **vm_objects()})
         await ran(agent, VM)
-        connect = machine.host.connect
-
-        def shut_meanwhile(path: str) -> Connection:
-            tank.refused[DATA] = 4
-            return connect(path)
-
-        machine.host.connect = shut_meanwhile
-        await machine.snapshot(agent, {KEY: shared_volume(), **claimed(4)})
-        await until("it to be refused", lambda: "claim 4" in said_of_guest(agent), 60)
+        refuse_once_open(machine, tank, 4)
+        await machine.snapshot(agent, claimed(4))
+        await until("it to be refused", lambda: "claim 4" in error_of(agent), 60)
         live = machine.host.guests[VM].live
         assert live is not None
         assert DATA not in live.disks
-        await agent.stop()
 
-    run(scenario)
+    with_agent(scenario)
 
 
 def test_who_administers_it_shuts_out_and_says_so_once_it_is_done() -> None:
-    async def scenario() -> None:
-        tank = SharedPool("tank")
-        machine = Machine(tank=tank)
-        agent = machine.agent()
-        await agent.start()
+    async def scenario(machine: Machine, tank: SharedPool, agent: Any) -> None:
         await machine.snapshot(agent, {KEY: shared_volume()})
         await until("it to be made", lambda: DATA in tank.volumes)
         other = tank.connect(f"tank/{DATA}")
@@ -283,6 +274,5 @@ def test_who_administers_it_shuts_out_and_says_so_once_it_is_done() -> None:
         assert tank.refused[DATA] == 7
         await machine.snapshot(agent, {KEY: shared_volume()})
         await until("it to be asked for no more", lambda: said(agent).shut_out == 0)
-        await agent.stop()
 
-    run(scenario)
+    with_agent(scenario)

@@ -26,6 +26,7 @@ _ACTS: Final = (
 
 # A node's session ends, its guest's claim is borne with for a while, another node shuts it out, a third plugs the disk in.
 GIVEN_S: Final = 90.0
+LET_GO_S: Final = 10.0
 
 
 def draw(draw: random.Random, size: Size) -> Iterable[Event]:
@@ -41,7 +42,8 @@ def draw(draw: random.Random, size: Size) -> Iterable[Event]:
             yield Event(at_s, user, act, (index, draw.randrange(8)) if act in ("attach", "hand_over") else (index,))
         if size.nodes > 1:
             at_s = round(draw.uniform(size.duration_s / 2, size.duration_s), 2)
-            yield Event(at_s, user, "shut_out_at_rest", (draw.randrange(8), draw.randrange(8), draw.choice(("crash", "cut"))))
+            which, how = (draw.randrange(8), draw.randrange(8)), draw.choice(("crash", "cut"))
+            yield Event(at_s, user, "shut_out_at_rest", (*which, how, draw.random() < 0.5))
 
 
 async def create_shared_vm(user: User, name: str) -> None:
@@ -64,13 +66,16 @@ async def hand_over(user: User, index: int, vm_index: int) -> None:
     await attach(user, index, vm_index)
 
 
-async def shut_out_at_rest(user: User, index: int, vm_index: int, how: str) -> None:
+async def shut_out_at_rest(user: User, index: int, vm_index: int, how: str, back: bool) -> None:
     """Leave for when nobody is at work that a volume is given to another VM while the node of its guest is lost."""
-    user.world.at_rest.append(lambda: _shut_out(user, index, vm_index, how))
+    user.world.at_rest.append(lambda: _shut_out(user, index, vm_index, how, back))
 
 
-async def _shut_out(user: User, index: int, vm_index: int, how: str) -> None:
-    """Whoever has it open can be asked nothing, and runs on; and yet the other guest is to have it, and only that one."""
+async def _shut_out(user: User, index: int, vm_index: int, how: str, back: bool) -> None:
+    """Whoever has it open can be asked nothing, and runs on; and yet the other guest is to have it, and only that one.
+
+    back: it is given back to the first while that one is lost still, and has it by a connection that is dead.
+    """
     world, cloud, asked = user.world, user.world.referee.cloud, user.asked
     machines = {machine.id: name for name, machine in world.machines.items() if world.alive(name)}
     pairs = [
@@ -89,19 +94,29 @@ async def _shut_out(user: User, index: int, vm_index: int, how: str) -> None:
         world.crash(lost)
     else:
         world.network.block(lost, "*", both=True)
-    await user.client.update_volume(volume.id, vm="")
-    holder.volumes.discard(volume.id)
-    if await user.attempt(user.client.update_volume(volume.id, vm=vm.id), Code.FAILED_PRECONDITION) is not None:
-        vm.volumes.add(volume.id)
+    if await _moved(user, volume, holder, vm):
         await asyncio.sleep(GIVEN_S)
         guest = cloud.hosts[world.machines[other].id].guests.get(vm.id)
         if guest is not None and volume.id not in guest.volumes:
             raise Violation("claimed", f"{volume.id} is given to {vm.id}, which does not get it while {lost} is lost")
         world.network.count("shut out")
+        if back:
+            await _moved(user, volume, vm, holder)
+            await asyncio.sleep(LET_GO_S)
     if how == "crash":
         world.restart(lost)
     else:
         world.network.heal(lost)
+
+
+async def _moved(user: User, volume: AskedVolume, source: AskedVm, target: AskedVm) -> bool:
+    """Take a volume off a VM and give it to another; return whether that one may have it."""
+    await user.client.update_volume(volume.id, vm="")
+    source.volumes.discard(volume.id)
+    if await user.attempt(user.client.update_volume(volume.id, vm=target.id), Code.FAILED_PRECONDITION) is None:
+        return False
+    target.volumes.add(volume.id)
+    return True
 
 
 def _runs(cloud: Cloud, vm: AskedVm, machines: Mapping[str, str]) -> str:
