@@ -23,7 +23,7 @@ from tests.conformance.test_api_access import refused
 from tests.conformance.test_api_permits import made, methods, request_for, told
 
 Code = grpc.StatusCode
-# Not the end of a line in a certificate, whose next line may begin with 1 and a slash.
+# Not in bytes, as they are printed: of the digests of audit records one may begin with a line feed and a digit.
 N1 = re.compile(r"(?<![\w\\-])(n[1-3]|node-[0-9a-z]{8})(?![\w-])")
 
 

@@ -1,4 +1,7 @@
-"""A volume that several nodes can open is handed over from a guest that clings to it to one on another node."""
+"""A volume that several nodes can open passes to a guest on another node from one that clings to it, or whose node is lost.
+
+From a node that is there it comes once its guest has let go; from one that is lost once the pool has shut its guest out.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,12 @@ from tests.sim.world import World
 
 
 def _open_on(world: World, volume: str) -> list[str]:
-    """The nodes whose guests have it open."""
+    """The nodes whose guests have it open, and were not shut out of it."""
     return [
         name
         for name, machine in world.machines.items()
         for guest in machine.host.guests.values()
-        if guest.live is not None and volume in guest.live.disks
+        if guest.live is not None and volume in guest.live.disks and not guest.live.connections[volume].is_out
     ]
 
 
@@ -44,10 +47,12 @@ def test_no_two_nodes_have_it_open(seed: int, silent: bool) -> None:
             world.machines["n1"].host.clinging.add(volume)
         await world.client.update_volume(volume, vm="")
         await world.client.update_volume(volume, vm=vms[1].id)
-        for _ in range(60):
-            assert _open_on(world, volume) == ["n1"]
+        for second in range(60):
+            # Its session runs out, and it is borne with for half a minute.
+            assert _open_on(world, volume) in ([["n1"]] if not silent or second < 35 else [["n1"], [], ["n2"]])
             await asyncio.sleep(1.0)
         if silent:
+            assert _open_on(world, volume) == ["n2"]
             world.restart("n1")
         world.machines["n1"].host.clinging.clear()
         await world.until("the second to have it", lambda: _open_on(world, volume) == ["n2"], 120)
