@@ -81,6 +81,14 @@ class DetachDisk(Action):
 
 
 @dataclass(frozen=True, slots=True)
+class GrowDisk(Action):
+    """Have the running guest see a disk as large as its volume is in its pool."""
+
+    volume: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Undefine(Action):
     """Cut its power and remove its configuration."""
 

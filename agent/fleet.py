@@ -98,7 +98,8 @@ class Machine:
         facts = HypervisorFacts()
         facts.CopyFrom(FACTS)
         facts.accelerator, facts.cpu_mode, facts.archs[:] = "kvm", "host-passthrough", [model.arch]
-        self.host = FakeHost(facts=facts, taps=self.net.taps, boot_s=BOOT_S, shutdown_s=SHUTDOWN_S, on_grow=self.pool.grow)
+        self.host = FakeHost(facts=facts, taps=self.net.taps, boot_s=BOOT_S, shutdown_s=SHUTDOWN_S)
+        self.host.size_at, self.host.on_grow = self.pool.size_at, self.pool.grow
         self.files: dict[str, bytes] = {}
 
 

@@ -15,15 +15,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import groupby
 
+from cairn.agent import growth
 from cairn.agent.actions import (
     Action,
     AttachDisk,
     BindPorts,
     Define,
     DetachDisk,
+    GrowDisk,
     Reboot,
     RemoveFiles,
     Resume,
@@ -73,8 +75,10 @@ class Guests:
         self._ledger, self._reports, self._exclusive = ledger, reports, exclusive
         self.permitted = permitted
         self._memories: dict[str, Memory] = {}
-        # Guest -> volume -> why it could not be plugged in or out.
+        # Guest -> volume -> why it could not be plugged in or out, or be seen as large as it is.
         self._troubles: dict[str, dict[str, str]] = {}
+        # Guest -> volume -> how large the guest saw it when its process was asked; larger by now, perhaps, never smaller.
+        self._seen: dict[str, dict[str, int]] = {}
         self.actions = 0
 
     async def settle(self, key: str) -> Again:
@@ -93,7 +97,11 @@ class Guests:
             if self._is_asked_anew(key, held.object.vm):
                 self._world.mark_guest(id)
                 await self._world.refresh(Part.DOMAINS)
+            if growth.is_said_larger(held.object.vm, self._world.volumes):
+                self._world.mark(Part.VOLUMES)
+                await self._world.refresh(Part.VOLUMES)
             self._world.require(*(disk.type for disk in held.object.vm.disks))
+            await self._ask_what_is_seen(held.object.vm)
             wanted = await self._wanted(held.object.vm)
             verdict = await self._decide(key, wanted)
             again_after_s = verdict.again_after_s
@@ -118,6 +126,7 @@ class Guests:
         """Drop what is remembered of a guest that is no longer desired."""
         self._memories.pop(id, None)
         self._troubles.pop(id, None)
+        self._seen.pop(id, None)
 
     def _is_asked_anew(self, key: str, vm: DesiredVm) -> bool:
         """Whether a guest is to run again that ran when last seen, which may have been before that was asked for.
@@ -129,9 +138,23 @@ class Guests:
             return False
         return vm.power_generation > max(noted(self._ledger.note(key)).power_generation, domain.power_generation)
 
+    async def _ask_what_is_seen(self, vm: DesiredVm) -> None:
+        """Learn how large a running guest sees volumes of which it is told a size, unless it is known to see all of it."""
+        domain = self._world.domains.get(vm.id)
+        is_open = domain.open_volumes if domain is not None else ()
+        known = {volume: size for volume, size in self._seen.pop(vm.id, {}).items() if volume in is_open}
+        if ask := growth.to_ask(vm, domain, known):
+            try:
+                known |= await self._hypervisor.seen_bytes(vm.id, ask)
+            except HypervisorError as error:
+                self._troubles.setdefault(vm.id, {}).update(dict.fromkeys(ask, str(error)))
+        if known:
+            self._seen[vm.id] = known
+
     async def _decide(self, key: str, wanted: Wanted) -> Verdict:
         id = wanted.vm.id
-        found = Found(self._world.domains.get(id), id in self._world.files)
+        domain, seen = self._world.domains.get(id), tuple(sorted(self._seen.get(id, {}).items()))
+        found = Found(replace(domain, seen=seen) if domain is not None else None, id in self._world.files)
         note = noted(self._ledger.note(key))
         memory = self._memories.get(id, Memory())
         verdict = plan_vm(wanted, found, note, memory, asyncio.get_running_loop().time())
@@ -146,11 +169,13 @@ class Guests:
     async def _wanted(self, vm: DesiredVm) -> Wanted:
         if vm.absent:
             return Wanted(vm, None)
-        disks, waits = [], ""
+        disks, sizes, waits = list[Disk](), dict[str, int](), ""
         for each in vm.disks:
-            if each.volume not in self._world.volumes:
+            held = self._world.volumes.get(each.volume)
+            if held is None:
                 waits = waits or self._volume_say(each.volume)
                 continue
+            sizes[each.volume] = held.size_bytes
             attachment = await self._world.attachment(each.volume)
             path, format, network = attachment.path, attachment.format, attachment.network
             disks.append(Disk(each.volume, path, format, boot=each.boot, slot=each.slot, network=network))
@@ -162,7 +187,7 @@ class Guests:
         spec = DomainSpec(vm, tuple(disks), self._files.seed(vm.id), self._files.console_log(vm.id))
         machine = DomainSpec(_without_data_disks(vm), tuple(disk for disk in disks if disk.boot), spec.seed, spec.console_log)
         digest, machine_digest = self._hypervisor.digest(spec), self._hypervisor.digest(machine)
-        return Wanted(vm, spec, digest, machine_digest, troubles[0] if troubles else "", unbound, permitted)
+        return Wanted(vm, spec, digest, machine_digest, troubles[0] if troubles else "", unbound, permitted, sizes)
 
     def _volume_say(self, volume: str) -> str:
         report = self._reports.latest(f"volume/{volume}")
@@ -177,11 +202,11 @@ class Guests:
             for action, error in zip(step, errors, strict=True):
                 if error is None:
                     continue
-                if isinstance(action, AttachDisk | DetachDisk):
+                if isinstance(action, _OF_A_DISK):
                     self._troubles.setdefault(vm.id, {})[_volume_of(action)] = str(error)
                 self._report_failure(key, vm, verdict, action, error)
                 failed = failed or error
-            if any(errors) and not isinstance(step[0], AttachDisk | DetachDisk):
+            if any(errors) and not isinstance(step[0], _OF_A_DISK):
                 break
         if failed is not None:
             raise failed
@@ -229,6 +254,8 @@ class Guests:
                         await self._attach(vm, disk)
                 case DetachDisk(volume=volume):
                     await hypervisor.detach_disk(id, volume)
+                case GrowDisk(volume=volume, size_bytes=size_bytes):
+                    await self._grow_disk(id, volume, size_bytes)
                 case Undefine():
                     await hypervisor.undefine(id)
                 case RemoveFiles():
@@ -250,6 +277,14 @@ class Guests:
                 if taken and other.state is not DomainState.SHUT_OFF:
                     raise HypervisorError(f"guest {other.id} has not let go of {', '.join(sorted(taken))} yet")
             yield
+
+    async def _grow_disk(self, id: str, volume: str, size_bytes: int) -> None:
+        """Have a guest see what its volume has by now: less than that would be cut off."""
+        async with self._exclusive.hold({volume}):
+            self._world.mark(Part.VOLUMES)
+            await self._world.refresh(Part.VOLUMES)
+            held = self._world.volumes.get(volume)
+            await self._hypervisor.grow_disk(id, volume, max(size_bytes, held.size_bytes if held is not None else 0))
 
     async def _start(self, action: Start, taps: tuple[str, ...]) -> None:
         self._networks.begin_start(taps)
@@ -299,13 +334,18 @@ class Guests:
         self._report(key, vm, body)
 
     def _tell_troubles(self, vm: DesiredVm, body: VmReport) -> None:
-        """Add to a report what keeps volumes from being plugged in or out; what is over is forgotten.
+        """Add to a report what keeps volumes from being plugged in or out, or seen; what is over is forgotten.
 
         A guest that is off, which has nothing open, gets and loses its disks by its definition: nothing is plugged.
         """
         wanted = {disk.volume for disk in vm.disks}
         troubles = self._troubles.get(vm.id, {}) if body.open_volumes else {}
-        left = {volume: why for volume, why in troubles.items() if (volume in wanted) != (volume in body.open_volumes)}
+        unseen = growth.unseen(vm, body.open_volumes, growth.seen_in(body))
+        left = {
+            volume: why
+            for volume, why in troubles.items()
+            if (volume in wanted) != (volume in body.open_volumes) or volume in unseen
+        }
         if left:
             self._troubles[vm.id] = left
         else:
@@ -334,7 +374,7 @@ def _steps(actions: Iterable[Action]) -> Iterator[tuple[Action, ...]]:
             yield from ((action,) for action in group)
 
 
-def _volume_of(action: AttachDisk | DetachDisk) -> str:
+def _volume_of(action: AttachDisk | DetachDisk | GrowDisk) -> str:
     return action.disk.volume if isinstance(action, AttachDisk) else action.volume
 
 
@@ -347,6 +387,8 @@ def _without_data_disks(vm: DesiredVm) -> DesiredVm:
     return result
 
 
+# One that fails keeps nothing else of its guest waiting.
+_OF_A_DISK = (AttachDisk, DetachDisk, GrowDisk)
 _VERBS: dict[type[Action], str] = {
     WriteSeed: "writing its seed image",
     Define: "defining it",
@@ -357,6 +399,7 @@ _VERBS: dict[type[Action], str] = {
     Reboot: "rebooting it",
     AttachDisk: "attaching a disk",
     DetachDisk: "detaching a disk",
+    GrowDisk: "having the guest see how large a disk is",
     Undefine: "removing it",
     RemoveFiles: "removing its files",
 }

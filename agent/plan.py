@@ -39,6 +39,7 @@ from cairn.agent.actions import (
     Undefine,
     WriteSeed,
 )
+from cairn.agent.growth import plan_growth
 from cairn.agent.hypervisor.base import Domain, DomainState, PauseReason
 from cairn.agent.verdict import CAUSE, CLOCK_SLACK_S, Found, Memory, Note, Verdict, Wanted, is_off, report_of
 from cairn.proto.v1.agent_pb2 import VM_ROLE_INCOMING, VM_ROLE_OUTGOING, DesiredVm, VmReport
@@ -317,6 +318,10 @@ def _running(wanted: Wanted, domain: Domain, note: Note, memory: Memory, now_s: 
     settled = not actions and not rebooting and not waits and wanted.spec is not None and pause is PauseReason.NONE
     if pause is not PauseReason.NONE:
         say = "let run again after a disk failed"
+    if not rebooting:
+        # Beside what its record asks for: that is so whatever its guest sees of a volume.
+        grows, look_s = plan_growth(wanted, domain)
+        actions, wait_s = actions + grows, min(filter(None, (wait_s, look_s)), default=0.0)
     report = report_of(wanted, domain, VmReport.STATE_RUNNING, say, settled=settled, pause=pause)
     return Verdict(report, actions, note, memory, again_after_s=wait_s, told=told + begun)
 

@@ -61,6 +61,8 @@ class Wanted:
     unbound: tuple[str, ...] = ()
     # A controller has said since this agent began that it may be started; asked for by vm.needs_permit.
     permitted: bool = True
+    # Bytes of its volumes, as this node saw them in their pools.
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +169,8 @@ def report_of(
     if domain is not None:
         report.power_generation, report.reboot_generation = domain.power_generation, domain.reboot_generation
         report.open_volumes.extend(domain.open_volumes)
+        for volume, size_bytes in domain.seen:
+            report.seen.add(volume=volume, size_bytes=size_bytes)
         report.boots, report.rebooted_generation = domain.boots, domain.rebooted_generation
         if domain.boot_time and state == VmReport.STATE_RUNNING:
             report.boot_time.FromMicroseconds(int(domain.boot_time * 1_000_000))

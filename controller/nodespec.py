@@ -25,11 +25,12 @@ from typing import Final, TypeVar
 from cairn.controller.model.administered import let_go_of
 from cairn.controller.model.assigned import VOLUME_WORK, assigned_to, assignment
 from cairn.controller.model.attachments import is_let_go
-from cairn.controller.model.capabilities import lacking
+from cairn.controller.model.capabilities import knows, lacking
 from cairn.controller.model.lifetime import kept_no_longer
 from cairn.controller.model.openings import claim_of, is_given, is_outcast, shut_out_of
 from cairn.controller.model.owners import hostname_of, vm_of
 from cairn.controller.model.readable import CannotTell, Readable
+from cairn.controller.model.reports import volume_known_bytes
 from cairn.controller.model.restored import is_restored, settled
 from cairn.controller.model.seats import transit_of
 from cairn.controller.model.slots import slots
@@ -52,7 +53,7 @@ from cairn.controller.store.base import View
 from cairn.net import ipam
 from cairn.proto import kinds
 from cairn.proto.addresses import addresses_of, set_addresses
-from cairn.proto.capabilities import ABSENT_IMAGES
+from cairn.proto.capabilities import ABSENT_IMAGES, DISK_SIZES
 from cairn.proto.ids import GUEST_DOMAIN, LOCAL_POOL, mac_of, router_mac, tap_of, transit_address
 from cairn.proto.keys import UNSETTLED
 from cairn.proto.kinds import AnyKind, Kind
@@ -298,6 +299,8 @@ def _disks(view: View, node: str, vm: Vm) -> list[VmDisk]:
                 disk.open_generation = claim_of(view, id, node)
             if volume.spec.type not in ("", LOCAL_POOL):
                 disk.type, disk.pool = volume.spec.type, volume_pool(view, id)
+                # Those of the node's own pools grow through their guest's process, which need not be told.
+                disk.size_bytes = volume_known_bytes(view, id) if knows(view, node, DISK_SIZES) else 0
             disks.append(disk)
     return sorted(disks, key=lambda disk: (disk.slot, disk.volume))
 

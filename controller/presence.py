@@ -380,6 +380,8 @@ class Presence:
         node, kind, object = [*id.split("/", 2), "", ""][:3]
         if kind == kinds.IMAGE.name or view.get(kinds.ERASURE, id) is not None:
             affected[node].add(f"{kind}/{object}")
+        if kind == kinds.VOLUME.name and in_shared_pool(view, object):  # Its guest is to see how large it is.
+            self._disk_changed(object, affected)
         if kind == kinds.VM.name:
             self._takers_changed(view, object, affected)
             vm, seen = view.get(kinds.VM, object), view.get(kinds.OBSERVED, id)

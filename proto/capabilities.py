@@ -42,6 +42,8 @@ ELSEWHERE: Final = "volume-elsewhere"
 
 # Asking a shared pool before a guest opens a volume there, and shutting out of it who opened one by an older claim.
 SHUT_OUT: Final = "shut-out"
+# Telling a running guest that a volume another node grew is larger now, and saying how large it sees it.
+DISK_SIZES: Final = "disk-sizes"
 
 # What agents knew that do not say what they know.
 BEFORE_CAPABILITIES: Final = frozenset(
@@ -60,6 +62,7 @@ OF_THIS_RELEASE: Final = frozenset(
         CARDS,
         ELSEWHERE,
         SHUT_OUT,
+        DISK_SIZES,
     )
 )
 

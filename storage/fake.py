@@ -69,9 +69,14 @@ class FakePool:
         same = (pool.images[image.digest][1] for pool in self.neighbours if image.digest in pool.images)
         self.images[image.digest] = (image, next(same, content))
 
+    def size_at(self, path: str) -> int:
+        """Return what a process finds that opens a volume at its path (an Attachment's); 0: it is none of this pool."""
+        held = self.volumes.get(_id_at(path))
+        return held.size_bytes if held is not None else 0
+
     def grow(self, path: str, size_bytes: int) -> None:
-        """A running guest's process grew the volume it has open at that path (an Attachment's)."""
-        id = path.removeprefix(VOLUME_PATH).removesuffix(VOLUME_SUFFIX)
+        """A running guest's process grew the volume it has open at that path."""
+        id = _id_at(path)
         held = self.volumes.get(id)
         if held is not None and size_bytes > held.size_bytes:
             self.volumes[id] = Volume(id, whole_sectors(size_bytes), held.used_bytes, held.image_digest)
@@ -100,6 +105,10 @@ class FakePool:
         self.hang.clear()
         while self.hanging:
             self.hanging.pop().set()
+
+
+def _id_at(path: str) -> str:
+    return path.removeprefix(VOLUME_PATH).removesuffix(VOLUME_SUFFIX)
 
 
 class FakeImages:

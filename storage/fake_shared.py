@@ -13,7 +13,7 @@ no image afterwards. What the pool remembers of generations outlives its volumes
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, MutableMapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from cairn.proto.v1.agent_pb2 import DesiredVolume
@@ -63,6 +63,17 @@ class SharedPool:
         if generation < newest:
             raise Superseded(f"volume {id} is administered by another node: generation {newest}, this is {generation}")
         self.generations[id] = generation
+
+    def size_at(self, path: str) -> int:
+        """Return what a process finds that opens a volume at its path (an Attachment's); 0: it is none of this pool."""
+        held = self.volumes.get(path.removeprefix(f"{self.name}/"))
+        return held.size_bytes if held is not None else 0
+
+    def set_size(self, path: str, size_bytes: int) -> None:
+        """A running guest's process looks anew, and so gives what it has open this size: as QEMU does, also a smaller one."""
+        id = path.removeprefix(f"{self.name}/")
+        if (held := self.volumes.get(id)) is not None:
+            self.volumes[id] = replace(held, size_bytes=whole_sectors(size_bytes))
 
 
 class FakeSharedVolumes:

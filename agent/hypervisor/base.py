@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -132,6 +132,8 @@ class Domain:
     rebooted_generation: int = 0
     # What `start` was told of the configuration it was last started with; empty: an older agent started it.
     machine_digest: str = ""
+    # How large its guest sees volumes, in bytes, of which somebody asked (seen_bytes); a look asks of none.
+    seen: tuple[tuple[str, int], ...] = ()
 
     @property
     def is_on(self) -> bool:
@@ -227,7 +229,15 @@ class Hypervisor(Protocol):
     async def grow_disk(self, id: str, volume: str, size_bytes: int) -> None:
         """Grow the image of a disk that a running guest has open, which sees it at once; large enough already: no change.
 
+        size_bytes: of a network disk, what its image has by now: it is made larger, or cut, to what is asked for.
         HypervisorError when the domain is off or has no such disk.
+        """
+        ...
+
+    async def seen_bytes(self, id: str, volumes: Collection[str]) -> Mapping[str, int]:
+        """Return how large a guest that is on sees those of these volumes that it has open; off: none.
+
+        Asked of its process, which may hang: not for every look.
         """
         ...
 

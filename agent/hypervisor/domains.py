@@ -129,17 +129,19 @@ def note_reboot(connection: Any, name: str, at: float) -> bool:
 
 def _disk_errors(domain: Any, shown: ET.Element) -> tuple[tuple[str, str], ...]:
     """Return the volumes that failed, each with a few words; none: its process, which is asked, is stuck or has ended."""
-    targets = {
-        target.get("dev", ""): volume
-        for volume, element in domain_xml.disk_elements(shown).items()
-        if (target := element.find("target")) is not None
-    }
+    volumes = {target: volume for volume, target in targets_in(shown).items()}
     try:
         failed: dict[str, int] = domain.diskErrors()
     except libvirt.libvirtError as error:
         log.info("disk errors unknown", vm=domain.name(), error=str(error))
         return ()
-    return tuple((targets.get(target, target), _DISK_ERRORS.get(error, "failed")) for target, error in sorted(failed.items()))
+    return tuple((volumes.get(target, target), _DISK_ERRORS.get(error, "failed")) for target, error in sorted(failed.items()))
+
+
+def targets_in(shown: ET.Element) -> dict[str, str]:
+    """Return what its disks are called in a domain's XML ("vda"), by volume."""
+    found = {volume: element.find("target") for volume, element in domain_xml.disk_elements(shown).items()}
+    return {volume: target.get("dev", "") for volume, target in found.items() if target is not None}
 
 
 def has_panicked(domain: Any) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import dataclasses
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
@@ -52,16 +52,20 @@ class _Live:
     paused: bool = True
     # Why it is, unless by a start.
     pause: PauseReason = PauseReason.NONE
+    # How large the guest sees each disk, in bytes.
+    seen: dict[str, int] = field(default_factory=dict)
     # Counts boots, so that what was begun for an earlier one is dropped.
     boot: int = 0
     # Volume in a shared pool -> its process's way to it.
     connections: dict[str, Connection] = field(default_factory=dict)
 
-    def open(self, disk: Disk, connect: Callable[[str], Connection]) -> None:
-        """Open a disk."""
-        self.disks[disk.volume] = disk
+    def open(self, disk: Disk, host: FakeHost) -> None:
+        """Have a disk open, as large as it is now; open already: no change."""
+        if disk.volume in self.disks:
+            return
+        self.disks[disk.volume], self.seen[disk.volume] = disk, host.size_at(disk.path)
         if disk.network is not None:
-            self.connections[disk.volume] = connect(disk.path)
+            self.connections[disk.volume] = host.connect(disk.path)
 
 
 @dataclass(slots=True)
@@ -93,6 +97,8 @@ class FakeHost:
     full: set[str] = field(default_factory=set)
     # How a process opens what is in a shared pool, by its path there.
     connect: Callable[[str], Connection] = lambda _path: Connection()
+    # Told the path of a disk that is opened: how large it is now; 0: nobody can tell.
+    size_at: Callable[[str], int] = lambda _path: 0
     # Told (path, size) when a running guest's disk grows: the storage that plays along.
     on_grow: Callable[[str, int], None] = lambda _path, _size_bytes: None
     # Sizes of disks grown here, by volume.
@@ -266,7 +272,7 @@ class FakeHypervisor:
                 raise HypervisorError(f"start {id}: {', '.join(sorted(taken))} is there already")
             guest.live = _Live(taps, {}, guest.spec.vm.hostname or guest.spec.vm.name)
             for disk in guest.disks.values():
-                guest.live.open(disk, self.host.connect)
+                guest.live.open(disk, self.host)
             for tap in taps:
                 self.host.taps.add(tap)
             now = self._clock.now().timestamp()
@@ -341,8 +347,8 @@ class FakeHypervisor:
         def act() -> None:
             guest = self._guest(id)
             guest.disks.setdefault(disk.volume, disk)
-            if guest.live is not None and disk.volume not in guest.live.disks:
-                guest.live.open(disk, self.host.connect)
+            if guest.live is not None:
+                guest.live.open(disk, self.host)
             self.host.notices.tell(id)
 
         await self._do("attach_disk", id, act)
@@ -358,7 +364,7 @@ class FakeHypervisor:
             if guest.live is not None and volume in guest.live.disks:
                 if volume in self.host.clinging:
                     raise HypervisorError(f"detach {volume} from {id}: the guest has not let go of it")
-                del guest.live.disks[volume]
+                del guest.live.disks[volume], guest.live.seen[volume]
                 guest.live.connections.pop(volume, None)
             self.host.notices.tell(id)
 
@@ -371,12 +377,22 @@ class FakeHypervisor:
             _, live = self._running(id, f"grow {volume} of")
             if volume not in live.disks:
                 raise HypervisorError(f"grow {volume} of {id}: it has no such disk")
-            if size_bytes > self.host.grown.get(volume, 0):
-                self.host.grown[volume] = size_bytes
+            if size_bytes > live.seen[volume]:
+                live.seen[volume] = self.host.grown[volume] = size_bytes
                 self.host.on_grow(live.disks[volume].path, size_bytes)
             self.host.notices.tell(id)
 
         await self._do("grow_disk", id, act)
+
+    async def seen_bytes(self, id: str, volumes: Collection[str]) -> Mapping[str, int]:
+        """Return how large the guest sees them."""
+
+        def act() -> Mapping[str, int]:
+            live = self._guest(id).live
+            seen = live.seen if live is not None else {}
+            return {volume: seen[volume] for volume in sorted(volumes) if volume in seen}
+
+        return await self._do("seen_bytes", id, act)
 
     async def console(self, id: str) -> ConsoleStream:
         """Open the serial console."""

@@ -31,7 +31,7 @@ from cairn.agent.hypervisor.base import (
 )
 from cairn.agent.hypervisor.capabilities import read_facts
 from cairn.agent.hypervisor.connection import Connection
-from cairn.agent.hypervisor.domains import by_name, has_panicked, mark_of, note_reboot, observed, write_mark, xml_of
+from cairn.agent.hypervisor.domains import by_name, has_panicked, mark_of, note_reboot, observed, targets_in, write_mark, xml_of
 from cairn.agent.hypervisor.events import Notices
 from cairn.agent.hypervisor.mark import Mark, Phase
 from cairn.agent.hypervisor.secrets import Keys, secrets_of
@@ -42,6 +42,8 @@ from cairn.storage.base import Network
 
 DETACH_TIMEOUT_S: Final = 15.0
 DETACH_POLL_S: Final = 0.1
+# A call waits so long for its turn at a domain (libvirt's QEMU_JOB_WAIT_TIME, 30 s), also when who asked is gone.
+LEFTOVER_S: Final = 35.0
 # Reboots that could not be noted yet, the newest.
 HEARD_MAX: Final = 1000
 _UNDEFINE: Final = (
@@ -65,14 +67,18 @@ class LibvirtHypervisor:
         *,
         cpuinfo: Path = Path("/proc/cpuinfo"),
         keys: Mapping[Network, Callable[[], Awaitable[str]]] | None = None,
+        leftover_s: float = LEFTOVER_S,
     ) -> None:
-        """keys: how disks are reached whose secret has a value -> who tells it, in base 64; asked when it is first needed."""
+        """keys: how disks are reached whose secret has a value -> who tells it, in base 64; asked when it is first needed.
+
+        leftover_s: how long after connecting something asked before may still be done.
+        """
         self._clock = clock
         self._cpuinfo = cpuinfo
         self._notices = Notices()
-        self._connection = Connection(
-            uri, lambda name, _event: self._notices.tell(name), lambda: self._notices.tell(""), self._reboot_heard
-        )
+        self._connection = Connection(uri, lambda name, _event: self._notices.tell(name), self._connected, self._reboot_heard)
+        # From when on, on the event loop's clock, nothing is done any more that was asked over an earlier connection.
+        self._leftover_s, self._alone_s = leftover_s, 0.0
         self._keys = Keys(keys or {}, self._connection.call)
         self._facts: HypervisorFacts | None = None
         # One change of a mark at a time: each is read, changed, written, in one of the connection's threads.
@@ -114,6 +120,10 @@ class LibvirtHypervisor:
             return observed(connection, self._marking, ids)
 
         return await self._connection.call(f"look at {', '.join(sorted(ids))}", act)
+
+    def _connected(self) -> None:
+        self._alone_s = asyncio.get_running_loop().time() + self._leftover_s
+        self._notices.tell("")
 
     def _reboot_heard(self, name: str) -> None:
         self._heard.append((name, self._clock.now().timestamp()))
@@ -275,19 +285,39 @@ class LibvirtHypervisor:
             return
 
     async def grow_disk(self, id: str, volume: str, size_bytes: int) -> None:
-        """Have QEMU grow the image and tell the guest."""
+        """Have QEMU grow the image and tell the guest.
+
+        QEMU cuts an image to what it is told: an earlier, smaller growth that is carried out after this one would take what the
+        guest has written meanwhile. So none is asked for while such a one may be left of an agent that was killed.
+        """
 
         def act(domain: Any) -> None:
             if not domain.isActive():
                 raise HypervisorError(f"grow {volume} of {id}: it is shut off")
-            element = domain_xml.disk_elements(xml_of(domain, 0)).get(volume)
-            if element is None:
+            target = targets_in(xml_of(domain, 0)).get(volume)
+            if target is None:
                 raise HypervisorError(f"grow {volume} of {id}: it has no such disk")
-            target = element.find("target").get("dev", "")  # type: ignore[union-attr]
-            if domain.blockInfo(target)[0] < size_bytes:
-                domain.blockResize(target, size_bytes, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
+            if domain.blockInfo(target)[0] >= size_bytes:
+                return
+            if (left_s := self._alone_s - loop.time()) > 0:
+                say = f"what was asked before libvirt was connected to may still be done, for {left_s:.0f} s"
+                raise HypervisorError(f"grow {volume} of {id}: {say}")
+            domain.blockResize(target, size_bytes, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
 
+        loop = asyncio.get_running_loop()
         await self._on(id, f"grow {volume} of", act)
+
+    async def seen_bytes(self, id: str, volumes: Collection[str]) -> Mapping[str, int]:
+        """Ask QEMU how large the disks are."""
+
+        def act(domain: Any) -> Mapping[str, int]:
+            if not domain.isActive():
+                return {}
+            targets = targets_in(xml_of(domain, 0))
+            return {volume: int(domain.blockInfo(targets[volume])[0]) for volume in sorted(volumes) if volume in targets}
+
+        found: Mapping[str, int] = await self._on(id, "ask about disks of", act)
+        return found
 
     async def console(self, id: str) -> ConsoleStream:
         """Open the serial console, taking it from whoever has it."""

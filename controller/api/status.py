@@ -16,6 +16,7 @@ from cairn.controller.model.attachments import Hold, attachment
 from cairn.controller.model.beyond import doubt_say, doubts
 from cairn.controller.model.capabilities import unknown_there
 from cairn.controller.model.facts import facts_of
+from cairn.controller.model.growth import Unseen, unseen
 from cairn.controller.model.jobs import status_of, whole
 from cairn.controller.model.lifetime import kept_no_longer
 from cairn.controller.model.nodes import capacity, connected, hypervisor_silent, node_name
@@ -203,9 +204,9 @@ def volume(view: View, record: Record[Volume]) -> Volume:
     state = _shared_state if shared and not result.HasField("delete_time") else _volume_state
     away = _with_deleted_vm(view, result)
     status.state, status.say = away or state(view, result, node, seen.volume if seen is not None else None)
-    growing = _growing(view, result, seen.volume, node) if seen is not None and status.state in _USABLE else ""
-    status.say = growing or status.say
-    result.reconciling = bool(growing) or status.state in _VOLUME_MOVING
+    grows = _growing(view, result, seen.volume, node) if seen is not None and status.state in _USABLE else None
+    status.say = grows.say if grows is not None else status.say
+    result.reconciling = (grows is not None and grows.moves) or status.state in _VOLUME_MOVING
     status.observed_revision = 0 if result.reconciling else record.mod_revision
     usable = status.state in _USABLE
     condition(status, "Ready", usable, VolumeStatus.State.Name(status.state).removeprefix("STATE_").title(), status.say)
@@ -271,15 +272,15 @@ def _unplaced_state(view: View, volume: Volume) -> tuple[VolumeStatus.State.Valu
     return VolumeStatus.STATE_AVAILABLE, "ready; its space is taken on the node of the first VM it is attached to"
 
 
-def _growing(view: View, volume: Volume, seen: VolumeReport, node: str) -> str:
-    """Say what a volume waits for that is smaller than asked for; empty: it is not."""
+def _growing(view: View, volume: Volume, seen: VolumeReport, node: str) -> Unseen | None:
+    """Say what a volume waits for that is smaller than asked for, or smaller in its guest's eyes; None: it is not."""
     wanted = volume.spec.size_bytes
     if seen.size_bytes >= wanted:
-        return ""
+        return unseen(view, volume, seen.size_bytes)
     if volume_claimed_bytes(view, volume.id) < wanted:
-        return f"waits for room to grow to {size(wanted)}"
+        return Unseen(f"waits for room to grow to {size(wanted)}", moves=True)
     why = f": {seen.error}; trying again" if seen.error else ""
-    return f"{node_name(view, node)} is growing it to {size(wanted)}{why}"
+    return Unseen(f"{node_name(view, node)} is growing it to {size(wanted)}{why}", moves=True)
 
 
 def _shared_state(view: View, volume: Volume, node: str, seen: VolumeReport | None) -> tuple[VolumeStatus.State.ValueType, str]:

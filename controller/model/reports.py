@@ -19,6 +19,13 @@ def image_report(view: View, node: str, image: str) -> ImageReport | None:
     return found.image if found is not None else None
 
 
+def volume_known_bytes(view: View, volume: str) -> int:
+    """Return what a volume has at least: the most any node said it had, as volumes only grow. 0: none has said."""
+    seen = (view.get(kinds.OBSERVED, id) for id in view.by(kinds.OBSERVED, "key", f"volume/{volume}"))
+    reports = (each.report.volume for each in seen if each is not None)
+    return max((each.size_bytes for each in reports if each.state == VolumeReport.STATE_READY), default=0)
+
+
 def volume_ready_report(view: View, volume: str) -> Report | None:
     """Return what some node said of a volume when it was ready, whoever administers it now; None: none has."""
     seen = (view.get(kinds.OBSERVED, id) for id in view.by(kinds.OBSERVED, "key", f"volume/{volume}"))

@@ -1168,6 +1168,7 @@ class VmDisk(_message.Message):
     POOL_FIELD_NUMBER: _builtins.int
     SLOT_FIELD_NUMBER: _builtins.int
     OPEN_GENERATION_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
     volume: _builtins.str
     boot: _builtins.bool
     type: _builtins.str
@@ -1179,6 +1180,10 @@ class VmDisk(_message.Message):
     """Of a volume in a shared pool: in the name of which claim to open it the guest opens it. The pool is asked before a guest
     executes with it, and refuses one that a newer claim has followed. 0: none is asked for.
     """
+    size_bytes: _builtins.int
+    """How large its guest is to see it: never more than a node has said it has. 0: as it finds it at its start. Of volumes in
+    shared pools alone, which another node grows. Sent only to agents with the capability "disk-sizes".
+    """
     def __init__(
         self,
         *,
@@ -1188,10 +1193,11 @@ class VmDisk(_message.Message):
         pool: _builtins.str = ...,
         slot: _builtins.int = ...,
         open_generation: _builtins.int = ...,
+        size_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot", b"boot", "open_generation", b"open_generation", "pool", b"pool", "slot", b"slot", "type", b"type", "volume", b"volume"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot", b"boot", "open_generation", b"open_generation", "pool", b"pool", "size_bytes", b"size_bytes", "slot", b"slot", "type", b"type", "volume", b"volume"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1369,6 +1375,7 @@ class VmReport(_message.Message):
     BOOTS_FIELD_NUMBER: _builtins.int
     REBOOTED_GENERATION_FIELD_NUMBER: _builtins.int
     VOLUMES_GENERATION_FIELD_NUMBER: _builtins.int
+    SEEN_FIELD_NUMBER: _builtins.int
     state: Global___VmReport.State.ValueType
     say: _builtins.str
     """One sentence."""
@@ -1400,6 +1407,10 @@ class VmReport(_message.Message):
     def boot_time(self) -> _timestamp_pb2.Timestamp:
         """When the guest was last seen to begin anew: a start, or a reboot of its own or ours."""
 
+    @_builtins.property
+    def seen(self) -> _containers.RepeatedCompositeFieldContainer[Global___SeenVolume]:
+        """How large its running guest sees the volumes of which it was told a size."""
+
     def __init__(
         self,
         *,
@@ -1419,18 +1430,43 @@ class VmReport(_message.Message):
         boots: _builtins.int = ...,
         rebooted_generation: _builtins.int = ...,
         volumes_generation: _builtins.int = ...,
+        seen: _abc.Iterable[Global___SeenVolume] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["boot_time", b"boot_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "boot_time", b"boot_time", "boots", b"boots", "error", b"error", "exit", b"exit", "open_volumes", b"open_volumes", "pause", b"pause", "power_generation", b"power_generation", "reboot_generation", b"reboot_generation", "rebooted_generation", b"rebooted_generation", "say", b"say", "spec_revision", b"spec_revision", "start_time", b"start_time", "state", b"state", "volume_troubles", b"volume_troubles", "volumes_generation", b"volumes_generation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "boot_time", b"boot_time", "boots", b"boots", "error", b"error", "exit", b"exit", "open_volumes", b"open_volumes", "pause", b"pause", "power_generation", b"power_generation", "reboot_generation", b"reboot_generation", "rebooted_generation", b"rebooted_generation", "say", b"say", "seen", b"seen", "spec_revision", b"spec_revision", "start_time", b"start_time", "state", b"state", "volume_troubles", b"volume_troubles", "volumes_generation", b"volumes_generation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___VmReport: _TypeAlias = VmReport  # noqa: Y015
 
 @_typing.final
+class SeenVolume(_message.Message):
+    """A volume as large as a guest sees it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    volume: _builtins.str
+    size_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        volume: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["size_bytes", b"size_bytes", "volume", b"volume"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SeenVolume: _TypeAlias = SeenVolume  # noqa: Y015
+
+@_typing.final
 class VolumeTrouble(_message.Message):
-    """What keeps a guest from having, or letting go of, a volume."""
+    """What keeps a guest from having, or letting go of, a volume, or from seeing how large it is."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -60,7 +60,7 @@ class FakeWorld:
     """Everything in memory."""
 
     folder: Path
-    host: FakeHost = field(default_factory=FakeHost)
+    host: FakeHost = field(default_factory=lambda: FakeHost(size_at=lambda _path: 64 * MIB))
 
     def driver(self) -> Hypervisor:
         return FakeHypervisor(self.host, SystemClock())
@@ -124,7 +124,7 @@ class LibvirtWorld:
     def driver(self) -> Hypervisor:
         from cairn.agent.hypervisor.libvirt import LibvirtHypervisor
 
-        return LibvirtHypervisor(SystemClock(), self.settings.uri)
+        return LibvirtHypervisor(SystemClock(), self.settings.uri, leftover_s=0.0)
 
     def disk(self, volume: str, *, boot: bool = False, system: bool = False) -> Disk:
         path = self.folder / f"{volume}.qcow2"

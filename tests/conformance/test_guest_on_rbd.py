@@ -36,11 +36,15 @@ class Site:
 
     def driver(self) -> LibvirtHypervisor:
         keys = {self.pool.place.network: self.pool.key}
-        return LibvirtHypervisor(SystemClock(), self.world.settings.uri, keys=keys)
+        return LibvirtHypervisor(SystemClock(), self.world.settings.uri, keys=keys, leftover_s=0.0)
 
     async def disk(self, id: str, slot: int) -> Disk:
         found = await self.volumes.attachment(id)
         return Disk(id, found.path, found.format, slot=slot, network=found.network)
+
+    async def size(self, id: str) -> int:
+        (found,) = await self.volumes.observe([id])
+        return found.size_bytes
 
     async def guest(self) -> DomainSpec:
         """One that boots from a file, and has a disk in the pool."""
@@ -97,8 +101,30 @@ async def test_a_guest_writes_to_the_pool(site: Site) -> None:
     assert "6d 6f 72 65" in site.reads((await site.disk(MORE, 2)).path, "read -v 0 512")
     await driver.grow_disk(ID, MORE, 128 * MIB)
     await does(console, "until [ $(cat /sys/block/vdc/size) = 262144 ]; do sleep 0.1; done")
-    assert [each.size_bytes for each in await site.volumes.observe([MORE])] == [128 * MIB]
+    assert await site.size(MORE) == 128 * MIB
     await driver.detach_disk(ID, MORE)
+    await driver.stop(ID, force=True)
+    await driver.close()
+
+
+@pytest.mark.libvirt
+async def test_what_an_administrator_grew_is_seen_once_its_guest_is_told(site: Site) -> None:
+    driver = site.driver()
+    console = await started(site, driver)
+    await site.volumes.resize(DATA, 128 * MIB)
+    await does(console, "[ $(cat /sys/block/vdb/size) = 131072 ]")
+    assert await driver.seen_bytes(ID, [DATA]) == {DATA: 64 * MIB}, "its process does not look by itself"
+    await driver.grow_disk(ID, DATA, 128 * MIB)
+    await does(console, "until [ $(cat /sys/block/vdb/size) = 262144 ]; do sleep 0.1; done")
+    assert await driver.seen_bytes(ID, [DATA]) == {DATA: 128 * MIB}
+    assert await site.size(DATA) == 128 * MIB
+    # A guest that is not told of it all is told the less: what nobody has seen goes, and is made again.
+    await site.volumes.resize(DATA, 256 * MIB)
+    site.world.virsh("blockresize", ID, "vdb", "192M")
+    assert await site.size(DATA) == 192 * MIB, "this is why an agent looks at the pool just before"
+    await site.volumes.resize(DATA, 256 * MIB)
+    await driver.grow_disk(ID, DATA, 256 * MIB)
+    await does(console, "until [ $(cat /sys/block/vdb/size) = 524288 ]; do sleep 0.1; done")
     await driver.stop(ID, force=True)
     await driver.close()
 

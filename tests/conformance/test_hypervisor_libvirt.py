@@ -51,6 +51,23 @@ async def driver(world: LibvirtWorld) -> AsyncIterator[Hypervisor]:
 
 @needs_libvirt
 @pytest.mark.libvirt
+async def test_no_disk_grows_while_an_earlier_growth_may_still_be_done(world: LibvirtWorld) -> None:
+    """One asked for by a killed agent, and smaller, would cut it."""
+    driver = LibvirtHypervisor(SystemClock(), world.settings.uri)
+    wanted = spec(world, WEB)
+    root = wanted.disks[0]
+    await driver.define(wanted)
+    await driver.start(WEB, power_generation=1, reboot_generation=0)
+    await driver.grow_disk(WEB, root.volume, 64 << 20)
+    with pytest.raises(HypervisorError, match=r"asked before libvirt was connected to may still be done, for 3\d s") as refused:
+        await driver.grow_disk(WEB, root.volume, 128 << 20)
+    assert refused.value.retryable
+    assert await driver.seen_bytes(WEB, [root.volume]) == {root.volume: 64 << 20}
+    await driver.close()
+
+
+@needs_libvirt
+@pytest.mark.libvirt
 def test_the_daemon_listens_to_root_alone(world: LibvirtWorld) -> None:
     sockets = [path for path in world.settings.socket.parent.iterdir() if path.is_socket()]
     assert world.settings.socket in sockets

@@ -143,10 +143,17 @@ async def test_a_disk_grows_under_a_running_guest(world: World, driver: Hypervis
     await driver.define(wanted)
     with pytest.raises(HypervisorError, match="shut off"):
         await driver.grow_disk(WEB, root.volume, 128 * MIB)
+    assert await driver.seen_bytes(WEB, [root.volume]) == {}
     await run(driver)
+    assert await driver.seen_bytes(WEB, [root.volume, "vol-elsewhere"]) == {root.volume: 64 * MIB}
     for size in (128 * MIB, 128 * MIB, 96 * MIB):
         await driver.grow_disk(WEB, root.volume, size)
     assert world.size_bytes(root) == 128 * MIB, "it grows, once, and never shrinks"
+    more = dataclasses.replace(world.disk("vol-more"), slot=1)
+    await driver.attach_disk(WEB, more)
+    await driver.grow_disk(WEB, more.volume, 192 * MIB)
+    assert await driver.seen_bytes(WEB, [root.volume, more.volume]) == {root.volume: 128 * MIB, more.volume: 192 * MIB}
+    assert await driver.seen_bytes(WEB, []) == {}
     with pytest.raises(HypervisorError, match="no such disk"):
         await driver.grow_disk(WEB, "vol-elsewhere", 128 * MIB)
 

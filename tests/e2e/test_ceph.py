@@ -102,6 +102,7 @@ def test_a_pool_that_is_away_keeps_nothing_else_waiting(site: Lab) -> None:
     for service in services:
         host.start(service)
     wait_until("it to have grown", lambda: _volume(site, "far")["say"] == "attached to has, in pool rbd/vms", 120, every_s=0.5)
+    assert "has 131072 sectors" in does(site, "has", "echo has $(cat /sys/block/vdb/size) sectors"), "its guest sees it, too"
     for vm in ("has", "near"):
         site.cairn("vm", "delete", vm, "--purge")
     site.cairn("volume", "delete", "far", "--purge")

@@ -40,8 +40,9 @@ class Guest:
     cpus: int
     memory_bytes: int
     cards: tuple[Card, ...] = ()
-    # Volumes open read-write.
+    # Volumes open read-write, and how large it sees those of which that is known.
     volumes: tuple[str, ...] = ()
+    seen: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,8 @@ class Host:
     volumes: Mapping[str, int] = field(default_factory=dict)
     # Volume id -> size its guest's own process gave it while it ran; None: not told.
     grown: Mapping[str, int] | None = None
+    # Volume id in the shared pool -> size its guest's own process gave it, or is about to give it, when it looked anew.
+    looked: Mapping[str, int] = field(default_factory=dict)
     # Digests of images.
     images: frozenset[str] = frozenset()
     # Of those that came in part only.
@@ -89,6 +92,8 @@ class Host:
     held: Position = (0, 0)
     # Keys of guests that it desires: True; of those that it desires to be absent: False.
     wanted: Mapping[str, bool] = field(default_factory=dict)
+    # Volume id -> size that the node was last told to have its guest see.
+    told: Mapping[str, int] = field(default_factory=dict)
     # First instructions executed there, and effects of any kind the host has ever felt.
     boots: int = 0
     effects: int = 0
@@ -212,6 +217,7 @@ class LedgerReader:
         self.keys: dict[str, Position] = {}
         # Of guests: whether it is to be there. What is only unknown is not among them.
         self.wanted: dict[str, bool] = {}
+        self.told: dict[str, int] = {}
         self.held: Position = (0, 0)
         self._content, self._at = b"", 0
 
@@ -220,7 +226,7 @@ class LedgerReader:
         if content is self._content:
             return
         if not content.startswith(self._content):
-            self.keys, self.wanted, self.held, self._at = {}, {}, (0, 0), 0
+            self.keys, self.wanted, self.told, self.held, self._at = {}, {}, {}, (0, 0), 0
         self._content = content
         while self._at + _HEAD.size <= len(content):
             length, checksum = _HEAD.unpack_from(content, self._at)
@@ -245,6 +251,7 @@ class LedgerReader:
                 at = self.keys[message.upsert.key] = _position(message.upsert.version)
                 if message.upsert.object.HasField("vm"):
                     self.wanted[message.upsert.key] = not message.upsert.object.vm.absent
+                    self.told |= {disk.volume: disk.size_bytes for disk in message.upsert.object.vm.disks if disk.size_bytes}
             else:
                 at = _position(message.remove.version)
                 self.keys.pop(message.remove.key, None)

@@ -22,6 +22,7 @@ from cairn.net.fake import FakeGuestServices, FakeNetHost
 from cairn.proto.v1.agent_pb2 import DesiredVm
 from cairn.proto.v1.node_pb2 import NodeFacts
 from cairn.storage.fake import FakePool
+from cairn.storage.fake_shared import SharedPool
 
 from tests.sim.cloud import Card, Definition, Guest, Host, LedgerReader
 from tests.sim.loop import PROCESS
@@ -146,6 +147,9 @@ class Machine:
     threads: int = 16
     memory_bytes: int = 24 * GIB
     pool: FakePool = field(default_factory=FakePool)
+    # What every node reaches, and the sizes that guests here gave volumes in it.
+    tank: SharedPool = field(default_factory=lambda: SharedPool("tank"))
+    looked: dict[str, int] = field(default_factory=dict)
     net: ToldNet = field(default_factory=ToldNet)
     files: ToldDict[str, bytes] = field(default_factory=ToldDict)
     disk: SimDisk = field(default_factory=SimDisk)
@@ -172,9 +176,22 @@ class Machine:
         self.effects = 0
         # Of the agent that runs, or ran last.
         self.services = FakeGuestServices()
-        self.host = FakeHost(taps=self.net.taps, boot_s=2.0, shutdown_s=3.0, notices=notices, on_grow=self.pool.grow)
+        self.host = FakeHost(taps=self.net.taps, boot_s=2.0, shutdown_s=3.0, notices=notices)
+        self.host.size_at, self.host.on_grow = self._size_at, self._grown
         self.disk.durable_changed = lambda: self.accepted(self)
         self._reader = LedgerReader()
+
+    def _size_at(self, path: str) -> int:
+        return self.tank.size_at(path) or self.pool.size_at(path)
+
+    def _grown(self, path: str, size_bytes: int) -> None:
+        """A guest's process gives what it has open this size."""
+        if not self.tank.size_at(path):
+            self.pool.grow(path, size_bytes)
+            return
+        self.looked[path.removeprefix(f"{self.tank.name}/")] = size_bytes
+        self._feel()
+        self.tank.set_size(path, size_bytes)
 
     def _feel(self) -> None:
         """Something was done to this server."""
@@ -229,6 +246,7 @@ class Machine:
             definitions={id: self._definition(guest) for id, guest in self.host.guests.items()},
             volumes={id: volume.size_bytes for id, volume in self.pool.volumes.items()},
             grown=dict(self.host.grown),
+            looked=dict(self.looked),
             images=frozenset(self.pool.images),
             partials=frozenset(self.pool.partials),
             ports={vpc: frozenset(port for port in net.bound if self.net.is_bound(port)) for vpc, net in networks.items()},
@@ -242,6 +260,7 @@ class Machine:
             ledger=dict(self._reader.keys),
             held=self._reader.held,
             wanted=dict(self._reader.wanted),
+            told=dict(self._reader.told),
             boots=len(self.host.boots),
             effects=self.effects,
             away=self.away,
@@ -266,7 +285,7 @@ class Machine:
             )
             # What it was shut out of it cannot touch any more.
             open = tuple(id for id in live.disks if id not in live.connections or not live.connections[id].is_out)
-            found.append(Guest(id, not live.paused, vm.cpus, vm.memory_bytes, cards, open))
+            found.append(Guest(id, not live.paused, vm.cpus, vm.memory_bytes, cards, open, dict(live.seen)))
         return found
 
 

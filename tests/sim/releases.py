@@ -87,7 +87,7 @@ def _earlier(request: SyncRequest) -> None:
     if request.HasField("hello"):
         request.hello.ClearField("capabilities")
     if request.report.HasField("vm"):
-        for field in ("open_volumes", "volume_troubles", "volumes_generation"):
+        for field in ("open_volumes", "volume_troubles", "volumes_generation", "seen"):
             request.report.vm.ClearField(field)
 
 
@@ -96,6 +96,8 @@ def _later(object: Desired) -> str:
     cards = [object.port, object.forward, *object.vm.nics]
     if any(card.addresses for card in cards):
         return "addresses"
+    if any(disk.size_bytes for disk in object.vm.disks):
+        return "sizes of disks"
     return "hostname" if object.forward.hostname else "domain" if object.network.domain else ""
 
 

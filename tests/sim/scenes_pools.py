@@ -137,6 +137,65 @@ def a_shared_volume_shrinks(stage: Stage) -> None:
     stage.pool(vol_1=GIB)
 
 
+@scene("one_attachment")
+def a_shared_volume_is_cut_where_no_guest_saw_it(stage: Stage) -> None:
+    stage.commit(volume(type="fake-shared", vm=VM), shared_place())
+    stage.host(guests=sees(GIB), looked={VOLUME: 2 * GIB})
+    stage.pool(vol_1=3 * GIB)
+    stage.pool(vol_1=2 * GIB)
+
+
+@scene("one_attachment", "shrank")
+def a_shared_volume_is_cut_where_a_guest_saw_it(stage: Stage) -> None:
+    stage.commit(volume(type="fake-shared", vm=VM), shared_place())
+    stage.host(guests=sees(3 * GIB))
+    stage.host(guests=sees(3 * GIB), looked={VOLUME: 2 * GIB})
+    stage.pool(vol_1=3 * GIB)
+    stage.pool(vol_1=2 * GIB)
+
+
+def sees(size: int) -> dict[str, Guest]:
+    """A guest that runs, and sees so much of its volume."""
+    return {VM: Guest(VM, True, 1, GIB, (), (VOLUME,), {VOLUME: size})}
+
+
+@scene("as_seen")
+def all_of_it_is_seen(stage: Stage) -> None:
+    stage.pool(vol_1=2 * GIB)
+    stage.commit(volume(type="fake-shared", vm=VM), shared_place(2 * GIB))
+    stage.host(guests=sees(2 * GIB), looked={VOLUME: 2 * GIB})
+    stage.host(OTHER, guests={"i-2": Guest("i-2", True, 1, GIB, (), ("vol-2",), {"vol-2": GIB})}, volumes={"vol-2": GIB})
+    stage.settle()
+
+
+@scene("as_seen", "i-1 on n1 sees 1073741824 bytes of volume vol-1, which has 2147483648")
+def a_growth_is_not_seen(stage: Stage) -> None:
+    stage.pool(vol_1=2 * GIB)
+    stage.host(guests=sees(GIB))
+    stage.settle()
+
+
+@scene("as_seen", "its guest on n1 is told 2147483648")
+def a_guest_makes_its_volume_larger(stage: Stage) -> None:
+    stage.pool(vol_1=GIB)
+    stage.host(guests=sees(GIB), looked={VOLUME: 2 * GIB})
+
+
+@scene("as_seen", "n1 is told that volume vol-1 has 2147483648 bytes, and it had 1073741824")
+def a_node_is_told_of_a_growth_too_early(stage: Stage) -> None:
+    stage.pool(vol_1=GIB)
+    stage.ledger({}, told={VOLUME: GIB})
+    assert not stage.said
+    stage.ledger({}, told={VOLUME: 2 * GIB})
+
+
+@scene("as_seen", "has 1073741824 bytes in the shared pool, and is to have 2147483648")
+def a_shared_volume_stays_small(stage: Stage) -> None:
+    stage.commit(shared(), shared_place(2 * GIB))
+    stage.pool(vol_1=GIB)
+    stage.settle()
+
+
 @scene("agree", "the shared pool holds {}")
 def a_shared_volume_is_missing(stage: Stage) -> None:
     stage.commit(shared(), shared_place())

@@ -95,10 +95,11 @@ class Stage:
         held: tuple[int, int] = (1, 1),
         node: str = NODE,
         wanted: dict[str, bool] | None = None,
+        told: dict[str, int] | None = None,
     ) -> None:
-        """Show what a ledger holds now. wanted: its guests, False for those that are to be absent."""
+        """Show what a ledger holds now. wanted: its guests, False for those that are to be absent; told: sizes of disks."""
         name = node.replace("node-", "n")
-        self.cloud.hosts[node] = Host(node=node, name=name, ledger=keys, held=held, wanted=wanted or {})
+        self.cloud.hosts[node] = Host(node=node, name=name, ledger=keys, held=held, wanted=wanted or {}, told=told or {})
         self.said += self.checker.accepted(self.cloud, node)
 
     def settle(self, asked: Asked | None = None) -> None:

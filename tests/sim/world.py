@@ -158,8 +158,7 @@ class World:
         self.referee.cloud.filed = self.filed.holds
         self._threads, self._memory_bytes = threads, memory_gib << 30
         self.machines: dict[str, Machine] = {}
-        # What every node reaches, whichever of them live.
-        self.tank = SharedPool("tank", told=self.look)
+        self.tank = SharedPool("tank", told=self.look)  # What every node reaches, whichever of them live.
         self.tank.volumes = in_tank = ToldDict(self.tank.volumes)
         in_tank.told = self._pool_changed
         for number in range(1, nodes + 1):
@@ -238,7 +237,8 @@ class World:
 
     def add_machine(self, name: str) -> Machine:
         """Put a server into the rack; it is no node yet."""
-        machine = Machine(name, len(self.machines) + 1, threads=self._threads, memory_bytes=self._memory_bytes)
+        index, memory_bytes = len(self.machines) + 1, self._memory_bytes
+        machine = Machine(name, index, threads=self._threads, memory_bytes=memory_bytes, tank=self.tank)
         self.machines[name] = machine
         machine.changed, machine.accepted, machine.host.connect = self._host_changed, self._ledger_changed, self.tank.connect
         return machine

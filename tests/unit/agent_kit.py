@@ -194,9 +194,17 @@ class Machine:
     epoch: int = 1
 
     def __post_init__(self) -> None:
-        self.host = FakeHost(taps=self.net.taps, on_grow=self.pool.grow)
+        self.host = FakeHost(taps=self.net.taps, size_at=self._size_at, on_grow=self._grown)
         self.clock = LoopClock()
         self.services = FakeGuestServices()
+
+    def _size_at(self, path: str) -> int:
+        return self.pool.size_at(path) or (self.tank.size_at(path) if self.tank is not None else 0)
+
+    def _grown(self, path: str, size_bytes: int) -> None:
+        self.pool.grow(path, size_bytes)
+        if self.tank is not None:
+            self.tank.set_size(path, size_bytes)
 
     def hold_image(self) -> None:
         image = Image(DIGEST, len(CONTENT), len(CONTENT), ImageFormat.IMAGE_FORMAT_RAW)

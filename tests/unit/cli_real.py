@@ -135,7 +135,7 @@ class RealCloud:
             hypervisor="fake",
         )
         net, pool, clock = FakeNetHost(), FakePool(), SystemClock()
-        host = FakeHost(taps=net.taps, on_grow=pool.grow)
+        host = FakeHost(taps=net.taps, size_at=pool.size_at, on_grow=pool.grow)
         agent = Agent(
             config, GrpcTransport(FileCredentials(files.ca, files.cert, files.key)), clock, ids, SystemDisk(folder / "ledger"),
             FakeHypervisor(host, clock), [FakeVolumes(pool)], FakeImages(pool), FakeDataplane(net), FakeGuestServices(),

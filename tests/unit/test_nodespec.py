@@ -299,7 +299,7 @@ class Following(RuleBasedStateMachine):
             self.cloud.report(placement.node, f"vm/{id}", state=state)
             for volume in self.cloud.view.by(kinds.VOLUME, "vm", id):
                 said = VolumeReport.STATE_ABSENT if gone else VolumeReport.STATE_READY
-                self.cloud.report(placement.node, f"volume/{volume}", state=said)
+                self.cloud.report(placement.node, f"volume/{volume}", state=said, size_bytes=(number % 100) << 20)
 
     @rule(node=st.integers(0, 2), image=st.integers(0, 1), ready=st.booleans())
     def report_image(self, node: int, image: int, ready: bool) -> None:

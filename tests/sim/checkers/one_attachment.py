@@ -19,6 +19,8 @@ class OneAttachment(Checker):
         self._sizes: dict[str, dict[str, int]] = {}
         self._open: dict[str, set[tuple[str, str]]] = {}
         self._shared: dict[str, int] = {}
+        # What guests saw at most of volumes in the shared pool.
+        self._seen: dict[str, int] = {}
 
     def committed(self, cloud: Cloud, commit: Commit) -> Iterator[str]:
         """Learn who is attached to whom."""
@@ -28,13 +30,17 @@ class OneAttachment(Checker):
         yield from ()
 
     def pool_changed(self, cloud: Cloud) -> Iterator[str]:
-        """Nothing is taken from the shared pool that a guest anywhere has open; nothing there shrinks."""
+        """Nothing is taken from the shared pool that a guest anywhere has open; nothing there shrinks.
+
+        But a guest's process that looks anew may cut what the pool grew just then: what no guest has seen yet.
+        """
         for node, held in self._open.items():
             for volume, id in sorted(held):
                 if volume in self._shared and volume not in cloud.shared:
                     yield f"volume {volume} was taken from the shared pool while {id} on {cloud.name_of(node)} has it open"
         for volume, size in cloud.shared.items():
-            if size < self._shared.get(volume, 0):
+            looked = any(host.looked.get(volume) == size for host in cloud.hosts.values())
+            if size < self._shared.get(volume, 0) and not (looked and size >= self._seen.get(volume, 0)):
                 yield f"volume {volume} in the shared pool shrank from {self._shared[volume]} to {size}"
         self._shared = dict(cloud.shared)
 
@@ -46,6 +52,8 @@ class OneAttachment(Checker):
         }
         before, now = self._open.get(node, set()), set[tuple[str, str]]()
         for id, guest in host.guests.items():
+            for volume, seen in guest.seen.items():
+                self._seen[volume] = max(seen, self._seen.get(volume, 0))
             for volume in guest.volumes:
                 now.add((volume, id))
                 if holders[volume] != id:
