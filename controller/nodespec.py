@@ -293,13 +293,10 @@ def _disks(view: View, node: str, vm: Vm) -> list[VmDisk]:
         volume = view.get(kinds.VOLUME, id)
         if volume is not None and node in volume_nodes(view, id) and not _erased(view, id):
             disk = VmDisk(volume=id, boot=volume.spec.boot, slot=order[id])
-            if in_shared_pool(view, id):
-                if not _is_its_turn(view, node, vm, volume):
-                    continue
-                disk.open_generation = claim_of(view, id, node)
+            if in_shared_pool(view, id) and not _is_its_turn(view, node, vm, volume):
+                continue
             if volume.spec.type not in ("", LOCAL_POOL):
-                disk.type, disk.pool = volume.spec.type, volume_pool(view, id)
-                # Those of the node's own pools grow through their guest's process, which need not be told.
+                disk.type, disk.pool, disk.open_generation = volume.spec.type, volume_pool(view, id), claim_of(view, id, node)
                 disk.size_bytes = volume_known_bytes(view, id) if knows(view, node, DISK_SIZES) else 0
             disks.append(disk)
     return sorted(disks, key=lambda disk: (disk.slot, disk.volume))
