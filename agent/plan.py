@@ -273,18 +273,17 @@ def _seen_running(note: Note, wanted: Wanted, domain: Domain, memory: Memory, no
     generation = max(vm.power_generation, domain.power_generation)
     rebooted, crashes = max(note.reboot_generation, domain.reboot_generation), 0 if steady else note.crashes
     digest = _machine_of(note, wanted, domain)
-    return replace(
-        note, exit="", power_generation=generation, reboot_generation=rebooted, crashes=crashes, machine_digest=digest
-    )
+    note = replace(note, exit="", power_generation=generation, reboot_generation=rebooted, crashes=crashes)
+    return replace(note, machine_digest=digest, by_hand=domain.by_hand)
 
 
 def _machine_of(note: Note, wanted: Wanted, domain: Domain) -> str:
     """Return the machine digest that a running guest was started with.
 
     One that was off, and runs though we did not start it, was started by hand as it was defined then: as it is now, if that
-    is what is wanted; otherwise nobody knows, and it takes effect when it is restarted.
+    is what is wanted; otherwise nobody knows, and it takes effect when it is restarted. So is one whose end nobody saw.
     """
-    if note.exit in ("guest", "crashed", "stopped"):
+    if note.exit in ("guest", "crashed", "stopped") or (domain.by_hand and not note.by_hand):
         return wanted.machine_digest if domain.digest == wanted.digest else UNKNOWN_MACHINE
     # The note may have been lost with the ledger, or given up when the guest was to go.
     return note.machine_digest or domain.machine_digest

@@ -90,6 +90,8 @@ class Note:
     machine_digest: str = ""
     # The last reboot generation the guest was asked for and did not react to in time; -1: none.
     reboot_ignored: int = -1
+    # Somebody else started it, and what it was started with was found out.
+    by_hand: bool = False
 
 
 def noted(content: Mapping[str, Any]) -> Note:

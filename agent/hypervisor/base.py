@@ -132,6 +132,8 @@ class Domain:
     rebooted_generation: int = 0
     # What `start` was told of the configuration it was last started with; empty: an older agent started it.
     machine_digest: str = ""
+    # Its process was started by somebody else. What an older agent started is not told from that, and counts as ours.
+    by_hand: bool = False
     # How large its guest sees volumes, in bytes, of which somebody asked (seen_bytes); a look asks of none.
     seen: tuple[tuple[str, int], ...] = ()
 

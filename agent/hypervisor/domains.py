@@ -15,7 +15,7 @@ import libvirt
 import structlog
 from cairn.agent.hypervisor import domain_xml
 from cairn.agent.hypervisor.base import Domain, DomainState, ExitCause, HypervisorError, PauseReason
-from cairn.agent.hypervisor.mark import NAMESPACE, PREFIX, Mark, Phase, find_mark
+from cairn.agent.hypervisor.mark import NAMESPACE, PREFIX, SIGN, SIGN_NAMESPACE, SIGN_PREFIX, Mark, Phase, find_mark, is_signed
 
 _OFF: Final = frozenset({libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_NOSTATE})
 _CAUSES: Final = {
@@ -104,6 +104,7 @@ def _observe(domain: Any) -> Domain | None:
         boot_time=mark.boot_time,
         rebooted_generation=mark.rebooted_generation,
         machine_digest=mark.machine_digest,
+        by_hand=mark.signs and seen not in (DomainState.SHUT_OFF, DomainState.STARTING) and not is_signed(shown),
     )
 
 
@@ -210,3 +211,8 @@ def mark_of(domain: Any) -> Mark:
 def write_mark(domain: Any, mark: Mark) -> None:
     """Write our mark into a domain's configuration. libvirtError."""
     domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, mark.bare(), PREFIX, NAMESPACE, libvirt.VIR_DOMAIN_AFFECT_CONFIG)
+
+
+def sign(domain: Any) -> None:
+    """Note in a domain's live configuration that its process is one we let run. libvirtError."""
+    domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, SIGN, SIGN_PREFIX, SIGN_NAMESPACE, libvirt.VIR_DOMAIN_AFFECT_LIVE)

@@ -54,6 +54,8 @@ class _Live:
     pause: PauseReason = PauseReason.NONE
     # How large the guest sees each disk, in bytes.
     seen: dict[str, int] = field(default_factory=dict)
+    # We let it run.
+    signed: bool = False
     # Counts boots, so that what was begun for an earlier one is dropped.
     boot: int = 0
     # Volume in a shared pool -> its process's way to it.
@@ -141,6 +143,27 @@ class FakeHost:
         if live is not None and live.pause is PauseReason.BY_HAND:
             live.paused, live.pause = False, PauseReason.NONE
             self.notices.tell(id)
+
+    def start_by_hand(self, id: str) -> None:
+        """Somebody starts a guest that is off, as it is defined; our mark stays what it was. On already: no change."""
+        guest = self.guests[id]
+        if guest.live is None:
+            guest.live = self.process(guest)
+            guest.live.paused = False
+            self.boot(id)
+            self.notices.tell(id)
+
+    def process(self, guest: _Guest) -> _Live:
+        """Return a new process of a guest, which has its disks and its TAP devices. HypervisorError."""
+        taps = tuple(nic.tap for nic in guest.spec.vm.nics)
+        if taken := self.taps.intersection(taps):
+            raise HypervisorError(f"start {guest.mark.id}: {', '.join(sorted(taken))} is there already")
+        live = _Live(taps, {}, guest.spec.vm.hostname or guest.spec.vm.name)
+        for disk in guest.disks.values():
+            live.open(disk, self)
+        for tap in taps:
+            self.taps.add(tap)
+        return live
 
     def fill(self, volume: str) -> None:
         """There is no room for what is written to a volume: a guest that runs with it open is paused."""
@@ -267,14 +290,7 @@ class FakeHypervisor:
             guest = self._guest(id)
             if guest.live is not None:
                 return
-            taps = tuple(nic.tap for nic in guest.spec.vm.nics)
-            if taken := self.host.taps.intersection(taps):
-                raise HypervisorError(f"start {id}: {', '.join(sorted(taken))} is there already")
-            guest.live = _Live(taps, {}, guest.spec.vm.hostname or guest.spec.vm.name)
-            for disk in guest.disks.values():
-                guest.live.open(disk, self.host)
-            for tap in taps:
-                self.host.taps.add(tap)
+            guest.live = self.host.process(guest)
             now = self._clock.now().timestamp()
             guest.mark = guest.mark.started(power_generation, reboot_generation, machine_digest, now)
             self.host.notices.tell(id)
@@ -290,7 +306,7 @@ class FakeHypervisor:
                 return
             live.paused, live.pause = False, PauseReason.NONE
             if guest.mark.phase is Phase.STARTING:
-                guest.mark = dataclasses.replace(guest.mark, phase=Phase.NONE)
+                guest.mark, live.signed = dataclasses.replace(guest.mark, phase=Phase.NONE), True
                 self.host.boot(id)
             if self.host.full & live.disks.keys():
                 # It writes, and is paused again at once.
@@ -468,4 +484,5 @@ def _observe(guest: _Guest, full: set[str]) -> Domain:
         boot_time=mark.boot_time,
         rebooted_generation=mark.rebooted_generation,
         machine_digest=mark.machine_digest,
+        by_hand=mark.signs and live is not None and state is not DomainState.STARTING and not live.signed,
     )

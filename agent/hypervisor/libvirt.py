@@ -31,7 +31,17 @@ from cairn.agent.hypervisor.base import (
 )
 from cairn.agent.hypervisor.capabilities import read_facts
 from cairn.agent.hypervisor.connection import Connection
-from cairn.agent.hypervisor.domains import by_name, has_panicked, mark_of, note_reboot, observed, targets_in, write_mark, xml_of
+from cairn.agent.hypervisor.domains import (
+    by_name,
+    has_panicked,
+    mark_of,
+    note_reboot,
+    observed,
+    sign,
+    targets_in,
+    write_mark,
+    xml_of,
+)
 from cairn.agent.hypervisor.events import Notices
 from cairn.agent.hypervisor.mark import Mark, Phase
 from cairn.agent.hypervisor.secrets import Keys, secrets_of
@@ -175,14 +185,17 @@ class LibvirtHypervisor:
         await self._on(id, "start", act)
 
     async def resume(self, id: str) -> None:
-        """Let it run, then note that the start is over."""
+        """Let it run, then note that the start is over; signed before, so that none of ours runs unsigned."""
 
         def act(domain: Any) -> None:
             if not domain.isActive():
                 raise HypervisorError(f"resume {id}: it is shut off")
+            starting = mark_of(domain).phase is Phase.STARTING
             if domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED:
+                if starting:
+                    sign(domain)
                 domain.resume()
-            if mark_of(domain).phase is Phase.STARTING:
+            if starting:
                 self._note(domain, phase=Phase.NONE)
 
         await self._on(id, "resume", act)

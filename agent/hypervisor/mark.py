@@ -3,6 +3,9 @@
 It makes a domain ours (no mark: never listed, never touched) and remembers what libvirt does not: generations, that a start
 is not finished or a stop was asked for, and why the guest ended, also after libvirtd was restarted. It holds no secret: any
 user who may read a domain's XML sees it.
+
+What we start carries a sign besides, in its live configuration alone: it goes with the process, so one that lacks it was
+started by somebody else.
 """
 
 from __future__ import annotations
@@ -18,6 +21,10 @@ from cairn.agent.hypervisor.base import DomainSpec, ExitCause
 NAMESPACE: Final = "https://cairn.cloud/xmlns/domain/1"
 PREFIX: Final = "cairn"
 TAG: Final = f"{{{NAMESPACE}}}vm"
+
+SIGN_NAMESPACE: Final = "https://cairn.cloud/xmlns/process/1"
+SIGN_PREFIX: Final = "cairn-process"
+SIGN: Final = "<ours/>"
 
 # Resets that follow one another as closely as this are one beginning of a guest.
 ONE_BOOT_S: Final = 5.0
@@ -57,6 +64,8 @@ class Mark:
     forced: bool = False
     # See hypervisor/base.py, Domain.
     machine_digest: str = ""
+    # Whoever started it last signs what it starts.
+    signs: bool = False
 
     def redefined(self, spec: DomainSpec, digest: str) -> Mark:
         """Return the mark for a new configuration of the same VM: what the domain went through stays."""
@@ -71,6 +80,7 @@ class Mark:
             rebooted_generation=reboot_generation,
             forced=False,
             machine_digest=machine_digest,
+            signs=True,
             phase=Phase.STARTING,
             exit=ExitCause.NONE,
             start_time=now,
@@ -117,6 +127,8 @@ class Mark:
             attributes["forced"] = "1"
         if self.machine_digest:
             attributes["machine_digest"] = self.machine_digest
+        if self.signs:
+            attributes["signs"] = "1"
         return ET.Element(TAG, attributes)
 
     def bare(self) -> str:
@@ -150,4 +162,10 @@ def find_mark(domain: ET.Element) -> Mark | None:
         rebooted_generation=int(element.get("rebooted_generation", reboot_generation)),
         forced=element.get("forced") == "1",
         machine_digest=element.get("machine_digest", ""),
+        signs=element.get("signs") == "1",
     )
+
+
+def is_signed(live: ET.Element) -> bool:
+    """Tell from a domain's live XML whether its process is one we let run."""
+    return live.find(f"metadata/{{{SIGN_NAMESPACE}}}ours") is not None

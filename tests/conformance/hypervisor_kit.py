@@ -46,6 +46,7 @@ class World(Protocol):
     def taps(self) -> set[str]: ...
     def running(self) -> int: ...
     def suspend(self, id: str) -> None: ...
+    def start_by_hand(self, id: str) -> None: ...
     def deafen(self, id: str) -> None: ...
     def size_bytes(self, disk: Disk) -> int: ...
     def small_disk(self, volume: str) -> Disk: ...
@@ -88,6 +89,9 @@ class FakeWorld:
 
     def suspend(self, id: str) -> None:
         self.host.suspend(id)
+
+    def start_by_hand(self, id: str) -> None:
+        self.host.start_by_hand(id)
 
     def deafen(self, id: str) -> None:
         self.host.deaf.add(id)
@@ -166,6 +170,9 @@ class LibvirtWorld:
 
     def suspend(self, id: str) -> None:
         self.virsh("suspend", id)
+
+    def start_by_hand(self, id: str) -> None:
+        self.virsh("start", id)
 
     def deafen(self, id: str) -> None:
         """Without a system in it, it is deaf."""

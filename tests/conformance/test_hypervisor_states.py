@@ -104,6 +104,31 @@ async def test_one_whose_kernel_panicked_is_on_until_it_is_stopped_and_has_crash
     assert (domain.state, domain.exit) == (DomainState.RUNNING, ExitCause.NONE)
 
 
+async def test_a_process_that_somebody_else_started_is_told_from_ours(world: World, driver: Hypervisor) -> None:
+    """Also after the daemon was restarted, and what is ours stays so over a pause and a new definition."""
+    await driver.define(spec(world, WEB))
+    await run(driver)
+    assert not (await seen(driver)).by_hand
+    await asyncio.to_thread(world.restart_daemon)
+    await domain_when(driver, WEB, lambda domain: domain.state is DomainState.RUNNING and not domain.by_hand)
+    world.suspend(WEB)
+    await driver.resume(WEB)
+    await driver.define(spec(world, WEB, spec_revision=2))
+    assert not (await seen(driver)).by_hand
+    await driver.stop(WEB, force=True)
+    assert not (await seen(driver)).by_hand, "one that is off was started by nobody"
+    world.start_by_hand(WEB)
+    domain = await seen(driver)
+    assert (domain.state, domain.by_hand) == (DomainState.RUNNING, True)
+    await asyncio.to_thread(world.restart_daemon)
+    await domain_when(driver, WEB, lambda domain: domain.state is DomainState.RUNNING and domain.by_hand)
+    await driver.stop(WEB, force=True)
+    await driver.start(WEB, power_generation=2, reboot_generation=0)
+    assert not (await seen(driver)).by_hand, "before its first instruction too"
+    await driver.resume(WEB)
+    assert not (await seen(driver)).by_hand
+
+
 async def test_what_is_off_has_nothing_open(world: World, driver: Hypervisor) -> None:
     wanted = spec(world, WEB)
     await driver.define(wanted)

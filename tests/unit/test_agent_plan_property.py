@@ -196,6 +196,24 @@ def test_one_that_was_started_by_hand_has_what_it_was_defined_with_then(defined:
     assert "its new configuration takes effect" in later.report.say
 
 
+@pytest.mark.parametrize("defined", ["d1", "d0"])
+def test_one_that_was_stopped_and_started_by_hand_while_nobody_looked_is_asked_once_what_it_has(defined: str) -> None:
+    """Its note knows of no end: that the process is not ours tells. What was found out of it holds until it is started anew."""
+    vm = DesiredVm(id=ID, name="web", power_state=POWER_STATE_RUNNING, spec_revision=9)
+    disks = tuple(disk.volume for disk in DISKS)
+    domain = Domain(ID, DomainState.RUNNING, digest=defined, volumes=disks, machine_digest="m1", by_hand=True)
+    wanted = Wanted(vm, DomainSpec(vm, tuple(DISKS)), "d1", "m1")
+    first = plan_vm(wanted, Found(domain, True), Note(machine_digest="m1"), Memory(), 2000.0)
+    assert ("its new configuration takes effect" in first.report.say) is (defined != "d1")
+    assert has(first, Define) is (defined != "d1")
+    again = plan_vm(wanted, Found(dataclasses.replace(domain, digest="d1"), True), first.note, first.memory, 2001.0)
+    assert ("its new configuration takes effect" in again.report.say) is (defined != "d1"), "its definition changed, not it"
+    ours = dataclasses.replace(domain, digest="d1", by_hand=False)
+    later = plan_vm(wanted, Found(ours, True), dataclasses.replace(again.note, machine_digest="m1"), again.memory, 2002.0)
+    assert "its new configuration takes effect" not in later.report.say
+    assert not later.note.by_hand
+
+
 @pytest.mark.parametrize(
     ("power", "reboot_generation"), [(POWER_STATE_STOPPED, 0), (POWER_STATE_RUNNING, 1)], ids=["stop", "reboot"]
 )

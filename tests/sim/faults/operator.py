@@ -108,11 +108,9 @@ async def started_by_hand(world: World, node: str, index: int) -> None:
     id = pick(sorted(off), index)
     if id is None:
         return
-    vm, mark, hand = vms[id], machine.host.guests[id].mark, _by_hand(world, machine)
-    if vm.power_on:
-        vm.running = vm.may_be_off = True
-    await hand.start(id, power_generation=mark.power_generation, reboot_generation=mark.reboot_generation)
-    await hand.resume(id)
+    if vms[id].power_on:
+        vms[id].running = vms[id].may_be_off = True
+    machine.host.start_by_hand(id)
     world.network.count("started_by_hand")
 
 
