@@ -360,3 +360,13 @@ def test_an_older_agent_is_told_no_size_and_its_guests_see_it_at_their_next_star
     site.cloud.connect(site.node)
     assert site.told == 2
     assert site.shown(settled=False) == "waits for n1 to have VM web see its 2 GiB"
+
+
+def test_a_node_that_comes_back_is_told_what_it_was_told_before_its_session_is_known() -> None:
+    """Its objects are made up before: what is left out then is not sent later (seed 84)."""
+    site = Site()
+    site.ask(2)
+    site.has(2)
+    assert site.told == 2
+    site.cloud.delete(kinds.NODE_SESSION, site.node)
+    assert site.told == 2
