@@ -49,6 +49,8 @@ class Volumes:
         self.in_use: set[str] = set()
         # Key -> the newest claim that was shut out.
         self._shut: dict[str, int] = {}
+        # Key -> the generation by which the pool was told to delete it.
+        self._deleted: dict[str, int] = {}
 
     async def settle(self, key: str) -> Again:
         """Make a volume what it should be; StorageError or HypervisorError when that failed."""
@@ -56,6 +58,7 @@ class Volumes:
         self.in_use.discard(key)
         if object is None or object.volume.elsewhere:
             self._shut.pop(key, None)
+            self._deleted.pop(key, None)
             return Again()
         desired = object.volume
         try:
@@ -73,6 +76,8 @@ class Volumes:
             desired = object.volume
         image = self._world.images.get(desired.image_digest)
         actions = plan([], [desired], [image] if image else [], [held] if held else [])
+        if held is None and desired.absent and self._deleted.get(key) == desired.generation:
+            actions = []
         if held is None and not desired.absent and (desired.made or self._was_here(key)):
             self._report(key, VolumeReport(state=VolumeReport.STATE_FAILED, say=LOST, error=LOST))
             return Again(after_s=LOOK_AGAIN_S)
@@ -85,6 +90,8 @@ class Volumes:
                 self._say_ready(key, held, "removed once no guest has it open")
                 return Again()
             await self._act(key, desired, held, driver, actions)
+        if desired.absent:
+            self._deleted[key] = desired.generation
         await self._world.refresh(Part.VOLUMES)
         self._world.require(desired.type)
         await self._conclude(key, desired)

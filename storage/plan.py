@@ -63,6 +63,9 @@ def plan(
     A volume is deleted only when it is desired `absent`: one that nobody mentions holds user data and stays. A volume whose
     image is not here yet waits: its creation comes with the plan made after the fetch. An image, too, is deleted only when it
     is desired `absent`, and no other image or volume needs its bytes. A damaged one is fetched anew.
+
+    One that is another node's to make, grow and delete as well (it has a generation) is deleted whether it is seen or not: the
+    pool remembers more of it than what is seen, such as a copy that is not whole, or who may still make it.
     """
     wanted = sorted(desired_volumes, key=lambda volume: volume.id)
     held = {volume.id: volume for volume in volumes}
@@ -72,7 +75,7 @@ def plan(
     fetch = {image.digest: image for image in listed if not image.absent}
     unwanted = {image.digest for image in listed if image.absent}
     actions: list[Action] = [FetchImage(fetch[digest]) for digest in sorted(fetch) if digest not in digests]
-    gone = [volume.id for volume in wanted if volume.absent and volume.id in held]
+    gone = [volume.id for volume in wanted if volume.absent and (volume.id in held or volume.generation)]
     actions += [DeleteVolume(id) for id in gone]
     for volume in wanted:
         if volume.absent:
