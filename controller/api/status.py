@@ -269,6 +269,8 @@ def _unplaced_state(view: View, volume: Volume) -> tuple[VolumeStatus.State.Valu
         return VolumeStatus.STATE_PENDING, "where it is cannot be read; `cairn cluster fsck` lists what is damaged"
     if volume.spec.vm:
         return VolumeStatus.STATE_PENDING, f"waits for VM {volume.status.vm_name or volume.spec.vm} to be placed"
+    if (volume.spec.type or LOCAL_POOL) != LOCAL_POOL:
+        return VolumeStatus.STATE_PENDING, f"waits for room in a pool of type {volume.spec.type}"
     return VolumeStatus.STATE_AVAILABLE, "ready; its space is taken on the node of the first VM it is attached to"
 
 

@@ -38,6 +38,13 @@ def reaching(view: View, pool: str) -> list[str]:
     return view.by(kinds.NODE_FACTS, "pool", pool)
 
 
+def shared_pools(view: View, type: str) -> list[str]:
+    """Return the pools of a type that several nodes can reach and a connected one does, sorted."""
+    found = {(pool.type, pool.name) for facts in view.all(kinds.NODE_FACTS) for pool in facts.pools if pool.name}
+    ids = sorted(pool_id(its_type, "", name) for its_type, name in found if its_type == type)
+    return [id for id in ids if any(connected(view, node) for node in reaching(view, id))]
+
+
 def pool_types(view: View) -> set[str]:
     """Return the types of the pools there are."""
     return {LOCAL_POOL} | {pool.type for facts in view.all(kinds.NODE_FACTS) for pool in facts.pools}

@@ -40,6 +40,13 @@ def is_restored(view: View, kind: Kind[Any], id: str) -> bool:
     return 0 < view.revision_of(kind, id) <= cluster.restored.revision
 
 
+def is_erased_since(view: View, volume: str) -> bool:
+    """Tell whether a volume is to be erased, by itself or with its VM, and not only by the word of a backup."""
+    record = view.get(kinds.VOLUME, volume)
+    vm = record.spec.vm if record is not None and record.spec.delete_with_vm else ""
+    return any(view.get(kinds.PURGE, id) is not None and not is_restored(view, kinds.PURGE, id) for id in (volume, vm) if id)
+
+
 def was_restored(view: View) -> bool:
     """Tell whether the records are those of a backup, with what was written since."""
     cluster = view.get(kinds.CLUSTER, CLUSTER_ID)

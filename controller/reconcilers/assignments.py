@@ -29,7 +29,7 @@ from cairn.controller.model.nodes import connected, hash_of, node_name
 from cairn.controller.model.pools import reaching
 from cairn.controller.model.readable import CannotTell, Readable
 from cairn.controller.model.reports import volume_ready_report
-from cairn.controller.model.restored import is_generation_of_before, next_generation, settled
+from cairn.controller.model.restored import is_erased_since, is_generation_of_before, next_generation, settled
 from cairn.controller.model.where import in_shared_pool, shared_volumes, volume_pool
 from cairn.controller.reconcilers.base import NOTHING, Outcome
 from cairn.controller.store.base import Record, Txn, View
@@ -62,6 +62,8 @@ class Work:
     nodes: Callable[[View, str], Iterable[str]]
     # Whether what the work makes was made by the node that has it now.
     is_made: Callable[[View, str], bool]
+    # Whether it is to undo what it made, by a word since the last restore: nothing that nodes know better changes that.
+    is_over: Callable[[View, str], bool]
     # Phrases: what is done; what those nodes are.
     doing: str
     place: Callable[[View, str], str]
@@ -80,6 +82,7 @@ WORK: Final[dict[str, Work]] = {
         capability=_volume_type,
         nodes=lambda view, id: reaching(view, volume_pool(view, id)),
         is_made=lambda view, id: volume_ready_report(view, id) is not None,
+        is_over=is_erased_since,
         doing="administers volume",
         place=lambda view, id: f"reaches pool {volume_pool(view, id)}",
     )
@@ -90,7 +93,7 @@ class Assignments:
     """Work that is no VM's has one node at a time that can do it."""
 
     name = "assignments"
-    reads: tuple[AnyKind, ...] = (kinds.VOLUME, kinds.VOLUME_PLACEMENT, kinds.ASSIGNMENT, *_OF_NODES)
+    reads: tuple[AnyKind, ...] = (kinds.VOLUME, kinds.VOLUME_PLACEMENT, kinds.PURGE, kinds.ASSIGNMENT, *_OF_NODES)
     writes: tuple[AnyKind, ...] = (kinds.ASSIGNMENT, kinds.NODE_LOSS)
 
     def __init__(self) -> None:
@@ -103,8 +106,9 @@ class Assignments:
             return (work_key(_NODE, id), *view.by(kinds.ASSIGNMENT, "node", id), *self._waiting)
         if kind is kinds.ASSIGNMENT:
             return (id,)
-        key = work_key(VOLUME_WORK, id)
-        return (key,) if in_shared_pool(view, id) or view.get(kinds.ASSIGNMENT, key) is not None else ()
+        volumes = (id, *view.by(kinds.VOLUME, "vm", id)) if kind is kinds.PURGE else (id,)
+        there = {work_key(VOLUME_WORK, volume): volume for volume in volumes}
+        return [key for key, each in there.items() if in_shared_pool(view, each) or view.get(kinds.ASSIGNMENT, key) is not None]
 
     def all_keys(self, view: View) -> Iterable[str]:
         """All work there is or was, and the nodes that have any."""
@@ -153,7 +157,7 @@ def _stays(view: View, key: str, held: Record[Assignment], say: str, now: dateti
     """Leave work with its node; of a backup, in a generation that no other has acted in since."""
     if not is_generation_of_before(view, held.message.generation):
         return Outcome(None, say)
-    if not settled(view):
+    if not settled(view) and not WORK[held.message.kind].is_over(view, held.message.id):
         # What nodes know better comes first; if others acted in newer generations, the pool refuses this one meanwhile.
         return Outcome(None, f"{key}: what nodes know better is to be decided first", again_after_s=SETTLED_AGAIN_S)
     return _assign(view, key, held, held.message.node, "the records are those of a backup", now)

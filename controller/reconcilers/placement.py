@@ -10,6 +10,7 @@ The placement keeps the reason in a sentence; filters and scores are beside it, 
     deleted, and its node says ABSENT       give CPU and memory back; its disks keep their room until they are erased
     brought back                            decide again; the disks hold it on their node
     gone                                    give back what is left, remove the placement
+    a volume of no VM                       in the roomiest shared pool of its type; what lives in a node's own waits for a VM
     asks for more or less than it has       change the claim if the node has room; else the decision says what is missing
     its node was removed                    it had nothing there any more (api/nodes.py): the node's claims go too
 """
@@ -27,7 +28,8 @@ from cairn.controller.model.beyond import pool_left
 from cairn.controller.model.capabilities import vm_needs
 from cairn.controller.model.happening import EventSpec
 from cairn.controller.model.nodes import node_name
-from cairn.controller.model.pools import pool_for, pool_of, pools_on
+from cairn.controller.model.pools import pool_for, pool_of, pools_on, shared_pools
+from cairn.controller.model.readable import CannotTell, Readable
 from cairn.controller.model.restored import holders, is_restored, unheard
 from cairn.controller.model.where import in_short
 from cairn.controller.reconcilers.base import NOTHING, Outcome
@@ -75,6 +77,8 @@ class Placements:
         # What was claimed of each node and pool when last told: only one that gave something back is worth trying again. A hint
         # about which keys to wake; what is decided never depends on it.
         self._claimed: dict[str, _Taken] = {}
+        # Volumes of no VM for which there is no room. A hint, too.
+        self._waiting: dict[str, None] = {}
 
     def follow(self, view: View, changed: Iterable[Changed]) -> None:
         """Keep the table in step."""
@@ -92,10 +96,10 @@ class Placements:
             known = view.get(kinds.VM, vm) if vm else None
             return (vm,) if known is not None and known.HasField("delete_time") else ()
         if _orphaned(view, id):
-            return (id, *view.by(kinds.PLACEMENT, "node", ""))
+            return (id, *view.by(kinds.PLACEMENT, "node", ""), *self._waiting)
         if kind in (kinds.NODE_CLAIMS, kinds.POOL_CLAIMS) and not self._gave_back(view, kind, id):
             return ()
-        return view.by(kinds.PLACEMENT, "node", "") if kind in ROW_KINDS else ()
+        return (*view.by(kinds.PLACEMENT, "node", ""), *self._waiting) if kind in ROW_KINDS else ()
 
     def _gave_back(self, view: View, kind: AnyKind, id: str) -> bool:
         before, now = self._claimed.get(id, (0, 0)), _taken(view, kind, id)
@@ -103,13 +107,13 @@ class Placements:
         return any(less < more for less, more in zip(now, before, strict=False))
 
     def all_keys(self, view: View) -> Iterable[str]:
-        """All VMs, placements, places of volumes, and claims on nodes that are gone."""
+        """All VMs, volumes of no VM, placements, places of volumes that are gone, and claims on nodes that are gone."""
         for kind in (kinds.NODE_CLAIMS, kinds.POOL_CLAIMS):
             self._claimed |= {id: _taken(view, kind, id) for id in view.ids(kind)}
         yield from [id for id in view.ids(kinds.NODE_CLAIMS) if _orphaned(view, id)]
         yield from dict.fromkeys((*view.ids(kinds.VM), *view.ids(kinds.PLACEMENT)))
-        free = set(view.by(kinds.VOLUME, "vm", ""))
-        yield from [id for id in view.ids(kinds.VOLUME_PLACEMENT) if id in free or not view.revision_of(kinds.VOLUME, id)]
+        yield from list(view.by(kinds.VOLUME, "vm", ""))
+        yield from [id for id in view.ids(kinds.VOLUME_PLACEMENT) if not view.revision_of(kinds.VOLUME, id)]
 
     def shard(self, key: str) -> str:  # noqa: ARG002 - one for all
         """One controller places: others would only conflict with it, over the claims of the nodes they all choose from."""
@@ -118,6 +122,7 @@ class Placements:
     def reconcile(self, view: View, key: str, now: datetime) -> Outcome:
         """Look at one VM or volume."""
         if key.startswith(_VOLUME):
+            self._waiting.pop(key, None)
             return self._volume(view, key)
         if key.startswith(_NODE):
             return _left(view, key)
@@ -152,17 +157,40 @@ class Placements:
         return Outcome(txn, decision.say, events=(_event(vm, "Placed", decision.say, decision.node_name),))
 
     def _volume(self, view: View, id: str) -> Outcome:
-        """Give back the room of a volume that is gone; follow one that grew while attached to no VM."""
-        place = view.record(kinds.VOLUME_PLACEMENT, id)
+        """Give back the room of a volume that is gone; follow one that no VM has."""
+        try:
+            place = Readable(view).record(kinds.VOLUME_PLACEMENT, id)
+        except CannotTell as error:
+            return Outcome(None, f"volume {id}: {error}", held_up_by=(error.record,))
+        volume = view.record(kinds.VOLUME, id)
         if place is None:
-            return NOTHING
-        volume = view.get(kinds.VOLUME, id)
+            return self._new(view, volume) if volume is not None else NOTHING
         if volume is None:
             txn = Txn(self.name).check(kinds.VOLUME_PLACEMENT, id, place.mod_revision).delete(kinds.VOLUME_PLACEMENT, id)
             txn.check(kinds.VOLUME, id, 0)
             claim(txn, view, pools={pool_of(place.message): -place.message.disk_bytes})
             return Outcome(txn, f"volume {id} is gone: {size(place.message.disk_bytes)} given back")
-        return self._grown(view, volume, place)
+        return self._grown(view, volume.message, place)
+
+    def _new(self, view: View, record: Record[Volume]) -> Outcome:
+        """Give a volume that no VM has a place in a pool that several nodes reach; which node's it would be a VM decides."""
+        volume = record.message
+        type, wanted = volume.spec.type or LOCAL_POOL, volume.spec.size_bytes
+        if volume.spec.vm or volume.HasField("delete_time") or type == LOCAL_POOL:
+            return NOTHING
+        pool = max(shared_pools(view, type), key=lambda pool: pool_left(view, pool), default="")
+        why = may_be_somewhere(view, volume) or ("" if pool else f"no connected node reaches a shared pool of type {type}")
+        if not why and wanted > (left := pool_left(view, pool)):
+            why = f"it needs {size(wanted)}, and {size(left)} is free in pool {pool}"
+        if why:
+            self._waiting[volume.id] = None
+            return Outcome(None, f"volume {volume.name} has no place yet: {why}")
+        place = VolumePlacement(volume=volume.id, pool=pool, disk_bytes=wanted)
+        txn = (
+            Txn(self.name).check(kinds.VOLUME, volume.id, record.mod_revision).create(kinds.VOLUME_PLACEMENT, volume.id, place)
+        )
+        claim(txn, view, pools={pool: wanted})
+        return Outcome(txn, f"volume {volume.name} is in pool {pool}")
 
     def _grown(self, view: View, volume: Volume, place: Record[VolumePlacement]) -> Outcome:
         more = volume.spec.size_bytes - place.message.disk_bytes

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import pytest
 from cairn.proto.v1.agent_pb2 import Desired, DesiredVolume, VmDisk, VmReport, VolumeReport
-from cairn.storage.base import StorageError, Volume
+from cairn.storage.base import StorageError, Superseded, Volume
 from cairn.storage.fake_shared import Connection, SharedPool
 
 from tests.unit.agent_kit import MIB, Machine, elapse, ran, run, settled, state_of, until, vm_objects
@@ -107,6 +108,33 @@ def test_the_word_of_an_older_generation_is_refused_and_said() -> None:
         assert said(agent).state == VolumeReport.STATE_FAILED
         assert "administered by another node" in said(agent).error
         assert DATA not in tank.volumes
+        await agent.stop()
+
+    run(scenario)
+
+
+def test_what_is_not_seen_is_deleted_in_the_pool_too_and_nobody_late_makes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deleted before it was whole it was told as removed; what there was of it stayed, and who is late could still make it."""
+
+    async def scenario() -> None:
+        tank, asked = SharedPool("tank"), list[int]()
+        admit = tank.admit
+
+        def heard(id: str, generation: int) -> None:
+            asked.append(generation)
+            admit(id, generation)
+
+        monkeypatch.setattr(tank, "admit", heard)
+        machine = Machine(tank=tank)
+        agent = machine.agent()
+        await agent.start()
+        await machine.snapshot(agent, {KEY: shared_volume(generation=3, absent=True)})
+        await until("it to be removed", lambda: agent.reports.latest(KEY) is not None)
+        assert said(agent).state == VolumeReport.STATE_ABSENT
+        await elapse(100)
+        assert asked == [3], "once"
+        with pytest.raises(Superseded):
+            tank.admit(DATA, 2)
         await agent.stop()
 
     run(scenario)

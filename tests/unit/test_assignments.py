@@ -20,6 +20,7 @@ from cairn.proto.capabilities import of_agent
 from cairn.proto.v1.agent_pb2 import DesiredVolume, NodeHeard, VmReport, VolumeReport
 from cairn.proto.v1.cluster_pb2 import Cluster
 from cairn.proto.v1.node_pb2 import Assignment
+from cairn.proto.v1.volume_pb2 import Purge
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -220,6 +221,23 @@ def test_work_of_a_backup_goes_on_anew_also_on_nodes_that_are_cordoned_by_then()
     assert after.generation > max(1 << 32, before.generation)
     cloud.settle(ALL)
     assert held(cloud) == after, "once"
+
+
+@pytest.mark.parametrize("of", ["vm", "volume"])
+def test_what_is_to_be_erased_by_a_word_since_the_restore_waits_for_no_decision(of: str) -> None:
+    """The pool may have seen newer generations: it refused its administrator, and what was left to decide waited for that."""
+    cloud, _, vm = shared()
+    before = held(cloud)
+    doomed = vm if of == "vm" else VOLUME
+    cluster = Cluster(name="blue", epoch=1_900_000_000)
+    cloud.put(kinds.PURGE, doomed, Purge(id=doomed))
+    cluster.restored.revision = cloud.view.revision
+    cloud.put(kinds.CLUSTER, "self", cluster)
+    cloud.settle([Assignments()])
+    assert held(cloud) == before, "the word of a backup is none"
+    cloud.put(kinds.PURGE, doomed, Purge(id=doomed))
+    cloud.settle([Assignments()])
+    assert held(cloud).generation > 1 << 32
 
 
 def test_two_deciders_conflict() -> None:

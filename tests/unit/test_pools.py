@@ -192,3 +192,31 @@ def test_vms_on_shared_disks_only_may_go_wherever_the_pool_is_reached() -> None:
     placement = cloud.view.get(kinds.PLACEMENT, volume.spec.vm)
     assert placement is not None
     assert placement.node == second
+
+
+def test_a_volume_that_no_vm_has_gets_its_room_in_a_shared_pool_at_once_and_a_nodes_own_waits() -> None:
+    cloud, _ = tank(10, 10)
+    placements = Placements()
+    first, second = cloud.volume("a", type="net", size=6 * GIB), cloud.volume("b", type="net", size=6 * GIB)
+    local, gone = cloud.volume("l"), cloud.volume("g", type="net")
+    deleted = cloud.edit(kinds.VOLUME, gone)
+    deleted.delete_time.seconds = 1
+    cloud.put(kinds.VOLUME, gone, deleted)
+    cloud.settle([placements])
+    place = cloud.view.get(kinds.VOLUME_PLACEMENT, first)
+    assert place == VolumePlacement(volume=first, pool="net/tank", disk_bytes=6 * GIB)
+    assert [cloud.view.get(kinds.VOLUME_PLACEMENT, id) for id in (second, local, gone)] == [None] * 3
+    assert "it needs 6 GiB, and 3.5 GiB is free in pool net/tank" in cloud.decide(placements, second).say
+    cloud.delete(kinds.VOLUME, first)
+    cloud.settle([placements])
+    assert cloud.view.get(kinds.VOLUME_PLACEMENT, second) is not None, "the other one got the room"
+    assert pool_claimed(cloud.view, "net/tank") == 6 * GIB
+
+
+def test_a_volume_of_no_vm_waits_for_somebody_who_reaches_its_pool() -> None:
+    cloud, _ = tank()
+    volume, placements = cloud.volume("a", type="net"), Placements()
+    assert "no connected node reaches a shared pool of type net" in cloud.decide(placements, volume).say
+    assert volume in placements.keys(cloud.view, kinds.NODE_FACTS, cloud.node("n9", shared={"tank": 9 * GIB}))
+    cloud.settle([placements])
+    assert cloud.view.get(kinds.VOLUME_PLACEMENT, volume) is not None
