@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.e2e.conftest import create, furnished, status, wait_state
+from tests.e2e.test_faults import qemu_pids
 from tests.lab.ceph import missing
 from tests.lab.demo import ping_from
 from tests.lab.hosts import wait_until
@@ -45,7 +46,7 @@ def test_a_volume_goes_from_a_guest_of_one_node_to_one_of_another(site: Lab) -> 
     does(site, "left", f"until [ -b /dev/vdb ]; do sleep 0.2; done; yes {MARK} | head -c 1048576 > /dev/vdb; sync")
     taken = does(site, "left", "md5sum < /dev/vdb").split("-")[0].split()[-1]
     site.cairn("volume", "detach", "data")
-    assert taken in _exported(site), "as docs/operations/storage.md reads a disk without Cairn"
+    assert taken in _exported(site, "data"), "as docs/operations/storage.md reads a disk without Cairn"
     site.cairn("volume", "attach", "data", "--vm", "right")
     assert taken in does(site, "right", "until [ -b /dev/vdb ]; do sleep 0.2; done; md5sum < /dev/vdb")
     for vm in ("left", "right"):
@@ -84,6 +85,44 @@ def test_a_guest_writes_on_while_agents_and_workers_are_killed(site: Lab) -> Non
     )
 
 
+@pytest.mark.slow
+def test_a_node_that_is_cut_off_with_a_writing_guest_writes_nothing_more_once_another_has_its_volume(site: Lab) -> None:
+    """Cut off from the controllers and not from the pool: its guest runs on, and would write."""
+    cut, other = site.hosts[1], site.hosts[0]
+    create(site, [], "cut", "--volume-type", "local", "--node", cut.name)
+    create(site, [], "heir", "--volume-type", "local", "--node", other.name)
+    site.cairn("volume", "create", "torn", "--size", "64MiB", "--type", "rbd", "--vm", "cut")
+    write = "while :; do yes OLD | head -c 65536 | dd of=/dev/vdb bs=64k conv=notrunc,fsync 2> /dev/null; done"
+    does(site, "cut", f"until [ -b /dev/vdb ]; do sleep 0.2; done; ({write}) & true")
+    qemu = qemu_pids(cut)
+    for host, unheard in ((other, cut), (cut, other)):
+        host.run("ip", "route", "add", "blackhole", unheard.address)
+    site.cairn("volume", "detach", "torn", "--no-wait")
+    wait_until("it to come off the node", lambda: _volume(site, "torn")["state"] == "STATE_AVAILABLE", 120, every_s=0.5)
+    assert qemu_pids(cut) == qemu, "its guest runs, and nobody asked it to stop"
+    site.cairn("volume", "attach", "torn", "--vm", "heir")
+    wrote = does(site, "heir", f"until [ -b /dev/vdb ]; do sleep 0.2; done; yes {MARK} | head -c 1048576 > /dev/vdb; sync")
+    assert "finished" in wrote
+    taken = does(site, "heir", "md5sum < /dev/vdb").split("-")[0].split()[-1]
+    log = f"/var/lib/cairn/console/{_id(site, 'cut')}.log"
+    wait_until("its guest's writes to fail", lambda: "I/O error, dev vdb" in cut.run("cat", log).stdout, 60, every_s=0.5)
+    assert taken in _exported(site, "torn"), "nothing of the old guest came after"
+    for host, unheard in ((other, cut), (cut, other)):
+        host.run("ip", "route", "del", "blackhole", unheard.address)
+    wait_until("its node to be back", lambda: status(site, "cut")["state"] == "STATE_RUNNING", 90, every_s=0.5)
+    wait_until(
+        "its guest to have let go",
+        lambda: "vdb" not in cut.run("virsh", "domblklist", _id(site, "cut")).stdout,
+        60,
+        every_s=0.5,
+    )
+    assert taken in does(site, "heir", "echo 3 > /proc/sys/vm/drop_caches; md5sum < /dev/vdb")
+    assert _volume(site, "torn")["say"] == "attached to heir, in pool rbd/vms"
+    for vm in ("cut", "heir"):
+        site.cairn("vm", "delete", vm, "--purge")
+    site.cairn("volume", "delete", "torn", "--purge")
+
+
 def test_a_pool_that_is_away_keeps_nothing_else_waiting(site: Lab) -> None:
     assert site.storage is not None
     host = site.storage.host
@@ -113,10 +152,14 @@ def _volume(site: Lab, name: str) -> dict[str, str]:
     return found
 
 
-def _exported(site: Lab) -> str:
-    """The checksum of the volume `data`, read by Ceph's own tools."""
+def _id(site: Lab, vm: str) -> str:
+    return str(site.json("vm", "show", vm)["id"])
+
+
+def _exported(site: Lab, volume: str) -> str:
+    """The checksum of a volume, read by Ceph's own tools."""
     assert site.storage is not None
-    ceph, id = site.storage.ceph, site.json("volume", "show", "data")["id"]
+    ceph, id = site.storage.ceph, site.json("volume", "show", volume)["id"]
     text = ceph.run("rados", "-p", STORAGE_POOL, "listomapvals", f"cairn.volume.{id}")
     (image,) = {name for name in images(site) if name.startswith(f"{id}.")}
     assert "record" in text
