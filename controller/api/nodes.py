@@ -1,4 +1,4 @@
-"""Nodes: servers that carry VMs; and the tokens with which new ones join.
+"""Nodes: servers that carry VMs. The tokens with which new ones join are in join_tokens.py.
 
 A node leaves only empty, so that nothing of a user's goes with it: what was placed on it, and images whose only copy it holds,
 keep it. Whoever places something checks the node's revision, so the two steps of erasure.py leave no gap. Its record, name
@@ -9,42 +9,31 @@ that takes a fence proof first).
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import AsyncIterator, Sequence
-from datetime import timedelta
 from typing import Any, Final
 
-from cairn.controller.api import nouns, resolution, validation
+from cairn.controller.api import nouns, resolution
 from cairn.controller.api.authorise import caller_of
 from cairn.controller.api.core import Core
 from cairn.controller.api.decision import Decided
-from cairn.controller.api.enrolment import SHA256_BYTES, index_claim
+from cairn.controller.api.enrolment import index_claim
 from cairn.controller.api.erasure import Erasure
+from cairn.controller.api.join_tokens import JoinTokens
 from cairn.controller.api.masks import UpdateRules
-from cairn.controller.api.mutation import Act, request_key
 from cairn.controller.api.objects import updated
 from cairn.controller.jobs.keepers import lone
-from cairn.controller.model.permits import Caller, Verb, name_for, permits
+from cairn.controller.model.permits import Caller, name_for
 from cairn.controller.model.where import vms_on, volumes_on
-from cairn.controller.store.base import Conflict, Indeterminate, Record, Txn, View
+from cairn.controller.store.base import Record, Txn, View
 from cairn.controller.words import NAMES_MAX, names, several
-from cairn.proto import kinds, log
-from cairn.proto.errors import AlreadyExists, BadState, Denied, Invalid, TryAgain
-from cairn.proto.pki import TokenContent
-from cairn.proto.seams import timestamp
+from cairn.proto import kinds
+from cairn.proto.errors import BadState, Invalid
 from cairn.proto.v1 import node_pb2, node_pb2_grpc
 from cairn.proto.v1.node_pb2 import JoinToken, Node
 
-_log = log.logger("api")
 RULES = UpdateRules(
     mutable=("name", "labels", "spec.cordoned", "spec.cpu_overcommit", "spec.memory_share"), immutable=("spec.index",)
 )
-TOKEN_TTL_S_DEFAULT: Final = 3600
-TOKEN_TTL_S_MAX: Final = 604_800
-SECRET_BYTES: Final = 32
-# Secrets of one token: the newest of so many repeated calls.
-SECRETS_MAX: Final = 8
 CPU_OVERCOMMIT_MAX: Final = 64.0
 
 
@@ -54,6 +43,7 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
     def __init__(self, core: Core) -> None:
         self._core = core
         self._erasure: Erasure[Node] = Erasure(core, nouns.NODE, in_use, release)
+        self._tokens = JoinTokens(core)
 
     async def GetNode(self, request: node_pb2.GetNodeRequest, context: Any) -> Node:
         """Return one."""
@@ -82,54 +72,16 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
             yield response
 
     async def CreateJoinToken(self, request: node_pb2.CreateJoinTokenRequest, context: Any) -> node_pb2.CreateJoinTokenResponse:
-        """Make a one-time token. Only the hash of its secret is stored, so a repeated call adds a secret to the same token.
+        """Make a one-time token."""
+        return await self._tokens.create(caller_of(context), request)
 
-        Each answer is good, whichever of them came last: the first call may be carried out after the second was answered.
-        """
-        caller = caller_of(context)
-        if request.request_id:
-            validation.request_id(request.request_id)
-        if request.ttl_s > TOKEN_TTL_S_MAX:
-            raise Invalid("ttl_s", f"{request.ttl_s} is more than {TOKEN_TTL_S_MAX} (a week)")
-        if request.node_name:
-            validation.name("node_name", request.node_name)
-        endpoints = self._core.enrolment_endpoints()
-        if not endpoints:
-            raise TryAgain("no controller with an enrolment address is known yet; try again")
-        secret = base64.urlsafe_b64encode(self._core.ids.secret(SECRET_BYTES)).decode().rstrip("=")
-        # The token's id follows from the request's, so that a repeat finds it; without one it is a new token.
-        digest = hashlib.sha256(request_key(caller, request.request_id or self._core.ids.uuid()).encode()).hexdigest()
-        token = JoinToken(id=f"{kinds.JOIN_TOKEN.id_prefix}-{digest[:8]}", node_name=request.node_name)
-        token.secret_sha256 = hashlib.sha256(secret.encode()).digest()
-        now = self._core.clock.now()
-        token.create_time.CopyFrom(timestamp(now))
-        token.expire_time.CopyFrom(timestamp(now + timedelta(seconds=request.ttl_s or TOKEN_TTL_S_DEFAULT)))
-        await self._store(caller, token, request.request_id)
-        _log.info("join token made", token_id=token.id, node_name=token.node_name, actor=caller.id)
-        content = TokenContent(token.id, secret, tuple(endpoints), self._core.ca_pem)
-        return node_pb2.CreateJoinTokenResponse(token=content.encode(), expire_time=token.expire_time)
+    async def ListJoinTokens(self, request: node_pb2.ListJoinTokensRequest, context: Any) -> node_pb2.ListJoinTokensResponse:
+        """Return a page of them."""
+        return await self._tokens.list(caller_of(context), request)
 
-    async def _store(self, caller: Caller, token: JoinToken, request_id: str) -> None:
-        """Write a token; one of the same id is renewed unless it was used. Raises Denied, Invalid, BadState, TryAgain."""
-        view = await self._core.mutations.freshen()
-        if not permits(view, caller, Verb.CREATE, token):
-            raise Denied(f"{caller.kind} {caller.id!r} may not make join tokens")
-        held = view.get(kinds.JOIN_TOKEN, token.id)
-        if held is not None and held.node_name != token.node_name:
-            raise Invalid("request_id", "was used for a token of another node; take a new one")
-        if held is not None and held.used_by:
-            raise BadState("join_token", token.id, f"this token was used by {held.used_by}: make a new one")
-        if token.node_name and view.get(kinds.NAME, f"{nouns.CLUSTER_WIDE}/node/{token.node_name}") is not None:
-            raise AlreadyExists("node", token.node_name)
-        if held is not None:
-            known = held.secret_sha256[-(SECRETS_MAX - 1) * SHA256_BYTES :]
-            token.secret_sha256 = known + token.secret_sha256
-        txn = Txn("api").check(kinds.JOIN_TOKEN, token.id, view.revision_of(kinds.JOIN_TOKEN, token.id))
-        act = Act("CreateJoinToken", f"{kinds.JOIN_TOKEN.name}/{token.id}", token.node_name, request_id=request_id)
-        try:
-            await self._core.mutations.write(view, caller, txn.put(kinds.JOIN_TOKEN, token.id, token), act)
-        except (Conflict, Indeterminate) as error:
-            raise TryAgain("the token could not be stored for sure; try again") from error
+    async def DeleteJoinToken(self, request: node_pb2.DeleteJoinTokenRequest, context: Any) -> JoinToken:
+        """Take one back."""
+        return await self._tokens.delete(caller_of(context), request)
 
 
 def amend(_view: View, _caller: Caller, _txn: Txn, new: Node, _record: Record[Any]) -> None:

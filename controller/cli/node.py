@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -266,3 +267,40 @@ async def create_token(session: Session, node_name: str, ttl: float, out: Path |
         session.output.say(f"good until {answer.expire_time.ToJsonString()}, once")
     else:
         session.output.one(answer, lambda _answer: ())
+
+
+def _use(token: Any) -> str:
+    """What it is good for."""
+    if token.used_by:
+        return f"used by {token.used_by_name or token.used_by}"
+    return "not used" if token.expire_time.ToMilliseconds() > time.time() * 1000 else "ended unused"
+
+
+TOKEN_COLUMNS = (
+    Column("ID", lambda token: token.id),
+    Column("FOR NODE", lambda token: token.node_name or "any"),
+    Column("USE", _use),
+    Column("ENDS", lambda token: f"{token.expire_time.ToDatetime():%Y-%m-%d %H:%M}"),
+    Column("AGE", lambda token: token.create_time),
+)
+
+
+@token.verb("list")
+async def list_tokens(session: Session) -> None:
+    """Join tokens and who used them, each for a day after it ended. What makes them good is not shown."""
+    found, page_token = list[Any](), ""
+    while True:
+        answer = await session.call("node", NOUN.request("ListJoinTokens", page_size=1000, page_token=page_token))
+        found.extend(answer.join_tokens)
+        page_token = answer.next_page_token
+        if not page_token:
+            break
+    session.output.list(TOKEN_COLUMNS, found, empty="no join tokens; `cairn node token create` makes one")
+
+
+@token.verb("delete", changes=True, noun="join token")
+@click.argument("id")
+async def delete_token(session: Session, id: str) -> None:
+    """Take a join token back: no server joins with it from then on."""
+    gone = await session.call("node", NOUN.request("DeleteJoinToken", id=id))
+    session.output.made(TOKEN_COLUMNS, [gone])

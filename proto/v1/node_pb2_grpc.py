@@ -65,6 +65,16 @@ class NodeServiceStub:
                 request_serializer=cairn_dot_proto_dot_v1_dot_node__pb2.CreateJoinTokenRequest.SerializeToString,
                 response_deserializer=cairn_dot_proto_dot_v1_dot_node__pb2.CreateJoinTokenResponse.FromString,
                 _registered_method=True)
+        self.ListJoinTokens = channel.unary_unary(
+                '/cairn.v1.NodeService/ListJoinTokens',
+                request_serializer=cairn_dot_proto_dot_v1_dot_node__pb2.ListJoinTokensRequest.SerializeToString,
+                response_deserializer=cairn_dot_proto_dot_v1_dot_node__pb2.ListJoinTokensResponse.FromString,
+                _registered_method=True)
+        self.DeleteJoinToken = channel.unary_unary(
+                '/cairn.v1.NodeService/DeleteJoinToken',
+                request_serializer=cairn_dot_proto_dot_v1_dot_node__pb2.DeleteJoinTokenRequest.SerializeToString,
+                response_deserializer=cairn_dot_proto_dot_v1_dot_node__pb2.JoinToken.FromString,
+                _registered_method=True)
 
 
 class NodeServiceServicer:
@@ -110,6 +120,20 @@ class NodeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')  # overridden: tests/unit/test_services_whole.py
 
+    def ListJoinTokens(self, request, context):
+        """Those there are, without what is secret; each for a day after it ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')  # overridden: tests/unit/test_services_whole.py
+
+    def DeleteJoinToken(self, request, context):
+        """Takes one back, at once. FAILED_PRECONDITION once a server has joined with it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')  # overridden: tests/unit/test_services_whole.py
+
 
 def add_NodeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -142,6 +166,16 @@ def add_NodeServiceServicer_to_server(servicer, server):
                     servicer.CreateJoinToken,
                     request_deserializer=cairn_dot_proto_dot_v1_dot_node__pb2.CreateJoinTokenRequest.FromString,
                     response_serializer=cairn_dot_proto_dot_v1_dot_node__pb2.CreateJoinTokenResponse.SerializeToString,
+            ),
+            'ListJoinTokens': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListJoinTokens,
+                    request_deserializer=cairn_dot_proto_dot_v1_dot_node__pb2.ListJoinTokensRequest.FromString,
+                    response_serializer=cairn_dot_proto_dot_v1_dot_node__pb2.ListJoinTokensResponse.SerializeToString,
+            ),
+            'DeleteJoinToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteJoinToken,
+                    request_deserializer=cairn_dot_proto_dot_v1_dot_node__pb2.DeleteJoinTokenRequest.FromString,
+                    response_serializer=cairn_dot_proto_dot_v1_dot_node__pb2.JoinToken.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -307,6 +341,60 @@ class NodeService:
             '/cairn.v1.NodeService/CreateJoinToken',
             cairn_dot_proto_dot_v1_dot_node__pb2.CreateJoinTokenRequest.SerializeToString,
             cairn_dot_proto_dot_v1_dot_node__pb2.CreateJoinTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListJoinTokens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cairn.v1.NodeService/ListJoinTokens',
+            cairn_dot_proto_dot_v1_dot_node__pb2.ListJoinTokensRequest.SerializeToString,
+            cairn_dot_proto_dot_v1_dot_node__pb2.ListJoinTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteJoinToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cairn.v1.NodeService/DeleteJoinToken',
+            cairn_dot_proto_dot_v1_dot_node__pb2.DeleteJoinTokenRequest.SerializeToString,
+            cairn_dot_proto_dot_v1_dot_node__pb2.JoinToken.FromString,
             options,
             channel_credentials,
             insecure,

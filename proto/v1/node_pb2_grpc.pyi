@@ -42,6 +42,10 @@ class NodeServiceStub:
     """The current objects, a bookmark, then every change. Resume with the last revision seen."""
     CreateJoinToken: _grpc.UnaryUnaryMultiCallable[_node_pb2.CreateJoinTokenRequest, _node_pb2.CreateJoinTokenResponse]
     """A one-time token with which a new server joins."""
+    ListJoinTokens: _grpc.UnaryUnaryMultiCallable[_node_pb2.ListJoinTokensRequest, _node_pb2.ListJoinTokensResponse]
+    """Those there are, without what is secret; each for a day after it ended."""
+    DeleteJoinToken: _grpc.UnaryUnaryMultiCallable[_node_pb2.DeleteJoinTokenRequest, _node_pb2.JoinToken]
+    """Takes one back, at once. FAILED_PRECONDITION once a server has joined with it."""
 
 @_typing.type_check_only
 class NodeServiceAsyncStub(NodeServiceStub):
@@ -57,6 +61,10 @@ class NodeServiceAsyncStub(NodeServiceStub):
     """The current objects, a bookmark, then every change. Resume with the last revision seen."""
     CreateJoinToken: _aio.UnaryUnaryMultiCallable[_node_pb2.CreateJoinTokenRequest, _node_pb2.CreateJoinTokenResponse]  # type: ignore[assignment]
     """A one-time token with which a new server joins."""
+    ListJoinTokens: _aio.UnaryUnaryMultiCallable[_node_pb2.ListJoinTokensRequest, _node_pb2.ListJoinTokensResponse]  # type: ignore[assignment]
+    """Those there are, without what is secret; each for a day after it ended."""
+    DeleteJoinToken: _aio.UnaryUnaryMultiCallable[_node_pb2.DeleteJoinTokenRequest, _node_pb2.JoinToken]  # type: ignore[assignment]
+    """Takes one back, at once. FAILED_PRECONDITION once a server has joined with it."""
 
 class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
     """Nodes. Standard methods of AIP-131 to 135, plus Watch."""
@@ -105,5 +113,21 @@ class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_node_pb2.CreateJoinTokenResponse, _abc.Awaitable[_node_pb2.CreateJoinTokenResponse]]:
         """A one-time token with which a new server joins."""
+
+    @_abc_1.abstractmethod
+    def ListJoinTokens(
+        self,
+        request: _node_pb2.ListJoinTokensRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_node_pb2.ListJoinTokensResponse, _abc.Awaitable[_node_pb2.ListJoinTokensResponse]]:
+        """Those there are, without what is secret; each for a day after it ended."""
+
+    @_abc_1.abstractmethod
+    def DeleteJoinToken(
+        self,
+        request: _node_pb2.DeleteJoinTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_node_pb2.JoinToken, _abc.Awaitable[_node_pb2.JoinToken]]:
+        """Takes one back, at once. FAILED_PRECONDITION once a server has joined with it."""
 
 def add_NodeServiceServicer_to_server(servicer: NodeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -26,7 +26,13 @@ from cairn.proto.v1.audit_pb2 import ListAuditsRequest
 from cairn.proto.v1.binding_pb2 import DeleteBindingRequest
 from cairn.proto.v1.cluster_pb2 import GetClusterStatusRequest, JoinNodeRequest, RenewCertificateRequest
 from cairn.proto.v1.image_pb2 import CreateImageRequest, ImageContent, UploadImageRequest
-from cairn.proto.v1.node_pb2 import CreateJoinTokenRequest, GetNodeRequest, NodeStatus
+from cairn.proto.v1.node_pb2 import (
+    CreateJoinTokenRequest,
+    DeleteJoinTokenRequest,
+    GetNodeRequest,
+    ListJoinTokensRequest,
+    NodeStatus,
+)
 from cairn.proto.v1.vm_pb2 import ConsoleVmRequest
 
 from tests.conformance.api_stores import made_store
@@ -70,6 +76,50 @@ async def test_a_server_joins_once(world: World) -> None:
     request.csr_pem = make_csr("n1").cert_pem
     assert await code_of(stranger.enrolment.JoinNode(request)) is DENIED
     assert await world.count(kinds.NODE) == 1
+
+
+async def test_tokens_are_listed_without_what_makes_them_good_and_taken_back(world: World) -> None:
+    good, used = await token(world, node_name="n9"), await token(world)
+    stranger = world.stubs(None, world.enrolment)
+    joined = await stranger.enrolment.JoinNode(JoinNodeRequest(token=used, node_name="n1", csr_pem=make_csr("n1").cert_pem))
+    listed = {each.id: each for each in (await world.api.nodes.ListJoinTokens(ListJoinTokensRequest())).join_tokens}
+    first, second = (listed[TokenContent.decode(each).id] for each in (good, used))
+    assert (first.node_name, first.used_by, second.used_by, second.used_by_name) == ("n9", "", joined.node, "n1")
+    assert not any(each.secret_sha256 or each.used_key_sha256 for each in listed.values())
+    pages = [page async for page in pages_of(world, 1)]
+    assert [[each.id for each in page] for page in pages] == [[id] for id in sorted(listed)]
+    shown = await world.api.nodes.DeleteJoinToken(DeleteJoinTokenRequest(id=first.id))
+    assert (shown.id, shown.secret_sha256) == (first.id, b"")
+    late = JoinNodeRequest(token=good, node_name="n9", csr_pem=make_csr("n9").cert_pem)
+    assert await code_of(stranger.enrolment.JoinNode(late)) is DENIED
+    again = world.api.nodes.DeleteJoinToken(DeleteJoinTokenRequest(id=first.id))
+    assert await code_of(again) is grpc.StatusCode.NOT_FOUND
+    with pytest.raises(grpc.aio.AioRpcError, match="n1 has joined with it") as refused:
+        await world.api.nodes.DeleteJoinToken(DeleteJoinTokenRequest(id=second.id))
+    assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert await world.count(kinds.JOIN_TOKEN) == 1
+
+
+async def pages_of(world: World, size: int) -> AsyncIterator[Any]:
+    page_token = ""
+    while True:
+        page = await world.api.nodes.ListJoinTokens(ListJoinTokensRequest(page_size=size, page_token=page_token))
+        yield page.join_tokens
+        page_token = page.next_page_token
+        if not page_token:
+            return
+
+
+async def test_a_token_that_is_taken_back_and_used_at_the_same_moment_is_one_of_both(world: World) -> None:
+    for number in range(10):
+        secret = await token(world)
+        request = JoinNodeRequest(token=secret, node_name=f"n{number}", csr_pem=make_csr("n").cert_pem)
+        calls = (
+            world.stubs(None, world.enrolment).enrolment.JoinNode(request),
+            world.api.nodes.DeleteJoinToken(DeleteJoinTokenRequest(id=TokenContent.decode(secret).id)),
+        )
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        assert len([each for each in outcomes if isinstance(each, grpc.aio.AioRpcError)]) == 1, outcomes
 
 
 async def test_each_answer_to_a_repeated_request_lets_in_and_only_one_server(world: World) -> None:

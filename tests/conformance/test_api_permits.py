@@ -107,8 +107,10 @@ async def made(world: World) -> dict[str, str]:
 
 
 async def unknowns(world: World) -> None:
-    """Have a node hold a VM and a volume that nobody knows."""
+    """Have a node hold a VM and a volume that nobody knows, and a join token of a known id."""
     view = world.cache.view
+    token = Txn("api").put(kinds.JOIN_TOKEN, "jt-00000000", node_pb2.JoinToken(id="jt-00000000"))
+    await world.cache.wait_for(await world.store.commit(token))
     node = min(each.id for each in view.all(kinds.NODE) if each.name == "n1")
     held = {
         "vm/i-unknown0": Desired(vm=DesiredVm(id="i-unknown0", name="stray", cpus=1, memory_bytes=64 * MIB)),
@@ -179,6 +181,7 @@ CREATED: dict[str, Any] = {
     "CreateVolume": volume_pb2.CreateVolumeRequest(volume=Volume(name="second", spec=VolumeSpec(size_bytes=MIB))),
     "CreateVm": vm_pb2.CreateVmRequest(vm=vm("second")),
     "CreateJoinToken": node_pb2.CreateJoinTokenRequest(),
+    "DeleteJoinToken": node_pb2.DeleteJoinTokenRequest(id="jt-00000000"),
     "AdoptVm": cluster_pb2.AdoptVmRequest(node="n1", id="i-unknown0"),
     "RetireController": cluster_pb2.RetireControllerRequest(name="c9"),
     "ForgetUnknown": cluster_pb2.ForgetUnknownRequest(node="n1", key="image/img-unkn000"),

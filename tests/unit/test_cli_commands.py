@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from cairn.proto import pki
 from cairn.proto.errors import Invalid, Moved, TryAgain
-from cairn.proto.v1.node_pb2 import CreateJoinTokenResponse
+from cairn.proto.v1.node_pb2 import CreateJoinTokenResponse, JoinToken, ListJoinTokensResponse
 from cairn.proto.v1.vm_pb2 import POWER_STATE_STOPPED, Vm
 from cairn.proto.v1.vpc_pb2 import Vpc
 
@@ -259,6 +259,27 @@ def test_token_goes_to_stdout_alone_or_to_a_private_file(cloud: Cloud, tmp_path:
     assert "abc123" not in ran.err
     assert stat.S_IMODE(target.stat().st_mode) == 0o600
     assert run(cloud, "node", "token", "create", "-o", "json").json["token"] == "abc123"
+
+
+def test_join_tokens_are_shown_with_who_used_them_and_taken_back(cloud: Cloud) -> None:  # noqa: F811
+    tokens = [
+        JoinToken(id="jt-1", used_by="node-1", used_by_name="n1"),
+        JoinToken(id="jt-2", node_name="n4"),
+        JoinToken(id="jt-3"),
+    ]
+    tokens[2].expire_time.FromSeconds(4_000_000_000)
+    pages = [
+        ListJoinTokensResponse(join_tokens=tokens[:2], next_page_token="jt-2"),
+        ListJoinTokensResponse(join_tokens=tokens[2:]),
+    ]
+    cloud.scripts["ListJoinTokens"] = [lambda _request: pages[0], lambda _request: pages[1]]
+    shown = run(cloud, "node", "token", "list").out.splitlines()
+    assert [line.split()[0] for line in shown] == ["ID", "jt-1", "jt-2", "jt-3"]
+    assert ["used by n1" in shown[1], "ended unused" in shown[2], "not used" in shown[3]] == [True] * 3
+    cloud.scripts["DeleteJoinToken"] = [lambda _request: tokens[2]]
+    assert "jt-3" in run(cloud, "node", "token", "delete", "jt-3").out
+    assert [each.page_token for each in cloud.requests("ListJoinTokens")] == ["", "jt-2"]
+    assert cloud.requests("DeleteJoinToken")[0].id == "jt-3"
 
 
 def test_cluster_init_makes_certificates_and_says_what_next(cloud: Cloud, tmp_path: Path) -> None:  # noqa: F811

@@ -11,8 +11,9 @@ from pathlib import Path
 import grpc.aio
 from cairn.agent import identity
 from cairn.agent.identity import Files, JoinError
-from cairn.controller.api.nodes import TOKEN_TTL_S_MAX
-from cairn.proto.v1.node_pb2 import CreateJoinTokenRequest, DeleteNodeRequest, Node, UpdateNodeRequest
+from cairn.controller.api.join_tokens import TTL_S_MAX
+from cairn.proto.pki import TokenContent
+from cairn.proto.v1.node_pb2 import CreateJoinTokenRequest, DeleteJoinTokenRequest, DeleteNodeRequest, Node, UpdateNodeRequest
 from cairn.proto.v1.node_pb2_grpc import NodeServiceStub
 
 from tests.sim.client import PASSING, SimClient, of_full_store
@@ -35,6 +36,8 @@ def draw(draw: random.Random, size: Size) -> Iterable[Event]:
                 yield Event(at_s, user, "cordon", (draw.randrange(8), draw.choice((0.5, 5.0, 15.0))))
             case "leave":
                 yield Event(at_s, user, "leave", (draw.randrange(8),))
+    if draw.random() < 0.3:
+        yield Event(draw.uniform(0.0, size.duration_s), user, "take_token_back", ("m-none",))
 
 
 async def join(user: User, name: str) -> None:
@@ -48,7 +51,7 @@ async def become_node(world: World, client: SimClient, machine: Machine) -> None
     """Have a server join, with whatever is on it."""
     name = machine.name
     # Controllers' clocks may be hours apart: the one that looks at it is not the one that made it.
-    request = CreateJoinTokenRequest(node_name=name, ttl_s=TOKEN_TTL_S_MAX)
+    request = CreateJoinTokenRequest(node_name=name, ttl_s=TTL_S_MAX)
     token = (await client.call(NodeServiceStub, "CreateJoinToken", request)).token
     with tempfile.TemporaryDirectory() as folder:
         while True:
@@ -65,6 +68,23 @@ async def become_node(world: World, client: SimClient, machine: Machine) -> None
     machine.id, machine.away = membership.node, False
     world.look()
     world.restart(name)
+
+
+async def take_token_back(user: User, name: str) -> None:
+    """A token is taken back; whoever has it does not become a node with it."""
+    world = user.world
+    request = CreateJoinTokenRequest(node_name=name, ttl_s=TTL_S_MAX)
+    token = (await user.client.call(NodeServiceStub, "CreateJoinToken", request)).token
+    gone = user.client.call(NodeServiceStub, "DeleteJoinToken", DeleteJoinTokenRequest(id=TokenContent.decode(token).id))
+    # Not found: an answer was lost, and it was done.
+    await user.attempt(gone, Code.NOT_FOUND)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            await identity.join(Files(Path(folder)), name, token, lambda _ca_pem: world.stranger(name))
+        except JoinError as error:
+            world.note(f"{name} does not join: {error}")
+        else:
+            user.asked.contradict(f"{name} joined with a token that had been taken back")
 
 
 async def cordon(user: User, index: int, for_s: float) -> None:
@@ -116,4 +136,4 @@ def _members(user: User) -> list[Machine]:
     return [machine for machine in user.world.machines.values() if machine.id and not machine.away]
 
 
-ACTS = {"join": join, "cordon": cordon, "leave": leave, "visit": visit}
+ACTS = {"join": join, "take_token_back": take_token_back, "cordon": cordon, "leave": leave, "visit": visit}
