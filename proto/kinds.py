@@ -92,7 +92,8 @@ BINDING = Kind("binding", binding_pb2.Binding, "api", "rb", _GARBAGE)
 # Who vouches for people, so that they can log in.
 IDENTITY_PROVIDER = Kind("identity_provider", identity_provider_pb2.IdentityProvider, "api", "idp")
 API_TOKEN = Kind("api_token", api_token_pb2.ApiToken, "api", "tok", _GARBAGE)
-JOIN_TOKEN = Kind("join_token", node_pb2.JoinToken, "api", "jt", _GARBAGE)
+# Not in backups: one that was used or taken back since would be good again.
+JOIN_TOKEN = Kind("join_token", node_pb2.JoinToken, "api", "jt", _GARBAGE, kept=False)
 NAME = Kind("name", cluster_pb2.NameClaim, "api", "", _GARBAGE)  # id: <project>/<kind>/<name>
 VNI = Kind("vni", vpc_pb2.VniClaim, "api", "", _GARBAGE)  # id: decimal, 8 digits
 # How much a project may have; and the fence of those that come to have more (id: the project's).

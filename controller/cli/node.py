@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -269,20 +269,19 @@ async def create_token(session: Session, node_name: str, ttl: float, out: Path |
         session.output.one(answer, lambda _answer: ())
 
 
-def _use(token: Any) -> str:
-    """What it is good for."""
-    if token.used_by:
-        return f"used by {token.used_by_name or token.used_by}"
-    return "not used" if token.expire_time.ToMilliseconds() > time.time() * 1000 else "ended unused"
+def _token_columns(now: datetime) -> list[Column]:
+    def use(token: Any) -> str:
+        if token.used_by:
+            return f"used by {token.used_by_name or token.used_by}"
+        return "not used" if token.expire_time.ToDatetime(UTC) > now else "ended unused"
 
-
-TOKEN_COLUMNS = (
-    Column("ID", lambda token: token.id),
-    Column("FOR NODE", lambda token: token.node_name or "any"),
-    Column("USE", _use),
-    Column("ENDS", lambda token: f"{token.expire_time.ToDatetime():%Y-%m-%d %H:%M}"),
-    Column("AGE", lambda token: token.create_time),
-)
+    return [
+        Column("ID", lambda token: token.id),
+        Column("FOR NODE", lambda token: token.node_name or "any"),
+        Column("USE", use),
+        Column("ENDS", lambda token: f"{token.expire_time.ToDatetime():%Y-%m-%d %H:%M}"),
+        Column("AGE", lambda token: token.create_time),
+    ]
 
 
 @token.verb("list")
@@ -295,7 +294,7 @@ async def list_tokens(session: Session) -> None:
         page_token = answer.next_page_token
         if not page_token:
             break
-    session.output.list(TOKEN_COLUMNS, found, empty="no join tokens; `cairn node token create` makes one")
+    session.output.list(_token_columns(session.now()), found, empty="no join tokens; `cairn node token create` makes one")
 
 
 @token.verb("delete", changes=True, noun="join token")
@@ -303,4 +302,4 @@ async def list_tokens(session: Session) -> None:
 async def delete_token(session: Session, id: str) -> None:
     """Take a join token back: no server joins with it from then on."""
     gone = await session.call("node", NOUN.request("DeleteJoinToken", id=id))
-    session.output.made(TOKEN_COLUMNS, [gone])
+    session.output.made(_token_columns(session.now()), [gone])

@@ -22,6 +22,7 @@ from cairn.proto.v1.agent_pb2 import Observed
 from cairn.proto.v1.backup_pb2 import BackupHeader, BackupRecord
 from cairn.proto.v1.cluster_pb2 import Cluster, ControllerSession, RequestRecord
 from cairn.proto.v1.event_pb2 import Event
+from cairn.proto.v1.node_pb2 import JoinToken
 from cairn.proto.v1.vm_pb2 import Placement, Vm
 from hypothesis import given
 from hypothesis import strategies as st
@@ -206,6 +207,18 @@ async def test_afterwards_the_store_is_the_backup_with_a_higher_epoch(empty: boo
     epoch = after.epoch
     await restored(store, content)
     assert cluster_of(store).epoch > epoch
+
+
+async def test_no_join_token_comes_back() -> None:
+    """It is good once: brought back, it would be good once more, for whoever finds it."""
+    store = await filled()
+    for id in ("jt-used", "jt-back"):
+        put(store, kinds.JOIN_TOKEN, id, JoinToken(id=id))
+    content = await taken(store)
+    put(store, kinds.JOIN_TOKEN, "jt-used", JoinToken(id="jt-used", used_by="node-1"))
+    store.backend.apply(Txn("api").delete(kinds.JOIN_TOKEN, "jt-back"))
+    await restored(store, content)
+    assert not [item for item in store.backend.scan(kinds.JOIN_TOKEN.prefix, "", 0, 0) if "/join_token/" in item.key]
 
 
 class Dying(MemoryStore):
