@@ -25,7 +25,7 @@ from typing import Final, TypeVar
 from cairn.controller.model.administered import let_go_of
 from cairn.controller.model.assigned import VOLUME_WORK, assigned_to, assignment
 from cairn.controller.model.attachments import is_let_go
-from cairn.controller.model.capabilities import lacking, unknown_there
+from cairn.controller.model.capabilities import lacking
 from cairn.controller.model.lifetime import kept_no_longer
 from cairn.controller.model.openings import claim_of, is_given, is_outcast, shut_out_of
 from cairn.controller.model.owners import hostname_of, vm_of
@@ -53,7 +53,7 @@ from cairn.controller.store.base import View
 from cairn.net import ipam
 from cairn.proto import kinds
 from cairn.proto.addresses import addresses_of, set_addresses
-from cairn.proto.capabilities import ABSENT_IMAGES, DISK_SIZES
+from cairn.proto.capabilities import ABSENT_IMAGES
 from cairn.proto.ids import GUEST_DOMAIN, LOCAL_POOL, mac_of, router_mac, tap_of, transit_address
 from cairn.proto.keys import UNSETTLED
 from cairn.proto.kinds import AnyKind, Kind
@@ -297,7 +297,7 @@ def _disks(view: View, node: str, vm: Vm) -> list[VmDisk]:
                 continue
             if volume.spec.type not in ("", LOCAL_POOL):
                 disk.type, disk.pool, disk.open_generation = volume.spec.type, volume_pool(view, id), claim_of(view, id, node)
-                disk.size_bytes = 0 if unknown_there(view, node, {DISK_SIZES}) else volume_known_bytes(view, id)
+                disk.size_bytes = volume_known_bytes(view, id)
             disks.append(disk)
     return sorted(disks, key=lambda disk: (disk.slot, disk.volume))
 

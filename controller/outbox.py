@@ -19,7 +19,7 @@ from cairn.controller.nodespec import desired, own_keys, unsure, with_peers
 from cairn.controller.presence import Presence
 from cairn.controller.shared import NOTHING, Shared, difference
 from cairn.controller.store.base import View
-from cairn.proto.capabilities import BEFORE_CAPABILITIES, CARDS, CHANGES, desired_kind, without_cards
+from cairn.proto.capabilities import BEFORE_CAPABILITIES, CARDS, CHANGES, DISK_SIZES, desired_kind, without_cards, without_sizes
 from cairn.proto.v1.agent_pb2 import Bookmark, Changes, Desired, Remove, SyncResponse, Upsert, Version
 
 Opened = Callable[[str, Desired], Desired | None]
@@ -53,7 +53,7 @@ class Outbox:
         self._node = node
         known = frozenset(capabilities) or BEFORE_CAPABILITIES
         self._whole, self._peers = CHANGES in known, desired_kind("peer") in known
-        self._cards = CARDS in known
+        self._cards, self._sizes = CARDS in known, DISK_SIZES in known
         # Beginnings of shared keys that its agent knows.
         self._known = tuple(f"{kind}/" for kind in ("forward", "peer") if desired_kind(kind) in known)
         # Key -> hash of what was sent last, of the node's own objects.
@@ -114,7 +114,7 @@ class Outbox:
         object = desired(view, presence, self._node, key, told=key in self.sent)
         if object is not None and not self._peers and object.HasField("network"):
             object = Desired(network=with_peers(view, presence, self._node, object.network))
-        return object
+        return object if object is None or self._sizes else without_sizes(object)
 
     def _take(self, key: str, object: Desired | None, parcel: Parcel) -> None:
         kept = key in self.kept

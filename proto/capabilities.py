@@ -107,3 +107,14 @@ def without_cards(object: Desired) -> Desired:
         case _:
             return object
     return result
+
+
+def without_sizes(object: Desired) -> Desired:
+    """Return an object as an agent is sent it that does not know DISK_SIZES."""
+    if not any(disk.size_bytes for disk in object.vm.disks):
+        return object
+    result = Desired()
+    result.CopyFrom(object)
+    for disk in result.vm.disks:
+        disk.size_bytes = 0
+    return result

@@ -13,7 +13,7 @@ from cairn.agent.verdict import Wanted
 from cairn.controller.api import nouns
 from cairn.controller.api.dependents import affected
 from cairn.controller.model.where import volume_node
-from cairn.controller.nodespec import desired
+from cairn.controller.outbox import Outbox
 from cairn.controller.presence import Presence
 from cairn.controller.reconcilers.assignments import Assignments
 from cairn.controller.reconcilers.placement import Placements
@@ -25,6 +25,7 @@ from cairn.proto.v1.agent_pb2 import (
     DesiredVm,
     DesiredVolume,
     SeenVolume,
+    Upsert,
     VmDisk,
     VmReport,
     VolumeReport,
@@ -261,7 +262,7 @@ class Site:
         self.vm = self.cloud.vm("web", node=nodes[0])
         self.volume = self.cloud.volume("data", type="net", vm=self.vm)
         self.cloud.settle([Placements(), Assignments()])
-        self.node = nodes[0]
+        self.node, self.knows = nodes[0], of_agent(["local", "net"])
         self.maker = volume_node(self.cloud.view, self.volume)
         self.presence = Presence(self.cloud.view)
         self.has(1)
@@ -287,9 +288,14 @@ class Site:
 
     @property
     def told(self) -> int:
-        object = desired(self.cloud.view, self.presence, self.node, f"vm/{self.vm}")
-        assert object is not None
-        sizes = {disk.volume: disk.size_bytes for disk in object.vm.disks}
+        """What its node is sent of the volume's size, by what it said itself of what it knows."""
+        outbox, sent = Outbox(self.node, self.knows), dict[str, Desired]()
+        outbox.begin(self.cloud.view, self.presence)
+        while outbox.pending:
+            for content in outbox.take(self.cloud.view, self.presence).upserts:
+                upsert = Upsert.FromString(content)
+                sent[upsert.key] = upsert.object
+        sizes = {disk.volume: disk.size_bytes for disk in sent[f"vm/{self.vm}"].vm.disks}
         assert not sum(size for volume, size in sizes.items() if volume != self.volume), "of the root disk nothing is told"
         return sizes[self.volume] // GIB
 
@@ -352,11 +358,13 @@ def test_an_older_agent_is_told_no_size_and_its_guests_see_it_at_their_next_star
     site = Site()
     site.ask(2)
     site.has(2)
-    site.cloud.connect(site.node, knows=sorted({*of_agent(["local", "net"])} - {DISK_SIZES}))
+    site.knows = sorted({*of_agent(["local", "net"])} - {DISK_SIZES})
+    site.cloud.connect(site.node, knows=site.knows)
     assert site.told == 0
     site.sees(None)
     later = "VM web sees a new size when it starts next, as the agent of n1 does not know disk-sizes: upgrade it"
     assert site.shown(settled=True) == later
+    site.knows = of_agent(["local", "net"])
     site.cloud.connect(site.node)
     assert site.told == 2
     assert site.shown(settled=False) == "waits for n1 to have VM web see its 2 GiB"
