@@ -65,6 +65,7 @@ def test_nothing_is_drawn_that_nobody_can_play(stories: list[Story]) -> None:
             assert event.at_s >= 0, event
 
 
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", STRIKES)
 def test_every_fault_strikes(name: str) -> None:
     """Plays busy stories with one kind of fault until each of its forms has struck."""

@@ -30,6 +30,7 @@ def test_a_bug_can_be_put_in(mutant: Mutant) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(("name", "checker"), QUICK.items())
 def test_a_bug_is_caught(hunt: Hunt, name: str, checker: str) -> None:
     caught = hunt.catch(BY_NAME[name], SEEDS)
@@ -44,6 +45,7 @@ def test_a_bug_whose_text_is_gone_is_an_error() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_change_that_breaks_nothing_is_not_caught(hunt: Hunt) -> None:
     text = 'Breaks nothing.\n--- agent/ledger.py\n@@\n-NAME: Final = "ledger"\n+NAME: Final = "ledger"  # the same\n'
     assert hunt.catch(parse("harmless", text), FEW).seed is None

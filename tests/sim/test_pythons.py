@@ -57,6 +57,10 @@ def environment_of(version: str, python: str) -> Path:
     return folder / "bin" / "python"
 
 
+# As fast as this machine is while others use it, too.
+pytestmark = pytest.mark.timeout(1200)
+
+
 @pytest.fixture(scope="module")
 def expected() -> list[str]:
     found = hashes(sys.executable)
