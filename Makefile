@@ -31,8 +31,9 @@ check: .dev/ready ## Types, style, layers, protos, tidiness. Seconds.
 	$(V)/buf breaking --against proto/v1/lock.binpb
 	$(PYTEST) -q tests/test_tidy.py
 
-test: check ## Everything that proves it works: what needs no lab on all cores (up to four), then the lab alone.
-	$(PYTEST) -n auto --maxprocesses 4 --dist loadfile tests --ignore tests/e2e; rest=$$?; $(PYTEST) tests/e2e && exit $$rest
+test: check ## Everything that proves it works: what needs no lab on all cores (up to four), then what takes all cores by itself.
+	$(PYTEST) -n auto --maxprocesses 4 --dist loadfile tests --ignore tests/e2e --ignore tests/sim/test_swarm.py; rest=$$?; \
+	  $(PYTEST) tests/sim/test_swarm.py tests/e2e && exit $$rest
 
 release-protos: .dev/ready ## Promise today's protos: later wire-breaking change fails the check.
 	$(V)/buf build -o proto/v1/lock.binpb

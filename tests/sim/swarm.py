@@ -6,6 +6,7 @@ nothing may be left of them.
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -75,7 +76,8 @@ def swarm(seeds: Iterable[int | str], jobs: int = 0) -> Iterator[Result]:
     if jobs == 1:
         yield from map(judge_seed, waiting)
         return
-    with ProcessPoolExecutor(max_workers=jobs) as pool:
+    # What they inherit is nothing to look through at each collection.
+    with ProcessPoolExecutor(max_workers=jobs, initializer=gc.freeze) as pool:
         running: set[Future[Result]] = {pool.submit(judge_seed, seed) for seed in islice(waiting, jobs * AHEAD)}
         while running:
             done, running = wait(running, return_when=FIRST_COMPLETED)
