@@ -31,9 +31,14 @@ def parts_of(key: str) -> tuple[str, str]:
 
 def is_kept(item: Item) -> bool:
     """Tell whether a record belongs into a backup."""
-    name, id = parts_of(item.key)
+    return not item.lease and is_of_backups(item.key)
+
+
+def is_of_backups(key: str) -> bool:
+    """Tell whether a record of that key does, as far as its kind goes; a kind that this release does not know does."""
+    name, id = parts_of(key)
     kind = kinds.BY_NAME.get(name)
-    return bool(name and id) and not item.lease and (kind is None or kind.kept)
+    return bool(name and id) and (kind is None or kind.kept)
 
 
 async def pages(store: Store, revision: int) -> AsyncIterator[list[Item]]:

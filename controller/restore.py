@@ -21,7 +21,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, M
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from cairn.controller.backup import cluster_record, is_kept, pages, parts_of
+from cairn.controller.backup import cluster_record, is_kept, is_of_backups, pages, parts_of
 from cairn.controller.model.restored import CLUSTER_ID
 from cairn.controller.standing import CLUSTER_KEY
 from cairn.controller.store.base import Conflict, Indeterminate, Item, Put, Store, Txn, Unavailable
@@ -70,13 +70,15 @@ class Backup:
 
 
 async def read(chunks: AsyncIterator[bytes]) -> Backup:
-    """Take a file in. Raises Invalid when it is not a whole, unchanged backup."""
+    """Take a file in, but for what an older release kept that no backup holds any more. Raises Invalid for a damaged one."""
     reader, records = Reader(), dict[str, bytes]()
     try:
         async for chunk in chunks:
             for part in reader.feed(chunk):
                 for record in part.records.records:
-                    records[f"{kinds.ROOT}{record.kind}/{record.id}"] = record.value
+                    key = f"{kinds.ROOT}{record.kind}/{record.id}"
+                    if is_of_backups(key):
+                        records[key] = record.value
         header = reader.finish()
     except Damaged as error:
         raise Invalid("chunk", f"the backup cannot be used: {error}") from error

@@ -17,7 +17,7 @@ from cairn.controller.api import resolution
 from cairn.controller.api.authorise import caller_of
 from cairn.controller.api.chain import Ends, ends, number_of, records
 from cairn.controller.api.core import Core
-from cairn.controller.api.listing import PAGE_BYTES_MAX, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX, Token, read_token, write_token
+from cairn.controller.api.listing import PAGE_BYTES_MAX, Token, page_size_of, read_token, write_token
 from cairn.controller.api.selection import ALL_PROJECTS, Turns
 from cairn.controller.api.stored import parsed
 from cairn.controller.api.verification import MISSING_MAX, verified
@@ -27,7 +27,7 @@ from cairn.controller.model.permits import Caller, Verb, permits
 from cairn.controller.segments import Segment, SegmentError, items_of
 from cairn.controller.store.base import Item, Store, View
 from cairn.proto import kinds
-from cairn.proto.errors import Denied, Invalid
+from cairn.proto.errors import Denied
 from cairn.proto.v1 import audit_pb2, audit_pb2_grpc
 from cairn.proto.v1.audit_pb2 import Audit
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -47,10 +47,7 @@ class AuditService(audit_pb2_grpc.AuditServiceServicer):
 
     async def ListAudits(self, request: audit_pb2.ListAuditsRequest, context: Any) -> audit_pb2.ListAuditsResponse:
         """Return a page, oldest first."""
-        if request.page_size < 0:
-            raise Invalid("page_size", f"{request.page_size} is negative")
-        size = min(request.page_size or PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)
-        caller = caller_of(context)
+        size, caller = page_size_of(request), caller_of(context)
         view = await self._core.mutations.freshen()
         scope = f"audits\0{caller.uri}\0{_asked(request)}"
         token = read_token(request.page_token, scope) if request.page_token else Token(0, "")

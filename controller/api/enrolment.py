@@ -82,9 +82,7 @@ class EnrolmentService(cluster_pb2_grpc.EnrolmentServiceServicer):
 
     def _checked(self, view: View, content: TokenContent, name: str) -> JoinToken:
         """Return the token's record when its holder may use it. Raises TryAgain; Denied, which never says what was wrong."""
-        token = view.get(kinds.JOIN_TOKEN, content.id)
-        if token is None and content.id in view.unreadable(kinds.JOIN_TOKEN):
-            raise TryAgain("the record of this token cannot be read; `cairn cluster fsck` lists what is damaged")
+        token = readable_token(view, content.id)
         secret = hashlib.sha256(content.secret.encode()).digest()
         if token is None or not _is_among(token.secret_sha256, secret):
             raise Denied("this token is not valid here; make a new one with `cairn node token create`")
@@ -117,6 +115,14 @@ class EnrolmentService(cluster_pb2_grpc.EnrolmentServiceServicer):
         txn.check(kinds.JOIN_TOKEN, token.id, view.revision_of(kinds.JOIN_TOKEN, token.id))
         txn.put(kinds.JOIN_TOKEN, token.id, used)
         return txn, node.id
+
+
+def readable_token(view: View, id: str) -> JoinToken | None:
+    """Return a token's record, if there is one. Raises TryAgain when there is and it cannot be read."""
+    token = view.get(kinds.JOIN_TOKEN, id)
+    if token is None and id in view.unreadable(kinds.JOIN_TOKEN):
+        raise TryAgain("the record of this token cannot be read; `cairn cluster fsck` lists what is damaged")
+    return token
 
 
 def _is_among(hashes: bytes, one: bytes) -> bool:

@@ -13,8 +13,8 @@ from typing import Final
 
 from cairn.controller.api import nouns, validation
 from cairn.controller.api.core import Core
-from cairn.controller.api.enrolment import SHA256_BYTES
-from cairn.controller.api.listing import PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX
+from cairn.controller.api.enrolment import SHA256_BYTES, readable_token
+from cairn.controller.api.listing import page_size_of
 from cairn.controller.api.mutation import Act, request_key
 from cairn.controller.model.nodes import node_name
 from cairn.controller.model.permits import Caller, Verb, permits
@@ -71,10 +71,8 @@ class JoinTokens:
 
     async def list(self, caller: Caller, request: node_pb2.ListJoinTokensRequest) -> node_pb2.ListJoinTokensResponse:
         """Return a page, sorted by id. Raises Invalid."""
-        if request.page_size < 0:
-            raise Invalid("page_size", f"{request.page_size} is negative")
+        size = page_size_of(request)
         view = await self._core.listings.view(request.read_revision)
-        size = min(request.page_size or PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)
         answer = node_pb2.ListJoinTokensResponse(revision=view.revision)
         for id in sorted(id for id in view.ids(kinds.JOIN_TOKEN) if id > request.page_token):
             token = view.get(kinds.JOIN_TOKEN, id)
@@ -90,11 +88,13 @@ class JoinTokens:
         """Take one back. Raises NotFound, BadState, Denied, TryAgain."""
         if request.request_id:
             validation.request_id(request.request_id)
+        asked: JoinToken | None = None
         for _ in range(TRIES):
             view = await self._core.mutations.freshen()
-            token = view.get(kinds.JOIN_TOKEN, request.id)
-            if token is None and request.id in view.unreadable(kinds.JOIN_TOKEN):
-                raise TryAgain("the record of this token cannot be read; `cairn cluster fsck` lists what is damaged")
+            token = readable_token(view, request.id)
+            if token is None and asked is not None:
+                # Its answer was lost: it is done.
+                return _shown(view, asked)
             if token is None or not permits(view, caller, Verb.SEE, token):
                 raise NotFound("join_token", request.id, f"there is no join token {request.id!r}")
             if not permits(view, caller, Verb.DELETE, token):
@@ -108,8 +108,11 @@ class JoinTokens:
             act = Act("DeleteJoinToken", f"{kinds.JOIN_TOKEN.name}/{token.id}", token.node_name, request_id=request.request_id)
             try:
                 await self._core.cache.wait_for(await self._core.mutations.write(view, caller, txn, act))
-            except (Conflict, Indeterminate):
-                # Somebody joins with it, or it is gone by our own hand: looked at again.
+            except Conflict:
+                # Somebody joins with it, asks for it again, or takes it back.
+                continue
+            except Indeterminate:
+                asked = token
                 continue
             return _shown(view, token)
         raise TryAgain("whether the token was taken back is not known; list them, and try again")

@@ -68,6 +68,13 @@ def _checksum(body: bytes, scope: str) -> bytes:
     return hashlib.blake2b(body, key=hashlib.sha256(scope.encode()).digest(), digest_size=16).digest()
 
 
+def page_size_of(request: Any) -> int:
+    """Return how many a page may have. Raises Invalid."""
+    if request.page_size < 0:
+        raise Invalid("page_size", f"{request.page_size} is negative")
+    return min(request.page_size or PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)
+
+
 class Listings:
     """Answers Get and List for every noun."""
 
@@ -124,9 +131,7 @@ class Listings:
 
     async def list(self, caller: Caller, noun: Noun[Any], request: Any, response: type[R]) -> R:
         """Answer List. Raises Invalid, OutOfRange."""
-        if request.page_size < 0:
-            raise Invalid("page_size", f"{request.page_size} is negative")
-        size = min(request.page_size or PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)
+        size = page_size_of(request)
         view, selection = await self.selection(await self._beginning(noun, request), caller, noun, request)
         scope = "\0".join(
             (caller.uri, noun.kind.name, request.project, request.filter, str(getattr(request, "show_deleted", False)))

@@ -15,7 +15,7 @@ from typing import Any, Final
 from cairn.controller.api import resolution
 from cairn.controller.api.authorise import caller_of
 from cairn.controller.api.core import Core
-from cairn.controller.api.listing import PAGE_BYTES_MAX, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX, Token, read_token, write_token
+from cairn.controller.api.listing import PAGE_BYTES_MAX, Token, page_size_of, read_token, write_token
 from cairn.controller.api.selection import ALL_PROJECTS, Turns
 from cairn.controller.api.stored import parsed
 from cairn.controller.model.history import CLOCK_KEY
@@ -64,9 +64,7 @@ class UsageService(usage_pb2_grpc.UsageServiceServicer):
 
     async def ReportUsage(self, request: usage_pb2.ReportUsageRequest, context: Any) -> usage_pb2.ReportUsageResponse:
         """Return a page."""
-        if request.page_size < 0:
-            raise Invalid("page_size", f"{request.page_size} is negative")
-        caller, view = caller_of(context), await self._core.mutations.freshen()
+        size, caller, view = page_size_of(request), caller_of(context), await self._core.mutations.freshen()
         project = "" if request.project == ALL_PROJECTS else resolution.project_id(view, caller, request.project)
         if project and not permits(view, caller, Verb.READ, Usage(project=project)):
             raise Denied(f"{caller.kind} {caller.id!r} may not read the usage of that project")
@@ -89,7 +87,6 @@ class UsageService(usage_pb2_grpc.UsageServiceServicer):
         answer.until_time.FromMicroseconds(window.end_us)
         if picture.cursor.folded_before:
             answer.folded_before = day_text(picture.cursor.folded_before)
-        size = min(request.page_size or PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)
         _page(answer, readable, report, size, token)
         if answer.next_page_token:
             after = f"{window.end_us}\0{answer.next_page_token}"

@@ -186,9 +186,8 @@ class Placements:
             self._waiting[volume.id] = None
             return Outcome(None, f"volume {volume.name} has no place yet: {why}")
         place = VolumePlacement(volume=volume.id, pool=pool, disk_bytes=wanted)
-        txn = (
-            Txn(self.name).check(kinds.VOLUME, volume.id, record.mod_revision).create(kinds.VOLUME_PLACEMENT, volume.id, place)
-        )
+        txn = Txn(self.name).create(kinds.VOLUME_PLACEMENT, volume.id, place)
+        txn.check(kinds.VOLUME, volume.id, record.mod_revision)
         claim(txn, view, pools={pool: wanted})
         return Outcome(txn, f"volume {volume.name} is in pool {pool}")
 

@@ -36,7 +36,7 @@ from cairn.proto.v1.cluster_pb2 import (
     JoinNodeRequest,
     RetireControllerRequest,
 )
-from cairn.proto.v1.node_pb2 import CreateJoinTokenRequest
+from cairn.proto.v1.node_pb2 import CreateJoinTokenRequest, DeleteJoinTokenRequest
 from cairn.proto.v1.vm_pb2 import DeleteVmRequest, GetVmRequest, UpdateVmRequest, Vm, VmSpec
 from cairn.proto.v1.vpc_pb2 import CreateVpcRequest, Vpc, VpcSpec
 from google.protobuf.field_mask_pb2 import FieldMask
@@ -262,6 +262,20 @@ async def test_what_befalls_the_commit_of_a_note_leaves_the_chain_whole(tmp_path
         lost = ["CreateJoinToken"] if fault == "lost answer" else []
         assert [each.method for each in found] == [*lost, "CreateVm", "CreateJoinToken"]
         assert len(list(world.cache.view.ids(kinds.JOIN_TOKEN))) == 1 + len(lost)
+        assert await broken(world) == []
+
+
+@pytest.mark.parametrize("fault", ["conflict", "lost request", "lost answer"])
+async def test_a_join_token_is_taken_back_once_whatever_befalls_the_commit(tmp_path: Path, fault: str) -> None:
+    store = Counted(MemoryStore())
+    async with world_on(store, tmp_path) as world:
+        await world.furnish()
+        await world.api.nodes.CreateJoinToken(CreateJoinTokenRequest())
+        (id,) = world.cache.view.ids(kinds.JOIN_TOKEN)
+        store.faults = [fault]
+        assert (await world.api.nodes.DeleteJoinToken(DeleteJoinTokenRequest(id=id))).id == id
+        assert not list(world.cache.view.ids(kinds.JOIN_TOKEN))
+        assert [each.method for each in await audits(world)].count("DeleteJoinToken") == 1
         assert await broken(world) == []
 
 

@@ -217,8 +217,11 @@ async def test_no_join_token_comes_back() -> None:
     content = await taken(store)
     put(store, kinds.JOIN_TOKEN, "jt-used", JoinToken(id="jt-used", used_by="node-1"))
     store.backend.apply(Txn("api").delete(kinds.JOIN_TOKEN, "jt-back"))
-    await restored(store, content)
-    assert not [item for item in store.backend.scan(kinds.JOIN_TOKEN.prefix, "", 0, 0) if "/join_token/" in item.key]
+    older = {("join_token", "jt-back"): JoinToken(id="jt-back").SerializeToString()}
+    cluster = {("cluster", CLUSTER_ID): Cluster(name="blue", epoch=1).SerializeToString()}
+    for each in (content, file_of(older | cluster)):
+        await restored(store, each)
+        assert not [item for item in store.backend.scan(kinds.JOIN_TOKEN.prefix, "", 0, 0) if "/join_token/" in item.key]
 
 
 class Dying(MemoryStore):
